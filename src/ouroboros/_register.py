@@ -1,0 +1,78 @@
+"""Registration with transformers' Auto classes, without importing transformers.
+
+``import ouroboros`` has to make ``AutoModelForCausalLM.from_pretrained`` work, and ``ouroboros --help`` has to stay fast. So
+the registration waits: it happens right after transformers' own Auto modules are imported, by whoever imports them, or
+at once if they already are.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+
+def _register_config() -> None:
+    from transformers import AutoConfig
+
+    from ouroboros.model.configuration import OuroborosConfig
+
+    AutoConfig.register("ouroboros", OuroborosConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from ouroboros.model.cache import register_cache_layers
+    from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.model.modeling import OuroborosForCausalLM, OuroborosModel
+
+    _register_config()
+    register_cache_layers()
+    AutoModel.register(OuroborosConfig, OuroborosModel, exist_ok=True)
+    AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
+
+
+_AFTER: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Runs a function once, right after the import of each module named in ``_AFTER``."""
+
+    def __init__(self) -> None:
+        self.waiting = dict(_AFTER)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        action = self.waiting.pop(fullname, None)
+        if action is None:
+            return None
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            action()
+
+        spec.loader.exec_module = exec_module  # pyrefly: ignore
+        return spec
+
+
+def install() -> None:
+    """Register now what can be registered now, and the rest when transformers is imported."""
+    finder = _AfterImport()
+    for name, action in _AFTER.items():
+        if name in sys.modules:
+            finder.waiting.pop(name)
+            action()
+    if finder.waiting:
+        sys.meta_path.insert(0, finder)

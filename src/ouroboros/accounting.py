@@ -1,0 +1,167 @@
+"""Exact cost of a model from its specification alone: parameters, arithmetic, cache.
+
+Parameters are a sum over blocks, arithmetic and cache sums over visits. The harness
+(:mod:`ouroboros.eval.harness`) proves every number against the built model.
+Arithmetic counts a multiply-add as two operations and matrix products only, as ``FlopCounterMode`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
+from ouroboros.schedule import Schedule, parse
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model stores, computes and remembers."""
+
+    parameters: int
+    embedding_parameters: int
+    """Share of ``parameters`` in the token embedding and the untied head."""
+    flops_per_token: int
+    """Forward operations for one token that attends to ``context`` positions."""
+    training_flops_per_token: int
+    """Forward and backward, three times the forward."""
+    cache_values_per_token: int
+    """Numbers a cache gains with each token."""
+    state_values: int
+    """Numbers of constant-size state per sequence."""
+    context: int
+
+    def cache_bytes_per_token(self, bytes_per_value: int = 4) -> int:
+        return self.cache_values_per_token * bytes_per_value
+
+    def state_bytes(self, bytes_per_value: int = 4) -> int:
+        return self.state_values * bytes_per_value
+
+
+def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Cost:
+    """The exact cost of ``spec`` when a token attends to ``context`` positions, registers not counted.
+
+    Args:
+        spec: the model.
+        context: attended positions; a causal window of T tokens has (T + 1) / 2 on average.
+        loops: another loop count than the layout's.
+    """
+    schedule = parse(spec.layout)
+    run = schedule if loops is None else schedule.with_loops(loops)
+    embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+    parameters = embeddings + schedule.num_blocks * block_parameters(spec) + spec.hidden_size  # final norm
+    parameters += spec.registers * spec.hidden_size + loop_parameters(spec, schedule)
+    flops = run.num_visits * block_flops(spec, context + spec.registers) + loop_flops(spec, run)
+    flops += 2 * spec.vocab_size * spec.hidden_size
+    return Cost(
+        parameters=parameters,
+        embedding_parameters=embeddings,
+        flops_per_token=flops,
+        training_flops_per_token=3 * flops,
+        cache_values_per_token=cached_visits(spec, run) * cache_values(spec),
+        state_values=0,
+        context=context,
+    )
+
+
+def cached_visits(spec: ModelSpec, schedule: Schedule) -> int:
+    """Cache entries that are filled: one per visit, or one per block with ``share_last_kv``."""
+    return schedule.num_blocks if spec.loop.share_last_kv else schedule.num_visits
+
+
+def block_parameters(spec: ModelSpec) -> int:
+    """Parameters of one block."""
+    norms = 2 if spec.norm.placement == "pre" else 4
+    return (
+        mixer_parameters(spec.mixer, spec.hidden_size)
+        + ffn_parameters(spec.ffn, spec.hidden_size)
+        + norms * spec.hidden_size
+    )
+
+
+def block_flops(spec: ModelSpec, context: int) -> int:
+    """Operations of one visit for one token that attends to ``context`` positions."""
+    return mixer_flops(spec.mixer, spec.hidden_size, context) + ffn_flops(spec.ffn, spec.hidden_size)
+
+
+def mixer_parameters(mixer: AttentionSpec, hidden_size: int) -> int:
+    width = mixer.width(hidden_size)
+    queries, keys = mixer.num_heads * width, mixer.kv_heads * width
+    total = hidden_size * (queries + 2 * keys) + queries * hidden_size
+    total += (queries + 2 * keys) if mixer.qkv_bias else 0
+    total += hidden_size if mixer.out_bias else 0
+    total += 2 * width if mixer.qk_norm != "none" else 0
+    return total + (mixer.num_heads if mixer.query_gain is not None else 0)
+
+
+def mixer_flops(mixer: AttentionSpec, hidden_size: int, context: int) -> int:
+    width = mixer.width(hidden_size)
+    queries, keys = mixer.num_heads * width, mixer.kv_heads * width
+    return 2 * hidden_size * (2 * queries + 2 * keys) + 4 * context * queries
+
+
+def ffn_matrices(ffn: FeedForwardSpec) -> int:
+    return 3 if ffn.kind == "swiglu" else 2
+
+
+def ffn_parameters(ffn: FeedForwardSpec, hidden_size: int) -> int:
+    matrices = ffn_matrices(ffn)
+    bias = (matrices - 1) * ffn.intermediate_size + hidden_size if ffn.bias else 0
+    return matrices * hidden_size * ffn.intermediate_size + bias
+
+
+def ffn_flops(ffn: FeedForwardSpec, hidden_size: int) -> int:
+    return 2 * ffn_matrices(ffn) * hidden_size * ffn.intermediate_size
+
+
+def cache_values(spec: ModelSpec) -> int:
+    """Numbers one cache entry gains with each token."""
+    return 2 * spec.mixer.kv_heads * spec.mixer.width(spec.hidden_size)
+
+
+def loop_parameters(spec: ModelSpec, schedule: Schedule) -> int:
+    """Parameters of the loop parts, summed over looped segments."""
+    d, loop = spec.hidden_size, spec.loop
+    total = 0
+    for segment in schedule.segments:
+        if not segment.looped:
+            continue
+        rows = loop.max_loops or segment.loops
+        total += rows * d * (loop.norm + loop.embedding)
+        total += {"none": 0, "add": d, "concat": 2 * d * d}[loop.inject]
+        total += (2 * d * d + d) if loop.gate else 0
+    return total
+
+
+def loop_flops(spec: ModelSpec, schedule: Schedule) -> int:
+    """Operations of the loop parts for one token."""
+    d, loop = spec.hidden_size, spec.loop
+    per_loop = (4 * d * d if loop.inject == "concat" else 0) + (4 * d * d if loop.gate else 0)
+    return sum(per_loop * segment.loops for segment in schedule.segments if segment.looped)
+
+
+def describe(spec: ModelSpec, *, context: int = 512) -> str:
+    """The drawing that ``ouroboros show`` prints: one line per segment, then the costs."""
+    schedule = parse(spec.layout)
+    total = cost(spec, context=context)
+    lines = [f"layout {schedule.notation}: {schedule.num_blocks} blocks, {schedule.num_visits} visits", ""]
+    lines.append(f"  tokens ({spec.vocab_size})")
+    lines.append("    |")
+    for segment in schedule.segments:
+        names = [f"[{block}]" for block in segment.blocks]
+        shown = "-".join(names) if len(names) <= 8 else f"{names[0]}-..-{names[-1]}"
+        lines.append(f"    {shown}")
+        if segment.looped:
+            lines.append(f"    ^{'_' * (len(shown) - 2)}|  x {segment.loops}")
+        lines.append("    |")
+    lines.append("  logits")
+    lines.append("")
+    bits6 = total.parameters * 6 / 8
+    lines += [
+        f"parameters           {total.parameters:>14,}  ({total.embedding_parameters:,} in embeddings)",
+        f"FLOPs/token          {total.flops_per_token:>14,}  forward, attending to {context} positions",
+        f"FLOPs/token, training{total.training_flops_per_token:>14,}",
+        f"cache bytes/token    {total.cache_bytes_per_token():>14,}  float32, {cached_visits(spec, schedule)} entries",
+        f"state bytes/sequence {total.state_bytes():>14,}",
+        f"bytes at 6 bits      {bits6:>14,.0f}  before compression",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,23 @@
+"""Errors that a user can cause and mend. The command line prints them as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OuroborosError(ValueError):
+    """Bad input: the message names the field, file or line and the fix."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint ``; did you mean 'x'?`` for the closest known name, or the list of known names.
+
+    >>> nearest("lop", ["loop", "gpt"])
+    "; did you mean 'loop'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,87 @@
+"""``OuroborosConfig``: a thin transformers envelope around :class:`~ouroboros.config.ModelSpec`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ouroboros.accounting import cached_visits
+from ouroboros.config import ModelSpec, from_dict, to_dict
+from ouroboros.errors import OuroborosError
+from ouroboros.schedule import Schedule, parse
+
+
+@strict
+class OuroborosConfig(PreTrainedConfig):
+    """Configuration of :class:`~ouroboros.model.modeling.OuroborosForCausalLM`.
+
+    ``spec`` is the whole truth, read strictly (unknown keys are errors). The standard fields beside it are derived from it for
+    the tools that read them; ``num_hidden_layers`` and ``layer_types`` count cache entries (visits), because caches are
+    allocated from them.
+
+    Args:
+        spec: a :class:`~ouroboros.config.ModelSpec` as a dictionary.
+        loops: another loop count than the layout's, as set by ``with_loops``.
+    """
+
+    model_type = "ouroboros"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    spec: dict | None = None
+    loops: int | None = None
+    vocab_size: int = 0
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    intermediate_size: int = 0
+    max_position_embeddings: int = 0
+    layer_types: list[str] | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        spec = self.model_spec
+        schedule = self.schedule
+        entries = cached_visits(spec, schedule)
+        self.spec = to_dict(spec)
+        self.vocab_size = spec.vocab_size
+        self.hidden_size = spec.hidden_size
+        self.num_hidden_layers = entries
+        self.num_attention_heads = spec.mixer.num_heads
+        self.num_key_value_heads = spec.mixer.kv_heads
+        self.head_dim = spec.mixer.width(spec.hidden_size)
+        self.intermediate_size = spec.ffn.intermediate_size
+        self.max_position_embeddings = spec.max_position_embeddings
+        self.layer_types = ["full_attention"] * entries
+        self.tie_word_embeddings = spec.tie_embeddings
+        super().__post_init__(**kwargs)
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The specification as a value."""
+        return ModelSpec() if self.spec is None else from_dict(ModelSpec, self.spec, where="config.json: spec")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The visits, with ``loops`` applied."""
+        schedule = parse(self.model_spec.layout)
+        return schedule if self.loops is None else schedule.with_loops(self.loops)
+
+    def validate_layer_type(self) -> None:
+        """One entry per cached visit."""
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise OuroborosError(
+                f"layer_types has {len(self.layer_types)} entries, num_hidden_layers is {self.num_hidden_layers}"
+            )
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, *, eos_token_id: int | None = None) -> OuroborosConfig:
+        """The configuration of ``spec``; the end-of-text token also begins and pads sequences."""
+        return cls(spec=to_dict(spec), bos_token_id=eos_token_id, eos_token_id=eos_token_id, pad_token_id=eos_token_id)

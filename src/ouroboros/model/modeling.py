@@ -1,0 +1,293 @@
+"""``OuroborosForCausalLM``: a thin transformers envelope around plain modules.
+
+Shapes: B batch, T new tokens, S keys, R registers, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from ouroboros.config import ModelSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.topology import Chain, Probe
+from ouroboros.nn.attention import MixerInput
+from ouroboros.nn.loop import LoopParts
+from ouroboros.nn.memory import Memory, Prefixed, Recorder
+from ouroboros.nn.norm import RMSNorm
+from ouroboros.nn.rope import Rope
+from ouroboros.schedule import Schedule, Visit
+
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class OuroborosPreTrainedModel(PreTrainedModel):
+    """Shared behaviour: initialisation, capabilities."""
+
+    config_class = OuroborosConfig
+    config: OuroborosConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        spec = self.config.model_spec
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=spec.init_std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Rope):
+            module.inv_freq.copy_(module.frequencies())
+        elif isinstance(module, LoopParts):
+            module.reset_parameters()
+        elif isinstance(module, OuroborosModel) and spec.registers:
+            nn.init.normal_(module.registers, std=spec.init_std)
+        if hasattr(module, "query_gain"):
+            nn.init.constant_(module.query_gain, spec.mixer.query_gain)
+
+
+class OuroborosModel(OuroborosPreTrainedModel):
+    """Embedding, topology and final norm."""
+
+    PARAMETER_ROLES = {"registers": "embedding"}
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        super().__init__(config)
+        spec = config.model_spec
+        self.spec: ModelSpec = spec
+        self.schedule: Schedule = config.schedule
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        if spec.registers:
+            self.registers = nn.Parameter(torch.empty(spec.registers, spec.hidden_size))
+        self.decoder = Chain(spec)
+        self.norm = RMSNorm(spec.hidden_size, spec.norm.eps)
+        self.rotary = Rope(spec.mixer.rope, spec.mixer.width(spec.hidden_size))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        loops: int | None = None,
+        backprop_loops: int | None = None,
+        probe: Probe | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Token ids (B, T) to final states (B, T, D).
+
+        Args:
+            input_ids: token ids; or give ``inputs_embeds`` (B, T, D).
+            attention_mask: (B, past + T) with 0 on padding, a prepared 4-D mask, or a dictionary of masks by layer type.
+            position_ids: (B, T); by default counted from the mask, else from the cache.
+            past_key_values: a cache, extended in place.
+            use_cache: make a growing cache if none is given.
+            loops: loop count of this call only (training with random depth); not together with a cache.
+            backprop_loops: truncated backpropagation, see :class:`~ouroboros.model.topology.Chain`.
+            probe: sees the state after every loop.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise OuroborosError("give exactly one of input_ids and inputs_embeds")
+        x_BTD = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache and past_key_values is None and loops is None:
+            past_key_values = DynamicCache(config=self.config)
+        schedule = self.schedule if loops is None else self.schedule.with_loops(loops)
+        if past_key_values is not None:
+            if loops is not None:
+                raise OuroborosError("loops cannot change under a cache: use model.with_loops(n)")
+            check_cache_fits(past_key_values, self.config.num_hidden_layers, f"layout {schedule.notation!r}")
+        prefix = self._register_prefix(schedule, past_key_values)
+        given = self._mixer_input(x_BTD, attention_mask, position_ids, past_key_values)
+        x_BTD = self.decoder(
+            x_BTD,
+            schedule,
+            given,
+            functools.partial(self._memory, past_key_values, prefix),
+            backprop_loops=backprop_loops,
+            probe=probe,
+            call=self._checkpointed if self.gradient_checkpointing and self.training else None,
+        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        x_BTD = self.embed_tokens(input_ids)
+        if self.spec.embedding_norm:
+            x_BTD = nn.functional.rms_norm(x_BTD, x_BTD.shape[-1:], eps=self.spec.norm.eps)
+        return x_BTD
+
+    def _mixer_input(
+        self, x_BTD: Tensor, mask: Tensor | dict[str, Tensor] | None, positions: Tensor | None, store: Cache | None
+    ) -> MixerInput:
+        """Rotary tables and masks of this call; register keys come first, so positions start at R."""
+        T, R = x_BTD.shape[1], self.spec.registers
+        if isinstance(mask, dict):
+            mask = mask["full_attention"]
+        padding = mask[:, -T:] if mask is not None and mask.ndim == 2 else None
+        if positions is None:
+            if mask is not None and mask.ndim == 2:
+                positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
+            else:
+                past = store.get_seq_length() if store is not None else 0
+                positions = (torch.arange(T, device=x_BTD.device) + past)[None]
+        attend_to = create_causal_mask(
+            config=self.config,
+            inputs_embeds=x_BTD,
+            attention_mask=mask,
+            past_key_values=store,
+            position_ids=positions,
+            allow_is_causal_skip=R == 0,
+        )
+        if R and attend_to is not None:
+            see_all = attend_to.new_ones if attend_to.dtype == torch.bool else attend_to.new_zeros
+            attend_to = torch.cat((see_all((*attend_to.shape[:-1], R)), attend_to), dim=-1)
+        return MixerInput(self.rotary(positions + R), attend_to, padding)
+
+    def _register_prefix(self, schedule: Schedule, store: Cache | None) -> list[tuple[Tensor, Tensor]] | None:
+        """Keys and values of the registers at every visit; they never see the text, so a cache keeps them."""
+        if not self.spec.registers:
+            return None
+        made_for, kept = getattr(store, "register_prefix", (None, None))
+        if made_for == schedule.notation:
+            return kept
+        R = self.spec.registers
+        recorders = [Recorder() for _ in schedule.visits]
+        positions = torch.arange(R, device=self.registers.device)[None]
+        given = MixerInput(self.rotary(positions), None, None)
+        self.decoder(self.registers[None], schedule, given, lambda visit, last: recorders[visit.slot])
+        prefix = [recorder.prefix for recorder in recorders if recorder.prefix is not None]
+        if store is not None:
+            store.register_prefix = (schedule.notation, prefix)  # pyrefly: ignore
+        return prefix
+
+    def _memory(
+        self, store: Cache | None, prefix: list[tuple[Tensor, Tensor]] | None, visit: Visit, last: bool
+    ) -> Memory | None:
+        memory: Memory | None = None
+        if store is not None:
+            if not self.spec.loop.share_last_kv:
+                memory = SlotMemory(store, visit.slot)
+            else:
+                memory = SlotMemory(store, visit.block) if last else PeekMemory(store, visit.block)
+        return memory if prefix is None else Prefixed(prefix[visit.slot], memory)
+
+    def _checkpointed(self, block: nn.Module, *arguments: Any) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
+
+
+class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
+    """A causal language model that reuses its weights. Loads with ``AutoModelForCausalLM`` after ``import ouroboros``."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        super().__init__(config)
+        self.model = OuroborosModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        if config.model_spec.zero_init_outputs:
+            for block in self.model.decoder.layers:
+                nn.init.zeros_(block.self_attn.o_proj.weight)
+                nn.init.zeros_(block.mlp.down_proj.weight)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        loops: int | None = None,
+        backprop_loops: int | None = None,
+        probe: Probe | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V), and the mean next-token loss when ``labels`` (B, T; -100 ignored) are given.
+
+        The labels are shifted inside: pass the input ids. See :class:`OuroborosModel` for the other arguments.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            loops=loops,
+            backprop_loops=backprop_loops,
+            probe=probe,
+        )
+        logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Final states (..., D) to logits (..., V), with scale and soft cap."""
+        spec = self.model.spec
+        logits = self.lm_head(x_BTD)
+        if spec.logit_scale != 1.0:
+            logits = logits * spec.logit_scale
+        if spec.logit_softcap is not None:
+            logits = spec.logit_softcap * torch.tanh(logits / spec.logit_softcap)
+        return logits
+
+    @property
+    def schedule(self) -> Schedule:
+        """The visits this model runs."""
+        return self.model.schedule
+
+    def with_loops(self, loops: int) -> OuroborosForCausalLM:
+        """The same weights (shared, not copied) with another loop count; caches made for it have its size.
+
+        Raises:
+            OuroborosError: the layout has no loop, or ``loops`` < 1.
+        """
+        self.schedule.with_loops(loops)
+        config = copy.deepcopy(self.config)
+        config.loops = loops
+        config.__post_init__()
+        view, inner = _shallow(self), _shallow(self.model)
+        view.config = inner.config = config
+        view.generation_config = copy.deepcopy(self.generation_config)
+        inner.schedule = config.schedule
+        view._modules["model"] = inner
+        return view
+
+
+def _shallow(module: _M) -> _M:
+    """A second module object over the same parameters, buffers and children."""
+    twin = copy.copy(module)
+    twin.__dict__ = {
+        key: copy.copy(value) if key in ("_parameters", "_buffers", "_modules") else value
+        for key, value in module.__dict__.items()
+    }
+    return twin

@@ -1,0 +1,97 @@
+"""Grouped-query causal self-attention.
+
+Shapes: B batch, T query length, S key length, R registers, D model width, H query heads, K key/value heads,
+C channels per head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ouroboros.config import AttentionSpec
+from ouroboros.nn.memory import Memory
+from ouroboros.nn.norm import RMSNorm
+from ouroboros.nn.rope import rotate
+
+
+class MixerInput(NamedTuple):
+    """What every visit's mixer is given besides the stream. Values, never stored on modules."""
+
+    rotary: tuple[Tensor, Tensor]
+    """Cosine and sine tables, each (B or 1, 1, T, n)."""
+    mask: Tensor | None
+    """(B, 1, T, S) boolean (True: attend) or additive; None: plain causal over T == S."""
+    padding: Tensor | None
+    """(B, T), 1 where the token is real; None when none is padding. For mixers that carry a state."""
+
+
+class Attention(nn.Module):
+    """``softmax(q k^T / sqrt(C) + mask) v``, K key/value heads shared by H query heads (Ainslie et al. 2023).
+
+    Optional: biases, RMS norm of queries and keys before or after rotation, a learned gain per query head.
+    """
+
+    def __init__(self, spec: AttentionSpec, hidden_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.head_dim = spec.width(hidden_size)
+        queries, keys = spec.num_heads * self.head_dim, spec.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden_size, queries, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, keys, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, keys, bias=spec.qkv_bias)
+        self.o_proj = nn.Linear(queries, hidden_size, bias=spec.out_bias)
+        if spec.qk_norm != "none":
+            self.q_norm = RMSNorm(self.head_dim, norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, norm_eps)
+        if spec.query_gain is not None:
+            self.query_gain = nn.Parameter(torch.full((spec.num_heads,), spec.query_gain))
+
+    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+        """Mix (B, T, D) over time.
+
+        Args:
+            x_BTD: the normalised stream.
+            given: rotary tables and mask.
+            memory: this visit's past keys and values, extended by the call; None without a cache or registers.
+        """
+        B, T, _ = x_BTD.shape
+        q_BHTC = self.q_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        k_BKTC = self.k_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        v_BKTC = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, given.rotary)
+        if self.spec.query_gain is not None:
+            q_BHTC = q_BHTC * self.query_gain.to(q_BHTC.dtype)[:, None, None]
+        if memory is not None:
+            k_BKTC, v_BKTC = memory.extend(k_BKTC, v_BKTC)
+        dropout = self.spec.dropout if self.training else 0.0
+        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, given.mask, dropout)
+        return self.o_proj(y_BHTC.transpose(1, 2).reshape(B, T, -1))
+
+    def _position(self, q: Tensor, k: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rotation and query/key norm, in the order the specification names."""
+        if self.spec.qk_norm == "before_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if self.spec.qk_norm == "after_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k
+
+
+def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention; ``mask`` None means causal over T == S.
+
+    A single query per sequence folds each group of query heads into the query axis, so that shared keys and values
+    are read once instead of being repeated.
+    """
+    H, K, T = q_BHTC.shape[1], k_BKSC.shape[1], q_BHTC.shape[2]
+    if H == K:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, mask, dropout, is_causal=mask is None and T > 1)
+    if T == 1:
+        packed = q_BHTC.view(q_BHTC.shape[0], K, H // K, -1)
+        return F.scaled_dot_product_attention(packed, k_BKSC, v_BKSC, mask, dropout).view_as(q_BHTC)
+    k_BHSC, v_BHSC = (t.repeat_interleave(H // K, dim=1) for t in (k_BKSC, v_BKSC))
+    return F.scaled_dot_product_attention(q_BHTC, k_BHSC, v_BHSC, mask, dropout, is_causal=mask is None)

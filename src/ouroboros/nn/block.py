@@ -1,0 +1,50 @@
+"""The block: a mixer and a feed-forward network, each behind a norm and joined by a residual.
+
+Shapes: B batch, T positions, D model width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ouroboros.config import ModelSpec
+from ouroboros.nn.attention import Attention, MixerInput
+from ouroboros.nn.ffn import FeedForward
+from ouroboros.nn.memory import Memory
+from ouroboros.nn.norm import RMSNorm
+from ouroboros.nn.residual import build_residual
+
+MIXERS = {"attention": Attention}
+"""Mixer classes by ``spec.mixer.kind``: called with (x_BTD, MixerInput, Memory | None)."""
+
+
+class Block(nn.Module):
+    """``x = residual(x, mixer(norm x)); x = residual(x, ffn(norm x))``; knows no loop and no depth.
+
+    With sandwich placement each sublayer's output is normalised once more before it joins the stream.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width, eps = spec.hidden_size, spec.norm.eps
+        self.input_layernorm = RMSNorm(width, eps)
+        self.self_attn = MIXERS[spec.mixer.kind](spec.mixer, width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.mlp = FeedForward(spec.ffn, width)
+        self.sandwich = spec.norm.placement == "sandwich"
+        if self.sandwich:
+            self.mixer_output_layernorm = RMSNorm(width, eps)
+            self.mlp_output_layernorm = RMSNorm(width, eps)
+        self.mixer_residual = build_residual(spec)
+        self.mlp_residual = build_residual(spec)
+
+    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+        """One visit: (B, T, D) to (B, T, D)."""
+        context = self.input_layernorm(x_BTD)
+        update = self.self_attn(context, given, memory)
+        update = self.mixer_output_layernorm(update) if self.sandwich else update
+        x_BTD = self.mixer_residual(x_BTD, update, context)
+        context = self.post_attention_layernorm(x_BTD)
+        update = self.mlp(context)
+        update = self.mlp_output_layernorm(update) if self.sandwich else update
+        return self.mlp_residual(x_BTD, update, context)

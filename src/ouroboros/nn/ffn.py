@@ -1,0 +1,37 @@
+"""Position-wise feed-forward networks. Shapes: D model width, F hidden width."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ouroboros.config import FeedForwardSpec
+
+
+class FeedForward(nn.Module):
+    """``down(act(x))``; the activation by ``spec.kind``:
+
+    * ``swiglu``: ``silu(gate x) * (up x)`` (Shazeer 2020)
+    * ``relu2``: ``relu(up x)^2`` (So et al. 2021)
+    * ``leaky_relu2``: ``leaky_relu(up x, slope)^2``
+    * ``gelu``: ``gelu(up x)``
+    """
+
+    def __init__(self, spec: FeedForwardSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        if spec.kind == "swiglu":
+            self.gate_proj = nn.Linear(hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.up_proj = nn.Linear(hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = nn.Linear(spec.intermediate_size, hidden_size, bias=spec.bias)
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        up_F = self.up_proj(x_D)
+        if self.spec.kind == "swiglu":
+            return self.down_proj(F.silu(self.gate_proj(x_D)) * up_F)
+        if self.spec.kind == "relu2":
+            return self.down_proj(F.relu(up_F).square())
+        if self.spec.kind == "leaky_relu2":
+            return self.down_proj(F.leaky_relu(up_F, self.spec.negative_slope).square())
+        return self.down_proj(F.gelu(up_F))

@@ -1,0 +1,53 @@
+"""Rotary position embedding. Shapes: B batch, T positions, H heads, C channels per head, P rotated pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ouroboros.config import RopeSpec
+
+
+class Rope(nn.Module):
+    """Angles ``position / scale * base^(-2i / n)`` for the first ``n`` channels of a head (Su et al. 2021, eq. 15).
+
+    Has no parameters. Angles are float32 whatever the model's dtype.
+
+    Args:
+        spec: base, rotated fraction and position scale.
+        head_dim: C, channels per head.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, spec: RopeSpec, head_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.rotated = int(head_dim * spec.fraction) // 2 * 2
+        self.register_buffer("inv_freq", self.frequencies(), persistent=False)
+
+    def frequencies(self) -> Tensor:
+        """``base^(-2i / n) / scale`` for i = 0 .. n/2 - 1, shape (P,)."""
+        exponents = torch.arange(0, self.rotated, 2, dtype=torch.float32) / max(self.rotated, 1)
+        return self.spec.base**-exponents / self.spec.scale
+
+    def forward(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables, each (B, 1, T, n) float32, the second half repeating the first."""
+        angles_BTP = positions_BT[..., None].float() * self.inv_freq.float()
+        angles = torch.cat((angles_BTP, angles_BTP), dim=-1)[:, None]
+        return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first ``n = cos.shape[-1]`` channels, first half paired with second half; the rest passes through.
+
+    ``y = x cos + rotate_half(x) sin`` with ``rotate_half(u, w) = (-w, u)``. Returned in the dtype of ``x``.
+    """
+    n = cos.shape[-1]
+    if n == 0:
+        return x_BHTC
+    turned, rest = x_BHTC[..., :n].float(), x_BHTC[..., n:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = turned.to(x_BHTC.dtype)
+    return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)

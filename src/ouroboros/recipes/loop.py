@@ -1,0 +1,21 @@
+"""``loop``: the flagship. Unshared prelude and coda, a few middle blocks visited several times."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ouroboros.config import NormSpec, Recipe
+from ouroboros.recipes.gpt import gpt
+
+_LAYOUTS = {"tiny": "1 (1)x2 1", "small": "2 (2)x2 2", "base": "2 (3)x2 3"}
+
+
+def loop(size: str = "small") -> Recipe:
+    """The plain decoder's parts in a looped layout with sandwich norm."""
+    plain = gpt(size)
+    return dataclasses.replace(
+        plain,
+        name="loop",
+        description="prelude, looped middle, coda; sandwich norm",
+        model=dataclasses.replace(plain.model, layout=_LAYOUTS[size], norm=NormSpec(placement="sandwich")),
+    )

@@ -1,0 +1,162 @@
+"""The schedule of visits: which weights run, in which order, how often.
+
+Depth is a static list of :class:`Visit`. A short notation writes it:
+
+=============  =======================================================
+``12``         twelve blocks, each used once
+``(1)x8``      one block, eight times
+``8 (1)x8 8``  eight blocks (prelude), one block eight times, eight more (coda)
+``(2)x3``      two blocks A B, visited A B A B A B
+=============  =======================================================
+
+Parameters are a sum over blocks; arithmetic and cache are sums over visits (:mod:`ouroboros.accounting`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+from ouroboros.errors import OuroborosError
+
+_TOKEN = re.compile(r"\s*(\(|\)|x|\d+|\S)")
+_MAX_VISITS = 100_000
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One application of one block."""
+
+    slot: int
+    """Position in the schedule: the cache entry this visit owns."""
+    block: int
+    """Which weights."""
+    loop: int
+    """How often these weights were used before."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of consecutive blocks, repeated ``loops`` times when ``looped``."""
+
+    first_block: int
+    num_blocks: int
+    loops: int
+    looped: bool
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first_block, self.first_block + self.num_blocks)
+
+    @property
+    def notation(self) -> str:
+        return f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A parsed layout. Use :func:`parse` to make one."""
+
+    segments: tuple[Segment, ...]
+
+    @functools.cached_property
+    def visits(self) -> tuple[Visit, ...]:
+        """Every application of a block, in order."""
+        out: list[Visit] = []
+        for segment in self.segments:
+            for loop in range(segment.loops):
+                out.extend(Visit(len(out) + i, block, loop) for i, block in enumerate(segment.blocks))
+        return tuple(out)
+
+    @property
+    def num_blocks(self) -> int:
+        """Distinct blocks: what is stored."""
+        return sum(segment.num_blocks for segment in self.segments)
+
+    @property
+    def num_visits(self) -> int:
+        """Applications of blocks: what is computed and cached."""
+        return sum(segment.num_blocks * segment.loops for segment in self.segments)
+
+    @property
+    def is_looped(self) -> bool:
+        return any(segment.looped for segment in self.segments)
+
+    @property
+    def loops(self) -> int:
+        """The largest loop count of any segment (1 for a plain stack)."""
+        return max(segment.loops for segment in self.segments)
+
+    @property
+    def notation(self) -> str:
+        return " ".join(segment.notation for segment in self.segments)
+
+    def with_loops(self, loops: int) -> Schedule:
+        """The same blocks with every looped segment repeated ``loops`` times.
+
+        Raises:
+            OuroborosError: ``loops`` < 1, or the layout has no looped segment.
+        """
+        if loops < 1:
+            raise OuroborosError(f"loops must be >= 1, got {loops}")
+        if not self.is_looped:
+            raise OuroborosError(f"layout {self.notation!r} has no loop, so its loop count cannot be set to {loops}")
+        return Schedule(
+            tuple(Segment(s.first_block, s.num_blocks, loops if s.looped else 1, s.looped) for s in self.segments)
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def parse(layout: str) -> Schedule:
+    """Parse schedule notation.
+
+    Raises:
+        OuroborosError: says what is wrong, at which column, and how to write it.
+    """
+    tokens = [(m.group(1), m.start(1) + 1) for m in _TOKEN.finditer(layout)]
+    if not tokens:
+        raise _error(layout, 1, "is empty; write for example '6' or '2 (2)x3 2'")
+    segments: list[Segment] = []
+    position = block = 0
+
+    def take(expected: str, why: str) -> tuple[str, int]:
+        nonlocal position
+        text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
+        fits = text.isdigit() if expected == "number" else text == expected
+        if not fits:
+            found = repr(text) if text else "the end"
+            wanted = "a number" if expected == "number" else repr(expected)
+            raise _error(layout, column, f"expected {wanted} {why}, found {found}")
+        position += 1
+        return text, column
+
+    def count(why: str) -> int:
+        text, column = take("number", why)
+        if int(text) < 1:
+            raise _error(layout, column, f"the number {why} must be at least 1")
+        return int(text)
+
+    while position < len(tokens):
+        text, column = tokens[position]
+        if text == "(":
+            position += 1
+            if position < len(tokens) and tokens[position][0] == "(":
+                raise _error(layout, tokens[position][1], "loops cannot be nested; write one level, as in '2 (2)x3 2'")
+            blocks = count("of blocks in a loop")
+            take(")", "to close the loop")
+            take("x", "and a loop count after ')', as in '(2)x3'")
+            segment = Segment(block, blocks, count("of loops"), True)
+        elif text.isdigit():
+            segment = Segment(block, count("of blocks"), 1, False)
+        else:
+            raise _error(layout, column, f"unexpected {text!r}; write for example '6' or '2 (2)x3 2'")
+        segments.append(segment)
+        block += segment.num_blocks
+        if sum(s.num_blocks * s.loops for s in segments) > _MAX_VISITS:
+            raise _error(layout, column, f"has more than {_MAX_VISITS} visits")
+    return Schedule(tuple(segments))
+
+
+def _error(layout: str, column: int, what: str) -> OuroborosError:
+    return OuroborosError(f"layout {layout!r}, column {column}: {what}")
