@@ -1,0 +1,47 @@
+"""Text into windows of tokens: sources, splits, tokenizers, shards and the loader.
+
+The flow is one direction: :mod:`~ouroboros.data.sources` reads documents, :mod:`~ouroboros.data.splits` divides
+them, :mod:`~ouroboros.data.tokenize` turns bytes into ids, :mod:`~ouroboros.data.shards` writes memory-mapped
+files with a manifest, :mod:`~ouroboros.data.loader` cuts windows in a documented, resumable order.
+Names are imported on first use; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ouroboros.data.loader import WindowLoader as WindowLoader
+    from ouroboros.data.prepared import PreparedData as PreparedData
+    from ouroboros.data.prepared import open_prepared as open_prepared
+    from ouroboros.data.shards import prepare as prepare
+    from ouroboros.data.sources import Document as Document
+    from ouroboros.data.sources import SourceRef as SourceRef
+    from ouroboros.data.sources import parse_source as parse_source
+    from ouroboros.data.sources import read_documents as read_documents
+    from ouroboros.data.splits import Splits as Splits
+    from ouroboros.data.splits import split_documents as split_documents
+    from ouroboros.data.tokenize import TextTokenizer as TextTokenizer
+    from ouroboros.data.tokenize import byte_tokenizer as byte_tokenizer
+    from ouroboros.data.tokenize import load_tokenizer as load_tokenizer
+    from ouroboros.data.tokenize import resolve_tokenizer as resolve_tokenizer
+    from ouroboros.data.tokenize import train_bpe as train_bpe
+
+_MODULES = {
+    "loader": ("WindowLoader",),
+    "prepared": ("PreparedData", "open_prepared"),
+    "shards": ("prepare",),
+    "sources": ("Document", "SourceRef", "parse_source", "read_documents"),
+    "splits": ("Splits", "split_documents"),
+    "tokenize": ("TextTokenizer", "byte_tokenizer", "load_tokenizer", "resolve_tokenizer", "train_bpe"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

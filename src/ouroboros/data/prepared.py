@@ -1,0 +1,207 @@
+"""Prepared data: the shards of :func:`ouroboros.data.shards.prepare`, opened by memory mapping.
+
+Layout of the directory, for source number ``i`` and each split (``train``, ``valid``, ``test``):
+
+===========================  =====================================================================
+``manifest.json``            format version, specification, sources, counts, sha256 of each file
+``tokenizer/``               the tokenizer, as transformers writes it
+``<i>-<split>.bin``          ids, little-endian uint16 (uint32 if vocab_size > 65536); each document
+                             is preceded by the end-of-text id
+``<i>-<split>.idx.npy``      int64 (documents + 1,): where each document starts in the ids
+``<i>-<split>.raw``          the original bytes of the documents, joined
+``<i>-<split>.raw.idx.npy``  int64 (documents + 1,): where each document starts in the bytes
+===========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouroboros.config import DataSpec, from_dict
+from ouroboros.data.sources import Document, SourceRef, parse_source, read_documents
+from ouroboros.data.splits import SPLITS
+from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
+from ouroboros.errors import OuroborosError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class PreparedData:
+    """Tokenised data on disk. Make one with ``prepare`` or :func:`open_prepared`."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.spec: DataSpec = from_dict(DataSpec, manifest["spec"], where=f"{directory / MANIFEST}: spec")
+        base = Path(manifest["base"])
+        self.sources: tuple[SourceRef, ...] = tuple(parse_source(text, base=base) for text in self.spec.sources)
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer the shards were made with."""
+        return load_tokenizer(self.directory / "tokenizer")
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Mixing weight of each source, as given (not normalised)."""
+        return tuple(ref.weight for ref in self.sources)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the tokenizer and all shard files: equal means the same training and held-out data."""
+        files = sorted((name, entry["sha256"]) for name, entry in self.manifest["files"].items())
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+    @property
+    def train_bytes(self) -> int:
+        """Bytes of original text in the training split, over all sources."""
+        return self.count("train", "bytes")
+
+    def count(self, split: str, unit: str) -> int:
+        """``documents``, ``bytes`` or ``tokens`` of a split, over all sources."""
+        return sum(source["splits"][split][unit] for source in self.manifest["sources"])
+
+    def train_tokens(self, source: int) -> np.ndarray:
+        """The training ids of one source, a read-only memory map (n,) of uint16 or uint32."""
+        return self.tokens("train", source)
+
+    def tokens(self, split: str, source: int) -> np.ndarray:
+        """The ids of one source and split, a read-only memory map (n,)."""
+        path = self._file(split, source, ".bin")
+        dtype = np.dtype(self.manifest["dtype"])
+        if path.stat().st_size == 0:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype=dtype, mode="r")
+
+    def offsets(self, split: str, source: int) -> np.ndarray:
+        """Where each document starts in :meth:`tokens`, int64 (documents + 1,)."""
+        return np.load(self._file(split, source, ".idx.npy"), allow_pickle=False)
+
+    def documents(self, split: str, source: int | None = None) -> list[bytes]:
+        """The original bytes of the documents of a split, of one source or of all."""
+        chosen = range(len(self.sources)) if source is None else [source]
+        return [document for index in chosen for document in self._raw_documents(split, index)]
+
+    def data_sha256(self, split: str) -> str:
+        """sha256 (hex) of the joined original bytes of a split: what an evaluation records."""
+        digest = hashlib.sha256()
+        for document in self.documents(split):
+            digest.update(document)
+        return digest.hexdigest()
+
+    def _raw_documents(self, split: str, source: int) -> Iterable[bytes]:
+        starts = np.load(self._file(split, source, ".raw.idx.npy"), allow_pickle=False).tolist()
+        with self._file(split, source, ".raw").open("rb") as file:
+            for start, end in itertools.pairwise(starts):
+                yield file.read(end - start)
+
+    def _file(self, split: str, source: int, suffix: str) -> Path:
+        if split not in SPLITS:
+            raise OuroborosError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
+        if not 0 <= source < len(self.sources):
+            raise OuroborosError(f"source number {source}: there are {len(self.sources)}")
+        return self.directory / f"{source}-{split}{suffix}"
+
+    def check_sources(self, base: Path | None = None) -> None:
+        """Read every source again and refuse if one has changed. Hub streams are not read again.
+
+        Args:
+            base: directory that relative sources are resolved against; None means where they were prepared.
+
+        Raises:
+            OuroborosError: names the source that changed, or is gone.
+        """
+        for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
+            if ref.kind == "hf":
+                logger.info("source %r: a stream, not compared again", ref.text)
+                continue
+            where = ref if base is None else SourceRef(ref.text, ref.weight, base)
+            if fingerprint_of(read_documents(where, self.spec)) != entry["fingerprint"]:
+                raise OuroborosError(
+                    f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
+                    " restore it, or prepare the data anew in another directory"
+                )
+
+
+class Fingerprint:
+    """sha256 over the names and bytes of documents, each with its length."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Document) -> None:
+        for part in (document.name.encode("utf-8", "surrogateescape"), document.data):
+            self._digest.update(len(part).to_bytes(8, "little"))
+            self._digest.update(part)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def fingerprint_of(documents: Iterable[Document]) -> str:
+    """The :class:`Fingerprint` of documents in order, as hex."""
+    fingerprint = Fingerprint()
+    for document in documents:
+        fingerprint.add(document)
+    return fingerprint.hexdigest()
+
+
+def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedData:
+    """Open prepared data and check that every file of its manifest is there with its size.
+
+    Args:
+        directory: what ``prepare`` wrote.
+        verify: also compare each file's sha256.
+
+    Raises:
+        OuroborosError: no complete preparation there; another format version; a truncated or altered file.
+    """
+    path = Path(directory)
+    manifest = _read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+            raise OuroborosError(f"data {str(path)!r}: {name} {found}; prepare the data anew")
+        if verify and file_sha256(file) != entry["sha256"]:
+            raise OuroborosError(f"data {str(path)!r}: {name} was altered (sha256 differs); prepare the data anew")
+    return PreparedData(path, manifest)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise OuroborosError(f"data {str(path)!r}: no prepared data there ({MANIFEST} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise OuroborosError(f"data {str(path)!r}: {MANIFEST} cannot be read: {error}") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise OuroborosError(
+            f"data {str(path)!r}: format version {version}, this release reads {FORMAT_VERSION}; prepare the data anew"
+        )
+    missing = {"spec", "base", "dtype", "tokenizer", "sources", "files"} - manifest.keys()
+    if missing:
+        raise OuroborosError(
+            f"data {str(path)!r}: {MANIFEST} lacks {', '.join(sorted(missing))}; prepare the data anew"
+        )
+    return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,260 @@
+"""Sources to shards: read, split, tokenise, write once, atomically.
+
+The directory appears complete or not at all: files are written in a temporary sibling, synced, then renamed.
+The same specification and sources give the same bytes. Documents of one source are in memory at a time;
+tokenising works from the files. The layout is in :mod:`ouroboros.data.prepared`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.prepared import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Fingerprint,
+    PreparedData,
+    file_sha256,
+    open_prepared,
+)
+from ouroboros.data.sources import Document, SourceRef, parse_source, read_documents
+from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
+from ouroboros.data.tokenize import TextTokenizer, decode_utf8, load_tokenizer, resolve_tokenizer
+from ouroboros.errors import OuroborosError
+
+logger = logging.getLogger(__name__)
+
+MIN_TRAIN_BYTES = 64
+
+
+def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
+    """Write the shards of ``spec`` to the directory ``out``, or reuse those that are there and still fit.
+
+    Raises:
+        OuroborosError: a source that cannot be used; ``out`` holds something else; a source changed since ``out``
+            was prepared; the disk is full or not writable. Nothing half-written stays.
+    """
+    path = Path(out)
+    refs = _parse_sources(spec)
+    if (path / MANIFEST).exists():
+        return _reuse(spec, path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OuroborosError(f"data {str(path)!r}: exists and holds no prepared data; choose another directory")
+    try:
+        with _temporary_sibling(path) as work:
+            _write_all(spec, refs, work)
+            try:
+                work.rename(path)
+            except OSError:
+                if not (path / MANIFEST).exists():
+                    raise
+                return _reuse(spec, path)  # another process was faster
+            _sync(path.parent)
+    except OSError as error:
+        raise OuroborosError(f"data {str(path)!r}: cannot be written: {error.strerror or error}") from error
+    return open_prepared(path)
+
+
+def _parse_sources(spec: DataSpec) -> list[SourceRef]:
+    base = Path.cwd()
+    refs = [parse_source(text, base=base) for text in spec.sources]
+    for index, ref in enumerate(refs):
+        if any(ref.text == other.text for other in refs[:index]):
+            raise OuroborosError(f"source {ref.text!r}: named twice; name it once with a weight, '{ref.text}=2'")
+    return refs
+
+
+def _reuse(spec: DataSpec, path: Path) -> PreparedData:
+    prepared = open_prepared(path)
+    wanted, found = to_dict(spec), to_dict(prepared.spec)
+    for key in wanted:
+        # Windows are cut by the loader, so shards serve every sequence length.
+        if key != "sequence_length" and wanted[key] != found[key]:
+            raise OuroborosError(
+                f"data {str(path)!r}: was prepared with data.{key} = {found[key]!r}, not {wanted[key]!r};"
+                " choose another directory or remove it"
+            )
+    prepared.check_sources(Path.cwd())
+    if spec.tokenizer != "bytes" and not spec.tokenizer.startswith("bpe:"):
+        fingerprint = load_tokenizer(Path(spec.tokenizer).expanduser()).fingerprint
+        if fingerprint != prepared.manifest["tokenizer"]["fingerprint"]:
+            raise OuroborosError(f"data.tokenizer {spec.tokenizer!r}: has changed since {str(path)!r} was prepared")
+    logger.info("data %s: prepared before, reused", path)
+    return prepared
+
+
+def _write_all(spec: DataSpec, refs: list[SourceRef], work: Path) -> None:
+    """Everything of one preparation: texts first, then the tokenizer they may train, then ids, the manifest last."""
+    entries: list[dict[str, Any]] = []
+    outlines: list[Splits] = []
+    for index, ref in enumerate(refs):
+        splits, fingerprint = _split_source(ref, spec)
+        counts = {split: _write_raw(splits.spans(split), work / f"{index}-{split}") for split in SPLITS}
+        entries.append(
+            {
+                "text": ref.text,
+                "weight": ref.weight,
+                "kind": ref.kind,
+                "fingerprint": fingerprint,
+                "cut": splits.is_cut,
+                "splits": counts,
+            }
+        )
+        outlines.append(_outline(splits))
+    check_disjoint(outlines, [ref.text for ref in refs])
+    raw_train = (raw for index in range(len(refs)) for raw in _read_raw(work / f"{index}-train"))
+    tokenizer = resolve_tokenizer(spec.tokenizer, raw_train)
+    tokenizer.save(work / "tokenizer")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
+    for index, entry in enumerate(entries):
+        for split in SPLITS:
+            names = [f"{refs[index].text}: {span.document.name}" for span in outlines[index].spans(split)]
+            tokens = _write_tokens(tokenizer, work / f"{index}-{split}", names, dtype)
+            entry["splits"][split]["tokens"] = tokens
+    _write_manifest(spec, tokenizer, dtype, entries, work)
+
+
+def _split_source(ref: SourceRef, spec: DataSpec) -> tuple[Splits, str]:
+    """Read one source: its splits and its fingerprint."""
+    fingerprint = Fingerprint()
+
+    def documents() -> Iterator[Document]:
+        for document in read_documents(ref, spec):
+            fingerprint.add(document)
+            if spec.tokenizer.startswith("bpe:"):
+                decode_utf8(document.data, document.name)
+            yield document
+
+    try:
+        splits = split_documents(documents(), spec.valid_fraction, spec.test_fraction)
+    except OuroborosError as error:
+        text = str(error)
+        raise OuroborosError(text if ref.text in text else f"source {ref.text!r}: {text}") from None
+    size = sum(len(span.document.data) for span in splits.train)
+    if size < MIN_TRAIN_BYTES:
+        raise OuroborosError(
+            f"source {ref.text!r}: its training part has {size} bytes; at least {MIN_TRAIN_BYTES} are needed"
+        )
+    return splits, fingerprint.hexdigest()
+
+
+def _outline(splits: Splits) -> Splits:
+    """The same splits without the text, which is on disk by now."""
+
+    def bare(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        return tuple(Span(Document(s.document.name, b""), s.digest, s.parent, s.start, s.end) for s in spans)
+
+    return Splits(bare(splits.train), bare(splits.valid), bare(splits.test), splits.is_cut)
+
+
+def _write_raw(spans: Iterable[Span], stem: Path) -> dict[str, int]:
+    starts = [0]
+    with Path(f"{stem}.raw").open("wb") as file:
+        for span in spans:
+            file.write(span.document.data)
+            starts.append(starts[-1] + len(span.document.data))
+    np.save(f"{stem}.raw.idx.npy", np.array(starts, dtype="<i8"), allow_pickle=False)
+    return {"documents": len(starts) - 1, "bytes": starts[-1]}
+
+
+def _read_raw(stem: Path) -> Iterator[bytes]:
+    starts = np.load(f"{stem}.raw.idx.npy", allow_pickle=False).tolist()
+    with Path(f"{stem}.raw").open("rb") as file:
+        for start, end in itertools.pairwise(starts):
+            yield file.read(end - start)
+
+
+def _write_tokens(tokenizer: TextTokenizer, stem: Path, names: list[str], dtype: np.dtype) -> int:
+    starts = [0]
+    eos = np.array([tokenizer.eos_id], dtype=dtype).tobytes()
+    with Path(f"{stem}.bin").open("wb") as file:
+        for ids in tokenizer.encode_many(_read_raw(stem), names=names):
+            file.write(eos)
+            file.write(ids.astype(dtype).tobytes())
+            starts.append(starts[-1] + 1 + len(ids))
+    np.save(f"{stem}.idx.npy", np.array(starts, dtype="<i8"), allow_pickle=False)
+    return starts[-1]
+
+
+def _write_manifest(
+    spec: DataSpec, tokenizer: TextTokenizer, dtype: np.dtype, entries: list[dict[str, Any]], work: Path
+) -> None:
+    files: dict[str, dict[str, Any]] = {}
+    for file in sorted(p for p in work.rglob("*") if p.is_file()):
+        _sync(file)
+        name = file.relative_to(work).as_posix()
+        files[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "spec": to_dict(spec),
+        "base": str(Path.cwd()),
+        "dtype": dtype.str,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "sources": entries,
+        "files": files,
+    }
+    path = work / MANIFEST
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
+    for place in (path, work / "tokenizer", work):
+        _sync(place)
+
+
+@contextlib.contextmanager
+def _temporary_sibling(path: Path) -> Iterator[Path]:
+    """A fresh directory beside ``path``, removed afterwards if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.tmp-{socket.gethostname()}-"
+    _remove_abandoned(path.parent, prefix)
+    work = path.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        work.mkdir()
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what killed processes of this machine left behind."""
+    for entry in parent.glob(f"{prefix}*"):
+        pid = entry.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # signal 0 asks on POSIX only
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's process
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

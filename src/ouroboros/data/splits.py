@@ -1,0 +1,168 @@
+"""Train, validation and test: decided by content, so that no text is on both sides.
+
+With enough documents each goes by its sha256: the first 53 bits, read as a binary fraction u in [0, 1), give
+validation for u < valid, test for u < valid + test, training otherwise. So copies land together, in any source and any
+order. A source of few documents is cut instead: its end is the test part, what precedes it the validation part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ouroboros.data.sources import Document, character_floor
+from ouroboros.errors import OuroborosError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+_MIN_EXPECTED = 2
+"""Documents a split must expect to get, for a split by hash; else the source is cut."""
+_NEWLINE_REACH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A document or a part of one: bytes ``start`` to ``end`` of the text whose sha256 is ``parent``."""
+
+    document: Document
+    digest: bytes
+    """sha256 of the bytes of ``document``; equal to ``parent`` for a whole document."""
+    parent: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a source, and whether documents were cut to make them."""
+
+    train: tuple[Span, ...]
+    valid: tuple[Span, ...]
+    test: tuple[Span, ...]
+    is_cut: bool = False
+
+    def spans(self, split: str) -> tuple[Span, ...]:
+        """The part named ``train``, ``valid`` or ``test``."""
+        return getattr(self, split)
+
+    def documents(self, split: str) -> list[Document]:
+        """The documents of one part."""
+        return [span.document for span in self.spans(split)]
+
+
+def fraction_of(data: bytes) -> float:
+    """Where a content lies in [0, 1): the first 53 bits of its sha256 as a binary fraction."""
+    return (int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 11) / 2**53
+
+
+def split_documents(documents: Iterable[Document], valid_fraction: float, test_fraction: float) -> Splits:
+    """Split the documents of one source; a fraction of 0 leaves that part empty.
+
+    Raises:
+        OuroborosError: too little text for the parts asked for; text on both sides (a defect, checked always).
+    """
+    docs = [document for document in documents if document.data]
+    wanted = [fraction for fraction in (valid_fraction, test_fraction) if fraction > 0]
+    splits = _by_hash(docs, valid_fraction, test_fraction)
+    total = sum(len(document.data) for document in docs)
+    enough = not wanted or min(wanted) * len(docs) >= _MIN_EXPECTED
+    missing = (valid_fraction > 0 and not splits.valid) or (test_fraction > 0 and not splits.test)
+    # One huge document in a held-out part would starve training.
+    starved = 2 * sum(len(span.document.data) for span in splits.train) < total
+    if wanted and (not enough or missing or starved):
+        splits = _by_cut(docs, valid_fraction, test_fraction)
+    check_disjoint([splits])
+    return splits
+
+
+def check_disjoint(sources: Iterable[Splits], names: Iterable[str] = ()) -> None:
+    """Raise unless no held-out text of any source is in the training part of any source.
+
+    Two texts are the same when their bytes are, or when they are overlapping parts of the same document.
+    """
+    train: dict[bytes, list[tuple[int, int, int]]] = {}
+    contents: dict[bytes, int] = {}
+    sources, labels = list(sources), list(names)
+    for index, splits in enumerate(sources):
+        for span in splits.train:
+            train.setdefault(span.parent, []).append((span.start, span.end, index))
+            contents.setdefault(span.digest, index)
+    for index, splits in enumerate(sources):
+        for span in (*splits.valid, *splits.test):
+            shared = [i for start, end, i in train.get(span.parent, ()) if start < span.end and span.start < end]
+            if span.digest in contents:
+                shared.append(contents[span.digest])
+            if shared:
+                where = f" (held out of {labels[index]!r}, training part of {labels[shared[0]]!r})" if labels else ""
+                raise OuroborosError(
+                    f"data.sources: the text of {span.document.name!r} is both held out and in training{where};"
+                    " name each text once"
+                )
+
+
+def _by_hash(docs: list[Document], valid_fraction: float, test_fraction: float) -> Splits:
+    parts: dict[str, list[Span]] = {name: [] for name in SPLITS}
+    for document in docs:
+        place = fraction_of(document.data)
+        name = "valid" if place < valid_fraction else "test" if place < valid_fraction + test_fraction else "train"
+        parts[name].append(_whole(document))
+    return Splits(tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]))
+
+
+def _whole(document: Document) -> Span:
+    digest = hashlib.sha256(document.data).digest()
+    return Span(document, digest, digest, 0, len(document.data))
+
+
+def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -> Splits:
+    spans = list({span.parent: span for span in map(_whole, docs)}.values())
+    if len(spans) < len(docs):
+        logger.info("dropped %d exact copies of documents", len(docs) - len(spans))
+    total = sum(span.end for span in spans)
+    test_from = total - round(total * test_fraction)
+    valid_from = test_from - round(total * valid_fraction)
+    valid_cut, test_cut = _boundary(spans, valid_from), _boundary(spans, test_from)
+    parts = [list(_between(spans, *bounds)) for bounds in ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))]
+    for name, fraction, part in zip(SPLITS, (1.0, valid_fraction, test_fraction), parts, strict=True):
+        if fraction > 0 and not part:
+            raise OuroborosError(f"too little text: the {name} part of {total} bytes would be empty")
+    return Splits(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), is_cut=True)
+
+
+def _boundary(spans: list[Span], position: int) -> int:
+    """The line start nearest to ``position`` in the joined documents, or a character boundary if none is near."""
+    base = 0
+    for span in spans:
+        data = span.document.data
+        if position < base + len(data):
+            return base + _line_start(data, position - base)
+        base += len(data)
+    return base
+
+
+def _line_start(data: bytes, position: int) -> int:
+    reach = min(_NEWLINE_REACH, len(data) // 100)
+    before = data.rfind(b"\n", max(0, position - reach), position) + 1
+    after = data.find(b"\n", position, position + reach) + 1
+    found = [place for place in (before, after) if 0 < place < len(data)]
+    if position == 0 or not found:
+        return character_floor(data, position)
+    return min(found, key=lambda place: abs(place - position))
+
+
+def _between(spans: list[Span], start: int, end: int) -> Iterator[Span]:
+    """The parts of documents that lie in bytes ``start`` to ``end`` of all documents joined."""
+    base = 0
+    for span in spans:
+        low, high = max(start - base, 0), min(end - base, span.end)
+        base += span.end
+        if low >= high:
+            continue
+        if high - low == span.end:
+            yield span
+        else:
+            part = Document(f"{span.document.name}[{low}:{high}]", span.document.data[low:high])
+            yield Span(part, hashlib.sha256(part.data).digest(), span.parent, low, high)

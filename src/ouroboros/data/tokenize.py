@@ -1,0 +1,359 @@
+"""Tokenizers: bytes, byte-level BPE trained here, and any existing tokenizer directory.
+
+Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text. The
+tokenizers made here are lossless (``decode(encode(data)) == data`` for every input they accept), have no
+normaliser, no prefix space and no post-processor, and reload through ``AutoTokenizer`` without remote code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ouroboros.errors import OuroborosError, nearest
+
+logger = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Units inside which BPE may merge, for prose and code alike: a word with one leading mark or space; up to three
+# digits; a run of punctuation with the line break and indentation that often follow it (so "):" + newline + eight
+# spaces can be one token); line breaks with their indentation; other white space.
+BPE_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+    r"|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?"
+    r"|\s*[\r\n]+[ \t]*"
+    r"|[^\S\r\n]+(?!\S)"
+    r"|\s+"
+)
+# BPE_PATTERN always ends a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
+_SAFE_CUT = re.compile(rb"[A-Za-z]\n")
+_PIECE_BYTES = 1 << 16
+_BATCH_BYTES = 1 << 21
+
+_HF_CONFIG: dict[str, Any] = {
+    "bos_token": END_OF_TEXT,
+    "clean_up_tokenization_spaces": False,
+    "eos_token": END_OF_TEXT,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "pad_token": END_OF_TEXT,
+    "padding_side": "left",
+    "split_special_tokens": True,
+}
+_SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+class TextTokenizer:
+    """Bytes to ids and back, over a :class:`tokenizers.Tokenizer`.
+
+    Attributes:
+        kind: ``bytes`` (ids 0..255 are the byte values), ``bpe`` (lossless byte-level BPE) or ``other``.
+        vocab_size: number of ids, the special tokens included.
+        eos_id: the end-of-text token: before every document, after it, and padding.
+    """
+
+    def __init__(self, backend: Tokenizer, *, eos_id: int, hf: Any = None) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.eos_id = eos_id
+        self._hf = hf
+        self._foreign = hf is not None
+        self._state: dict[str, Any] = json.loads(backend.to_str())
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.is_lossless = _is_lossless(self._state)
+        self.kind: Literal["bytes", "bpe", "other"] = "other"
+        if self.is_lossless:
+            self.kind = "bytes" if _is_byte_model(self._state) else "bpe"
+        splits = [step.get("pattern", {}) for step in _nodes(self._state["pre_tokenizer"], "pretokenizers")]
+        self._may_cut = self.kind == "bpe" and {"Regex": BPE_PATTERN} in splits
+
+    @property
+    def hf(self) -> Any:
+        """The same tokenizer as a transformers ``PreTrainedTokenizerFast``, built on first use."""
+        if self._hf is None:
+            from transformers import PreTrainedTokenizerFast
+
+            self._hf = PreTrainedTokenizerFast(tokenizer_object=self.backend, **_HF_CONFIG)
+        return self._hf
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the tokenizer's definition."""
+        return hashlib.sha256(json.dumps(self._state, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, data: bytes, *, name: str = "text") -> np.ndarray:
+        """The ids of ``data``, int32 (n,), without special tokens.
+
+        Raises:
+            OuroborosError: ``data`` is not UTF-8 and the tokenizer is not the byte tokenizer; names the offset.
+        """
+        return next(self.encode_many([data], names=[name]))
+
+    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
+        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in errors only."""
+        if self.kind == "bytes":
+            for document in documents:
+                yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
+            return
+        done: list[np.ndarray] = []
+        for batch in _batches(self._pieces(documents, names)):
+            for ids, is_last in zip(
+                self._encode_batch([text for text, _ in batch]), (e for _, e in batch), strict=True
+            ):
+                done.append(ids)
+                if is_last:
+                    yield done[0] if len(done) == 1 else np.concatenate(done)
+                    done = []
+
+    def _encode_batch(self, texts: list[str]) -> Iterator[np.ndarray]:
+        # transformers resets this flag on the shared backend whenever its own tokenizer is called.
+        self.backend.encode_special_tokens = True
+        for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
+            yield np.array(encoding.ids, dtype=np.int32)
+
+    def _pieces(self, documents: Iterable[bytes], names: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """Documents as text, long ones in pieces: (text, whether it ends its document)."""
+        for index, document in enumerate(documents):
+            name = names[index] if index < len(names) else f"document {index + 1}"
+            start = 0
+            while True:
+                cut = _SAFE_CUT.search(document, start + _PIECE_BYTES) if self._may_cut else None
+                end = cut.start() + 1 if cut else len(document)
+                yield decode_utf8(document[start:end], name, start), cut is None
+                if cut is None:
+                    break
+                start = end
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The bytes of ``ids``; special tokens become nothing. The exact inverse of :meth:`encode` if lossless."""
+        values = np.asarray(list(ids) if not isinstance(ids, np.ndarray) else ids).reshape(-1)
+        if self.kind == "bytes":
+            return values[values < 256].astype(np.uint8).tobytes()
+        if self.kind == "bpe":
+            table = self._byte_table
+            return b"".join([table[i] for i in values.tolist()])
+        return str(self.backend.decode(values.tolist(), skip_special_tokens=True)).encode()
+
+    def token_bytes(self) -> np.ndarray:
+        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens.
+
+        Raises:
+            OuroborosError: the tokenizer is not byte-level, so an id has no bytes of its own.
+        """
+        return np.array([len(piece) for piece in self._byte_table], dtype=np.int32)
+
+    @functools.cached_property
+    def _byte_table(self) -> list[bytes]:
+        values = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        table = [b""] * self.vocab_size
+        added = {token["id"]: token for token in self._state["added_tokens"]}
+        for piece, index in self.backend.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                table[index] = b"" if added[index]["special"] else added[index]["content"].encode()
+                continue
+            if not _is_byte_level(self._state) or any(char not in values for char in piece):
+                raise OuroborosError(
+                    f"tokenizer: entry {piece!r} has no bytes of its own (not a byte-level tokenizer);"
+                    " use 'bytes', 'bpe:N' or a byte-level tokenizer directory"
+                )
+            table[index] = bytes(values[char] for char in piece)
+        return table
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer`` loads without a network."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        if self._foreign:
+            self._hf.save_pretrained(path)
+            return
+        (path / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8", newline="\n")
+        config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True) + "\n"
+        (path / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """The default: ids 0..255 are the byte values, 256 is ``<|endoftext|>``. Accepts any bytes."""
+    backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _finish(backend)
+
+
+def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
+    """Train byte-level BPE (Sennrich et al. 2016) of ``vocab_size`` entries; the last is ``<|endoftext|>``.
+
+    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning.
+
+    Raises:
+        OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
+    """
+    if vocab_size < 257:
+        raise OuroborosError(f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(_byte_alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    texts = [decode_utf8(document, f"document {i + 1}") for i, document in enumerate(documents)]
+    backend.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer = _finish(backend)
+    if tokenizer.vocab_size < vocab_size:
+        logger.warning(
+            "tokenizer bpe:%d: the training text has merges for %d entries only", vocab_size, tokenizer.vocab_size
+        )
+    return tokenizer
+
+
+def load_tokenizer(directory: str | Path) -> TextTokenizer:
+    """Load a tokenizer from a local directory: one saved here or any fast Hugging Face tokenizer. Never the network.
+
+    Raises:
+        OuroborosError: no such directory, no readable tokenizer in it, or one without an end-of-text token.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise OuroborosError(f"tokenizer {str(directory)!r}: no such directory")
+    try:
+        if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
+            backend = Tokenizer.from_file(str(path / "tokenizer.json"))
+            return TextTokenizer(backend, eos_id=_end_of_text_id(backend))
+    except Exception as error:  # tokenizers raises bare Exception; the general reader below explains or succeeds
+        logger.debug("tokenizer %s: not one of ours: %s", path, error)
+    from transformers import AutoTokenizer
+
+    try:
+        hf: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        backend = hf.backend_tokenizer
+    except Exception as error:  # any reader of any format may fail in its own way; the user needs one line
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {reason}") from error
+    eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
+    if eos_id is None:
+        raise OuroborosError(f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json")
+    return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
+
+
+def resolve_tokenizer(name: str, train_documents: Iterable[bytes]) -> TextTokenizer:
+    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``bpe:N`` or a directory.
+
+    Args:
+        name: the value.
+        train_documents: the training split; read for ``bpe:N`` only.
+    """
+    if name == "bytes":
+        return byte_tokenizer()
+    if name.startswith("bpe:"):
+        return train_bpe(train_documents, bpe_entries(name))
+    if Path(name).expanduser().is_dir():
+        return load_tokenizer(Path(name).expanduser())
+    raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'bpe:4096'])}")
+
+
+def bpe_entries(name: str) -> int:
+    """N of ``bpe:N``."""
+    digits = name.removeprefix("bpe:")
+    if not (digits.isascii() and digits.isdigit() and 257 <= int(digits) <= 1_000_000):
+        raise OuroborosError(f"data.tokenizer {name!r}: write 'bpe:N' with N from 257 to 1000000, e.g. 'bpe:4096'")
+    return int(digits)
+
+
+@functools.cache
+def _byte_alphabet() -> tuple[str, ...]:
+    """The printable character that stands for each byte in byte-level vocabularies (Radford et al. 2019).
+
+    Printable Latin-1 characters stand for themselves; the other bytes, in order, for U+0100 onward.
+    """
+    spare = iter(range(256, 512))
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    return tuple(chr(byte) if byte in printable else chr(next(spare)) for byte in range(256))
+
+
+def _finish(backend: Tokenizer) -> TextTokenizer:
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return TextTokenizer(backend, eos_id=_end_of_text_id(backend))
+
+
+def _end_of_text_id(backend: Tokenizer) -> int:
+    index = backend.token_to_id(END_OF_TEXT)
+    if index is None:
+        raise OuroborosError(f"tokenizer: has no {END_OF_TEXT}")
+    return index
+
+
+def decode_utf8(data: bytes, name: str, base: int = 0) -> str:
+    """``data`` as text; an error names ``name`` and the offset of the first bad byte, counted from ``base``."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OuroborosError(
+            f"{name}: invalid UTF-8 at byte {base + error.start}; the byte tokenizer accepts binary data"
+            " (data.tokenizer 'bytes')"
+        ) from None
+
+
+def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Group pieces so that one parallel call has enough work and memory stays bounded."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _nodes(part: dict[str, Any] | None, children: str) -> list[dict[str, Any]]:
+    """A pre-tokenizer or decoder as a flat list of its steps."""
+    if part is None:
+        return []
+    return part[children] if part["type"] == "Sequence" else [part]
+
+
+def _is_byte_level(state: dict[str, Any]) -> bool:
+    steps = _nodes(state["decoder"], "decoders")
+    return state["model"]["type"] == "BPE" and [step["type"] for step in steps] == ["ByteLevel"]
+
+
+def _is_lossless(state: dict[str, Any]) -> bool:
+    """Whether every text comes back unchanged: byte-level, all bytes known, nothing normalised, added or removed."""
+    model = state["model"]
+    steps = _nodes(state["pre_tokenizer"], "pretokenizers")
+    return (
+        _is_byte_level(state)
+        and state["normalizer"] is None
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and set(_byte_alphabet()) <= set(model["vocab"])
+        and any(step["type"] == "ByteLevel" for step in steps)
+        and all(step["type"] in ("ByteLevel", "Split", "Digits", "Punctuation") for step in steps)
+        and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in steps)
+        and not any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"])
+    )
+
+
+def _is_byte_model(state: dict[str, Any]) -> bool:
+    vocab = {char: byte for byte, char in enumerate(_byte_alphabet())}
+    added = [(token["id"], token["special"]) for token in state["added_tokens"]]
+    return state["model"]["vocab"] == vocab and not state["model"]["merges"] and added == [(256, True)]

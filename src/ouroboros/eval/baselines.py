@@ -1,0 +1,270 @@
+"""Cheap baselines in bits per byte on the same held-out bytes: byte n-grams, bz2 and xz.
+
+A language model that does not beat these has learned nothing that a compressor does not know.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ouroboros.errors import OuroborosError, nearest
+from ouroboros.eval.stats import UNIT_BYTES, bounds, ratio_stderr, unit_edges
+
+Compressor = Literal["bz2", "xz"]
+
+BOUNDARY = 256
+"""Symbol in front of every document; a context may hold it, it is never predicted."""
+SYMBOLS = 257
+MAX_ORDER = 7
+"""Longest n-gram whose code fits an int64: 257**7 < 2**63."""
+BZ2_BLOCK = 900_000
+"""bz2 sees at most this many bytes at once, whatever came before."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Baseline:
+    """A baseline's score on held-out documents."""
+
+    name: str
+    bits_per_byte: float
+    bytes: int
+    """Held-out bytes."""
+    train_bytes: int
+    """Bytes it was given first."""
+    stderr: float | None = None
+    """Over units as in :func:`ouroboros.eval.score.score`; ``None`` for compressors, which code a text as a whole."""
+    interval: tuple[float, float] | None = None
+    detail: str = ""
+    unit_nats: np.ndarray | None = field(default=None, repr=False)
+    unit_bytes: np.ndarray | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the arrays per unit."""
+        return {
+            "name": self.name,
+            "bits_per_byte": self.bits_per_byte,
+            "bytes": self.bytes,
+            "train_bytes": self.train_bytes,
+            "stderr": self.stderr,
+            "interval": None if self.interval is None else list(self.interval),
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Statistics of n-grams of one length, as sorted arrays for binary search."""
+
+    grams: np.ndarray
+    """int64[G] codes of the distinct n-grams, ascending."""
+    counts: np.ndarray
+    """int64[G] occurrences."""
+    contexts: np.ndarray
+    """int64[C] codes of the distinct contexts (all symbols but the last), ascending."""
+    totals: np.ndarray
+    """int64[C] occurrences of each context."""
+    types: np.ndarray
+    """int64[C] distinct symbols seen after each context."""
+
+
+class NGram:
+    """Interpolated byte n-gram model with Witten-Bell smoothing.
+
+    ``p_n(w | h) = (c(hw) + t(h) p_{n-1}(w | h')) / (c(h) + t(h))`` with ``c`` counts, ``t(h)`` the number of
+    distinct bytes seen after ``h`` and ``h'`` the context without its oldest byte; a context never seen leaves
+    ``p_{n-1}``, and ``p_0 = 1/256`` (Witten & Bell 1991, method C; Chen & Goodman 1998, eq. 9). Probabilities
+    over the 256 bytes sum to one in every context.
+    """
+
+    def __init__(self, train: Iterable[bytes], order: int) -> None:
+        """Count n-grams of length 1 to ``order`` (so the longest context has ``order - 1`` bytes).
+
+        Raises:
+            OuroborosError: ``order`` is not in 1..7.
+        """
+        if not 1 <= order <= MAX_ORDER:
+            raise OuroborosError(f"n-gram order must be between 1 and {MAX_ORDER}, got {order}")
+        self.order = order
+        codes = _codes(train, order)
+        self.train_bytes = len(codes)
+        grams, counts = np.unique(codes, return_counts=True)
+        levels = []
+        for length in range(order, 0, -1):
+            # The shorter n-grams are the suffixes of the longer, so one long sort serves them all.
+            grams, counts = _merge(grams % SYMBOLS**length, counts)
+            levels.append(_count_contexts(grams, counts))
+        self._levels = levels[::-1]
+
+    def nats(self, documents: Iterable[bytes]) -> np.ndarray:
+        """Negative log-probability, float64[N], of every byte of the documents, each with a fresh context."""
+        codes = _codes(documents, self.order)
+        p = np.full(len(codes), 1 / 256)
+        for length, level in enumerate(self._levels, start=1):
+            gram = codes % SYMBOLS**length
+            where, seen = _find(level.contexts, gram // SYMBOLS)
+            at, known = _find(level.grams, gram)
+            hits = np.where(known, level.counts[at], 0) if len(level.grams) else np.zeros(len(gram))
+            if len(level.contexts):
+                total, types = level.totals[where], level.types[where]
+                p = np.where(seen, (hits + types * p) / (total + types), p)
+        return -np.log(p)
+
+
+def _codes(documents: Iterable[bytes], order: int) -> np.ndarray:
+    """int64[N]: for each byte the base-257 number of the ``order`` symbols that end there, oldest first."""
+    head = np.full(order - 1, BOUNDARY, dtype=np.int64)
+    parts: list[np.ndarray] = []
+    for document in documents:
+        parts += (head, np.frombuffer(document, dtype=np.uint8).astype(np.int64))
+    symbols = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    size = max(0, len(symbols) - order + 1)
+    codes = np.zeros(size, dtype=np.int64)
+    for offset in range(order):
+        codes = codes * SYMBOLS + symbols[offset : offset + size]
+    return codes[codes % SYMBOLS != BOUNDARY]
+
+
+def _merge(codes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct codes, ascending, and the sum of their counts."""
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    return distinct, np.bincount(inverse, weights=counts, minlength=len(distinct)).astype(np.int64)
+
+
+def _count_contexts(grams: np.ndarray, counts: np.ndarray) -> _Counts:
+    """Contexts of sorted n-grams; those of one context are neighbours."""
+    of_gram = grams // SYMBOLS
+    contexts, first, types = np.unique(of_gram, return_index=True, return_counts=True)
+    totals = np.add.reduceat(counts, first) if len(grams) else counts
+    return _Counts(grams, counts, contexts, totals, types)
+
+
+def _find(table: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of ``codes`` in the ascending ``table``, and whether they are there."""
+    if len(table) == 0:
+        return np.zeros(len(codes), dtype=np.int64), np.zeros(len(codes), dtype=bool)
+    at = np.minimum(np.searchsorted(table, codes), len(table) - 1)
+    return at, table[at] == codes
+
+
+def ngram(
+    train: Iterable[bytes], documents: Sequence[bytes], order: int, *, unit_bytes: int | None = UNIT_BYTES
+) -> Baseline:
+    """A byte n-gram of length ``order`` (``order - 1`` bytes of context) trained on ``train``; see :class:`NGram`.
+
+    Raises:
+        OuroborosError: ``order`` is not in 1..7, or there is no held-out byte.
+    """
+    kept = _kept(documents)
+    model = NGram(train, order)
+    nats = model.nats(kept)
+    edges, at = [np.zeros(1, dtype=np.int64)], 0
+    for document in kept:
+        edges.append(unit_edges(len(document), unit_bytes)[1:] + at)
+        at += len(document)
+    starts = np.concatenate(edges)
+    unit_nats, sizes = np.add.reduceat(nats, starts[:-1]), np.diff(starts)
+    bits = float(nats.sum()) / math.log(2) / at
+    stderr = ratio_stderr(unit_nats / math.log(2), sizes)
+    low, high = bounds(bits, stderr, len(sizes))
+    return Baseline(
+        name=f"{order}-gram",
+        bits_per_byte=bits,
+        bytes=at,
+        train_bytes=model.train_bytes,
+        stderr=stderr,
+        interval=None if low is None or high is None else (low, high),
+        detail=f"Witten-Bell, {order - 1} bytes of context",
+        unit_nats=unit_nats,
+        unit_bytes=sizes,
+    )
+
+
+def compressor(name: Compressor, train: bytes, documents: Sequence[bytes]) -> Baseline:
+    """Conditional size of the held-out text given ``train``: ``8 (C(train + text) - C(train)) / len(text)``.
+
+    ``xz`` is preset 9 extreme with a dictionary that holds everything. ``bz2`` sorts blocks of 900,000 bytes and
+    knows nothing of earlier blocks, so more training text cannot help it; the text is cut into pieces of a quarter
+    block, and each is given what directly precedes it (the end of ``train``, then the text before the piece) for
+    the rest of its block, which is the most that it can use.
+
+    Raises:
+        OuroborosError: an unknown compressor, or no held-out byte.
+    """
+    if name not in get_args(Compressor):
+        raise OuroborosError(f"unknown compressor {name!r}{nearest(name, get_args(Compressor))}")
+    text = b"".join(_kept(documents))
+    if name == "xz":
+        coded = _added(_xz, train, text)
+        detail = "xz -9e given the training text"
+    else:
+        joined, piece = train[-BZ2_BLOCK:] + text, BZ2_BLOCK // 4
+        coded = 0
+        for start in range(len(joined) - len(text), len(joined), piece):
+            end = min(start + piece, len(joined))
+            coded += _added(bz2.compress, joined[max(0, end - BZ2_BLOCK) : start], joined[start:end])
+        detail = f"bz2 -9 given the {BZ2_BLOCK - piece:,} bytes before, all that its block can hold"
+    return Baseline(
+        name=name, bits_per_byte=8 * coded / len(text), bytes=len(text), train_bytes=len(train), detail=detail
+    )
+
+
+def _added(compress: Callable[[bytes], bytes], before: bytes, text: bytes) -> int:
+    # Both codecs release the interpreter lock, so the two sizes cost the time of one where there are two cores.
+    with ThreadPoolExecutor(2) as pool:
+        both, alone = pool.map(lambda data: len(compress(data)), (before + text, before))
+    return both - alone
+
+
+def _xz(data: bytes) -> bytes:
+    size = max(1 << 26, 1 << (len(data) - 1).bit_length()) if data else 1 << 26
+    # liblzma's dictionary ends at 1.5 GiB; a text beyond that is coded with the newest part in view.
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": min(size, 3 << 29)}]
+    return lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=filters)
+
+
+def compare_baselines(
+    train: Sequence[bytes],
+    seen: Sequence[bytes] | None,
+    documents: Sequence[bytes],
+    *,
+    orders: Sequence[int] = (4, 6),
+    compressors: Sequence[Compressor] = ("bz2", "xz"),
+) -> list[Baseline]:
+    """All baselines given the training text that a model has seen and, where that is less, given all of it.
+
+    Args:
+        train: all training documents.
+        seen: the part the model has seen, with repetitions left out; None means all of it.
+        documents: the held-out documents.
+        orders: lengths of the n-grams.
+        compressors: names of the compressors.
+
+    The names are marked ``(seen)`` and ``(all)``.
+    """
+    all_bytes = b"".join(train)
+    seen_bytes = all_bytes if seen is None else b"".join(seen)
+    given = [("all", train, all_bytes)]
+    if seen is not None and len(seen_bytes) < len(all_bytes):
+        given.insert(0, ("seen", seen, seen_bytes))
+    found = []
+    for label, texts, joined in given:
+        for order in orders:
+            found.append((label, ngram(texts, documents, order)))
+        for name in compressors:
+            found.append((label, compressor(name, joined, documents)))
+    return [replace(baseline, name=f"{baseline.name} ({label})") for label, baseline in found]
+
+
+def _kept(documents: Sequence[bytes]) -> list[bytes]:
+    kept = [bytes(document) for document in documents if document]
+    if not kept:
+        raise OuroborosError("no data to score: every held-out document is empty")
+    return kept

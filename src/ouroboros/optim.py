@@ -1,0 +1,254 @@
+"""Optimisers by parameter role, and learning-rate schedules as pure functions of the run's progress.
+
+Every parameter has one role: ``matrix`` (Muon, decayed), ``embedding`` (AdamW: tables and the head) or ``vector``
+(AdamW: norms, gains, biases, per-loop rows). A module class whose direct parameters the rules cannot place declares
+``PARAMETER_ROLES = {"attribute": "role"}``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ouroboros.config import OptimSpec, check
+from ouroboros.errors import OuroborosError, nearest
+
+ROLES = ("matrix", "embedding", "vector")
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """The role of every parameter of ``model`` by name; a parameter under several names counts once, as the first.
+
+    The rules, first match wins: the owning class's ``PARAMETER_ROLES``; the weight of ``nn.Embedding`` and of an
+    ``nn.Linear`` whose attribute name is ``lm_head`` is an ``embedding``; the weight of any other ``nn.Linear`` is a
+    ``matrix``; a parameter of fewer than two dimensions is a ``vector``.
+
+    Raises:
+        OuroborosError: a parameter no rule places, an unknown role, a ``matrix`` that is not two-dimensional, or a
+            tied parameter whose names have different roles.
+    """
+    roles: dict[str, str] = {}
+    first_name: dict[Tensor, str] = {}
+    for path, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{attribute}" if path else attribute
+            role = _role(name, path.rpartition(".")[2], attribute, module, parameter)
+            first = first_name.setdefault(parameter, name)
+            check(
+                roles.setdefault(first, role) == role,
+                f"parameter {first} ({roles[first]}) is tied to {name} ({role}): tied parameters need one role",
+            )
+    return roles
+
+
+def _role(name: str, module_name: str, attribute: str, module: nn.Module, parameter: Tensor) -> str:
+    """The role of one direct parameter of ``module``."""
+    declared: dict[str, str] = getattr(type(module), "PARAMETER_ROLES", {})
+    if attribute in declared:
+        role = declared[attribute]
+        where = f"{type(module).__name__}.PARAMETER_ROLES[{attribute!r}]"
+        check(role in ROLES, f"{where} is {role!r}{nearest(role, ROLES)}")
+        check(role != "matrix" or parameter.ndim == 2, f"{where}: {name} has shape {tuple(parameter.shape)}, not 2-D")
+        return role
+    if attribute == "weight" and isinstance(module, nn.Embedding):
+        return "embedding"
+    if attribute == "weight" and isinstance(module, nn.Linear):
+        return "embedding" if module_name == "lm_head" else "matrix"
+    if parameter.ndim < 2:
+        return "vector"
+    raise OuroborosError(
+        f"parameter {name} of shape {tuple(parameter.shape)} belongs to no group; declare"
+        f" PARAMETER_ROLES = {{{attribute!r}: ...}} on {type(module).__name__}"
+    )
+
+
+def build_optimizers(model: nn.Module, spec: OptimSpec, *, fused: bool | None = None) -> list[torch.optim.Optimizer]:
+    """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
+
+    Groups carry ``role`` and ``peak_lr``; :func:`set_learning_rate` scales the latter. Only matrices are decayed.
+
+    Args:
+        model: parameters that do not require a gradient are left out.
+        spec: rates, decay, momentum.
+        fused: AdamW's one-kernel step; None uses it where torch has it (5x faster on a CPU).
+
+    Raises:
+        OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
+    """
+    parameters = dict(model.named_parameters())
+    by_role: dict[str, list[nn.Parameter]] = {role: [] for role in ROLES}
+    for name, role in parameter_roles(model).items():
+        if parameters[name].requires_grad:
+            by_role[role].append(parameters[name])
+    check(any(by_role.values()), "the model has no parameter that requires a gradient: nothing to train")
+    rates = {"matrix": spec.lr, "embedding": spec.embedding_lr or spec.lr, "vector": spec.vector_lr or spec.lr}
+    groups: dict[str, dict[str, Any]] = {
+        role: {
+            "params": members,
+            "role": role,
+            "lr": rates[role],
+            "peak_lr": rates[role],
+            "weight_decay": spec.weight_decay if role == "matrix" else 0.0,
+        }
+        for role, members in by_role.items()
+        if members
+    }
+    optimizers: list[torch.optim.Optimizer] = []
+    if spec.matrix_optimizer == "muon" and "matrix" in groups:
+        muon_groups = [groups.pop("matrix")]
+        optimizers.append(BatchedMuon(muon_groups, momentum=spec.muon_momentum, ns_steps=spec.muon_steps))
+    if groups:
+        if fused is None:
+            devices = {p.device.type for group in groups.values() for p in group["params"]}
+            fused = devices <= {"cpu", "cuda"}
+        optimizers.append(torch.optim.AdamW(list(groups.values()), betas=spec.betas, eps=spec.eps, fused=fused))
+    check_groups(model, optimizers)
+    return optimizers
+
+
+def check_groups(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Every trainable parameter is in exactly one group.
+
+    Raises:
+        OuroborosError: a parameter of ``model`` in none or several, or a group with a parameter that is not its own.
+    """
+    counts = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            count = counts.pop(parameter, 0)
+            check(count == 1, f"parameter {name} is in {count} optimiser groups; it must be in exactly one")
+    check(not counts, f"the optimisers hold {len(counts)} parameters that are not trainable parameters of the model")
+
+
+class BatchedMuon(torch.optim.Muon):
+    """``torch.optim.Muon`` that orthogonalises matrices of equal shape together.
+
+    The mathematics and the state are those of ``torch.optim.Muon`` with Nesterov momentum and the learning rate
+    matched to AdamW's RMS (Jordan et al. 2024; Liu et al. 2025, section 2.2). Stacking lets the products of small
+    matrices use all cores: see docs/benchmarks.md.
+
+    Args:
+        params: two-dimensional parameters or groups of them.
+        lr: peak update RMS is ``0.2 * lr``, as with AdamW.
+        weight_decay: decoupled, multiplied by the learning rate.
+        momentum: of the running average of gradients.
+        ns_steps: Newton-Schulz iterations.
+    """
+
+    CHUNK_ELEMENTS = 2**20
+    """A stack holds about this many numbers (2 MB in bf16), so that it stays in a core's cache."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95, ns_steps: int = 5
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            ns_steps=ns_steps,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One optimisation step; ``closure``, if given, recomputes and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            buckets: dict[Any, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    key = (parameter.shape, parameter.dtype, parameter.device)
+                    buckets.setdefault(key, []).append(parameter)
+            for members in buckets.values():
+                size = max(4, self.CHUNK_ELEMENTS // members[0].numel())
+                for start in range(0, len(members), size):
+                    self._step_stack(members[start : start + size], group)
+        return loss
+
+    def _step_stack(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Update parameters of one shape (R, C)."""
+        updates = []
+        for parameter in parameters:
+            gradient = parameter.grad
+            assert gradient is not None
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            updates.append((gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).bfloat16())
+        stack_NRC = torch.stack(updates)
+        tall = stack_NRC.size(1) > stack_NRC.size(2)
+        stack_NRC = orthogonalize(
+            stack_NRC.mT.contiguous() if tall else stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
+        rate = 0.2 * math.sqrt(max(parameters[0].shape)) * group["lr"]
+        for parameter, update in zip(parameters, stack_NRC.mT if tall else stack_NRC, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-rate)
+
+
+def orthogonalize(x_NRC: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Newton-Schulz iteration of N matrices (N, R, C), R <= C: singular values go to about 1 (Jordan et al. 2024).
+
+    One step is ``X <- a X + (b A + c A A) X`` with ``A = X X^T``; the Frobenius norm scales X to spectral norm <= 1.
+    """
+    a, b, c = coefficients
+    x_NRC = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
+        update_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        x_NRC = torch.baddbmm(x_NRC, update_NRR, x_NRC, beta=a)
+    return x_NRC
+
+
+def learning_rate(progress: float, spec: OptimSpec) -> float:
+    """The share of the peak rate at ``progress`` in [0, 1] through the run; values outside are clipped.
+
+    All schedules rise linearly over ``warmup_fraction``. ``wsd`` is then flat and falls linearly to ``final_lr`` over
+    the last ``decay_fraction`` (Hu et al. 2024); ``cosine`` falls to ``final_lr`` by a half cosine (Loshchilov and
+    Hutter 2017); ``constant`` stays. The rate is 0 at progress 0 with warm-up, and ``final_lr`` at 1: pass the middle
+    of the step about to be taken, for example ``(step + 0.5) / steps``, so that neither end wastes a step.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < spec.warmup_fraction:
+        return progress / spec.warmup_fraction
+    if spec.schedule == "constant":
+        return 1.0
+    if spec.schedule == "cosine":
+        span = 1.0 - spec.warmup_fraction
+        turned = (progress - spec.warmup_fraction) / span if span > 0 else 1.0
+        return spec.final_lr + (1.0 - spec.final_lr) * 0.5 * (1.0 + math.cos(math.pi * turned))
+    remaining = 1.0 - progress
+    if remaining >= spec.decay_fraction:
+        return 1.0
+    return spec.final_lr + (1.0 - spec.final_lr) * remaining / spec.decay_fraction
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's rate to ``factor`` times its ``peak_lr``."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+@torch.no_grad()
+def clip_and_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale gradients so that their global norm is at most ``max_norm``; 0 only measures.
+
+    Returns:
+        The norm before clipping. If it is not finite the gradients are left as they are, for the caller to skip.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm) and 0 < max_norm < norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    return norm

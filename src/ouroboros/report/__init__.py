@@ -1,0 +1,17 @@
+"""One self-contained HTML page about a comparison or a single run. Needs the extra ``report``."""
+
+from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Row, Sample, verdict_sentence
+from ouroboros.report.page import render
+from ouroboros.report.run import report_from_run
+
+__all__ = [
+    "Arm",
+    "BaselineRow",
+    "LoopPoint",
+    "Report",
+    "Row",
+    "Sample",
+    "render",
+    "report_from_run",
+    "verdict_sentence",
+]

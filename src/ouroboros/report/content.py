@@ -1,0 +1,179 @@
+"""What a report says, as plain values: filled by ``ouroboros demo`` and ``ouroboros report``, drawn by the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+from ouroboros.report.text import bits, finite
+
+if TYPE_CHECKING:
+    from ouroboros.eval.stats import Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One trained model of the comparison. What is None or empty is left out of the page."""
+
+    name: str
+    description: str = ""
+    layout: str = ""
+    """Schedule notation, for example ``"2 (2)x3 2"``; drawn as boxes."""
+    drawing: str = ""
+    """The drawing as text (:func:`ouroboros.accounting.describe`)."""
+    parameters: int | None = None
+    stored_bytes: int | None = None
+    """Bytes at 6 bits per parameter, before compression."""
+    training_flops_per_token: int | None = None
+    tokens: int | None = None
+    """Training tokens seen."""
+    minutes: float | None = None
+    """Wall-clock minutes of training."""
+    tokens_per_second: float | None = None
+    bits_per_byte: float | None = None
+    """On held-out text."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of ``bits_per_byte``."""
+    metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    """Records of ``metrics.jsonl``: of ``kind`` train, valid and telemetry; others are passed over."""
+    recipe: str = field(default="", repr=False)
+    """The resolved recipe as JSON text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineRow:
+    """A cheap baseline on the same held-out text."""
+
+    name: str
+    bits_per_byte: float
+    stderr: float | None = None
+    interval: tuple[float, float] | None = None
+    """95 % interval; by default the normal one of ``stderr``."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopPoint:
+    """The score of one arm at one loop count."""
+
+    loops: int
+    bits_per_byte: float
+    low: float | None = None
+    high: float | None = None
+    trained: bool = False
+    """Whether the arm was trained with this count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Text that an arm wrote."""
+
+    prompt: str | bytes
+    text: str | bytes
+    """The continuation, without the prompt. May hold anything: it is cleaned and escaped."""
+    arm: str = ""
+    settings: str = ""
+    """How it was sampled, for example ``temperature 0.8, top-p 0.95, seed 0``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the results table."""
+
+    name: str
+    detail: str
+    bits_per_byte: float
+    low: float | None
+    high: float | None
+    arm: int | None
+    """Index of the arm; None for a baseline."""
+    mark: str = ""
+    """``best``, ``level`` (two arms that cannot be told apart) or empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything on the page. Sections without data are left out."""
+
+    title: str
+    headline: str = ""
+    """One sentence that says plainly who won or that nobody can tell; by default made from ``difference``."""
+    subtitle: str = ""
+    """What was done, in one line."""
+    command: str = ""
+    """The exact command that makes the same result again."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    arms: Sequence[Arm] = ()
+    baselines: Sequence[BaselineRow] = ()
+    loop_curve: Mapping[str, Sequence[LoopPoint]] = field(default_factory=dict)
+    """By arm name."""
+    samples: Sequence[Sample] = ()
+    notes: Sequence[str] = ()
+    """Honest caveats, for example that there is one seed."""
+    difference: Difference | None = None
+    """``arms[0]`` minus ``arms[1]`` on the same text."""
+
+    @property
+    def verdict(self) -> str:
+        """The headline, made from the difference or the only arm's score if none was given."""
+        if self.headline:
+            return self.headline
+        if self.difference is not None and len(self.arms) >= 2:
+            return verdict_sentence(self.arms[0].name, self.arms[1].name, self.difference)
+        if len(self.arms) == 1 and finite(self.arms[0].bits_per_byte) is not None:
+            return f"{self.arms[0].name} reaches {bits(self.arms[0].bits_per_byte)} bits per byte on held-out text."
+        return ""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Arms and baselines by bits per byte, the best first; scores that are not finite are left out."""
+        rows = [
+            Row(name=a.name, detail=a.description, bits_per_byte=score, low=low, high=high, arm=index)
+            for index, a in enumerate(self.arms)
+            if (score := finite(a.bits_per_byte)) is not None
+            for low, high in [a.interval or (None, None)]
+        ]
+        rows += [
+            Row(name=b.name, detail=b.detail, bits_per_byte=score, low=low, high=high, arm=None)
+            for b in self.baselines
+            if (score := finite(b.bits_per_byte)) is not None
+            for low, high in [b.interval or _normal_interval(score, b.stderr)]
+        ]
+        rows.sort(key=lambda row: (row.bits_per_byte, row.name))
+        return _marked(rows, self.difference)
+
+
+def verdict_sentence(first: str, second: str, difference: Difference) -> str:
+    """Who won, in one sentence: ``difference`` is ``first - second`` in bits per byte, so negative favours ``first``."""
+    if difference.low is None or difference.high is None:
+        return f"Cannot tell: the difference of {first} and {second} has no interval."
+    near, far = sorted((abs(difference.low), abs(difference.high)))
+    if difference.verdict == "cannot tell":
+        return (
+            f"Cannot tell: {first} needs {abs(difference.delta):.3f} bits per byte "
+            f"{'less' if difference.delta < 0 else 'more'} than {second}, but the 95 % interval of the difference, "
+            f"{difference.low:+.3f} to {difference.high:+.3f}, contains zero."
+        )
+    winner, loser = (first, second) if difference.verdict == "better" else (second, first)
+    return (
+        f"{winner} wins: it needs {abs(difference.delta):.3f} bits per byte less than {loser} "
+        f"on the same held-out text (95 % interval {near:.3f} to {far:.3f})."
+    )
+
+
+def _normal_interval(score: float, stderr: float | None) -> tuple[float, float] | tuple[None, None]:
+    if stderr is None:
+        return None, None
+    reach = NormalDist().inv_cdf(0.975) * stderr
+    return score - reach, score + reach
+
+
+def _marked(rows: list[Row], difference: Difference | None) -> list[Row]:
+    """Mark the best row, or the two first arms as level when they lead and cannot be told apart."""
+    if len(rows) < 2:
+        return rows
+    level = difference is not None and difference.verdict == "cannot tell" and {rows[0].arm, rows[1].arm} == {0, 1}
+    marks = ["level", "level"] if level else ["best"]
+    return [replace(row, mark=marks[i] if i < len(marks) else "") for i, row in enumerate(rows)]

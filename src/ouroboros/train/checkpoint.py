@@ -1,0 +1,370 @@
+"""Checkpoints: directories of safetensors and JSON that are either complete or not there.
+
+``ROOT/step-00000123/`` is written as a hidden sibling, flushed to the disk, marked complete by ``COMPLETE.json`` (size
+and sha256 of every file, written last) and renamed into place. A process killed at any instant leaves the earlier
+checkpoints as they were and at most a hidden directory that :func:`retain` removes. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from ouroboros.config import check
+from ouroboros.errors import OuroborosError
+from ouroboros.train.lock import process_alive
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MARKER = "COMPLETE.json"
+
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+_REPLACED = re.compile(r"\.step-(\d{8,})\.old-\d+")
+_TEMPORARY = re.compile(r"\.step-\d{8,}\.tmp-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    step: int
+    documents: dict[str, Any] = field(repr=False)
+    """The JSON documents given to :func:`save`, by file name."""
+
+    def tensors(self, name: str, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+        """Read the tensors of one file, for example ``model.safetensors``, onto ``device``.
+
+        Raises:
+            OuroborosError: the checkpoint has no such file.
+        """
+        from safetensors.torch import load_file
+
+        path = self.path / name
+        if not path.is_file():
+            raise OuroborosError(f"{self.path}: has no file {name}")
+        return load_file(path, device=str(device))
+
+
+def checkpoint_path(root: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is: ``ROOT/step-00000123``."""
+    return root / f"step-{step:08d}"
+
+
+def save(
+    root: Path,
+    step: int,
+    *,
+    files: Mapping[str, Mapping[str, torch.Tensor]],
+    documents: Mapping[str, Any],
+    extra: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a checkpoint completely or not at all. The same content gives the same bytes.
+
+    Args:
+        root: the directory of checkpoints, made if missing.
+        step: optimiser steps done.
+        files: tensors by file name, for example ``{"model.safetensors": {...}}``. Tensors must not share memory.
+        documents: JSON values by file name, for example ``{"state.json": {...}}``.
+        extra: writes further files (tokenizer) into the directory it is given.
+
+    Returns:
+        The checkpoint's directory. One of the same step that was there before is replaced.
+
+    Raises:
+        OuroborosError: the disk is full or not writable, a value is not JSON, tensors share memory. Nothing is left
+            behind, and earlier checkpoints are untouched.
+    """
+    _check_names(files, documents)
+    check(step >= 0, f"a checkpoint's step must be >= 0, got {step}")
+    target = checkpoint_path(root, step)
+    temporary = root / f".{target.name}.tmp-{os.getpid()}"
+    try:
+        if not root.is_dir():
+            root.mkdir(parents=True)
+            _fsync(root.parent)
+        with _removed_on_failure(temporary), _system_errors():
+            temporary.mkdir()
+            for name in sorted(files):
+                _write_tensors(temporary / name, files[name])
+            for name in sorted(documents):
+                (temporary / name).write_bytes(_json_bytes(documents[name], name))
+            if extra is not None:
+                extra(temporary)
+            _seal(temporary, step, sorted(documents))
+            _move_into_place(temporary, target)
+    except OSError as error:
+        raise OuroborosError(
+            f"cannot save checkpoint {target}: {error.strerror or error}; earlier checkpoints are untouched"
+        ) from error
+    return target
+
+
+def verify(path: Path) -> list[str]:
+    """Everything wrong with the checkpoint at ``path``, one line each, naming the file; empty if it is good."""
+    try:
+        marker = _read_marker(path)
+    except OuroborosError as error:
+        return [str(error)]
+    return _file_problems(path, marker)
+
+
+def _file_problems(path: Path, marker: dict[str, Any]) -> list[str]:
+    """What differs between the files and the marker."""
+    problems = []
+    for name, expected in marker["files"].items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != expected["size"]:
+                problems.append(f"{file}: has {size} bytes instead of {expected['size']}")
+            elif _sha256(file) != expected["sha256"]:
+                problems.append(f"{file}: content was altered (sha256 differs)")
+        except OSError as error:
+            problems.append(f"{file}: {error.strerror or error}")
+    return problems
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``, verified.
+
+    Raises:
+        OuroborosError: what is wrong with it.
+    """
+    marker = _read_marker(path)
+    problems = _file_problems(path, marker)
+    check(not problems, "; ".join(problems))
+    documents = {name: json.loads((path / name).read_bytes()) for name in marker["documents"]}
+    return Checkpoint(path=path, step=marker["step"], documents=documents)
+
+
+def load_newest(root: Path) -> Checkpoint:
+    """The newest good checkpoint under ``root``; a damaged newer one is skipped with a warning that says why.
+
+    Raises:
+        OuroborosError: there is none (the message says what is wrong with each), or the newest was written by a later
+            version.
+    """
+    faults = []
+    for path in _candidates(root):
+        try:
+            checkpoint = load(path)
+        except UnsupportedVersion:
+            raise
+        except OuroborosError as error:
+            logger.warning("DAMAGED CHECKPOINT, falling back to the one before it: %s", error)
+            faults.append(str(error))
+            continue
+        return checkpoint
+    if faults:
+        raise OuroborosError(f"{root}: no good checkpoint: {'; '.join(faults)}")
+    raise OuroborosError(f"{root}: no checkpoint there; the run stopped before its first one, so start it again")
+
+
+def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
+    """Remove checkpoints that are neither among the newest ``keep_last`` nor the one of step ``best``.
+
+    Nothing is removed unless one that stays passes :func:`verify`, so the last good one always stays. Damaged ones
+    do not count and are left for inspection. Leftovers of interrupted saves are removed; the caller holds the run's
+    lock, so no other live process of this run has any.
+
+    Returns:
+        The checkpoints removed.
+    """
+    _remove_leftovers(root)
+    whole = [path for path in _candidates(root) if not _quick_problems(path)]
+    kept = whole[: max(keep_last, 1)] + [path for path in whole if _step(path) == best]
+    surplus = [path for path in whole if path not in kept]
+    if surplus and all(verify(path) for path in kept):
+        logger.warning("%s: every checkpoint to keep is damaged, so no older one is removed", root)
+        return []
+    for path in surplus:
+        # Renamed first: a removal that is interrupted must not leave something that looks like a checkpoint.
+        leftover = root / f".{checkpoint_path(root, _step(path)).name}.tmp-{os.getpid()}"
+        shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            path.rename(leftover)
+            shutil.rmtree(leftover)
+        except OSError as error:
+            logger.warning("cannot remove old checkpoint %s: %s", path, error.strerror or error)
+    return surplus
+
+
+class UnsupportedVersion(OuroborosError):
+    """A checkpoint of a later format than this version reads."""
+
+
+def _check_names(files: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
+    for names, suffix in ((files, ".safetensors"), (documents, ".json")):
+        for name in names:
+            if not name.endswith(suffix) or "/" in name or name == MARKER:
+                raise OuroborosError(f"checkpoint file {name!r} must be a plain file name that ends in {suffix}")
+
+
+@contextlib.contextmanager
+def _removed_on_failure(temporary: Path) -> Iterator[None]:
+    """Remove ``temporary`` before, if it is there, and again if the block fails for whatever reason."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turn the system errors that safetensors and tokenizers report as text back into :class:`OSError`."""
+    try:
+        yield
+    except (OSError, OuroborosError):
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    try:
+        # One metadata key only: several would be written in random order.
+        save_file({name: tensors[name].detach().contiguous() for name in sorted(tensors)}, path, {"format": "pt"})
+    except RuntimeError as error:  # tensors that share memory
+        reason = " ".join(str(error).split("A potential way")[0].split())
+        raise OuroborosError(f"cannot save {path.name}: {reason}") from error
+
+
+def _json_bytes(value: Any, name: str) -> bytes:
+    """Canonical JSON: sorted keys, ASCII, no NaN."""
+    try:
+        return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+    except (TypeError, ValueError) as error:
+        raise OuroborosError(f"{name} is not JSON: {error}") from None
+
+
+def _seal(directory: Path, step: int, documents: list[str]) -> None:
+    """Flush every file, then write and flush the completeness marker and the directories."""
+    # The tensor writer makes files private to the user; give all files the directory's permissions.
+    mode = directory.stat().st_mode & 0o666
+    entries = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+        file.chmod(mode)
+        _fsync(file)
+        entries[file.relative_to(directory).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    body = {"format_version": FORMAT_VERSION, "step": step, "documents": documents, "files": entries}
+    (directory / MARKER).write_bytes(_marker_bytes(body))
+    _fsync(directory / MARKER)
+    for folder in (*(p for p in directory.rglob("*") if p.is_dir()), directory):
+        _fsync(folder)
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Rename ``temporary`` to ``target``; at every instant one of the two contents can be found and loaded."""
+    root, replaced = target.parent, None
+    if target.exists():
+        replaced = root / f".{target.name}.old-{os.getpid()}"
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if replaced is not None:
+            replaced.rename(target)
+        raise
+    _fsync(root)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _marker_bytes(body: dict[str, Any]) -> bytes:
+    """The marker of ``body``, with a checksum of itself."""
+    own = hashlib.sha256(_json_bytes(body, MARKER)).hexdigest()
+    return _json_bytes({**body, "sha256": own}, MARKER)
+
+
+def _read_marker(path: Path) -> dict[str, Any]:
+    """The marker of the checkpoint at ``path``, checked against its own checksum and the directory's name."""
+    file = path / MARKER
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise OuroborosError(f"{file}: incomplete checkpoint: {error.strerror or error}") from None
+    body: dict[str, Any] = {}
+    try:
+        body = {key: value for key, value in json.loads(raw).items() if key != "sha256"}
+        intact = raw == _marker_bytes(body)
+    except (ValueError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise OuroborosError(f"{file}: content was altered (its own checksum differs)")
+    if body.get("format_version") != FORMAT_VERSION:
+        raise UnsupportedVersion(
+            f"{path}: checkpoint format {body.get('format_version')}, this version of ouroboros reads {FORMAT_VERSION};"
+            " use the version that wrote it"
+        )
+    if body["step"] != _step(path):
+        raise OuroborosError(f"{path}: the directory's name does not match the step inside, {body['step']}")
+    for name in body["files"]:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise OuroborosError(f"{file}: file name {name!r} leaves the directory")
+    return body
+
+
+def _step(path: Path) -> int:
+    match = _CHECKPOINT.fullmatch(path.name) or _REPLACED.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _candidates(root: Path) -> list[Path]:
+    """Directories that may be checkpoints, newest first; one that was being replaced comes after its replacement."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _step(path) >= 0 and path.is_dir()]
+    return sorted(found, key=lambda path: (_step(path), not path.name.startswith(".")), reverse=True)
+
+
+def _quick_problems(path: Path) -> list[str]:
+    """As :func:`verify`, by file sizes alone."""
+    try:
+        entries = _read_marker(path)["files"]
+        return [name for name, expected in entries.items() if (path / name).stat().st_size != expected["size"]]
+    except (OuroborosError, OSError) as error:
+        return [str(error)]
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove temporaries of processes that are gone or of this one, and replaced checkpoints no longer needed."""
+    for path in root.iterdir() if root.is_dir() else ():
+        temporary = _TEMPORARY.fullmatch(path.name)
+        stale = temporary and (int(temporary[1]) == os.getpid() or not process_alive(int(temporary[1])))
+        replaced = _REPLACED.fullmatch(path.name) and not verify(checkpoint_path(root, _step(path)))
+        if stale or replaced:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""More than one process: ``torchrun --nproc-per-node N -m ouroboros.cli train ...`` (DDP; gloo on CPU, NCCL on CUDA)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among its peers."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        return self.world_size > 1
+
+    def sum(self, *values: float) -> list[float]:
+        """Element-wise sum over all processes, in float64."""
+        if not self.distributed:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if dist.get_backend() == "nccl":
+            tensor = tensor.cuda()
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """True on every process if true on one, so that all stop at the same step."""
+        return self.sum(float(flag))[0] > 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.distributed:
+            dist.barrier()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """``model`` in DistributedDataParallel, or itself when alone."""
+        if not self.distributed:
+            return model
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[Workers]:
+    """Join the process group that ``torchrun`` describes; alone when started without it.
+
+    ``torchrun`` speaks through the environment: ``torch.distributed`` reads it, nothing else here does.
+    """
+    if not dist.is_torchelastic_launched():
+        yield Workers()
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend)
+    try:
+        if backend == "nccl":
+            torch.cuda.set_device(dist.get_node_local_rank())
+        yield Workers(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

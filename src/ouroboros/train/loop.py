@@ -1,0 +1,300 @@
+"""The training loop: plain torch, one step after another.
+
+Shapes: B sequences, T positions of a window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ouroboros.accounting import cost
+from ouroboros.config import Recipe, check
+from ouroboros.data.loader import WindowLoader
+from ouroboros.data.prepared import PreparedData
+from ouroboros.errors import OuroborosError
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.optim import build_optimizers, clip_and_norm, learning_rate, set_learning_rate
+from ouroboros.train.distributed import Workers
+from ouroboros.train.ema import Ema
+from ouroboros.train.precision import autocast, choose_dtype, compile_blocks, matmul_peak
+from ouroboros.train.sampler import LoopSampler
+from ouroboros.train.stop import Budget
+from ouroboros.train.telemetry import LoopTelemetry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """Where a run is. Saved with every checkpoint."""
+
+    step: int = 0
+    """Optimiser steps taken, skipped ones included."""
+    tokens: int = 0
+    """Training tokens seen, over all processes."""
+    seconds: float = 0.0
+    """Wall-clock time of training, earlier sessions included."""
+    skipped: int = 0
+    """Steps skipped because of a non-finite loss or gradient."""
+    bad_in_a_row: int = 0
+    best_bits_per_byte: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step measured."""
+
+    loss: float
+    """Nats per token, mean over the global batch."""
+    grad_norm: float
+    """Global norm before clipping."""
+    lr_factor: float
+    loops: int | None
+    skipped: bool
+    telemetry: list[dict[str, Any]] | None
+
+
+class Trainer:
+    """Model, optimisers, data position and counters of one run.
+
+    Args:
+        recipe: resolved (the model's vocabulary is the tokenizer's).
+        model: on its device; trained in place.
+        data: prepared shards.
+        workers: this process among its peers.
+        dtype: of autocast; None chooses by measurement (:func:`~ouroboros.train.precision.choose_dtype`).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: OuroborosForCausalLM,
+        data: PreparedData,
+        workers: Workers,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        spec = recipe.train
+        self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
+        self.device = next(model.parameters()).device
+        self.dtype = choose_dtype(spec, self.device) if dtype is None else dtype
+        self.budget = Budget.from_spec(spec)
+        self.counters = Counters()
+        self.loader = WindowLoader(
+            data,
+            batch_size=spec.batch_size,
+            sequence_length=recipe.data.sequence_length,
+            seed=spec.seed,
+            rank=workers.rank,
+            world_size=workers.world_size,
+        )
+        local = spec.batch_size // workers.world_size
+        check(
+            local % spec.accumulation == 0,
+            f"train.batch_size ({spec.batch_size}) must be a multiple of processes ({workers.world_size}) times"
+            f" train.accumulation ({spec.accumulation})",
+        )
+        _check_truncation(recipe, model)
+        if spec.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.optimizers = build_optimizers(model, recipe.optim)
+        self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
+        self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
+        self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds)
+        self.wrapped = workers.wrap(model)
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        # Bytes a training token stands for, to show the loss in bits per byte.
+        self.bytes_per_token = data.train_bytes / max(data.count("train", "tokens"), 1)
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Length of the run if a time budget or its arithmetic tells: operations over a third of the measured peak."""
+        spec = self.recipe.train
+        if spec.minutes is not None:
+            return 60 * spec.minutes
+        step_tokens = spec.batch_size * self.recipe.data.sequence_length
+        tokens = spec.tokens if spec.tokens is not None else (spec.steps or 0) * step_tokens
+        peak = matmul_peak(self.device.type, self.dtype)
+        return tokens * self.flops_per_token / (0.33 * peak) / self.workers.world_size
+
+    @property
+    def flops_per_token(self) -> int:
+        """Forward and backward operations per token, causal attention counted at its mean length."""
+        return cost(self.recipe.model, context=(self.recipe.data.sequence_length + 1) // 2).training_flops_per_token
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimiser step over all processes."""
+        return self.recipe.train.batch_size * self.recipe.data.sequence_length
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.workers.any(self.budget.done(self.counters.step, self.counters.tokens, self.counters.seconds))
+
+    def progress(self, ahead: float = 0.0) -> float:
+        """Share of the run done, ``ahead`` steps from now; the main process's clock counts."""
+        c = self.counters
+        ahead_seconds = ahead * c.seconds / max(c.step, 1) if c.step else 0.0
+        here = self.budget.progress(c.step + ahead, c.tokens + ahead * self.step_tokens, c.seconds + ahead_seconds)
+        return self.workers.sum(here if self.workers.is_main else 0.0)[0]
+
+    def step(self, *, telemetry: bool = False) -> StepResult:
+        """One optimiser step over the next global batch.
+
+        Raises:
+            OuroborosError: ``max_bad_steps`` steps in a row had a non-finite loss or gradient; the batch is kept in
+                ``bad_batch``.
+        """
+        start = time.perf_counter()
+        c, spec = self.counters, self.recipe.train
+        progress = self.progress(0.5)
+        factor = learning_rate(progress, self.recipe.optim)
+        set_learning_rate(self.optimizers, factor)
+        loops = self.sampler.loops(c.step, progress)
+        batch = self.loader.next_batch()
+        probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
+        loss = self._gradients(batch, loops, probe)
+        norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
+        bad = self.workers.any(not (math.isfinite(loss) and math.isfinite(norm)))
+        if not bad:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+        records = probe.collect() if probe is not None else None
+        self.model.zero_grad(set_to_none=True)
+        c.step += 1
+        c.tokens += self.step_tokens
+        c.seconds += time.perf_counter() - start
+        self._count_bad(bad, batch)
+        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
+        result = StepResult(mean_loss, norm, factor, loops, bad, records)
+        if c.bad_in_a_row >= spec.max_bad_steps:
+            raise NotFinite(
+                f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient (loss {loss}, gradient norm {norm});"
+                " lower optim.lr or use train.precision=fp32",
+                batch,
+            )
+        return result
+
+    def _count_bad(self, bad: bool, batch: np.ndarray) -> None:
+        c = self.counters
+        c.bad_in_a_row = c.bad_in_a_row + 1 if bad else 0
+        if bad:
+            c.skipped += 1
+            logger.warning("step %d: non-finite loss or gradient, step skipped (%d so far)", c.step, c.skipped)
+
+    def _gradients(self, batch: np.ndarray, loops: int | None, probe: LoopTelemetry | None) -> float:
+        """Accumulate gradients over micro-batches; the mean loss of this process."""
+        self.model.train()
+        count = self.recipe.train.accumulation
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index, micro in enumerate(np.split(batch, count)):
+            windows = torch.from_numpy(micro).to(self.device, non_blocking=True)
+            last = index == count - 1
+            # Gradients are averaged between processes once per step, at the last micro-batch.
+            waits = self.workers.distributed and not last
+            with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # pyrefly: ignore
+                loss = self._loss_or_fall_back(windows, loops, probe if index == 0 else None)
+                (loss / count).backward()
+            total += loss.detach().double() / count
+        return total.item()
+
+    def _loss_or_fall_back(self, windows: Tensor, loops: int | None, probe: LoopTelemetry | None) -> Tensor:
+        """The loss; a compiler that fails on the first use is reported and done without."""
+        try:
+            return self.loss(windows, loops, probe)
+        except Exception as error:
+            if self.compiled != "compile: per block" or not _from_compiler(error):
+                raise
+            logger.warning("compile: failed (%s); training runs uncompiled", str(error).splitlines()[0])
+            self.compiled = "compile: off (the compiler failed)"
+            for block in self.model.model.decoder.layers:
+                block._compiled_call_impl = None
+            return self.loss(windows, loops, probe)
+
+    def loss(self, windows_BT: Tensor, loops: int | None = None, probe: LoopTelemetry | None = None) -> Tensor:
+        """Mean next-token cross-entropy in nats of windows (B, T + 1)."""
+        with autocast(self.device, self.dtype):
+            logits = self.wrapped(
+                input_ids=windows_BT[:, :-1],
+                use_cache=False,
+                loops=loops,
+                backprop_loops=self.recipe.train.loops.backprop,
+                probe=probe,
+            ).logits
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), windows_BT[:, 1:].flatten())
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
+        """The model as it is evaluated and exported: averaged weights if there are any, blocks uncompiled."""
+        # Compiled programs are made for the training shape; every other shape would be compiled anew.
+        blocks = list(self.model.model.decoder.layers)
+        kept = [block._compiled_call_impl for block in blocks]
+        for block in blocks:
+            block._compiled_call_impl = None
+        try:
+            with self.ema.swap() if self.ema is not None else contextlib.nullcontext():
+                yield self.model
+        finally:
+            for block, compiled in zip(blocks, kept, strict=True):
+                block._compiled_call_impl = compiled
+
+    def state(self) -> dict[str, Any]:
+        """Everything besides tensors that a resumed run needs, as JSON."""
+        return {
+            "counters": dataclasses.asdict(self.counters),
+            "loader": self.loader.state_dict(),
+            "next_batch": self.loader.peek_hash(),
+            "ema_updates": self.ema.updates if self.ema is not None else 0,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state`.
+
+        Raises:
+            OuroborosError: the next batch is not the one the checkpoint recorded.
+        """
+        self.counters = Counters(**state["counters"])
+        self.loader.load_state_dict(state["loader"])
+        if not self.workers.distributed and self.loader.peek_hash() != state["next_batch"]:
+            raise OuroborosError("resume: the next training batch is not the recorded one; the prepared data has changed")
+
+
+class NotFinite(OuroborosError):
+    """Training stopped because losses or gradients stayed non-finite; ``batch`` is the last one."""
+
+    def __init__(self, message: str, batch: np.ndarray) -> None:
+        super().__init__(message)
+        self.batch = batch
+
+
+def _check_truncation(recipe: Recipe, model: OuroborosForCausalLM) -> None:
+    """Truncated backpropagation cuts the prelude off unless the input is injected again."""
+    loops, segments = recipe.train.loops, model.schedule.segments
+    most = {"fixed": model.schedule.loops, "uniform": loops.max, "poisson": loops.max}[loops.sampling]
+    most = max((n for _, n in loops.curriculum), default=most)
+    cut = loops.backprop is not None and loops.backprop < most and model.schedule.is_looped
+    check(
+        not (cut and recipe.model.loop.inject == "none" and not segments[0].looped),
+        f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
+        " set model.loop.inject to add or concat, or train.loops.backprop to null",
+    )
+
+
+def _from_compiler(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -1,0 +1,125 @@
+"""When a run ends: its budget, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+from ouroboros.config import TrainSpec, check
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The end of a run: exactly one of optimiser steps, training tokens and wall-clock minutes."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {n: v for n in ("steps", "tokens", "minutes") if (v := getattr(self, n)) is not None}
+        check(
+            len(given) == 1,
+            "train: give exactly one of --steps, --tokens and --minutes"
+            + (f", not {' and '.join(given)}" * bool(given)),
+        )
+        for name, value in given.items():
+            check(value > 0, f"train.{name} must be > 0, got {value}")
+
+    @classmethod
+    def from_spec(cls, spec: TrainSpec) -> Budget:
+        """The budget of a training specification.
+
+        Raises:
+            OuroborosError: none of the three is set.
+        """
+        return cls(steps=spec.steps, tokens=spec.tokens, minutes=spec.minutes)
+
+    def progress(self, step: float, tokens: float, elapsed_seconds: float) -> float:
+        """The share of the run in [0, 1].
+
+        Args:
+            step: optimiser steps done; ``step + 0.5`` gives the middle of the next one.
+            tokens: training tokens seen, over all processes.
+            elapsed_seconds: time spent training, earlier sessions of a resumed run included.
+        """
+        if self.steps is not None:
+            share = step / self.steps
+        elif self.tokens is not None:
+            share = tokens / self.tokens
+        else:
+            assert self.minutes is not None
+            share = elapsed_seconds / (60.0 * self.minutes)
+        return min(max(share, 0.0), 1.0)
+
+    def done(self, step: float, tokens: float, elapsed_seconds: float) -> bool:
+        """Whether the budget is spent; arguments as in :meth:`progress`."""
+        return self.progress(step, tokens, elapsed_seconds) >= 1.0
+
+
+class StopControl:
+    """Turns signals into a request to save and stop, within a ``with`` block.
+
+    The first SIGINT and any SIGTERM set :attr:`requested`; the loop saves a checkpoint and ends. The second SIGINT
+    ends the process at once with status 130. Outside the main thread no handler is installed.
+
+    Args:
+        on_request: told in one line what was requested; by default the line is logged as a warning.
+    """
+
+    def __init__(self, on_request: Callable[[str], None] | None = None) -> None:
+        self._tell = on_request or logger.warning
+        self._previous: dict[int, Any] = {}
+        self._interrupts = 0
+        self.reason: str | None = None
+        """Why the run was asked to stop, None while it was not."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run should save and stop."""
+        return self.reason is not None
+
+    def request(self, reason: str) -> None:
+        """Ask the run to save and stop; the first reason is kept."""
+        if self.reason is None:
+            self.reason = reason
+
+    def __enter__(self) -> StopControl:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            # None means a handler that was not installed from Python; it cannot be put back, so the default is.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                self._restore()
+                os._exit(130)
+        if self.requested:
+            return
+        self.request(name)
+        # A signal can arrive inside a write to the same stream; losing the message is better than losing the run.
+        with contextlib.suppress(RuntimeError):
+            again = "; interrupt again to stop at once" if number == signal.SIGINT else ""
+            self._tell(f"{name}: saving a checkpoint and stopping after this step{again}")

@@ -1,0 +1,55 @@
+"""Per-loop telemetry: what each loop does to the state, and how strong its gradient is.
+
+Shapes: B batch, T positions, D model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LoopTelemetry:
+    """A probe for :class:`~ouroboros.model.topology.Chain`; collects one record per loop of one forward pass.
+
+    For the state ``x`` before and ``z`` after a loop: ``state_norm`` is the RMS of ``z``; ``update_ratio`` is
+    ``|z - x| / |x|``; ``cosine`` is the cosine of this loop's update with the previous loop's; ``grad_norm`` is the norm
+    of the loss gradient at ``z`` (after :meth:`collect`). Means over tokens, in float32.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._states: list[Tensor] = []
+        self._previous: tuple[int, Tensor] | None = None
+
+    def __call__(self, segment: int, loop: int, before_BTD: Tensor, after_BTD: Tensor) -> None:
+        """Record one loop."""
+        with torch.no_grad():
+            before, after = before_BTD.detach().float(), after_BTD.detach().float()
+            update = after - before
+            ratio = update.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
+            cosine = None
+            if self._previous is not None and self._previous[0] == segment:
+                cosine = torch.cosine_similarity(update, self._previous[1], dim=-1).mean().item()
+            self._previous = (segment, update)
+            self.records.append(
+                {
+                    "segment": segment,
+                    "loop": loop,
+                    "state_norm": after.square().mean().sqrt().item(),
+                    "update_ratio": ratio.mean().item(),
+                    "cosine": cosine,
+                }
+            )
+        if after_BTD.requires_grad:
+            after_BTD.retain_grad()
+        self._states.append(after_BTD)
+
+    def collect(self) -> list[dict[str, Any]]:
+        """The records, with gradient norms if a backward pass has run."""
+        for record, state in zip(self.records, self._states, strict=True):
+            record["grad_norm"] = None if state.grad is None else state.grad.float().norm().item()
+        self._states.clear()
+        return self.records
