@@ -62,7 +62,11 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
     try:
         with _quiet(logging):
             model, info = AutoModelForCausalLM.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                directory,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except OuroborosError:
         raise
@@ -74,7 +78,9 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
         raise OuroborosError(f"{directory}: the weights do not fit the configuration ({listed})")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise OuroborosError(f"{directory}: weight {name!r} holds NaN or infinity; train again or use an older checkpoint")
+            raise OuroborosError(
+                f"{directory}: weight {name!r} holds NaN or infinity; train again or use an older checkpoint"
+            )
     return model.eval()
 
 
@@ -86,18 +92,24 @@ def model_directory(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix in _PICKLES:
-        raise OuroborosError(f"{path}: pickled weights are never read, because loading them runs code; save as safetensors")
+        raise OuroborosError(
+            f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
+        )
     if path.is_file():
         raise OuroborosError(f"{path} is a file; give a run directory or a transformers directory")
     if not path.is_dir():
-        raise OuroborosError(f"{path}: no such model directory; `ouroboros train RECIPE --data SRC --out {path}` makes one")
+        raise OuroborosError(
+            f"{path}: no such model directory; `ouroboros train RECIPE --data SRC --out {path}` makes one"
+        )
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
         return path
     if (path / "checkpoints").is_dir():
         from ouroboros.train.checkpoint import load_newest
 
         return load_newest(path / "checkpoints").path
-    raise OuroborosError(f"{path}: neither a finished model (config.json, model.safetensors) nor a run with checkpoints")
+    raise OuroborosError(
+        f"{path}: neither a finished model (config.json, model.safetensors) nor a run with checkpoints"
+    )
 
 
 @contextlib.contextmanager

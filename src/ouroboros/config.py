@@ -8,7 +8,9 @@ type or a value out of range is an :class:`~ouroboros.errors.OuroborosError` tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -360,12 +362,11 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
     Raises:
         OuroborosError: an unknown key (the nearest valid one is offered), a wrong type, a bad value.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     _refuse_unknown_keys(cls, values, where or cls.__name__)
-    adapter = TypeAdapter(cls, config=None) if dataclasses.is_dataclass(cls) else TypeAdapter(cls, config=ConfigDict())
     try:
-        return adapter.validate_python(values)
+        return _adapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -383,13 +384,22 @@ def from_json(cls: type[T], text: str, *, where: str = "") -> T:
     return from_dict(cls, values, where=where)
 
 
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    """The validator of ``cls``; making one takes 20 ms, and a model reads its specification dozens of times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def _refuse_unknown_keys(cls: Any, values: Any, where: str) -> None:
     """Walk nested dataclasses and refuse keys they do not have."""
     if not dataclasses.is_dataclass(cls) or not isinstance(values, dict):
         return
-    import typing
-
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     for key, value in values.items():
         if key not in hints:
             raise OuroborosError(f"{where}: unknown key {key!r}{nearest(key, hints)}")

@@ -10,6 +10,10 @@ class OuroborosError(ValueError):
     """Bad input: the message names the field, file or line and the fix."""
 
 
+class UsageError(OuroborosError):
+    """The command line itself is wrong."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint ``; did you mean 'x'?`` for the closest known name, or the list of known names.
 

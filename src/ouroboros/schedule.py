@@ -66,7 +66,8 @@ class Schedule:
         out: list[Visit] = []
         for segment in self.segments:
             for loop in range(segment.loops):
-                out.extend(Visit(len(out) + i, block, loop) for i, block in enumerate(segment.blocks))
+                first = len(out)
+                out += [Visit(first + i, block, loop) for i, block in enumerate(segment.blocks)]
         return tuple(out)
 
     @property

@@ -35,6 +35,7 @@ EXCLUDED_DIRECTORIES = frozenset(
 EXCLUDED_FILES = frozenset(
     {
         "_compat_pickle.py",  # tables
+        "_opcode_metadata.py",  # generated
         "chunk.py",  # copied into wave.py
         "html/entities.py",  # table
         "keyword.py",  # generated

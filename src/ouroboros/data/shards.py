@@ -53,6 +53,10 @@ def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
         return _reuse(spec, path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OuroborosError(f"data {str(path)!r}: exists and holds no prepared data; choose another directory")
+    for ref in refs:
+        # What a run writes would become part of its own source, which then counts as changed.
+        if ref.kind == "directory" and path.resolve().is_relative_to(ref.path.resolve()):
+            raise OuroborosError(f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it")
     try:
         with _temporary_sibling(path) as work:
             _write_all(spec, refs, work)

@@ -107,7 +107,7 @@ class TextTokenizer:
                 yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
             return
         done: list[np.ndarray] = []
-        for batch in _batches(self._pieces(documents, names)):
+        for batch in _batches(_pieces(documents, names, self._may_cut)):
             for ids, is_last in zip(
                 self._encode_batch([text for text, _ in batch]), (e for _, e in batch), strict=True
             ):
@@ -121,19 +121,6 @@ class TextTokenizer:
         self.backend.encode_special_tokens = True
         for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
             yield np.array(encoding.ids, dtype=np.int32)
-
-    def _pieces(self, documents: Iterable[bytes], names: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """Documents as text, long ones in pieces: (text, whether it ends its document)."""
-        for index, document in enumerate(documents):
-            name = names[index] if index < len(names) else f"document {index + 1}"
-            start = 0
-            while True:
-                cut = _SAFE_CUT.search(document, start + _PIECE_BYTES) if self._may_cut else None
-                end = cut.start() + 1 if cut else len(document)
-                yield decode_utf8(document[start:end], name, start), cut is None
-                if cut is None:
-                    break
-                start = end
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes of ``ids``; special tokens become nothing. The exact inverse of :meth:`encode` if lossless."""
@@ -212,8 +199,8 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
         special_tokens=[],
         show_progress=False,
     )
-    texts = [decode_utf8(document, f"document {i + 1}") for i, document in enumerate(documents)]
-    backend.train_from_iterator(texts, trainer, length=len(texts))
+    # Pieces train the same merges as whole documents, in parallel and in bounded memory.
+    backend.train_from_iterator((text for text, _ in _pieces(documents, (), True)), trainer)
     tokenizer = _finish(backend)
     if tokenizer.vocab_size < vocab_size:
         logger.warning(
@@ -308,6 +295,20 @@ def decode_utf8(data: bytes, name: str, base: int = 0) -> str:
             f"{name}: invalid UTF-8 at byte {base + error.start}; the byte tokenizer accepts binary data"
             " (data.tokenizer 'bytes')"
         ) from None
+
+
+def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> Iterator[tuple[str, bool]]:
+    """Documents as text, long ones in pieces if they may be cut: (text, whether it ends its document)."""
+    for index, document in enumerate(documents):
+        name = names[index] if index < len(names) else f"document {index + 1}"
+        start = 0
+        while True:
+            cut = _SAFE_CUT.search(document, start + _PIECE_BYTES) if may_cut else None
+            end = cut.start() + 1 if cut else len(document)
+            yield decode_utf8(document[start:end], name, start), cut is None
+            if cut is None:
+                break
+            start = end
 
 
 def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:

@@ -16,15 +16,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ouroboros.errors import OuroborosError, nearest
-from ouroboros.eval.stats import UNIT_BYTES, bounds, ratio_stderr, unit_edges
+from ouroboros.eval.stats import bounds, ratio_stderr, unit_edges, unit_size
 
 Compressor = Literal["bz2", "xz"]
 
 BOUNDARY = 256
 """Symbol in front of every document; a context may hold it, it is never predicted."""
 SYMBOLS = 257
-MAX_ORDER = 7
-"""Longest n-gram whose code fits an int64: 257**7 < 2**63."""
+MAX_ORDER = 6
+"""Longest context whose n-grams, one byte longer, have codes that fit an int64: 257**7 < 2**63."""
 BZ2_BLOCK = 900_000
 """bz2 sees at most this many bytes at once, whatever came before."""
 
@@ -76,7 +76,7 @@ class _Counts:
 
 
 class NGram:
-    """Interpolated byte n-gram model with Witten-Bell smoothing.
+    """Interpolated byte n-gram model with Witten-Bell smoothing; order k sees the last k bytes.
 
     ``p_n(w | h) = (c(hw) + t(h) p_{n-1}(w | h')) / (c(h) + t(h))`` with ``c`` counts, ``t(h)`` the number of
     distinct bytes seen after ``h`` and ``h'`` the context without its oldest byte; a context never seen leaves
@@ -85,19 +85,19 @@ class NGram:
     """
 
     def __init__(self, train: Iterable[bytes], order: int) -> None:
-        """Count n-grams of length 1 to ``order`` (so the longest context has ``order - 1`` bytes).
+        """Count n-grams of length 1 to ``order + 1``, that is contexts of 0 to ``order`` bytes.
 
         Raises:
-            OuroborosError: ``order`` is not in 1..7.
+            OuroborosError: ``order`` is not in 0..6.
         """
-        if not 1 <= order <= MAX_ORDER:
-            raise OuroborosError(f"n-gram order must be between 1 and {MAX_ORDER}, got {order}")
+        if not 0 <= order <= MAX_ORDER:
+            raise OuroborosError(f"n-gram order must be between 0 and {MAX_ORDER}, got {order}")
         self.order = order
-        codes = _codes(train, order)
+        codes = _codes(train, order + 1)
         self.train_bytes = len(codes)
         grams, counts = np.unique(codes, return_counts=True)
         levels = []
-        for length in range(order, 0, -1):
+        for length in range(order + 1, 0, -1):
             # The shorter n-grams are the suffixes of the longer, so one long sort serves them all.
             grams, counts = _merge(grams % SYMBOLS**length, counts)
             levels.append(_count_contexts(grams, counts))
@@ -105,7 +105,7 @@ class NGram:
 
     def nats(self, documents: Iterable[bytes]) -> np.ndarray:
         """Negative log-probability, float64[N], of every byte of the documents, each with a fresh context."""
-        codes = _codes(documents, self.order)
+        codes = _codes(documents, self.order + 1)
         p = np.full(len(codes), 1 / 256)
         for length, level in enumerate(self._levels, start=1):
             gram = codes % SYMBOLS**length
@@ -118,16 +118,16 @@ class NGram:
         return -np.log(p)
 
 
-def _codes(documents: Iterable[bytes], order: int) -> np.ndarray:
-    """int64[N]: for each byte the base-257 number of the ``order`` symbols that end there, oldest first."""
-    head = np.full(order - 1, BOUNDARY, dtype=np.int64)
+def _codes(documents: Iterable[bytes], length: int) -> np.ndarray:
+    """int64[N]: for each byte the base-257 number of the ``length`` symbols that end there, oldest first."""
+    head = np.full(length - 1, BOUNDARY, dtype=np.int64)
     parts: list[np.ndarray] = []
     for document in documents:
         parts += (head, np.frombuffer(document, dtype=np.uint8).astype(np.int64))
     symbols = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    size = max(0, len(symbols) - order + 1)
+    size = max(0, len(symbols) - length + 1)
     codes = np.zeros(size, dtype=np.int64)
-    for offset in range(order):
+    for offset in range(length):
         codes = codes * SYMBOLS + symbols[offset : offset + size]
     return codes[codes % SYMBOLS != BOUNDARY]
 
@@ -154,20 +154,19 @@ def _find(table: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return at, table[at] == codes
 
 
-def ngram(
-    train: Iterable[bytes], documents: Sequence[bytes], order: int, *, unit_bytes: int | None = UNIT_BYTES
-) -> Baseline:
-    """A byte n-gram of length ``order`` (``order - 1`` bytes of context) trained on ``train``; see :class:`NGram`.
+def ngram(train: Iterable[bytes], documents: Sequence[bytes], order: int, *, unit_bytes: int | None = None) -> Baseline:
+    """The order-``order`` byte n-gram (that many bytes of context) trained on ``train``; see :class:`NGram`.
 
     Raises:
-        OuroborosError: ``order`` is not in 1..7, or there is no held-out byte.
+        OuroborosError: ``order`` is not in 0..6, or there is no held-out byte.
     """
     kept = _kept(documents)
     model = NGram(train, order)
     nats = model.nats(kept)
+    size = unit_size(list(map(len, kept)), unit_bytes)
     edges, at = [np.zeros(1, dtype=np.int64)], 0
     for document in kept:
-        edges.append(unit_edges(len(document), unit_bytes)[1:] + at)
+        edges.append(unit_edges(len(document), size)[1:] + at)
         at += len(document)
     starts = np.concatenate(edges)
     unit_nats, sizes = np.add.reduceat(nats, starts[:-1]), np.diff(starts)
@@ -175,13 +174,13 @@ def ngram(
     stderr = ratio_stderr(unit_nats / math.log(2), sizes)
     low, high = bounds(bits, stderr, len(sizes))
     return Baseline(
-        name=f"{order}-gram",
+        name=f"order-{order} n-gram",
         bits_per_byte=bits,
         bytes=at,
         train_bytes=model.train_bytes,
         stderr=stderr,
         interval=None if low is None or high is None else (low, high),
-        detail=f"Witten-Bell, {order - 1} bytes of context",
+        detail=f"Witten-Bell, {order} bytes of context",
         unit_nats=unit_nats,
         unit_bytes=sizes,
     )
@@ -235,7 +234,7 @@ def compare_baselines(
     seen: Sequence[bytes] | None,
     documents: Sequence[bytes],
     *,
-    orders: Sequence[int] = (4, 6),
+    orders: Sequence[int] = (4,),
     compressors: Sequence[Compressor] = ("bz2", "xz"),
 ) -> list[Baseline]:
     """All baselines given the training text that a model has seen and, where that is less, given all of it.
@@ -244,7 +243,7 @@ def compare_baselines(
         train: all training documents.
         seen: the part the model has seen, with repetitions left out; None means all of it.
         documents: the held-out documents.
-        orders: lengths of the n-grams.
+        orders: orders of the n-grams (bytes of context).
         compressors: names of the compressors.
 
     The names are marked ``(seen)`` and ``(all)``.

@@ -1,5 +1,14 @@
 """Bits per byte of the original text, every byte scored exactly once.
 
+Each document is read as ``[eos] + tokens``; a token is predicted from the tokens before it in its document and window
+(:func:`spans`). The bytes counted are those of the documents themselves. Log-probabilities are float32, sums float64.
+
+The interval is that of a ratio estimator, ``sum(nats) / sum(bytes)``, over units
+(:func:`~ouroboros.eval.stats.ratio_stderr`). Units are whole documents where there are at least ten and none is more
+than half of the text (:func:`~ouroboros.eval.stats.unit_size`); otherwise long documents are cut into pieces of 4 KiB
+(:func:`~ouroboros.eval.stats.unit_edges`; a token counts in the piece where it begins). The interval says how the score
+would vary over text like these units, and nothing about training seeds.
+
 Shapes: B windows, T positions, V vocabulary. Nats are natural-log units, bits are nats / ln 2.
 """
 
@@ -18,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.stats import UNIT_BYTES, bounds, ratio_stderr, unit_edges
+from ouroboros.eval.stats import bounds, ratio_stderr, unit_edges, unit_size
 
 BATCH_TOKENS = 8192
 """Input tokens of one batch when the caller gives no batch size."""
@@ -66,6 +75,8 @@ class Score:
     interval: tuple[float, float] | None
     """95 % Student interval of ``bits_per_byte``."""
     units: int
+    unit: str
+    """What a unit is."""
     documents: int
     empty_documents: int
     """Documents without a byte, skipped."""
@@ -183,33 +194,24 @@ def score(
     loops: int | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
-    unit_bytes: int | None = UNIT_BYTES,
+    unit_bytes: int | None = None,
     model_name: str = "",
     device: torch.device | str | None = None,
     amp: torch.dtype | None = None,
     predict: Predict = log_probs,
 ) -> Score:
-    """Score ``documents`` in bits per byte; the bytes counted are those of the documents themselves.
-
-    Each document is read as ``[eos] + tokens``; a token is predicted from the tokens before it in its document
-    and window (see :func:`spans`). Log-probabilities are float32, their sum is float64.
-
-    The interval is that of a ratio estimator, ``sum(nats) / sum(bytes)``, over units: a unit is a document, and
-    documents of at least twice ``unit_bytes`` are cut into pieces (:func:`~ouroboros.eval.stats.unit_edges`;
-    a token counts in the piece where it begins). ``se^2 = n / (n - 1) * sum((y_i - R x_i)^2) / (sum x)^2``.
-    It says how the score would vary over text like these units. With ``unit_bytes=None`` documents stay
-    whole, which is the right interval for new documents when there are many of them.
+    """Score ``documents`` in bits per byte; the module's docstring says how.
 
     Args:
         model: ``model(input_ids=LongTensor[B, T]).logits`` is [B, T, V]; causal.
-        tokenizer: see :class:`Tokenizer`.
+        tokenizer: the model's own; it must give back the bytes of each document.
         documents: the texts. Empty ones are skipped and counted.
         window: input tokens of a window, at most ``model.config.max_position_embeddings``.
         stride: targets that each window after the first scores; None means ``window`` (disjoint windows).
         loops: loop count, by ``model.with_loops``; None leaves the model as it is.
         batch_size: windows per batch; None means as many as fit in about 8192 tokens and 2**25 logits.
         max_bytes: score the first so many bytes only; the last document is cut, not inside a UTF-8 character.
-        unit_bytes: size of the interval's units.
+        unit_bytes: bytes of the interval's units; 0 keeps documents whole, None chooses as above.
         model_name: recorded as ``model``.
         device: where the inputs go; None means where the model's first parameter is.
         amp: autocast type, for example ``torch.bfloat16``; None leaves autocast alone.
@@ -221,22 +223,18 @@ def score(
     """
     stride = window if stride is None else stride
     _check_windows(model, window, stride)
-    if max_bytes is not None and max_bytes < 1:
-        raise OuroborosError(f"max_bytes must be >= 1, got {max_bytes}")
-    kept = [document for document in _limited(documents, max_bytes) if document]
-    if not kept:
-        raise OuroborosError("no data to score: every document is empty; give a text with at least one byte")
-    view = at_loops(model, loops)
+    kept = _limited(documents, max_bytes)
     tokens = [encode(tokenizer, document, f"document {index}") for index, document in enumerate(kept)]
     _check_vocabulary(model, tokens, tokenizer.eos_id)
-    device = _device_of(model) if device is None else torch.device(device)
-    autocast = nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
-    with evaluating(view), autocast:
-        batches = _batches(tokens, window, stride, batch_size, getattr(model.config, "vocab_size", 0) or 0)
+    view = at_loops(model, loops)
+    device = device_of(model) if device is None else torch.device(device)
+    batches = _batches(tokens, window, stride, batch_size, getattr(model.config, "vocab_size", None) or 1)
+    with evaluating(view), nullcontext() if amp is None else torch.autocast(device.type, dtype=amp):
         nats = _token_nats(view, tokens, batches, tokenizer.eos_id, device, predict)
-    units = _units(kept, tokens, nats, tokenizer, unit_bytes)
+    size = unit_size(list(map(len, kept)), unit_bytes)
     return _summary(
-        *units,
+        *_units(kept, tokens, nats, tokenizer, size),
+        unit=f"pieces of at least {size} bytes" if size else "whole documents",
         tokens=sum(map(len, tokens)),
         documents=len(kept),
         empty_documents=sum(not document for document in documents),
@@ -285,13 +283,19 @@ def first_bytes(document: bytes, size: int) -> bytes:
     return bytes(document[:end])
 
 
-def _limited(documents: Sequence[bytes], max_bytes: int | None) -> Iterator[bytes]:
-    """The documents up to ``max_bytes`` in all, the last one cut."""
+def _limited(documents: Sequence[bytes], max_bytes: int | None) -> list[bytes]:
+    """The documents that are not empty, up to ``max_bytes`` in all, the last one cut."""
+    if max_bytes is not None and max_bytes < 1:
+        raise OuroborosError(f"max_bytes must be >= 1, got {max_bytes}")
     left = sum(map(len, documents)) if max_bytes is None else max_bytes
+    kept = []
     for document in documents:
-        if left > 0:
-            yield first_bytes(document, left)
+        if left > 0 and (part := first_bytes(document, left)):
+            kept.append(part)
         left -= len(document)
+    if not kept:
+        raise OuroborosError("no data to score: every document is empty; give a text with at least one byte")
+    return kept
 
 
 def byte_table(tokenizer: Tokenizer) -> np.ndarray | None:
@@ -312,7 +316,8 @@ def _token_starts(table: np.ndarray | None, ids: np.ndarray, length: int) -> np.
     return np.arange(len(ids), dtype=np.int64) * length // len(ids)
 
 
-def _device_of(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Where the model's first parameter or buffer is, else the CPU."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -324,7 +329,7 @@ def _batches(
     """Windows of like length together, longest first, so that padding costs little."""
     todo = [span for index, ids in enumerate(tokens) for span in spans(len(ids), window, stride, index)]
     todo.sort(key=lambda span: span.start - span.end)
-    limit = min(BATCH_TOKENS, BATCH_LOGITS // max(vocabulary, 1))
+    limit = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
     at = 0
     while at < len(todo):
         count = batch_size or max(1, limit // (todo[at].end - todo[at].start))
@@ -374,7 +379,7 @@ def _units(
     tokens: Sequence[np.ndarray],
     nats: Sequence[np.ndarray],
     tokenizer: Tokenizer,
-    unit_bytes: int | None,
+    unit_bytes: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats float64[units] and bytes int64[units]; a token counts in the unit where it begins."""
     table = byte_table(tokenizer)

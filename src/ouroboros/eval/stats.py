@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Verdict = Literal["better", "worse", "cannot tell"]
 
 UNIT_BYTES = 4096
-"""Bytes of text that make one unit of an interval (documents shorter than twice this are one unit)."""
+"""Bytes of text that make one unit of an interval where documents are cut."""
+MIN_DOCUMENTS = 10
+"""With at least so many documents, none more than half of the text, each document is one unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +55,26 @@ class Difference:
         return asdict(self)
 
 
-def unit_edges(length: int, unit_bytes: int | None = UNIT_BYTES) -> np.ndarray:
+def unit_size(lengths: Sequence[int], unit_bytes: int | None = None) -> int:
+    """Bytes of a unit for documents of these lengths; 0 for whole documents. ``unit_bytes`` is taken if given.
+
+    Whole documents are the honest units for saying how a score varies over new documents, because the pieces of
+    one document are alike (on Python files the standard error over whole files is twice that over 4 KiB pieces).
+    Where there are too few documents for that, pieces are all there is.
+    """
+    if unit_bytes is not None:
+        return unit_bytes
+    return 0 if len(lengths) >= MIN_DOCUMENTS and max(lengths) <= sum(lengths) / 2 else UNIT_BYTES
+
+
+def unit_edges(length: int, unit_bytes: int = UNIT_BYTES) -> np.ndarray:
     """Byte offsets that cut a document of ``length`` bytes into near-equal units.
 
     Returns int64[units + 1] from 0 to ``length``; each unit has between ``unit_bytes`` and twice that many
-    bytes, a shorter document is one unit, and ``None`` keeps every document whole. The cut depends on the
+    bytes, a document shorter than that is one unit, and 0 keeps every document whole. The cut depends on the
     length alone, not on tokens or windows, so the units of two models with different tokenizers are the same.
     """
-    count = 1 if unit_bytes is None else max(1, length // unit_bytes)
+    count = max(1, length // unit_bytes) if unit_bytes else 1
     return np.arange(count + 1, dtype=np.int64) * length // count
 
 

@@ -148,14 +148,25 @@ def cache_bytes(store: Cache) -> int:
     return total
 
 
-def check_cache_fits(store: Cache, entries: int, what: str) -> None:
-    """Refuse a cache made for another number of visits.
+def check_cache_fits(store: Cache, entries: int, layout: str) -> None:
+    """Refuse a cache made for other visits, and mark a new one as this layout's.
+
+    Args:
+        store: the cache.
+        entries: how many the model fills.
+        layout: the visits that fill them. Equal numbers do not suffice: ``(1)x2 1 (1)x4`` has the visits of
+            ``(1)x3 1 (1)x3``, but the same entry belongs to other weights there.
 
     Raises:
-        OuroborosError: names both numbers and the fix.
+        OuroborosError: names both and the fix.
     """
-    if store.layers and len(store.layers) != entries and store.get_seq_length() > 0 or len(store.layers) > entries:
+    made_for = getattr(store, "made_for", layout)
+    if made_for == layout and len(store.layers) in (0, entries):
+        store.made_for = layout  # pyrefly: ignore
+    elif made_for != layout or len(store.layers) > entries or store.get_seq_length() > 0:
         raise OuroborosError(
-            f"the cache has {len(store.layers)} entries but {what} fills {entries}:"
+            f"the cache has {len(store.layers)} entries"
+            + (f" for layout {made_for!r}" if made_for != layout else "")
+            + f" but layout {layout!r} fills {entries}:"
             " it was made for another loop count; make a new cache after with_loops()"
         )

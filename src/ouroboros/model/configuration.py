@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -47,6 +48,11 @@ class OuroborosConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._derive()
+        super().__post_init__(**kwargs)
+
+    def _derive(self) -> None:
+        """Set the standard fields from ``spec`` and ``loops``."""
         spec = self.model_spec
         schedule = self.schedule
         entries = cached_visits(spec, schedule)
@@ -61,7 +67,17 @@ class OuroborosConfig(PreTrainedConfig):
         self.max_position_embeddings = spec.max_position_embeddings
         self.layer_types = ["full_attention"] * entries
         self.tie_word_embeddings = spec.tie_embeddings
-        super().__post_init__(**kwargs)
+
+    def at_loops(self, loops: int) -> OuroborosConfig:
+        """A copy for another loop count, everything else (also the attention implementation) as it is.
+
+        Raises:
+            OuroborosError: the layout has no loop, or ``loops`` < 1.
+        """
+        twin = copy.deepcopy(self)
+        twin.loops = loops
+        twin._derive()
+        return twin
 
     @property
     def model_spec(self) -> ModelSpec:

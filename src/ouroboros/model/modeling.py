@@ -24,7 +24,7 @@ from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.topology import Chain, Probe
 from ouroboros.nn.attention import MixerInput
-from ouroboros.nn.loop import LoopParts
+from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
 from ouroboros.nn.memory import Memory, Prefixed, Recorder
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope
@@ -49,7 +49,9 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         spec = self.config.model_spec
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate)):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=spec.init_std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
@@ -57,8 +59,6 @@ class OuroborosPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
         elif isinstance(module, Rope):
             module.inv_freq.copy_(module.frequencies())
-        elif isinstance(module, LoopParts):
-            module.reset_parameters()
         elif isinstance(module, OuroborosModel) and spec.registers:
             nn.init.normal_(module.registers, std=spec.init_std)
         if hasattr(module, "query_gain"):
@@ -119,7 +119,9 @@ class OuroborosModel(OuroborosPreTrainedModel):
         if past_key_values is not None:
             if loops is not None:
                 raise OuroborosError("loops cannot change under a cache: use model.with_loops(n)")
-            check_cache_fits(past_key_values, self.config.num_hidden_layers, f"layout {schedule.notation!r}")
+            # With share_last_kv an entry belongs to a block, whatever the loop count.
+            layout = self.spec.layout if self.spec.loop.share_last_kv else schedule.notation
+            check_cache_fits(past_key_values, self.config.num_hidden_layers, layout)
         prefix = self._register_prefix(schedule, past_key_values)
         given = self._mixer_input(x_BTD, attention_mask, position_ids, past_key_values)
         x_BTD = self.decoder(
@@ -271,10 +273,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         Raises:
             OuroborosError: the layout has no loop, or ``loops`` < 1.
         """
-        self.schedule.with_loops(loops)
-        config = copy.deepcopy(self.config)
-        config.loops = loops
-        config.__post_init__()
+        config = self.config.at_loops(loops)
         view, inner = _shallow(self), _shallow(self.model)
         view.config = inner.config = config
         view.generation_config = copy.deepcopy(self.generation_config)

@@ -12,6 +12,30 @@ from torch import Tensor, nn
 from ouroboros.config import LoopSpec
 
 
+class ConcatInjection(nn.Linear):
+    """A learned map of ``[x; x0]`` to D channels; starts as the identity on ``x``."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(2 * hidden_size, hidden_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Identity on ``x``, zero on ``x0``."""
+        nn.init.eye_(self.weight)
+
+
+class RecurrenceGate(nn.Linear):
+    """Logits of the gate, (..., D), from ``[z; x]``; starts at the same ``bias`` everywhere."""
+
+    def __init__(self, hidden_size: int, bias: float) -> None:
+        self.starting_bias = bias
+        super().__init__(2 * hidden_size, hidden_size)
+
+    def reset_parameters(self) -> None:
+        """Weight zero, bias at its starting value."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, self.starting_bias)
+
+
 class LoopParts(nn.Module):
     """The parts of one looped segment.
 
@@ -38,25 +62,18 @@ class LoopParts(nn.Module):
         if spec.inject == "add":
             self.inject_scale = nn.Parameter(torch.zeros(hidden_size))
         elif spec.inject == "concat":
-            self.inject_proj = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+            self.inject_proj = ConcatInjection(hidden_size)
         if spec.gate:
-            self.gate_proj = nn.Linear(2 * hidden_size, hidden_size)
+            self.gate_proj = RecurrenceGate(hidden_size, spec.gate_bias)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set every part to its starting value (neutral where it has one)."""
+        """Set this module's own tables to their starting values; the maps inside have a method of this name too."""
         if self.spec.embedding:
-            self.embedding.zero_()
+            nn.init.zeros_(self.embedding)
         if self.spec.norm:
-            self.norm.fill_(1.0)
+            nn.init.ones_(self.norm)
         if self.spec.inject == "add":
-            self.inject_scale.zero_()
-        elif self.spec.inject == "concat":
-            width = self.inject_proj.out_features
-            self.inject_proj.weight.copy_(torch.eye(width, 2 * width))
-        if self.spec.gate:
-            self.gate_proj.weight.zero_()
-            self.gate_proj.bias.fill_(self.spec.gate_bias)
+            nn.init.zeros_(self.inject_scale)
 
     def enter(self, x_BTD: Tensor, x0_BTD: Tensor, loop: int) -> Tensor:
         """The state that enters loop ``loop``: injection, then the loop's embedding."""

@@ -17,7 +17,7 @@ LIGHT = {
     "arm1": "#c05a12",
     "arm2": "#5b52c7",
     "arm3": "#a8326e",
-    "loop0": "#86b7a8",
+    "loop0": "#5fa58f",
     "loop1": "#3f97a0",
     "loop2": "#2f6fab",
     "loop3": "#4a47a8",

@@ -272,7 +272,9 @@ class Trainer:
         self.counters = Counters(**state["counters"])
         self.loader.load_state_dict(state["loader"])
         if not self.workers.distributed and self.loader.peek_hash() != state["next_batch"]:
-            raise OuroborosError("resume: the next training batch is not the recorded one; the prepared data has changed")
+            raise OuroborosError(
+                "resume: the next training batch is not the recorded one; the prepared data has changed"
+            )
 
 
 class NotFinite(OuroborosError):

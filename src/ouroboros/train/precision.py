@@ -83,5 +83,3 @@ def _missing_compiler(device: torch.device) -> str | None:
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return "no C++ compiler on this machine"
     return None
-
-

@@ -11,9 +11,7 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +24,16 @@ from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.train import checkpoint as checkpoints
-from ouroboros.train.checkpoint import Checkpoint, load_newest, retain
+from ouroboros.train.checkpoint import load_newest
 from ouroboros.train.distributed import Workers, workers
 from ouroboros.train.lock import RunLock
-from ouroboros.train.log import MetricsLog, Progress, Status
-from ouroboros.train.loop import Counters, NotFinite, Trainer
-from ouroboros.train.precision import choose_device, matmul_peak
-from ouroboros.train.state import pack_optimizers, restore_rng, rng_state, unpack_optimizers
-from ouroboros.train.stop import Budget, StopControl
-from ouroboros.train.validate import validate, validation_sample
+from ouroboros.train.log import Progress
+from ouroboros.train.loop import Trainer
+from ouroboros.train.precision import choose_device
+from ouroboros.train.session import RECIPE, RunResult, restore, train
+from ouroboros.train.stop import Budget
 
 logger = logging.getLogger(__name__)
-
-RECIPE = "recipe.json"
-_BUDGET = ("steps", "tokens", "minutes")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a session of training ended."""
-
-    run: Path
-    counters: Counters
-    finished: bool
-    """The budget is spent and the model is exported; False after an interruption."""
-    reason: str | None
-    """The signal that stopped the session."""
-    loss: float | None
 
 
 def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> RunResult:
@@ -74,7 +54,7 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
             if crew.is_main:
                 _write_atomically(out / RECIPE, to_json(recipe).encode())
             trainer = _trainer(recipe, data, crew)
-            return _train(trainer, out, progress or Progress(quiet=True), resumed_at=None)
+            return train(trainer, out, progress or Progress(quiet=True), resumed_at=None)
 
 
 def resume(
@@ -107,7 +87,7 @@ def resume(
         data = _prepare(wanted, out, crew)
         dtype = getattr(torch, newest.documents["state.json"]["dtype"])
         trainer = _trainer(wanted, data, crew, dtype=dtype)
-        _restore(trainer, newest)
+        restore(trainer, newest)
         check(
             not trainer.done,
             f"resume {out}: the run is complete ({trainer.counters.step} steps);"
@@ -115,7 +95,7 @@ def resume(
         )
         if crew.is_main:
             _write_atomically(out / RECIPE, to_json(wanted).encode())
-        return _train(trainer, out, progress or Progress(quiet=True), resumed_at=newest.step)
+        return train(trainer, out, progress or Progress(quiet=True), resumed_at=newest.step)
 
 
 def read_recipe(out: Path) -> Recipe:
@@ -130,9 +110,7 @@ def read_recipe(out: Path) -> Recipe:
 def resolve(recipe: Recipe, data: PreparedData) -> Recipe:
     """``recipe`` with the vocabulary of the tokenizer, and a context at least as long as the training windows."""
     longest = max(recipe.model.max_position_embeddings, recipe.data.sequence_length)
-    model = dataclasses.replace(
-        recipe.model, vocab_size=data.tokenizer.vocab_size, max_position_embeddings=longest
-    )
+    model = dataclasses.replace(recipe.model, vocab_size=data.tokenizer.vocab_size, max_position_embeddings=longest)
     return dataclasses.replace(recipe, model=model)
 
 
@@ -172,179 +150,12 @@ def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, dtype: torch.dty
     return trainer
 
 
-def _train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | None) -> RunResult:
-    """Train until the budget is spent or a signal asks to stop; checkpoint, validate and log on the way."""
-    main = trainer.workers.is_main
-    spec = trainer.recipe.train
-    sample = validation_sample(trainer.data, spec.eval_bytes) if spec.eval_every else []
-    if spec.eval_every and not sample:
-        logger.warning("the data has no validation split; validation is off")
-    loss = None
-    with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(MetricsLog(out / "metrics.jsonl", resume_step=resumed_at)) if main else None
-        shown = stack.enter_context(progress) if main else Progress(quiet=True)
-        control = stack.enter_context(StopControl(shown.message))
-        shown.message(_opening(trainer, resumed_at))
-        while not trainer.done:
-            wanted = spec.telemetry_every and trainer.counters.step % spec.telemetry_every == 0
-            try:
-                result = trainer.step(telemetry=bool(wanted))
-            except NotFinite as error:
-                np.save(out / "bad-batch.npy", error.batch, allow_pickle=False)
-                raise OuroborosError(f"{error}; the batch is in {out / 'bad-batch.npy'}") from None
-            loss = result.loss
-            _log(trainer, result, metrics, shown)
-            step, last = trainer.counters.step, trainer.done
-            if sample and (step % spec.eval_every == 0 or last):
-                _validate(trainer, sample, metrics, shown)
-            stop = trainer.workers.any(control.requested)
-            if stop or last or (spec.checkpoint_every and step % spec.checkpoint_every == 0):
-                save_checkpoint(trainer, out)
-            if stop and not last:
-                return RunResult(out, trainer.counters, False, control.reason or "another process", loss)
-        if main:
-            export(trainer, out)
-        trainer.workers.barrier()
-    return RunResult(out, trainer.counters, True, None, loss)
-
-
-def _opening(trainer: Trainer, resumed_at: int | None) -> str:
-    """One line that says what is about to run and what was chosen."""
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
-    return (
-        f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{parameters:,} parameters,"
-        f" {trainer.step_tokens:,} tokens/step, {str(trainer.dtype).removeprefix('torch.')}, {trainer.compiled},"
-        f" {trainer.workers.world_size} process(es)"
-    )
-
-
-def _log(trainer: Trainer, result: Any, metrics: MetricsLog | None, shown: Progress) -> None:
-    """Write the metrics of a step, every ``log_every`` steps, and show progress."""
-    c = trainer.counters
-    if metrics is None:
-        return
-    seconds, tokens = trainer.__dict__.setdefault("_logged", (0.0, 0)) if c.step > 1 else (0.0, 0)
-    rate = (c.tokens - tokens) / max(c.seconds - seconds, 1e-9)
-    bits = result.loss / np.log(2) / trainer.bytes_per_token
-    peak = matmul_peak(trainer.device.type, trainer.dtype) * trainer.workers.world_size
-    if result.telemetry is not None:
-        metrics.write({"kind": "telemetry", "step": c.step, "loops": result.telemetry})
-    if c.step % trainer.recipe.train.log_every == 0 or result.skipped or c.step == 1:
-        metrics.write(
-            {
-                "kind": "train",
-                "step": c.step,
-                "tokens": c.tokens,
-                "seconds": round(c.seconds, 3),
-                "loss": result.loss,
-                "bits_per_byte": bits,
-                "lr": result.lr_factor * trainer.recipe.optim.lr,
-                "grad_norm": result.grad_norm,
-                "loops": result.loops,
-                "skipped": c.skipped,
-                "tokens_per_second": rate,
-                "peak_share": rate * trainer.flops_per_token / peak,
-            }
-        )
-        trainer.__dict__["_logged"] = (c.seconds, c.tokens)
-    shown.update(
-        Status(
-            step=c.step,
-            progress=trainer.budget.progress(c.step, c.tokens, c.seconds),
-            loss=result.loss,
-            bits_per_byte=float(bits),
-            tokens_per_second=rate,
-            peak_share=rate * trainer.flops_per_token / peak,
-            note=f"{c.skipped} steps skipped" if c.skipped else "",
-        )
-    )
-
-
-def _validate(trainer: Trainer, sample: list[bytes], metrics: MetricsLog | None, shown: Progress) -> None:
-    """Score the sample on the main process; all learn whether it is the best so far."""
-    import time
-
-    begun = time.perf_counter()
-    c = trainer.counters
-    bits = float("inf")
-    if trainer.workers.is_main:
-        found = validate(trainer, sample)
-        bits = found.bits_per_byte
-        assert metrics is not None
-        metrics.write({"kind": "valid", "step": c.step, "bits_per_byte": bits, "stderr": found.stderr})
-        shown.message(f"step {c.step:,}: validation {bits:.4f} bits/byte")
-    bits = trainer.workers.sum(bits if trainer.workers.is_main else 0.0)[0]
-    if c.best_bits_per_byte is None or bits < c.best_bits_per_byte:
-        c.best_bits_per_byte, c.best_step = bits, c.step
-    c.seconds += time.perf_counter() - begun
-
-
-def save_checkpoint(trainer: Trainer, out: Path) -> None:
-    """Write a checkpoint, then remove those that retention does not keep. The main process writes."""
-    crew, spec = trainer.workers, trainer.recipe.train
-    if crew.is_main:
-        tensors, document = pack_optimizers(trainer.optimizers, trainer.names)
-        random_tensors, random_document = rng_state()
-        files = {"model.safetensors": dict(trainer.model.named_parameters()), "optimizer.safetensors": tensors}
-        files["rng.safetensors"] = random_tensors
-        if trainer.ema is not None:
-            files["ema.safetensors"] = trainer.ema.state_tensors()
-        documents = {
-            "state.json": trainer.state(),
-            "optimizer.json": document,
-            "rng.json": random_document,
-            RECIPE: to_dict(trainer.recipe),
-        }
-
-        def extra(directory: Path) -> None:
-            trainer.model.config.save_pretrained(directory)
-            trainer.model.generation_config.save_pretrained(directory)
-            trainer.data.tokenizer.save(directory)
-
-        checkpoints.save(out / "checkpoints", trainer.counters.step, files=files, documents=documents, extra=extra)
-        retain(out / "checkpoints", spec.keep_last, trainer.counters.best_step)
-    crew.barrier()
-
-
-def _restore(trainer: Trainer, saved: Checkpoint) -> None:
-    """Put the trainer where the checkpoint was."""
-    weights = saved.tensors("model.safetensors", trainer.device)
-    parameters = dict(trainer.model.named_parameters())
-    check(weights.keys() == parameters.keys(), f"{saved.path}: its weights belong to another model")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            check(parameter.shape == weights[name].shape, f"{saved.path}: weight {name} has another shape")
-            parameter.copy_(weights[name])
-    tensors = saved.tensors("optimizer.safetensors", trainer.device)
-    unpack_optimizers(trainer.optimizers, trainer.names, tensors, saved.documents["optimizer.json"])
-    state = saved.documents["state.json"]
-    if trainer.ema is not None:
-        trainer.ema.load(saved.tensors("ema.safetensors", trainer.device), state["ema_updates"])
-    trainer.load_state(state)
-    restore_rng(saved.tensors("rng.safetensors"), saved.documents["rng.json"])
-
-
-def export(trainer: Trainer, out: Path) -> None:
-    """Write the finished model into the run directory; each file appears whole, the weights last."""
-    work = out / f".export.tmp-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        with trainer.evaluation_weights() as model:
-            model.save_pretrained(work)
-        trainer.data.tokenizer.save(work)
-        for path in sorted(work.iterdir(), key=lambda p: p.name == "model.safetensors"):
-            path.replace(out / path.name)
-    except OSError as error:
-        raise OuroborosError(f"cannot write the model to {out}: {error.strerror or error}; its checkpoint is safe") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _refuse_existing(out: Path) -> None:
     if (out / RECIPE).is_file():
         name = read_recipe(out).name
-        raise OuroborosError(f"{out} holds a run of recipe {name!r}; continue it with `ouroboros resume {out}` or choose another --out")
+        raise OuroborosError(
+            f"{out} holds a run of recipe {name!r}; continue it with `ouroboros resume {out}` or choose another --out"
+        )
     if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
         raise OuroborosError(f"{out} exists and is not an empty directory; choose another --out")
 

@@ -192,12 +192,10 @@ def restore_rng(
     torch.set_rng_state(tensors["torch_cpu"])
     for name, generator in (generators or {}).items():
         generator.set_state(tensors[f"generator/{name}"])
-    if ("torch_cuda" in tensors) != torch.cuda.is_available():
-        logger.warning(
-            "the checkpoint was made %s CUDA: random numbers differ", "without" if torch.cuda.is_available() else "with"
-        )
-    elif "torch_cuda" in tensors:
+    if "torch_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["torch_cuda"])
+    elif "torch_cuda" in tensors or torch.cuda.is_available():
+        logger.warning("the checkpoint and this process differ in having CUDA: its random numbers are not restored")
     version, words, gauss = document["python"]
     random.setstate((version, tuple(words), gauss))
     inner = {**document["numpy"]["state"], "key": np.array(document["numpy"]["state"]["key"], dtype=np.uint32)}

@@ -1,0 +1,48 @@
+# Every target runs from .venv, made on first use from the lock file. Needs python3 (>= 3.11) with venv, and make.
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.done
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train the looped model and its plain twin, write report.html (ARGS='--minutes 2')"
+	@echo "make test    run the test suite (ARGS='-k schedule')"
+	@echo "make check   lint, format, types, layers, spelling, house rules"
+	@echo "make bench   run benchmarks/*.py, one line of JSON each"
+	@echo "make clean   remove .venv and caches, never runs or reports"
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up .venv from requirements.lock (a few minutes, once)" >&2
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --requirement requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/ouroboros demo $(ARGS)
+
+# One thread for each worker: two workers with two threads each would fight over two cores.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/test_house_rules.py
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*.py; do $(BIN)/python "$$script" $(ARGS); done
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

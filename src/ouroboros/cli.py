@@ -1,0 +1,73 @@
+"""The command line: finds the verb, runs it, turns errors into one line and a status. Verbs live in ``ouroboros.verbs``.
+
+Status: 0 the verb did what it says; 1 it could not; 2 wrong usage; 130 and 143 stopped by SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ouroboros.errors import OuroborosError, UsageError, nearest
+
+VERBS = {
+    "demo": ("demo", "train a looped model and its plain twin on bundled text; writes report.html"),
+    "recipes": ("show", "list the recipes"),
+    "show": ("show", "draw a recipe's schedule and its exact costs"),
+    "train": ("train", "train a recipe on your text"),
+    "resume": ("train", "continue an interrupted run, bit for bit"),
+    "tokenizer": ("tokenizer", "train a byte-level BPE tokenizer"),
+    "eval": ("evaluate", "score a model in bits per byte"),
+    "check": ("check", "run the correctness harness and the audit on a model or recipe"),
+    "generate": ("talk", "continue a prompt"),
+    "chat": ("talk", "talk to a model"),
+    "report": ("report", "write a page about a run"),
+}
+"""Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from ouroboros import __version__
+
+        sys.stdout.write(f"ouroboros {__version__}\n")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
+        module = importlib.import_module(f"ouroboros.verbs.{VERBS[verb][0]}")
+        return getattr(module, verb)(rest)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; nothing is left to say
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except (OuroborosError, OSError) as error:
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = ["usage: ouroboros VERB [OPTIONS]", "", "Language models that reuse their weights.", "", "verbs:"]
+    lines += [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
+    lines += ["", "`ouroboros VERB --help` lists a verb's options.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

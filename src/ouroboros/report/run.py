@@ -1,0 +1,184 @@
+"""A report about a single run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ouroboros.accounting import cost, describe
+from ouroboros.config import Recipe, from_json, to_json
+from ouroboros.errors import OuroborosError
+from ouroboros.report.content import Arm, LoopPoint, Report
+from ouroboros.report.series import points
+from ouroboros.report.text import finite
+from ouroboros.schedule import parse
+from ouroboros.train.log import read_metrics
+
+RECIPE = "recipe.json"
+METRICS = "metrics.jsonl"
+SCORES = "eval.json"
+
+
+def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
+    """What a run directory tells: its ``recipe.json``, ``metrics.jsonl`` and, if present, ``eval.json``.
+
+    Args:
+        run_dir: made by ``ouroboros train``.
+        command: shown as the way to make the result again, if known.
+
+    Raises:
+        OuroborosError: the directory or one of its files is missing or damaged.
+    """
+    run = Path(run_dir)
+    recipe = _read_recipe(run)
+    metrics = _read_metrics(run)
+    scores = _read_scores(run / SCORES)
+    trained = parse(recipe.model.layout).loops
+    chosen, notes = _comparable(scores)
+    final = _final_score(chosen, trained)
+    arm = _arm(recipe, metrics, final)
+    if not metrics:
+        notes.append("The run has not logged anything yet.")
+    if arm.bits_per_byte is None:
+        steps, values = points(metrics, "valid", "step", "bits_per_byte")
+        if values:
+            arm = _arm(recipe, metrics, {"bits_per_byte": values[-1]})
+            notes.append(
+                f"The score is the last validation of the run (step {steps[-1]:,.0f}), on a part of the validation "
+                "text and without an interval; `ouroboros eval` gives a full one."
+            )
+    return Report(
+        title=f"{run.resolve().name}: {recipe.name}",
+        subtitle=recipe.description,
+        command=command,
+        environment=_facts(recipe, final),
+        arms=[arm],
+        loop_curve={recipe.name: curve} if len(curve := _curve(chosen, trained)) > 1 else {},
+        notes=notes,
+    )
+
+
+def _read_recipe(run: Path) -> Recipe:
+    if not run.is_dir():
+        raise OuroborosError(f"{run}: no such run directory; `ouroboros train RECIPE --data SRC --out {run}` makes one")
+    path = run / RECIPE
+    if not path.is_file():
+        raise OuroborosError(
+            f"{run} is not a run directory: it has no {RECIPE}; give a directory `ouroboros train` made"
+        )
+    return from_json(Recipe, _text(path), where=str(path))
+
+
+def _read_metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS
+    if not path.is_file():
+        raise OuroborosError(
+            f"{run} is not a run directory: it has no {METRICS}; give a directory `ouroboros train` made"
+        )
+    try:
+        return read_metrics(path)
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+
+
+def _read_scores(path: Path) -> list[dict[str, Any]]:
+    """The scores of ``eval.json``: a list of objects, or one object."""
+    if not path.is_file():
+        return []
+    try:
+        values = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise OuroborosError(f"{path}: not JSON: {error}; run `ouroboros eval` again or remove the file") from None
+    scores = [values] if isinstance(values, dict) else values
+    good = isinstance(scores, list) and all(
+        isinstance(s, dict) and finite(s.get("bits_per_byte")) is not None for s in scores
+    )
+    if not good:
+        raise OuroborosError(
+            f"{path}: expected a list of scores with a number bits_per_byte; run `ouroboros eval` again or remove the file"
+        )
+    return scores
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+
+
+def _comparable(scores: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The scores on the same text and windows as the last one; what is left out is noted."""
+    if not scores:
+        return [], []
+    keys = ("data_sha256", "window", "stride")
+    chosen = [s for s in scores if all(s.get(k) == scores[-1].get(k) for k in keys)]
+    left = len(scores) - len(chosen)
+    note = f"{SCORES} holds {left} more scores on other text or windows, which cannot be compared and are not shown."
+    return chosen, [note] if left else []
+
+
+def _final_score(scores: Sequence[Mapping[str, Any]], trained: int) -> Mapping[str, Any]:
+    """The newest score at the trained loop count (or of a model that has no loops); empty if there is none."""
+    fitting = [s for s in scores if s.get("loops") in (trained, None)]
+    return fitting[-1] if fitting else {}
+
+
+def _curve(scores: Sequence[Mapping[str, Any]], trained: int) -> list[LoopPoint]:
+    """One point for each loop count, the newest score of each."""
+    by_loops = {s["loops"]: s for s in scores if isinstance(s.get("loops"), int)}
+    out = []
+    for loops, score in sorted(by_loops.items()):
+        low, high = _interval(score) or (None, None)
+        value = score["bits_per_byte"]
+        out.append(LoopPoint(loops=loops, bits_per_byte=value, low=low, high=high, trained=loops == trained))
+    return out
+
+
+def _interval(score: Mapping[str, Any]) -> tuple[float, float] | None:
+    interval = score.get("interval")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return None
+    low, high = finite(interval[0]), finite(interval[1])
+    return None if low is None or high is None else (low, high)
+
+
+def _arm(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> Arm:
+    # A causal window of T tokens attends to (T + 1) / 2 positions on average.
+    price = cost(recipe.model, context=(recipe.data.sequence_length + 1) // 2)
+    tokens = points(metrics, "train", "step", "tokens")[1]
+    seconds = points(metrics, "train", "step", "seconds")[1]
+    speeds = points(metrics, "train", "step", "tokens_per_second")[1]
+    return Arm(
+        name=recipe.name,
+        description=recipe.description,
+        layout=recipe.model.layout,
+        drawing=describe(recipe.model, context=recipe.data.sequence_length),
+        parameters=price.parameters,
+        stored_bytes=-(-price.parameters * 6 // 8),
+        training_flops_per_token=price.training_flops_per_token,
+        tokens=int(tokens[-1]) if tokens else None,
+        minutes=seconds[-1] / 60 if seconds else None,
+        tokens_per_second=median(speeds) if speeds else None,
+        bits_per_byte=finite(score.get("bits_per_byte")),
+        interval=_interval(score),
+        metrics=metrics,
+        recipe=to_json(recipe),
+    )
+
+
+def _facts(recipe: Recipe, score: Mapping[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "data": ", ".join(recipe.data.sources),
+        "tokenizer": recipe.data.tokenizer,
+        "seed": recipe.train.seed,
+        "precision": recipe.train.precision,
+    }
+    names = {"bytes": "bytes scored", "window": "window", "stride": "stride", "data_sha256": "sha256 of the text"}
+    facts.update({label: score[key] for key, label in names.items() if score.get(key) is not None})
+    return facts

@@ -1,0 +1,153 @@
+"""Streaming: continuations as text that arrives while the model writes.
+
+Shapes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator
+from queue import Queue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from ouroboros.config import check
+from ouroboros.data.tokenize import TextTokenizer
+from ouroboros.errors import OuroborosError
+from ouroboros.serve.sampling import Sampling
+
+if TYPE_CHECKING:
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+
+class Continuation:
+    """One continuation of a prompt, as an iterator of text that arrives while the model writes.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        prompt: the text so far; an empty prompt starts a new document.
+        sampling: how tokens are chosen.
+
+    Raises:
+        OuroborosError: the prompt leaves no room for a new token in the model's context.
+    """
+
+    def __init__(
+        self, model: OuroborosForCausalLM, tokenizer: TextTokenizer, prompt: bytes, sampling: Sampling
+    ) -> None:
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        ids = [tokenizer.eos_id, *tokenizer.encode(prompt, name="prompt").tolist()]
+        room = model.config.max_position_embeddings - len(ids)
+        check(
+            room >= 1,
+            f"the prompt has {len(ids)} tokens but the model's context holds"
+            f" {model.config.max_position_embeddings}; shorten the prompt",
+        )
+        self.input_ids = torch.tensor([ids], device=model.device)
+        self.room = room
+        self._cancelled = False
+        self.text = b""
+        """The continuation so far, whole once iteration has ended."""
+
+    def cancel(self) -> None:
+        """Ask the writing thread to end after the present token."""
+        self._cancelled = True
+
+    def __iter__(self) -> Iterator[str]:
+        queue: Queue[bytes | Exception | None] = Queue()
+        thread = Thread(target=self._write, args=(queue,), daemon=True)
+        thread.start()
+        # Bytes of one character may come in several tokens.
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        try:
+            while (piece := queue.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise OuroborosError(f"generation failed: {piece}") from piece
+                shown = decoder.decode(piece)
+                if shown:
+                    yield shown
+            if rest := decoder.decode(b"", final=True):
+                yield rest
+        finally:
+            self.cancel()
+            thread.join()
+
+    def _write(self, queue: Queue[bytes | Exception | None]) -> None:
+        stop = [text.encode() for text in self.sampling.stop]
+        streamer = _ByteStreamer(self.tokenizer, self.input_ids.shape[1], stop, queue.put)
+        options = self.sampling.options()
+        options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
+        try:
+            self.model.generate(
+                self.input_ids,
+                attention_mask=torch.ones_like(self.input_ids),
+                pad_token_id=self.tokenizer.eos_id,
+                eos_token_id=self.tokenizer.eos_id,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([_Stop(lambda: self._cancelled or streamer.stopped)]),
+                **options,
+            )
+        except Exception as error:
+            queue.put(error)
+        self.text = streamer.text
+        queue.put(None)
+
+
+class _Stop(StoppingCriteria):
+    """Stops when asked."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.asked(), dtype=torch.bool, device=input_ids.device)
+
+
+class _ByteStreamer(BaseStreamer):
+    """Passes on the bytes of new tokens; holds back what could be the beginning of a stop string."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, prompt_tokens: int, stop: list[bytes], put: Callable[[bytes], Any]
+    ) -> None:
+        self.tokenizer, self.stop_strings, self.send = tokenizer, stop, put
+        self.skip = prompt_tokens
+        self.text = b""
+        self.sent = 0
+        self.stopped = False
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt (first call) or new tokens."""
+        ids = value.reshape(-1).tolist()
+        skipped = min(self.skip, len(ids))
+        self.skip -= skipped
+        if skipped == len(ids) or self.stopped:
+            return
+        self.text += self.tokenizer.decode(ids[skipped:])
+        found = [at for s in self.stop_strings if (at := self.text.find(s)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+        held = 0 if self.stopped else self._possible_stop()
+        self._flush(len(self.text) - held)
+
+    def end(self) -> None:
+        """Send what was held back."""
+        self._flush(len(self.text))
+
+    def _flush(self, until: int) -> None:
+        if until > self.sent:
+            self.send(self.text[self.sent : until])
+            self.sent = until
+
+    def _possible_stop(self) -> int:
+        """Length of the longest ending of the text that begins a stop string."""
+        longest = max((len(s) for s in self.stop_strings), default=1) - 1
+        for size in range(min(longest, len(self.text)), 0, -1):
+            if any(s.startswith(self.text[-size:]) for s in self.stop_strings):
+                return size
+        return 0

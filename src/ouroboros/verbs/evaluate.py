@@ -1,0 +1,165 @@
+"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from ouroboros.config import DataSpec, check
+from ouroboros.errors import OuroborosError
+from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
+
+if TYPE_CHECKING:
+    from ouroboros.eval.baselines import Baseline
+    from ouroboros.eval.score import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Score a model in bits per byte of the original text, every byte exactly once, with a 95 % interval."""
+
+    model: tyro.conf.Positional[Path]
+    """Run directory or transformers directory."""
+    data: list[str] = dataclasses.field(default_factory=list)
+    """Sources to score; without it, the run's own held-out text."""
+    split: Literal["all", "train", "valid", "test"] | None = None
+    """Part of the data; by default all of --data (of python: the test split), or the run's test split."""
+    window: int | None = None
+    """Tokens of a window; by default the training length."""
+    stride: int | None = None
+    """Tokens between windows; by default the window (plain). Smaller strides score with more context."""
+    loops: str | None = None
+    """Loop counts, for example 1,2,4,8."""
+    max_bytes: int | None = None
+    """Score at most this many bytes."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    baselines: bool = False
+    """Also score n-grams, bz2 and xz on the same bytes (needs the run's training data)."""
+    text_field: str = "text"
+    """Field of records that holds the text."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def eval(arguments: Sequence[str]) -> int:  # noqa: A001 (the verb's name)
+    """The verb ``eval``."""
+    options = parse(EvalOptions, "eval", collect(arguments, "--data"))
+    loops = parse_loops(options.loops)
+    log_to_stderr()
+    quiet_transformers()
+    import torch
+
+    from ouroboros.api import load_model, model_directory
+    from ouroboros.data import load_tokenizer
+    from ouroboros.eval.score import score
+
+    directory = model_directory(options.model)
+    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    documents = _documents(options)
+    window = options.window or default_window(options.model, model.config.max_position_embeddings)
+    scores = [
+        score(
+            model,
+            tokenizer,
+            documents,
+            window=window,
+            stride=options.stride,
+            loops=count,
+            max_bytes=options.max_bytes,
+            model_name=str(options.model),
+            amp=torch.bfloat16 if options.precision == "bf16" else None,
+        )
+        for count in loops
+    ]
+    cheap = _baselines(options.model, documents) if options.baselines else []
+    if options.json:
+        emit_json(as_json(scores, cheap))
+    else:
+        show_scores(scores, cheap)
+    return 0
+
+
+def parse_loops(text: str | None) -> list[int | None]:
+    """``"1,2,4"`` as numbers; None as the model's own count."""
+    if text is None:
+        return [None]
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise OuroborosError(f"--loops {text!r}: give loop counts separated by commas, for example 1,2,4,8") from None
+    check(all(count >= 1 for count in counts), f"--loops {text!r}: loop counts must be >= 1")
+    return list(counts)
+
+
+def default_window(run: Path, limit: int) -> int:
+    """The training length of a run; 512 or the model's limit for other models."""
+    if (run / "recipe.json").is_file():
+        from ouroboros.train.run import read_recipe
+
+        return min(read_recipe(run).data.sequence_length, limit)
+    return min(512, limit)
+
+
+def _documents(options: EvalOptions) -> list[bytes]:
+    """The texts to score."""
+    from ouroboros.data import open_prepared, parse_source, read_documents, split_documents
+
+    if not options.data:
+        check(
+            (options.model / "data" / "manifest.json").is_file(),
+            f"{options.model} has no held-out data of its own; name the text with --data FILE",
+        )
+        data = open_prepared(options.model / "data")
+        split = options.split or "test"
+        parts = ("train", "valid", "test") if split == "all" else (split,)
+        return [document for part in parts for document in data.documents(part)]
+    spec = DataSpec(sources=tuple(options.data), text_field=options.text_field, max_bytes=options.max_bytes)
+    found: list[bytes] = []
+    for source in options.data:
+        ref = parse_source(source)
+        split = options.split or ("test" if ref.kind == "python" else "all")
+        documents = list(read_documents(ref, spec))
+        if split == "all":
+            found += [document.data for document in documents]
+            continue
+        splits = split_documents(documents, spec.valid_fraction, spec.test_fraction)
+        found += [span.document.data for span in splits.spans(split)]
+    return found
+
+
+def _baselines(run: Path, documents: list[bytes]) -> list[Baseline]:
+    from ouroboros.data import open_prepared
+    from ouroboros.eval.baselines import compare_baselines
+    from ouroboros.train.run import read_recipe
+
+    read_recipe(run)
+    train = open_prepared(run / "data").documents("train")
+    return compare_baselines(train, None, documents)
+
+
+def as_json(scores: Sequence[Score], cheap: Sequence[Baseline]) -> dict:
+    """The first score's fields at the top; all scores under ``scores`` when there are several."""
+    value = scores[0].to_dict()
+    if len(scores) > 1:
+        value["scores"] = [score.to_dict() for score in scores]
+    if cheap:
+        value["baselines"] = [baseline.to_dict() for baseline in cheap]
+    return value
+
+
+def show_scores(scores: Sequence[Score], cheap: Sequence[Baseline]) -> None:
+    """A table, best understood beside the baselines."""
+    first = scores[0]
+    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}")
+    say(f"{'':<16}{'bits/byte':>10}  {'95 % interval':<18}")
+    for score in scores:
+        name = "model" if score.loops is None or len(scores) == 1 else f"loops {score.loops}"
+        low_high = "" if score.interval is None else f"{score.interval[0]:.4f} .. {score.interval[1]:.4f}"
+        say(f"{name:<16}{score.bits_per_byte:>10.4f}  {low_high:<18}")
+    for baseline in cheap:
+        say(f"{baseline.name:<16}{baseline.bits_per_byte:>10.4f}")

@@ -1,0 +1,102 @@
+"""Option parsing shared by the verbs: typed options from dataclasses, errors as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from ouroboros.errors import UsageError
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = None) -> T:
+    """``arguments`` as an instance of the dataclass ``cls``; ``--help`` prints and exits with status 0.
+
+    Raises:
+        UsageError: one line that names the option, what is wrong and the nearest valid one.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, prog=f"ouroboros {verb}", args=list(arguments), **_default(default))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_flatten(complaint.getvalue(), verb)) from None
+
+
+def _default(default: Any) -> dict[str, Any]:
+    return {} if default is None else {"default": default}
+
+
+def _flatten(box: str, verb: str) -> str:
+    """tyro's boxed message as one line: its first paragraph, and the first suggestion if there is one."""
+    lines = [line.strip("\u2502 ").strip() for line in box.splitlines()[1:-1]]
+    rule = next((i for i, line in enumerate(lines) if line and not line.strip("\u2500 ")), len(lines))
+    first = " ".join(line for line in lines[:rule] if line)
+    first = first.split(" Got errors:")[0]
+    for index, line in enumerate(lines):
+        if line.startswith("Perhaps you meant") and index + 1 < len(lines):
+            first += f"; did you mean {lines[index + 1].split()[0]}?"
+            break
+    return f"{first or 'wrong options'}; see `ouroboros {verb} --help`"
+
+
+def collect(arguments: Sequence[str], option: str) -> list[str]:
+    """Gather the values of a repeated ``option`` behind its first use, so that both spellings of a list work.
+
+    >>> collect(["--data", "a", "--seed", "1", "--data", "b"], "--data")
+    ['--data', 'a', 'b', '--seed', '1']
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    at: int | None = None
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        index += 1
+        if word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        elif word == option:
+            while index < len(arguments) and not arguments[index].startswith("--"):
+                values.append(arguments[index])
+                index += 1
+        else:
+            rest.append(word)
+            continue
+        at = len(rest) if at is None else at
+    return rest if at is None else [*rest[:at], option, *values, *rest[at:]]
+
+
+def log_to_stderr(verbose: bool = False) -> None:
+    """Send the library's log to standard error, warnings only unless ``verbose``."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("ouroboros").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def quiet_transformers() -> None:
+    """No advice and no loading bars from transformers on the command line."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def emit_json(value: Any) -> None:
+    """Print exactly one JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def say(text: str = "") -> None:
+    """Print a line of the result on standard output."""
+    sys.stdout.write(text + "\n")

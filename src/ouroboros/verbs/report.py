@@ -1,0 +1,32 @@
+"""``ouroboros report RUN``: a page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ouroboros.verbs.options import log_to_stderr, parse, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write one self-contained HTML page about a run: curves, schedule, telemetry."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    out: Path
+    """The HTML file."""
+
+
+def report(arguments: Sequence[str]) -> int:
+    """The verb ``report``."""
+    options = parse(ReportOptions, "report", arguments)
+    log_to_stderr()
+    from ouroboros.report.page import render, report_from_run
+
+    render(report_from_run(options.run), options.out)
+    say(f"{options.out}: written")
+    return 0

@@ -1,0 +1,99 @@
+"""``ouroboros recipes`` and ``ouroboros show RECIPE``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import tyro
+
+from ouroboros.accounting import cost, describe
+from ouroboros.config import ModelSpec, Recipe, to_dict
+from ouroboros.recipes import RECIPES, SIZES, recipe
+from ouroboros.verbs.options import emit_json, parse, say
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipesOptions:
+    """List the recipes, their sizes and parameter counts."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def recipes(arguments: Sequence[str]) -> int:
+    """The verb ``recipes``."""
+    options = parse(RecipesOptions, "recipes", arguments)
+    rows = {
+        name: {
+            "description": value.description,
+            "sizes": {
+                size: {
+                    "layout": recipe(name, size).model.layout,
+                    "parameters": cost(recipe(name, size).model).parameters,
+                }
+                for size in SIZES
+            },
+        }
+        for name, value in RECIPES.items()
+    }
+    if options.json:
+        emit_json(rows)
+        return 0
+    for name, row in rows.items():
+        say(f"{name:<8} {row['description']}")
+        for size, facts in row["sizes"].items():
+            say(f"         {size:<6} {facts['layout']:<12} {facts['parameters']:>12,} parameters")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowOptions:
+    """Draw a recipe's schedule; print its parameters, FLOPs per token and cache bytes per token."""
+
+    recipe: tyro.conf.Positional[str]
+    """Recipe name, see `ouroboros recipes`."""
+    size: str = "small"
+    """tiny, small or base."""
+    context: int = 512
+    """Positions a token attends to, for the FLOPs."""
+    loops: int | None = None
+    """Another loop count than the layout's."""
+    json: bool = False
+    """Print one JSON object."""
+    model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
+
+
+def show(arguments: Sequence[str]) -> int:
+    """The verb ``show``."""
+    chosen = choose(arguments)
+    options = parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=chosen.model))
+    model = options.model
+    if options.loops is not None:
+        from ouroboros.schedule import parse as parse_layout
+
+        model = dataclasses.replace(model, layout=parse_layout(model.layout).with_loops(options.loops).notation)
+    if options.json:
+        facts = cost(model, context=options.context)
+        emit_json(
+            dataclasses.asdict(facts)
+            | {"cache_bytes_per_token": facts.cache_bytes_per_token(), "state_bytes": facts.state_bytes()}
+            | {"bytes_at_6_bits": facts.parameters * 6 // 8, "model": to_dict(model)}
+        )
+        return 0
+    say(describe(model, context=options.context))
+    return 0
+
+
+def choose(arguments: Sequence[str]) -> Recipe:
+    """The recipe that the first positional word and ``--size`` name, before the other options are parsed."""
+    words = list(arguments)
+    size = "small"
+    for index, word in enumerate(words):
+        if word == "--size" and index + 1 < len(words):
+            size = words[index + 1]
+        elif word.startswith("--size="):
+            size = word.partition("=")[2]
+    if "--help" in words or "-h" in words or not words or words[0].startswith("-"):
+        return recipe("loop", size)
+    return recipe(words[0], size)

@@ -1,0 +1,51 @@
+"""``ouroboros tokenizer``: train a byte-level BPE tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ouroboros.config import DataSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions:
+    """Train a byte-level BPE tokenizer on the training split of the sources."""
+
+    data: list[str]
+    """Sources, as for `ouroboros train`."""
+    out: Path
+    """New directory; give it to `ouroboros train --data.tokenizer`."""
+    vocab_size: int = 4096
+    """Entries, the 256 bytes and the end-of-text token included."""
+    text_field: str = "text"
+    """Field of records that holds the text."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def tokenizer(arguments: Sequence[str]) -> int:
+    """The verb ``tokenizer``."""
+    options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
+    log_to_stderr()
+    from ouroboros.data import parse_source, read_documents, split_documents, train_bpe
+
+    if options.out.exists():
+        raise OuroborosError(f"{options.out} exists; choose another --out")
+    spec = DataSpec(sources=tuple(options.data), text_field=options.text_field)
+    texts: list[bytes] = []
+    for source in options.data:
+        splits = split_documents(read_documents(parse_source(source), spec), spec.valid_fraction, spec.test_fraction)
+        texts += [span.document.data for span in splits.train]
+    made = train_bpe(texts, options.vocab_size)
+    made.save(options.out)
+    size, tokens = sum(map(len, texts)), sum(len(ids) for ids in made.encode_many(texts))
+    facts = {"out": str(options.out), "vocab_size": made.vocab_size, "bytes": size, "tokens": tokens}
+    if options.json:
+        emit_json(facts)
+    else:
+        say(f"{options.out}: {made.vocab_size} entries, {size / tokens:.2f} bytes per token on {size:,} training bytes")
+    return 0

@@ -1,0 +1,148 @@
+"""``ouroboros train RECIPE`` and ``ouroboros resume RUN``."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec, check
+from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
+from ouroboros.verbs.show import choose
+
+if TYPE_CHECKING:
+    from ouroboros.train.session import RunResult
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a recipe on text. Everything of the recipe can be set: --model.*, --optim.*, --train.*, --data.*"""
+
+    recipe: tyro.conf.Positional[str]
+    """Recipe name, see `ouroboros recipes`."""
+    out: Path
+    """Run directory; must be new or empty."""
+    sources: Annotated[list[str], tyro.conf.arg(name="data")] = dataclasses.field(default_factory=list)
+    """Sources: files, directories, globs, python: or hf:NAME, each with an optional =WEIGHT."""
+    size: str = "small"
+    """tiny, small or base."""
+    steps: int | None = None
+    """Stop after this many optimiser steps."""
+    tokens: int | None = None
+    """Stop after this many training tokens."""
+    minutes: float | None = None
+    """Stop after this many minutes."""
+    seed: int | None = None
+    """Seed of initialisation, order and dropout."""
+    quiet: bool = False
+    """No progress on standard error."""
+    json: bool = False
+    """Print one JSON object when training ends."""
+    model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
+    optim: OptimSpec = dataclasses.field(default_factory=OptimSpec)
+    train: TrainSpec = dataclasses.field(default_factory=TrainSpec)
+    text: Annotated[DataSpec, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=DataSpec)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """The verb ``train``."""
+    default = choose(arguments)
+    start_from = TrainOptions(
+        recipe=tyro.MISSING,
+        out=tyro.MISSING,
+        model=default.model,
+        optim=default.optim,
+        train=default.train,
+        text=default.data,
+    )
+    options = parse(TrainOptions, "train", collect(arguments, "--data"), default=start_from)
+    check(bool(options.sources), "train: name the text with --data, for example --data notes.txt or --data python:")
+    given = {k: getattr(options, k) for k in ("steps", "tokens", "minutes", "seed") if getattr(options, k) is not None}
+    recipe = Recipe(
+        name=default.name,
+        description=default.description,
+        model=options.model,
+        data=dataclasses.replace(options.text, sources=tuple(options.sources)),
+        optim=options.optim,
+        train=dataclasses.replace(options.train, **given),
+    )
+    log_to_stderr()
+    quiet_transformers()
+    from ouroboros.train.log import Progress
+    from ouroboros.train.run import start
+
+    return _report(start(recipe, options.out, progress=Progress(quiet=options.quiet)), options.json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Continue an interrupted run from its newest good checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    allow_changes: bool = False
+    """Go on although the recipe differs from the checkpoint's; every change is named."""
+    quiet: bool = False
+    """No progress on standard error."""
+    json: bool = False
+    """Print one JSON object when training ends."""
+    model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
+    optim: OptimSpec = dataclasses.field(default_factory=OptimSpec)
+    train: TrainSpec = dataclasses.field(default_factory=TrainSpec)
+    data: DataSpec = dataclasses.field(default_factory=DataSpec)
+
+
+def _resume_defaults(recipe: Recipe) -> ResumeOptions:
+    return ResumeOptions(run=tyro.MISSING, model=recipe.model, optim=recipe.optim, train=recipe.train, data=recipe.data)
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """The verb ``resume``."""
+    words = [word for word in arguments if not word.startswith("-")]
+    wants_help = "--help" in arguments or "-h" in arguments or not words or arguments[0].startswith("-")
+    from ouroboros.recipes import RECIPES
+
+    if wants_help:
+        parse(ResumeOptions, "resume", arguments, default=_resume_defaults(RECIPES["loop"]))
+    from ouroboros.train.log import Progress
+    from ouroboros.train.run import read_recipe
+    from ouroboros.train.run import resume as resume_run
+
+    saved = read_recipe(Path(arguments[0]))
+    options = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(saved))
+    recipe = dataclasses.replace(
+        saved, model=options.model, optim=options.optim, train=options.train, data=options.data
+    )
+    log_to_stderr()
+    quiet_transformers()
+    result = resume_run(
+        options.run, recipe=recipe, allow_changes=options.allow_changes, progress=Progress(quiet=options.quiet)
+    )
+    return _report(result, options.json)
+
+
+def _report(result: RunResult, as_json: bool) -> int:
+    """Say how the session ended; the status tells a finished run from an interrupted one."""
+    c = result.counters
+    if as_json:
+        emit_json(
+            {
+                "run": str(result.run),
+                "finished": result.finished,
+                "stopped_by": result.reason,
+                "loss": result.loss,
+                **dataclasses.asdict(c),
+            }
+        )
+    elif result.finished:
+        best = "" if c.best_bits_per_byte is None else f", best validation {c.best_bits_per_byte:.4f} bits/byte"
+        say(f"{result.run}: finished, {c.step:,} steps, {c.tokens:,} tokens, {c.seconds / 60:.1f} minutes{best}")
+    else:
+        say(f"{result.run}: stopped by {result.reason} at step {c.step:,}; go on with `ouroboros resume {result.run}`")
+    if result.finished:
+        return 0
+    return 128 + getattr(signal, result.reason or "", signal.SIGTERM)

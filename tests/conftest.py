@@ -1,0 +1,108 @@
+"""What every test relies on: pinned threads, no network, no user cache, shared fixtures."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Set before anything imports torch or the hub client; worker and child processes inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# The first call of a torch operator can take seconds, so a deadline would measure imports.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--golden DIR``."""
+    parser.addoption(
+        "--golden",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="also check the golden cases of this directory (same layout as tests/golden/data); may be repeated",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a missing golden directory; give the run a hub cache of its own, which its workers inherit."""
+    for path in config.getoption("golden"):
+        if not path.is_dir():
+            raise pytest.UsageError(f"--golden {path}: not a directory")
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.mkdtemp(prefix="ouroboros-tests-")
+        os.environ["HF_HOME"] = cache
+        config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+def _is_local(address: Any) -> bool:
+    """Whether a socket address stays on this machine: a path, ``localhost`` or a loopback number."""
+    if not isinstance(address, tuple):
+        return True
+    host = address[0]
+    if isinstance(host, bytes):
+        host = host.decode("ascii", "replace")
+    if host in ("", "localhost", None):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuse every connection and look-up beyond the loopback interface, for the whole suite."""
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def check(address: Any) -> None:
+        if not _is_local(address):
+            raise RuntimeError(f"a test tried to reach {address!r}; the suite runs without a network")
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        check(address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        check(address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host != socket.gethostname():  # torch.distributed looks up its own machine
+            check((host,))
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A directory of real text beside the project, for optional checks; skips the test where there is none."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no real data beside the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_dirs(request: pytest.FixtureRequest) -> list[Path]:
+    """The project's golden cases, then every ``--golden DIR``."""
+    return [ROOT / "tests" / "golden" / "data", *request.config.getoption("golden")]

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ouroboros.config import DataSpec
+from ouroboros.data.loader import WindowLoader, choose_source, window_order
+from ouroboros.data.prepared import PreparedData
+from ouroboros.data.shards import prepare
+from ouroboros.errors import OuroborosError
+
+T = 16
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Three sources with 450, 225 and 45 training lines of 8 bytes."""
+    path = tmp_path_factory.mktemp("data")
+    sources = []
+    for name, lines, weight in (("a", 500, 3), ("b", 250, 2), ("c", 50, 1)):
+        (path / f"{name}.txt").write_text("".join(f"{name}{i:06d}\n" for i in range(lines)))
+        sources.append(f"{path / name}.txt={weight}")
+    return prepare(DataSpec(sources=tuple(sources)), path / "out")
+
+
+def loader(prepared: PreparedData, batch_size: int = 8, **options: int) -> WindowLoader:
+    return WindowLoader(prepared, **{"batch_size": batch_size, "sequence_length": T, "seed": 5, **options})
+
+
+def test_batches_are_windows_of_the_stream(prepared: PreparedData) -> None:
+    batch = loader(prepared).next_batch()
+    assert batch.shape == (8, T + 1)
+    assert batch.dtype == np.int64
+    streams = [prepared.train_tokens(s) for s in range(3)]
+    known = {tuple(s[w * T : w * T + T + 1].tolist()) for s in streams for w in range((len(s) - 1) // T)}
+    assert {tuple(row) for row in batch.tolist()} <= known
+
+
+def test_windows_and_dropped_tokens_cover_the_stream(prepared: PreparedData) -> None:
+    made = loader(prepared)
+    for source in range(3):
+        tokens = len(prepared.train_tokens(source))
+        assert made.windows[source] * T + made.dropped_tokens[source] == tokens - 1
+        assert 0 <= made.dropped_tokens[source] < T
+
+
+@given(st.integers(0, 2**63), st.integers(0, 9), st.integers(0, 9), st.integers(1, 500))
+def test_each_epoch_visits_each_window_once(seed: int, source: int, epoch: int, windows: int) -> None:
+    assert sorted(window_order(seed, source, epoch, windows).tolist()) == list(range(windows))
+
+
+def test_order_differs_by_seed_source_and_epoch() -> None:
+    orders = {tuple(window_order(*key, 100).tolist()) for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))}
+    assert len(orders) == 4
+
+
+def test_order_is_the_documented_function() -> None:
+    key = int.from_bytes(hashlib.sha256(b"7:1:2").digest()[:8], "little")
+
+    def mix(window: int) -> int:
+        mask = 2**64 - 1
+        z = (key + (window + 1) * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    assert window_order(7, 1, 2, 50).tolist() == sorted(range(50), key=mix)
+    assert window_order(0, 0, 0, 8).tolist() == [6, 7, 2, 0, 3, 1, 5, 4]
+
+
+def test_epochs_wrap_and_repeat_nothing(prepared: PreparedData) -> None:
+    made = loader(prepared, batch_size=1)
+    rows: dict[str, list[bytes]] = {"a": [], "b": [], "c": []}
+    while made.epochs[2] < 3:
+        row = made.next_batch()[0]
+        data = bytes(row[row < 256].astype(np.uint8))
+        rows["a" if b"a" in data else "b" if b"b" in data else "c"].append(data)
+    windows = made.windows[2]
+    epochs = [rows["c"][i * windows : (i + 1) * windows] for i in range(3)]
+    assert all(len(set(epoch)) == windows for epoch in epochs)
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert epochs[0] != epochs[1]
+    assert len(set(rows["b"][: made.windows[1]])) == min(len(rows["b"]), made.windows[1])
+
+
+@given(st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=8), st.integers(1, 300))
+def test_mixture_is_always_within_one_sample(weights: list[float], samples: int) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    counts = [0] * len(shares)
+    for drawn in range(1, samples + 1):
+        counts[choose_source(shares, counts)] += 1
+        assert all(abs(share * drawn - count) < 1 for share, count in zip(shares, counts))
+
+
+def test_mixture_of_the_loader(prepared: PreparedData) -> None:
+    made = loader(prepared, batch_size=6)
+    for step in range(1, 20):
+        made.next_batch()
+        assert made.counts == [3 * step, 2 * step, step]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_same_global_batches(prepared: PreparedData, world_size: int) -> None:
+    alone = loader(prepared)
+    ranks = [loader(prepared, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for _ in range(30):
+        assert {rank.peek_hash() for rank in ranks} == {alone.peek_hash()}
+        np.testing.assert_array_equal(np.concatenate([rank.next_batch() for rank in ranks]), alone.next_batch())
+
+
+def test_batch_size_only_groups(prepared: PreparedData) -> None:
+    small, large = loader(prepared, batch_size=4), loader(prepared, batch_size=12)
+    rows = [row for _ in range(15) for row in small.next_batch().tolist()]
+    assert rows == [row for _ in range(5) for row in large.next_batch().tolist()]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 40), st.integers(1, 10))
+def test_restored_position_continues_exactly(prepared: PreparedData, before: int, after: int) -> None:
+    straight = loader(prepared)
+    for _ in range(before):
+        straight.next_batch()
+    state = json.loads(json.dumps(straight.state_dict()))
+    peek = straight.peek_hash()
+    resumed = loader(prepared)
+    resumed.load_state_dict(state)
+    assert resumed.samples == 8 * before
+    assert resumed.peek_hash() == peek
+    assert hashlib.sha256(straight.next_batch().astype("<i8").tobytes()).hexdigest() == peek
+    resumed.next_batch()
+    for _ in range(after):
+        np.testing.assert_array_equal(resumed.next_batch(), straight.next_batch())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 6}, "saved with seed 6, not 5"),
+        ({"sequence_length": 8}, "saved with sequence_length 8"),
+        ({"fingerprint": "x"}, "saved with fingerprint"),
+        ({"weights": [1.0]}, "saved with weights"),
+        ({"samples": 9}, "do not fit samples 9"),
+        ({"counts": [0, 0]}, "do not fit"),
+        ({"counts": [-1, 1, 0]}, "do not fit"),
+        ({"counts": None}, "lacks counts"),
+    ],
+)
+def test_a_foreign_position_is_refused(prepared: PreparedData, change: dict, message: str) -> None:
+    made = loader(prepared)
+    state = {key: value for key, value in {**made.state_dict(), **change}.items() if value is not None}
+    with pytest.raises(OuroborosError, match=message):
+        made.load_state_dict(state)
+    assert made.samples == 0
+
+
+def test_a_source_shorter_than_a_window(prepared: PreparedData) -> None:
+    tokens = len(prepared.train_tokens(2))
+    assert loader(prepared, sequence_length=tokens - 1).windows[2] == 1
+    with pytest.raises(
+        OuroborosError, match=rf"c\.txt': .* {tokens} tokens, but one window needs {tokens + 1}; set .*"
+    ):
+        loader(prepared, sequence_length=tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 3, "world_size": 2}, r"batch_size \(3\) must be a positive multiple"),
+        ({"batch_size": 0}, "must be a positive multiple"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
+        ({"sequence_length": 0}, "sequence_length must be >= 1"),
+    ],
+)
+def test_bad_sizes(prepared: PreparedData, options: dict, message: str) -> None:
+    with pytest.raises(OuroborosError, match=message):
+        loader(prepared, **options)
+
+
+def test_bundled_text(tmp_path: Path) -> None:
+    prepared = prepare(DataSpec(), tmp_path / "out")
+    assert 0.8 < prepared.train_bytes / sum(prepared.count(s, "bytes") for s in ("train", "valid", "test")) < 0.97
+    batch = loader(prepared, sequence_length=512).next_batch()
+    assert batch.shape == (8, 513)
+    assert b"def " in prepared.tokenizer.decode(batch)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ouroboros.config import DataSpec
+from ouroboros.data.prepared import PreparedData, fingerprint_of, open_prepared
+from ouroboros.data.shards import prepare
+from ouroboros.data.sources import Document
+from ouroboros.errors import OuroborosError
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedData:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("".join(f"line {i}\n" for i in range(300)))
+    Path("b.jsonl").write_text("".join(f'{{"text": "record {i}"}}\n' for i in range(200)))
+    return prepare(DataSpec(sources=("a.txt", "b.jsonl=2")), "out")
+
+
+def test_opens_the_same(prepared: PreparedData) -> None:
+    again = open_prepared("out", verify=True)
+    assert again.fingerprint == prepared.fingerprint
+    assert again.spec == prepared.spec
+    assert again.documents("test") == prepared.documents("test")
+    assert again.tokenizer.kind == "bytes"
+    again.check_sources()
+
+
+def test_ids_are_a_read_only_map(prepared: PreparedData) -> None:
+    ids = prepared.train_tokens(0)
+    assert isinstance(ids, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        ids[0] = 0
+
+
+def test_hash_is_of_the_original_text(prepared: PreparedData) -> None:
+    text = b"".join(prepared.documents("valid"))
+    assert prepared.data_sha256("valid") == hashlib.sha256(text).hexdigest()
+    assert len(text) == prepared.count("valid", "bytes")
+
+
+def test_an_empty_split_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("word " * 100)
+    prepared = prepare(DataSpec(sources=(str(tmp_path / "a.txt"),), valid_fraction=0), tmp_path / "out")
+    assert prepared.documents("valid") == []
+    assert len(prepared.tokens("valid", 0)) == 0
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.jsonl"])
+def test_changed_and_missing_sources_are_named(prepared: PreparedData, name: str) -> None:
+    data = Path(name).read_bytes()
+    Path(name).write_bytes(data.replace(b"2", b"3", 1))
+    with pytest.raises(OuroborosError, match=f"source '{name}': has changed"):
+        prepared.check_sources()
+    Path(name).unlink()
+    with pytest.raises(OuroborosError, match=f"source '{name}': no such file"):
+        prepared.check_sources()
+    Path(name).write_bytes(data)
+    prepared.check_sources()
+
+
+def test_sources_are_found_from_another_directory(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path("out").resolve()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    open_prepared(out).check_sources()
+    with pytest.raises(OuroborosError, match="no such file"):
+        open_prepared(out).check_sources(Path.cwd())
+
+
+def test_streams_are_not_read_again(prepared: PreparedData) -> None:
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    manifest["spec"]["sources"][1] = "hf:me/set"
+    PreparedData(Path("out"), manifest).check_sources()
+
+
+def test_damage_is_found(prepared: PreparedData) -> None:
+    path = Path("out/0-train.bin")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    open_prepared("out")
+    with pytest.raises(OuroborosError, match=r"0-train\.bin was altered"):
+        open_prepared("out", verify=True)
+    path.write_bytes(data[:-2])
+    with pytest.raises(OuroborosError, match=r"0-train\.bin has \d+ bytes, not \d+"):
+        open_prepared("out")
+    path.unlink()
+    with pytest.raises(OuroborosError, match=r"0-train\.bin is missing"):
+        open_prepared("out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no prepared data there"),
+        ("{", "cannot be read"),
+        ("[]", "format version None"),
+        ('{"format_version": 2}', "format version 2, this release reads 1"),
+        ('{"format_version": 1, "spec": {}}', r"lacks base, dtype, files, sources, tokenizer"),
+    ],
+)
+def test_bad_manifests(prepared: PreparedData, text: str | None, message: str) -> None:
+    Path("out/manifest.json").unlink()
+    if text is not None:
+        Path("out/manifest.json").write_text(text)
+    with pytest.raises(OuroborosError, match=message):
+        open_prepared("out")
+
+
+def test_bad_arguments(prepared: PreparedData) -> None:
+    with pytest.raises(OuroborosError, match="must be one of train, valid, test"):
+        prepared.tokens("dev", 0)
+    with pytest.raises(OuroborosError, match="there are 2"):
+        prepared.train_tokens(2)
+
+
+def test_fingerprint_depends_on_names_and_borders() -> None:
+    prints = {
+        fingerprint_of(documents)
+        for documents in (
+            [Document("a", b"xy")],
+            [Document("b", b"xy")],
+            [Document("a", b"x"), Document("", b"y")],
+            [Document("ax", b"y")],
+            [],
+        )
+    }
+    assert len(prints) == 5

@@ -1,0 +1,231 @@
+"""Scores against closed forms and a position-by-position computation; windows, units, records and refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros.errors import OuroborosError
+from ouroboros.eval.score import data_hash, evaluating, first_bytes, log_probs, score, score_loops, spans
+from ouroboros.eval.stats import paired_difference
+
+
+@given(st.integers(0, 400), st.integers(1, 70), st.data())
+def test_windows_score_every_target_once_with_the_context_promised(tokens: int, window: int, data: Any) -> None:
+    stride = data.draw(st.integers(1, window))
+    times = np.zeros(tokens, dtype=int)
+    for index, span in enumerate(spans(tokens, window, stride)):
+        assert 0 < span.end - span.start <= window and span.start <= span.first < span.end <= tokens
+        times[span.first : span.end] += 1
+        if index:
+            assert span.first - span.start + 1 >= window - stride + 1
+    assert (times == 1).all()
+
+
+def test_a_uniform_model_has_log2_of_the_vocabulary(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    found = score(fakes.Uniform(), fakes.ByteTokenizer(), texts, window=64, model_name="uniform")
+    assert found.bits_per_byte == pytest.approx(math.log2(257), rel=1e-6)
+    assert found.nats_per_token == pytest.approx(math.log(257), rel=1e-6)
+    assert found.bytes == found.tokens == sum(map(len, texts))
+    assert (found.documents, found.empty_documents, found.window, found.stride) == (8, 1, 64, 64)
+    assert found.unit_bytes.tolist() == [700, 1, 64, 65, 63, 128, 4500, 4500, 333] and found.units == 9
+    assert found.stderr == pytest.approx(0, abs=1e-6)
+
+
+def naive_nats(model: Any, document: bytes, window: int, stride: int) -> float:
+    """One forward pass per byte."""
+    sequence, total = [256, *document], 0.0
+    for target in range(len(document)):
+        start = 0 if target < window else ((target - window) // stride + 1) * stride
+        inputs = torch.tensor([sequence[start : target + 1]])
+        with evaluating(model):
+            total -= float(log_probs(model, inputs)[0, -1, document[target]])
+    return total
+
+
+@pytest.mark.parametrize(("window", "stride"), [(64, None), (64, 16), (64, 1), (7, 5), (1, 1), (512, 512)])
+def test_scores_equal_one_forward_pass_per_byte(
+    fakes: SimpleNamespace, texts: list[bytes], window: int, stride: int | None
+) -> None:
+    model, short = fakes.Bigram(), [text[:200] for text in texts]
+    found = score(model, fakes.ByteTokenizer(), short, window=window, stride=stride)
+    expected = [naive_nats(model, text, window, stride or window) for text in short if text]
+    assert found.unit_nats == pytest.approx(expected, rel=1e-6)
+    assert found.nats == pytest.approx(sum(expected), rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / sum(map(len, short)), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_batching_changes_nothing(fakes: SimpleNamespace, texts: list[bytes], batch_size: int) -> None:
+    model, tokenizer = fakes.Bigram(), fakes.ByteTokenizer()
+    base = score(model, tokenizer, texts, window=64, stride=48)
+    found = score(model, tokenizer, texts, window=64, stride=48, batch_size=batch_size)
+    assert found.bits_per_byte == pytest.approx(base.bits_per_byte, abs=1e-9)
+    assert found.unit_nats == pytest.approx(base.unit_nats, rel=1e-9)
+
+
+def test_batches_are_bounded_and_waste_little(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    model = fakes.Uniform()
+    score(model, fakes.ByteTokenizer(), texts * 20, window=64)
+    assert max(rows * length for rows, length in model.shapes) <= 8192
+    assert max(length for _, length in model.shapes) == 64
+    assert sum(rows * length for rows, length in model.shapes) < 1.1 * 20 * sum(map(len, texts))
+
+
+def test_a_large_vocabulary_makes_small_batches(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    model = fakes.Uniform(vocabulary=2**15)
+    score(model, fakes.ByteTokenizer(), texts[:1], window=256)
+    assert max(rows * length for rows, length in model.shapes) <= 1024
+
+
+def test_modes_and_gradients_are_restored_even_after_an_error(fakes: SimpleNamespace) -> None:
+    model = fakes.Uniform()
+    model.train()
+    model.inner.eval()
+    score(model, fakes.ByteTokenizer(), [b"abc"], window=8)
+    with pytest.raises(RuntimeError, match="boom"), evaluating(model):
+        assert not model.training
+        raise RuntimeError("boom")
+    assert model.training and not model.inner.training and torch.is_grad_enabled()
+
+
+def test_units_and_interval(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    model, tokenizer = fakes.Bigram(), fakes.ByteTokenizer()
+    whole = score(model, tokenizer, [texts[6]], window=64)
+    assert (
+        whole.units == 2
+        and whole.unit == "pieces of at least 4096 bytes"
+        and whole.stderr is not None
+        and whole.interval is not None
+    )
+    assert whole.interval[0] < whole.bits_per_byte < whole.interval[1]
+    halves = score(model, tokenizer, [texts[6]], window=64, unit_bytes=500)
+    assert halves.units == 18 and halves.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-12)
+    assert halves.interval is not None and halves.interval[1] < whole.interval[1]
+    alone = score(model, tokenizer, [texts[6]], window=64, unit_bytes=0)
+    assert alone.units == 1 and alone.unit == "whole documents" and alone.stderr is None and alone.interval is None
+
+
+def test_the_record_is_json(fakes: SimpleNamespace) -> None:
+    found = score(fakes.Uniform(), fakes.ByteTokenizer(), [b"abc"], window=8, stride=4, model_name="m").to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    wanted = "bits_per_byte nats_per_token bytes tokens stderr loops window stride data_sha256 model bos_rule units"
+    assert set(wanted.split()) <= set(found) and not {"unit_nats", "unit_bytes"} & set(found)
+    assert found["stderr"] is None and found["interval"] is None and found["loops"] is None
+    assert found["data_sha256"] == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_data_hash_knows_boundaries_and_ignores_empty_documents() -> None:
+    assert data_hash([b"ab", b"c"]) != data_hash([b"a", b"bc"]) != data_hash([b"abc"])
+    assert data_hash([b"", b"abc"]) == data_hash([b"abc"])
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokens(fakes: SimpleNamespace) -> None:
+    text = b"the cloth of the moth " * 500
+    by_bytes = score(fakes.Uniform(), fakes.ByteTokenizer(), [text], window=64)
+    by_pairs = score(fakes.Uniform(), fakes.PairTokenizer(), [text], window=64)
+    assert by_pairs.bytes == by_bytes.bytes == len(text)
+    assert by_pairs.tokens == len(text) - text.count(b"th")
+    assert by_pairs.bits_per_byte == pytest.approx(by_pairs.tokens * math.log2(257) / len(text), rel=1e-6)
+    assert by_pairs.unit_bytes.tolist() == by_bytes.unit_bytes.tolist()
+    assert paired_difference(by_pairs, by_bytes).verdict == "better"
+
+
+def test_tokens_without_bytes_of_their_own_still_score(fakes: SimpleNamespace, monkeypatch: Any) -> None:
+    tokenizer, text = fakes.PairTokenizer(), b"the cloth of the moth " * 500
+    base = score(fakes.Uniform(), tokenizer, [text], window=64)
+
+    def refuse() -> None:
+        raise OuroborosError("no bytes of its own")
+
+    monkeypatch.setattr(tokenizer, "token_bytes", refuse)
+    found = score(fakes.Uniform(), tokenizer, [text], window=64)
+    assert found.bits_per_byte == base.bits_per_byte and found.unit_nats == pytest.approx(base.unit_nats, rel=0.01)
+
+
+def test_max_bytes_cuts_the_text_but_no_character(fakes: SimpleNamespace) -> None:
+    documents = ["h\u00e9llo".encode(), "w\u00f6rld".encode(), b"never"]
+    model = fakes.Bigram()
+    for tokenizer in (fakes.ByteTokenizer(), fakes.PairTokenizer()):
+        found = score(model, tokenizer, documents, window=8, max_bytes=8)
+        assert found.bytes == 7 and found.documents == 2
+        assert found.data_sha256 == data_hash([documents[0], b"w"])
+    assert first_bytes(b"\x80" * 9, 6) == b"\x80" * 3 and first_bytes(b"abc", 9) == b"abc"
+
+
+def test_loops_make_views_and_are_recorded(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    model, tokenizer = fakes.Looped(loops=2), fakes.ByteTokenizer()
+    found = score_loops(model, tokenizer, texts, [1, 2, 4], window=64)
+    assert [one.loops for one in found] == [1, 2, 4]
+    assert len({one.bits_per_byte for one in found}) == 3
+    own = score(model, tokenizer, texts, window=64)
+    assert own.loops == 2 and own.nats == found[1].nats
+    with pytest.raises(OuroborosError, match="has no loops"):
+        score(fakes.Uniform(), tokenizer, texts, window=64, loops=2)
+
+
+def test_predict_and_autocast_reach_the_model(fakes: SimpleNamespace) -> None:
+    states = []
+
+    def predict(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        states.append(torch.is_autocast_enabled("cpu"))
+        return torch.full((*ids.shape, 257), -math.log(2.0))
+
+    for amp in (None, torch.bfloat16):
+        found = score(fakes.Uniform(), fakes.ByteTokenizer(), [b"abcd"], window=8, predict=predict, amp=amp)
+        assert found.bits_per_byte == pytest.approx(1.0)
+    assert states == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 513}, "give 512 or less"),
+        ({"window": 0}, "window must be >= 1"),
+        ({"window": 8, "stride": 9}, "stride must be between 1 and the window"),
+        ({"window": 8, "stride": 0}, "stride must be between"),
+        ({"window": 8, "max_bytes": 0}, "max_bytes must be >= 1"),
+    ],
+)
+def test_bad_settings_are_named(fakes: SimpleNamespace, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message):
+        score(fakes.Uniform(), fakes.ByteTokenizer(), [b"abc"], **options)
+
+
+@pytest.mark.parametrize("documents", [[], [b""], [b"", b""]])
+def test_no_data_is_an_error(fakes: SimpleNamespace, documents: list[bytes]) -> None:
+    with pytest.raises(OuroborosError, match="no data to score"):
+        score(fakes.Uniform(), fakes.ByteTokenizer(), documents, window=8)
+
+
+def test_a_lossy_tokenizer_is_refused(fakes: SimpleNamespace) -> None:
+    tokenizer = fakes.ByteTokenizer()
+    tokenizer.encode = lambda text: fakes.ByteTokenizer().encode(text.lower())
+    score(fakes.Uniform(), tokenizer, [b"fine"], window=8)
+    with pytest.raises(OuroborosError, match=r"document 1: .*not lossless"):
+        score(fakes.Uniform(), tokenizer, [b"fine", b"Not"], window=8)
+
+
+def test_another_models_tokenizer_is_refused(fakes: SimpleNamespace) -> None:
+    with pytest.raises(OuroborosError, match="vocab_size 200"):
+        score(fakes.Uniform(vocabulary=200), fakes.ByteTokenizer(), [b"abc"], window=8)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_scores_that_are_not_finite_are_refused(fakes: SimpleNamespace, value: float) -> None:
+    def predict(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        table = log_probs(model, ids)
+        table[0, 2] = value
+        return table
+
+    with pytest.raises(OuroborosError, match="document 0: the score of token 2"):
+        score(fakes.Uniform(), fakes.ByteTokenizer(), [b"abcd"], window=8, predict=predict)

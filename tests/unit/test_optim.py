@@ -1,0 +1,251 @@
+"""Parameter groups, the batched Muon, schedules, clipping."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ouroboros.config import OptimSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.optim import (
+    BatchedMuon,
+    build_optimizers,
+    check_groups,
+    clip_and_norm,
+    learning_rate,
+    parameter_roles,
+    set_learning_rate,
+)
+
+
+class Table(nn.Module):
+    PARAMETER_ROLES = {"rows": "vector"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(3, 8))
+
+
+class Toy(nn.Module):
+    def __init__(self, tied: bool = True) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(11, 8)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8, bias=False)
+        self.square = nn.Linear(8, 8, bias=False)
+        self.norm = nn.LayerNorm(8)
+        self.table = Table()
+        self.lm_head = nn.Linear(8, 11, bias=False)
+        if tied:
+            self.lm_head.weight = self.embed_tokens.weight
+
+
+def test_roles_follow_the_rules():
+    assert parameter_roles(Toy(tied=False)) == {
+        "embed_tokens.weight": "embedding",
+        "up.weight": "matrix",
+        "up.bias": "vector",
+        "down.weight": "matrix",
+        "square.weight": "matrix",
+        "norm.weight": "vector",
+        "norm.bias": "vector",
+        "table.rows": "vector",
+        "lm_head.weight": "embedding",
+    }
+
+
+def test_a_tied_parameter_has_one_role_under_its_first_name():
+    roles = parameter_roles(Toy(tied=True))
+    assert "lm_head.weight" not in roles and roles["embed_tokens.weight"] == "embedding"
+
+
+def test_tied_parameters_of_different_roles_are_refused():
+    model = Toy(tied=False)
+    model.square.weight = model.up.weight  # both matrices: fine
+    parameter_roles(model)
+    model.down.weight = model.embed_tokens.weight
+    with pytest.raises(OuroborosError, match=r"embed_tokens\.weight \(embedding\) is tied to down\.weight \(matrix\)"):
+        parameter_roles(model)
+
+
+def test_a_parameter_without_a_role_is_named():
+    model = Toy()
+    model.table.other = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(OuroborosError, match=r"table\.other .*belongs to no group.*PARAMETER_ROLES.*on Table"):
+        build_optimizers(model, OptimSpec())
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "message"), [("vectr", (2, 2), "did you mean 'vector'"), ("matrix", (2, 2, 2), "not 2-D")]
+)
+def test_wrong_declarations_are_refused(role, shape, message):
+    class Wrong(nn.Module):
+        PARAMETER_ROLES = {"w": role}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(shape))
+
+    with pytest.raises(OuroborosError, match=message):
+        parameter_roles(nn.Sequential(Wrong()))
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_groups_carry_roles_rates_and_decay(kind):
+    model = Toy()
+    model.square.weight.requires_grad_(False)
+    spec = OptimSpec(matrix_optimizer=kind, lr=0.1, embedding_lr=0.2, vector_lr=0.3, weight_decay=0.4)
+    optimizers = build_optimizers(model, spec)
+    groups = {group["role"]: group for optimizer in optimizers for group in optimizer.param_groups}
+    assert {role: len(g["params"]) for role, g in groups.items()} == {"matrix": 2, "embedding": 1, "vector": 4}
+    assert {role: g["peak_lr"] for role, g in groups.items()} == {"matrix": 0.1, "embedding": 0.2, "vector": 0.3}
+    assert {role: g["weight_decay"] for role, g in groups.items()} == {"matrix": 0.4, "embedding": 0.0, "vector": 0.0}
+    assert [type(o) for o in optimizers] == (
+        [BatchedMuon, torch.optim.AdamW] if kind == "muon" else [torch.optim.AdamW]
+    )
+    set_learning_rate(optimizers, 0.5)
+    assert {role: g["lr"] for role, g in groups.items()} == {"matrix": 0.05, "embedding": 0.1, "vector": 0.15}
+
+
+@pytest.mark.parametrize(("fused", "expected"), [(None, True), (True, True), (False, False)])
+def test_adamw_takes_one_fused_step_unless_told_otherwise(fused, expected):
+    adamw = build_optimizers(Toy(), OptimSpec(), fused=fused)[-1]
+    assert all(group["fused"] is expected for group in adamw.param_groups)
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    model = Toy()
+    optimizers = build_optimizers(model, OptimSpec())
+    check_groups(model, optimizers)
+    with pytest.raises(OuroborosError, match="is in 0 optimiser groups"):
+        check_groups(model, optimizers[:1])
+    with pytest.raises(OuroborosError, match="is in 2 optimiser groups"):
+        check_groups(model, [*optimizers, torch.optim.AdamW([model.up.bias])])
+    with pytest.raises(OuroborosError, match="not trainable parameters of the model"):
+        check_groups(model, [*optimizers, torch.optim.AdamW([nn.Parameter(torch.zeros(1))])])
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(OuroborosError, match="nothing to train"):
+        build_optimizers(Toy().requires_grad_(False), OptimSpec())
+
+
+def test_models_of_matrices_alone_or_vectors_alone_build():
+    assert len(build_optimizers(nn.Linear(4, 4, bias=False), OptimSpec())) == 1
+    assert len(build_optimizers(nn.LayerNorm(4), OptimSpec())) == 1
+
+
+def matrices(seed: int) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(16, 24)] * 7 + [(24, 16)] * 3 + [(16, 16)] * 2 + [(1, 5), (5, 1)]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def test_batched_muon_equals_torch_muon(monkeypatch):
+    monkeypatch.setattr(BatchedMuon, "CHUNK_ELEMENTS", 2000)  # stacks of five: the seven matrices need two
+    ours, theirs = matrices(0), matrices(0)
+    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.2, momentum=0.9, ns_steps=5)
+    single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        for index, (a, b) in enumerate(zip(ours, theirs)):
+            gradient = torch.randn(a.shape, generator=generator)
+            a.grad, b.grad = (None, None) if index == 4 else (gradient, gradient.clone())
+        batched.step()
+        single.step()
+    for a, b in zip(ours, theirs):
+        # The update's RMS is 0.2 lr; bf16 has 8 bits.
+        torch.testing.assert_close(a, b, atol=3 * 0.02 * 2**-6, rtol=0)
+        if "momentum_buffer" in single.state[b]:
+            assert torch.equal(batched.state[a]["momentum_buffer"], single.state[b]["momentum_buffer"])
+    assert torch.equal(ours[4], matrices(0)[4]) and not batched.state.get(ours[4])
+
+
+def test_muon_update_has_the_rms_of_adamw():
+    parameter = nn.Parameter(torch.zeros(64, 256))
+    parameter.grad = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    BatchedMuon([parameter], lr=1.0, weight_decay=0.0).step()
+    assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_muon_of_a_zero_gradient_moves_nothing():
+    parameter = nn.Parameter(torch.ones(4, 8))
+    parameter.grad = torch.zeros(4, 8)
+    BatchedMuon([parameter], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(parameter, torch.ones(4, 8))
+
+
+def test_muon_step_runs_a_closure():
+    parameter = nn.Parameter(torch.ones(4, 8))
+    optimizer = BatchedMuon([parameter])
+
+    def closure() -> torch.Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 32
+    assert not torch.equal(parameter, torch.ones(4, 8))
+
+
+specs = st.builds(
+    OptimSpec,
+    schedule=st.sampled_from(["wsd", "cosine", "constant"]),
+    warmup_fraction=st.floats(0, 0.5),
+    decay_fraction=st.floats(0, 0.5),
+    final_lr=st.floats(0, 1),
+)
+
+
+@given(specs, st.floats(-0.5, 1.5), st.floats(-0.5, 1.5))
+def test_schedules_stay_in_range_rise_then_fall(spec, p, q):
+    low, high = sorted((p, q))
+    a, b = learning_rate(low, spec), learning_rate(high, spec)
+    assert 0 <= a <= 1 and 0 <= b <= 1
+    if high < spec.warmup_fraction:
+        assert a <= b
+    if low >= spec.warmup_fraction:
+        assert a >= b - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("wsd", {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 1.0, 0.8: 0.55, 1.0: 0.1, 2.0: 0.1}),
+        ("cosine", {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.4: 0.55 + 0.45 * math.sqrt(0.5), 0.6: 0.55, 1.0: 0.1, 2.0: 0.1}),
+        ("constant", {-1.0: 0.0, 0.1: 0.5, 0.2: 1.0, 1.0: 1.0}),
+    ],
+)
+def test_schedule_values(schedule, expected):
+    spec = OptimSpec(schedule=schedule, warmup_fraction=0.2, decay_fraction=0.4, final_lr=0.1)
+    assert {progress: learning_rate(progress, spec) for progress in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+def test_schedules_without_warmup_or_decay(schedule):
+    spec = OptimSpec(schedule=schedule, warmup_fraction=0.0, decay_fraction=0.0)
+    assert learning_rate(0.0, spec) == 1.0
+    whole = OptimSpec(schedule=schedule, warmup_fraction=1.0, decay_fraction=0.0)
+    assert learning_rate(0.5, whole) == 0.5
+
+
+def test_clipping_returns_the_norm_before_and_scales_to_the_limit():
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    assert clip_and_norm(parameters, 0.0) == 5.0
+    assert clip_and_norm(parameters, 10.0) == 5.0
+    assert torch.equal(parameters[0].grad, torch.tensor([3.0, 0.0]))
+    assert clip_and_norm(iter(parameters), 1.0) == 5.0
+    assert clip_and_norm(parameters, 0.0) == pytest.approx(1.0)
+    assert clip_and_norm([parameters[2]], 1.0) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_are_left_alone(bad):
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([100.0, bad])
+    assert not math.isfinite(clip_and_norm([parameter], 1.0))
+    assert parameter.grad[0] == 100.0

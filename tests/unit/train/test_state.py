@@ -1,0 +1,194 @@
+"""Optimiser and random state: exact, and refused when it belongs to something else."""
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ouroboros.config import OptimSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.optim import build_optimizers, set_learning_rate
+from ouroboros.train.checkpoint import load_newest, save
+from ouroboros.train.state import (
+    pack_optimizer,
+    pack_optimizers,
+    restore_rng,
+    rng_state,
+    unpack_optimizer,
+    unpack_optimizers,
+)
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 4))
+
+
+def names(net: nn.Module) -> dict[torch.Tensor, str]:
+    return {parameter: name for name, parameter in net.named_parameters()}
+
+
+def train(net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        set_learning_rate(optimizers, 1.0 / (1 + step))
+        for name, parameter in net.named_parameters():
+            if name == "3.bias" and step < 2:
+                parameter.grad = None  # its step counter lags behind the others'
+            else:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind, fused):
+    spec = OptimSpec(matrix_optimizer=kind, lr=0.1)
+    straight = model()
+    optimizers = build_optimizers(straight, spec, fused=fused)
+    train(straight, optimizers, range(3))
+    tensors, documents = pack_optimizers(optimizers, names(straight))
+    save(
+        tmp_path,
+        3,
+        files={"optimizer.safetensors": tensors, "model.safetensors": straight.state_dict()},
+        documents={"optimizer.json": documents},
+    )
+    train(straight, optimizers, range(3, 6))
+
+    found = load_newest(tmp_path)
+    resumed = model(seed=1)
+    resumed.load_state_dict(found.tensors("model.safetensors"))
+    others = build_optimizers(resumed, spec, fused=fused)
+    saved = found.documents["optimizer.json"]
+    assert unpack_optimizers(others, names(resumed), found.tensors("optimizer.safetensors"), saved) == []
+    rates = [group["lr"] for optimizer in others for group in optimizer.param_groups]
+    assert rates == [pytest.approx(0.1 / 3)] * 3
+    train(resumed, others, range(3, 6))
+    for (name, a), (_, b) in zip(straight.named_parameters(), resumed.named_parameters()):
+        assert torch.equal(a, b), name
+    again, documents_again = pack_optimizers(others, names(resumed))
+    expected, _ = pack_optimizers(optimizers, names(straight))
+    assert again.keys() == expected.keys() and len(again) > 0
+    assert all(torch.equal(again[key], expected[key]) and again[key].dtype == expected[key].dtype for key in again)
+    assert json.loads(json.dumps(documents_again)) == documents_again
+
+
+def test_a_fresh_optimizer_packs_to_nothing():
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters())
+    tensors, document = pack_optimizer(optimizer, names(net))
+    assert tensors == {} and document["state"] == {}
+    assert unpack_optimizer(optimizer, names(net), tensors, document) == []
+
+
+def test_state_that_is_not_a_tensor_survives():
+    net = nn.Linear(2, 2, bias=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer.state[net.weight] = {"count": 3, "nothing": None, "pair": (1, 2.5), "t": torch.ones(2, 2)}
+    tensors, document = pack_optimizer(optimizer, names(net))
+    other = torch.optim.SGD(net.parameters(), lr=0.1)
+    unpack_optimizer(other, names(net), tensors, json.loads(json.dumps(document)))
+    state = other.state[net.weight]
+    assert torch.equal(state.pop("t"), torch.ones(2, 2))
+    assert state == {"count": 3, "nothing": None, "pair": [1, 2.5]}
+
+
+def test_restored_state_does_not_share_memory_with_the_given_tensors():
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    train_one(net, optimizer)
+    tensors, document = pack_optimizer(optimizer, names(net))
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    unpack_optimizer(optimizer, names(net), tensors, document)
+    before = {key: tensor.clone() for key, tensor in tensors.items()}
+    train_one(net, optimizer)
+    assert all(torch.equal(before[key], tensors[key]) for key in before)
+
+
+def train_one(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def packed() -> tuple[nn.Module, torch.optim.Optimizer, dict, dict]:
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    train_one(net, optimizer)
+    return net, optimizer, *pack_optimizer(optimizer, names(net))
+
+
+def test_changed_settings_are_listed_and_stay_as_built():
+    net, _, tensors, document = packed()
+    other = torch.optim.AdamW(net.parameters(), lr=0.7, weight_decay=0.5)
+    differences = unpack_optimizer(other, names(net), tensors, document)
+    assert differences == ["AdamW (parameters): weight_decay was 0.01, now 0.5"]
+    assert other.param_groups[0]["weight_decay"] == 0.5 and other.param_groups[0]["lr"] == 0.1
+
+
+def test_foreign_state_is_refused_and_changes_nothing():
+    net, optimizer, tensors, document = packed()
+    mine = names(net)
+    step = optimizer.state[net[1].weight]["step"]
+    missing = {key: tensor for key, tensor in tensors.items() if key != "1.weight/exp_avg"}
+    with pytest.raises(OuroborosError, match=r"optimiser state 1\.weight/exp_avg is missing"):
+        unpack_optimizer(optimizer, mine, missing, document)
+    with pytest.raises(OuroborosError, match=r"has shape \(3,\), the parameter \(8, 4\)"):
+        unpack_optimizer(optimizer, mine, {**tensors, "1.weight/exp_avg": torch.zeros(3)}, document)
+    with pytest.raises(OuroborosError, match="is of AdamW, the run uses SGD"):
+        unpack_optimizer(torch.optim.SGD(net.parameters()), mine, tensors, document)
+    with pytest.raises(OuroborosError, match="has 1 parameter groups, the run has 2"):
+        groups = [{"params": [net[0].weight]}, {"params": [net[1].weight]}]
+        unpack_optimizer(torch.optim.AdamW(groups), mine, tensors, document)
+    with pytest.raises(OuroborosError, match=r"other parameters or another order: \['3\.bias'\]"):
+        unpack_optimizer(torch.optim.AdamW(list(net.parameters())[:-1]), mine, tensors, document)
+    assert optimizer.state[net[1].weight]["step"] is step
+    with pytest.raises(OuroborosError, match=r"belong to nothing: \['other'\]"):
+        unpack_optimizers([optimizer], mine, {**tensors, "other": torch.zeros(1)}, [document])
+    with pytest.raises(OuroborosError, match="is of AdamW; the run uses AdamW, SGD"):
+        unpack_optimizers([optimizer, torch.optim.SGD(net.parameters())], mine, tensors, [document])
+
+
+def test_what_cannot_be_packed_is_named():
+    net, optimizer, _, _ = packed()
+    with pytest.raises(OuroborosError, match=r"shape \(7, 4\) has no name"):
+        pack_optimizer(optimizer, {})
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    with pytest.raises(OuroborosError, match="setting 'lr' is a Tensor"):
+        pack_optimizer(optimizer, names(net))
+
+
+def draw(generator: torch.Generator) -> list[object]:
+    numbers = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
+    return [*numbers, torch.randn(3).tolist(), torch.randn(2, generator=generator).tolist()]
+
+
+def test_random_state_continues_exactly(tmp_path: Path):
+    generator = torch.Generator().manual_seed(3)
+    draw(generator)  # leaves half of a pair of Gaussians cached in random and numpy
+    tensors, document = rng_state({"loops": generator})
+    save(tmp_path, 0, files={"rng.safetensors": tensors}, documents={"rng.json": document})
+    expected = draw(generator)
+    assert draw(generator) != expected
+    found = load_newest(tmp_path)
+    restore_rng(found.tensors("rng.safetensors"), found.documents["rng.json"], {"loops": generator})
+    assert draw(generator) == expected
+    with pytest.raises(OuroborosError, match=r"generators \['loops'\]"):
+        restore_rng(tensors, document)
+    with pytest.raises(OuroborosError, match=r"generators \['other'\]"):
+        restore_rng(tensors, document, {"loops": generator, "other": generator})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_losing_cuda_is_reported(caplog):
+    tensors, document = rng_state()
+    with caplog.at_level(logging.WARNING):
+        restore_rng({**tensors, "torch_cuda": torch.zeros(16, dtype=torch.uint8)}, document)
+    assert "differ in having CUDA" in caplog.text

@@ -1,0 +1,125 @@
+"""Budgets, and what signals do."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ouroboros
+from ouroboros.config import TrainSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.train.stop import Budget, StopControl
+
+
+@pytest.mark.parametrize(
+    ("budget", "half", "whole"),
+    [
+        (Budget(steps=10), (5, 0, 0), (10, 0, 0)),
+        (Budget(tokens=1000), (99, 500, 0), (0, 1000, 0)),
+        (Budget(minutes=0.5), (99, 10**9, 15.0), (0, 0, 30.0)),
+    ],
+)
+def test_budget_counts_only_its_own_unit(budget, half, whole):
+    assert budget.progress(0, 0, 0.0) == 0.0 and budget.progress(*half) == 0.5
+    assert not budget.done(*half) and budget.done(*whole)
+    assert budget.progress(*(3 * x for x in whole)) == 1.0
+
+
+@given(st.integers(1, 10**6))
+def test_a_budget_of_steps_ends_exactly_at_its_last_step(steps):
+    budget = Budget(steps=steps)
+    assert budget.done(steps, 0, 0) and not budget.done(steps - 1, 0, 0)
+    assert 0 < budget.progress(0.5, 0, 0) < 1 and budget.progress(steps - 0.5, 0, 0) < 1
+
+
+def test_budgets_need_exactly_one_positive_unit():
+    assert Budget.from_spec(TrainSpec(tokens=5)) == Budget(tokens=5)
+    with pytest.raises(OuroborosError, match=r"exactly one of --steps, --tokens and --minutes$"):
+        Budget.from_spec(TrainSpec())
+    with pytest.raises(OuroborosError, match="not steps and minutes"):
+        Budget(steps=1, minutes=1.0)
+    with pytest.raises(OuroborosError, match=r"train\.steps must be > 0"):
+        Budget(steps=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_once_and_handlers_come_back(number):
+    messages: list[str] = []
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with StopControl(messages.append) as control:
+        assert not control.requested
+        os.kill(os.getpid(), number)
+        assert control.requested and control.reason == signal.Signals(number).name
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert len(messages) == 1 and "saving a checkpoint" in messages[0]
+    assert ("interrupt again" in messages[0]) == (number == signal.SIGINT)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyError), StopControl():
+        raise KeyError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_default_message_is_logged(caplog):
+    with caplog.at_level(logging.WARNING), StopControl():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert "SIGINT: saving a checkpoint" in caplog.text
+
+
+def test_a_message_that_fails_to_print_does_not_end_the_run():
+    def tell(message: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    with StopControl(tell) as control:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert control.requested
+
+
+def test_the_loop_may_ask_too():
+    control = StopControl()
+    control.request("too many bad steps")
+    control.request("later")
+    assert control.requested and control.reason == "too many bad steps"
+
+
+def test_other_threads_install_nothing():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work() -> None:
+        with StopControl() as control:
+            seen.append((signal.getsignal(signal.SIGINT), control.requested))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+TWICE = """
+import os, signal
+from ouroboros.train.stop import StopControl
+with StopControl():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("first", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("second", flush=True)
+"""
+
+
+def test_the_second_interrupt_ends_at_once():
+    source = str(Path(ouroboros.__file__).parent.parent)
+    env = {**os.environ, "PYTHONPATH": source}
+    done = subprocess.run([sys.executable, "-c", TWICE], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "first\n")
