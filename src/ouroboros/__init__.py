@@ -4,8 +4,8 @@
 >>> recipe = ouroboros.RECIPES["loop"]
 >>> model = ouroboros.build(recipe)
 
-``ouroboros.load(path)`` returns a trained model and its tokenizer. After ``import ouroboros``, transformers' Auto classes load
-Ouroboros models from their directories without remote code.
+``ouroboros.load(path)`` returns a trained model and its tokenizer. After ``import ouroboros``, transformers' Auto
+classes load Ouroboros models from their directories without remote code.
 """
 
 from __future__ import annotations

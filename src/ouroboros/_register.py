@@ -1,8 +1,8 @@
 """Registration with transformers' Auto classes, without importing transformers.
 
-``import ouroboros`` has to make ``AutoModelForCausalLM.from_pretrained`` work, and ``ouroboros --help`` has to stay fast. So
-the registration waits: it happens right after transformers' own Auto modules are imported, by whoever imports them, or
-at once if they already are.
+``import ouroboros`` has to make ``AutoModelForCausalLM.from_pretrained`` work, and ``ouroboros --help`` has to stay
+fast. So the registration waits: it happens right after transformers' own Auto modules are imported, by whoever
+imports them, or at once if they already are.
 """
 
 from __future__ import annotations

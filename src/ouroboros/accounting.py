@@ -84,6 +84,7 @@ def block_flops(spec: ModelSpec, context: int) -> int:
 
 
 def mixer_parameters(mixer: AttentionSpec, hidden_size: int) -> int:
+    """Parameters of one mixer."""
     width = mixer.width(hidden_size)
     queries, keys = mixer.num_heads * width, mixer.kv_heads * width
     total = hidden_size * (queries + 2 * keys) + queries * hidden_size
@@ -94,22 +95,26 @@ def mixer_parameters(mixer: AttentionSpec, hidden_size: int) -> int:
 
 
 def mixer_flops(mixer: AttentionSpec, hidden_size: int, context: int) -> int:
+    """Operations of a mixer for one token that attends to ``context`` positions."""
     width = mixer.width(hidden_size)
     queries, keys = mixer.num_heads * width, mixer.kv_heads * width
     return 2 * hidden_size * (2 * queries + 2 * keys) + 4 * context * queries
 
 
 def ffn_matrices(ffn: FeedForwardSpec) -> int:
+    """Weight matrices of a feed-forward network."""
     return 3 if ffn.kind == "swiglu" else 2
 
 
 def ffn_parameters(ffn: FeedForwardSpec, hidden_size: int) -> int:
+    """Parameters of one feed-forward network."""
     matrices = ffn_matrices(ffn)
     bias = (matrices - 1) * ffn.intermediate_size + hidden_size if ffn.bias else 0
     return matrices * hidden_size * ffn.intermediate_size + bias
 
 
 def ffn_flops(ffn: FeedForwardSpec, hidden_size: int) -> int:
+    """Operations of a feed-forward network for one token."""
     return 2 * ffn_matrices(ffn) * hidden_size * ffn.intermediate_size
 
 

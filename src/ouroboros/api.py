@@ -43,7 +43,7 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
         path: a run directory (its finished model, else its newest complete checkpoint) or a transformers directory.
 
     Raises:
-        OuroborosError: nothing loadable there, missing or unexpected or misshapen weights, or weights that are not finite.
+        OuroborosError: nothing loadable there; weights that are missing, unexpected, misshapen or not finite.
     """
     from transformers import AutoTokenizer
 
@@ -113,7 +113,7 @@ def model_directory(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _quiet(logging) -> Iterator[None]:  # noqa: ANN001 (transformers' logging module)
+def _quiet(logging) -> Iterator[None]:
     """No loading bars from transformers inside; its settings are restored."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

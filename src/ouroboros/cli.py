@@ -1,10 +1,11 @@
-"""The command line: finds the verb, runs it, turns errors into one line and a status. Verbs live in ``ouroboros.verbs``.
+"""The command line: finds the verb in ``ouroboros.verbs``, runs it, turns errors into one line and a status.
 
 Status: 0 the verb did what it says; 1 it could not; 2 wrong usage; 130 and 143 stopped by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -43,16 +44,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UsageError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
         module = importlib.import_module(f"ouroboros.verbs.{VERBS[verb][0]}")
-        return getattr(module, verb)(rest)
+        status = getattr(module, verb)(rest)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone; nothing is left to say
+        _give_up_output()  # the reader has gone; nothing is left to say
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     except (OuroborosError, OSError) as error:
         sys.stderr.write(f"error: {_one_line(error)}\n")
+        _give_up_output()
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _give_up_output() -> None:
+    """Close standard output if it takes no more; else the interpreter would try again, and complain, as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
 
 
 def _one_line(error: Exception) -> str:

@@ -87,8 +87,8 @@ def check_flops(subject: Subject) -> str:
     length, registers, shown = ids.shape[1], subject.spec.registers, []
     for loops, view in subject.views.items():
         counted = copy.deepcopy(view).requires_grad_(False)  # the counter's hooks fail on parameters passed as inputs
-        # The fused kernels of some processors are not in the counter's table; plain products are. They compute all T x T
-        # scores, hence context = T.
+        # The fused kernels of some processors are not in the counter's table; plain products are. They compute all
+        # T x T scores, hence context = T.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             logits_of(counted, ids)
         per_token = cost(subject.spec, context=length, loops=loops).flops_per_token

@@ -163,12 +163,8 @@ def audit(
         device=device_of(model) if device is None else torch.device(device),
         seed=seed,
     )
-    first = loops[0]
-    findings = [
-        _guarded("bytes", _check_bytes, subject, first),
-        _guarded("coverage", _check_coverage, subject, first),
-        _guarded("independence", _check_independence, subject, first),
-    ]
+    checks = {"bytes": _check_bytes, "coverage": _check_coverage, "independence": _check_independence}
+    findings = [_guarded(name, check, subject, loops[0]) for name, check in checks.items()]
     for count in loops:
         view = at_loops(model, count)
         suffix = "" if count is None else f" (loops {count})"

@@ -1,7 +1,7 @@
 """The harness: what every model of this library must do, checked on one model.
 
-A new part is accepted when a recipe that uses it passes. The checks are in :mod:`ouroboros.eval.equivalence` (two ways of
-computing the same thing agree) and :mod:`ouroboros.eval.accounts` (what is counted is what is measured).
+A new part is accepted when a recipe that uses it passes. The checks are in :mod:`ouroboros.eval.equivalence` (two ways
+of computing the same thing agree) and :mod:`ouroboros.eval.accounts` (what is counted is what is measured).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Caches: one entry per visit, in transformers' own cache objects.
 
-The classes here are what :class:`~ouroboros.nn.memory.Memory` looks like on top of a transformers ``Cache``, and one cache
-layer for mixers with a state of constant size. Shapes: B batch, K key/value heads, T new and S all keys, C channels per head.
+The classes here are what :class:`~ouroboros.nn.memory.Memory` looks like on top of a transformers ``Cache``, and one
+cache layer for mixers with a state of constant size.
+Shapes: B batch, K key/value heads, T new and S all keys, C channels per head.
 """
 
 from __future__ import annotations

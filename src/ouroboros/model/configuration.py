@@ -18,9 +18,9 @@ from ouroboros.schedule import Schedule, parse
 class OuroborosConfig(PreTrainedConfig):
     """Configuration of :class:`~ouroboros.model.modeling.OuroborosForCausalLM`.
 
-    ``spec`` is the whole truth, read strictly (unknown keys are errors). The standard fields beside it are derived from it for
-    the tools that read them; ``num_hidden_layers`` and ``layer_types`` count cache entries (visits), because caches are
-    allocated from them.
+    ``spec`` is the whole truth, read strictly (unknown keys are errors). The standard fields beside it are derived from
+    it for the tools that read them; ``num_hidden_layers`` and ``layer_types`` count cache entries (visits), because
+    caches are allocated from them.
 
     Args:
         spec: a :class:`~ouroboros.config.ModelSpec` as a dictionary.

@@ -30,7 +30,6 @@ from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope
 from ouroboros.schedule import Schedule, Visit
 
-
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -101,7 +100,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
 
         Args:
             input_ids: token ids; or give ``inputs_embeds`` (B, T, D).
-            attention_mask: (B, past + T) with 0 on padding, a prepared 4-D mask, or a dictionary of masks by layer type.
+            attention_mask: (B, past + T) with 0 on padding, a prepared 4-D mask, or a dictionary of such by layer type.
             position_ids: (B, T); by default counted from the mask, else from the cache.
             past_key_values: a cache, extended in place.
             use_cache: make a growing cache if none is given.
@@ -201,7 +200,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
 
 
 class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
-    """A causal language model that reuses its weights. Loads with ``AutoModelForCausalLM`` after ``import ouroboros``."""
+    """A causal language model that reuses its weights; ``AutoModelForCausalLM`` loads it after ``import ouroboros``."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 

@@ -1,4 +1,4 @@
-"""Topologies: how visits are wired. A topology owns the blocks and the loop parts; the schedule is given with each call.
+"""Topologies: how visits are wired. A topology owns blocks and loop parts; the schedule is given with each call.
 
 Shapes: B batch, T positions, D model width.
 """

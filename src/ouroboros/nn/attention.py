@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ouroboros.config import AttentionSpec
+from ouroboros.nn import causal
 from ouroboros.nn.memory import Memory
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import rotate
@@ -88,10 +89,11 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, 
     are read once instead of being repeated.
     """
     H, K, T = q_BHTC.shape[1], k_BKSC.shape[1], q_BHTC.shape[2]
-    if H == K:
-        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, mask, dropout, is_causal=mask is None and T > 1)
-    if T == 1:
+    if T == 1 and H != K:
         packed = q_BHTC.view(q_BHTC.shape[0], K, H // K, -1)
         return F.scaled_dot_product_attention(packed, k_BKSC, v_BKSC, mask, dropout).view_as(q_BHTC)
-    k_BHSC, v_BHSC = (t.repeat_interleave(H // K, dim=1) for t in (k_BKSC, v_BKSC))
-    return F.scaled_dot_product_attention(q_BHTC, k_BHSC, v_BHSC, mask, dropout, is_causal=mask is None)
+    if H != K:
+        k_BKSC, v_BKSC = (t.repeat_interleave(H // K, dim=1) for t in (k_BKSC, v_BKSC))
+    if mask is None and dropout == 0 and causal.suits(q_BHTC, k_BKSC):
+        return causal.CausalAttention.apply(q_BHTC, k_BKSC, v_BKSC)
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, mask, dropout, is_causal=mask is None and T > 1)

@@ -12,16 +12,16 @@ from ouroboros.report.canvas import canvas, label
 from ouroboros.report.content import Arm, LoopPoint, Row
 from ouroboros.report.palette import LIGHT, NUM_LOOPS, arm_color
 from ouroboros.report.series import at_steps, evenly, loop_series, points, smoothed, thinned
-from ouroboros.report.text import bits, finite, quantity
+from ouroboros.report.text import bits, finite, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TELEMETRY = {
-    "update_ratio": "Update ratio: how far a loop moves the state, relative to its length",
-    "cosine": "Cosine of a loop's update with the update of the loop before",
-    "state_norm": "State norm: RMS of the state after a loop",
-    "grad_norm": "Gradient norm at the state after a loop",
+    "update_ratio": "Update ratio: how far a loop moves the state",
+    "cosine": "Cosine of a loop's update with the one before",
+    "state_norm": "State norm (RMS) after a loop",
+    "grad_norm": "Gradient norm after a loop",
 }
 """Telemetry key to what it shows, in the order of the page."""
 
@@ -58,7 +58,7 @@ def loss_chart(arms: Sequence[Arm], *, reference: Row | None = None, ident: str 
         axes.set_xlim(left=0)
         axes.set_xlabel("training tokens" if with_tokens else "step")
         axes.set_ylabel("bits per byte")
-        axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+        axes.xaxis.set_major_formatter(lambda value, _: tick(value))
         axes.legend(loc="upper right")
         return drawing.svg("Bits per byte in training and validation over training " + x_key)
 
@@ -67,7 +67,7 @@ def _draw_loss(axes: Axes, index: int, arm: Arm, x_key: str) -> tuple[float, flo
     """Draw one arm; returns the range worth seeing: past the first steep fall, down to the lowest value."""
     color, dashes = LIGHT[arm_color(index)], _DASHES[index % len(_DASHES)]
     xs, ys = points(arm.metrics, "train", x_key, "bits_per_byte")
-    mean = smoothed(ys, len(ys) / 40)
+    mean = smoothed(ys, len(ys) / 50)
     axes.plot(*thinned(xs, ys), color=color, linewidth=0.8, alpha=0.22)
     axes.plot(*thinned(xs, mean), color=color, linewidth=1.9, linestyle=dashes, label=f"{label(arm.name)}, training")
     steps, scores = points(arm.metrics, "valid", "step", "bits_per_byte")
@@ -75,7 +75,7 @@ def _draw_loss(axes: Axes, index: int, arm: Arm, x_key: str) -> tuple[float, flo
     if places and scores:
         style = {"marker": "o" if index % 2 == 0 else "s", "markersize": 4.5, "linewidth": 0.9}
         axes.plot(*thinned(places, scores, 60), color=color, **style, label=f"{label(arm.name)}, validation")
-    settled = mean[len(mean) // 25 :]
+    settled = mean[len(mean) // 8 :]
     return max(settled), min([*mean, *scores])
 
 
@@ -106,7 +106,7 @@ def loop_chart(curves: Mapping[str, Sequence[LoopPoint]], arms: Sequence[Arm] = 
             axes.set_xscale("log", base=2)
             axes.minorticks_off()
         axes.set_xticks(evenly(counts, 10), [str(count) for count in evenly(counts, 10)])
-        axes.margins(x=0.08, y=0.16)
+        axes.margins(x=0.1, y=0.16)
         axes.set_xlabel("loops at test time")
         axes.set_ylabel("bits per byte")
         axes.legend(loc="best")
@@ -120,14 +120,29 @@ def _draw_loops(axes: Axes, index: int, name: str, curve: Sequence[LoopPoint], *
     for point in curve:
         if point.low is not None and point.high is not None:
             axes.vlines(point.loops, point.low, point.high, color=color, linewidth=4, alpha=0.35)
-        if annotate:
-            place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9.5}
-            axes.annotate(bits(point.bits_per_byte), (point.loops, point.bits_per_byte), color=LIGHT["soft"], **place)
+    if annotate:
+        _write_values(axes, curve)
     trained = [p for p in curve if p.trained]
     if trained:
         ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6, "linestyle": "none"}
         places = [p.loops for p in trained], [p.bits_per_byte for p in trained]
         axes.plot(*places, color=LIGHT["ink"], **ring, label="loops in training")
+
+
+def _write_values(axes: Axes, curve: Sequence[LoopPoint]) -> None:
+    """Each point's value on the side where the curve leaves room: it mostly falls to a minimum and rises again."""
+    scores = [point.bits_per_byte for point in curve]
+    for i, point in enumerate(curve):
+        falls = i + 1 < len(curve) and scores[i + 1] < scores[i]
+        rose = i > 0 and scores[i - 1] < scores[i]
+        if falls:
+            place, side = (6, 5), "left"
+        elif rose and i + 1 < len(curve):
+            place, side = (6, -12), "left"
+        else:
+            place, side = (0, -18), "center"
+        style = {"textcoords": "offset points", "fontsize": 9.5, "color": LIGHT["soft"]}
+        axes.annotate(bits(scores[i]), (point.loops, scores[i]), xytext=place, ha=side, **style)
 
 
 def telemetry_chart(records: Sequence[Mapping[str, Any]], key: str, *, ident: str) -> str:
@@ -142,31 +157,33 @@ def telemetry_chart(records: Sequence[Mapping[str, Any]], key: str, *, ident: st
     if not series:
         return ""
     segments = sorted({segment for segment, _ in series})
+    # From the norms, which every loop has: a loop keeps its colour on the charts where the first is missing.
+    last = max(loop for _, loop in loop_series(records, "state_norm") or series)
     with canvas(ident) as drawing:
         axes = drawing.axes
         for segment in segments:
             loops = [loop for where, loop in series if where == segment]
             for loop in evenly(loops, NUM_LOOPS):
                 name = f"loop {loop + 1}" if len(segments) == 1 else f"part {segment + 1}, loop {loop + 1}"
-                color = _loop_color(loop, loops)
+                color = _loop_color(loop, last)
                 style = _DASHES[segments.index(segment) % len(_DASHES)]
                 xs, ys = thinned(*series[segment, loop])
                 marker = "o" if len(xs) == 1 else None
                 axes.plot(xs, ys, color=color, linewidth=1.8, linestyle=style, marker=marker, label=name)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+        axes.xaxis.set_major_formatter(lambda value, _: tick(value))
         axes.margins(y=0.12)
         axes.legend(loc="best", ncols=2 if len(axes.lines) > 3 else 1)
         return drawing.svg(TELEMETRY.get(key, key))
 
 
-def _loop_color(loop: int, loops: Sequence[int]) -> str:
+def _loop_color(loop: int, last: int) -> str:
     """Colours run over the whole scale, from the first loop to the last."""
-    share = loops.index(loop) / max(len(loops) - 1, 1)
+    share = min(loop / max(last, 1), 1.0)
     return LIGHT[f"loop{round(share * (NUM_LOOPS - 1))}"]
 
 
 def _level(axes: Axes, value: float | None, name: str, color: str = LIGHT["faint"]) -> None:
     """A level line with its name in the legend."""
-    if finite(value) is not None:
+    if value is not None:
         axes.axhline(value, color=color, linewidth=1.3, linestyle=(0, (4, 3)), label=label(name), zorder=1.5)

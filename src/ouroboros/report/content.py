@@ -146,7 +146,7 @@ class Report:
 
 
 def verdict_sentence(first: str, second: str, difference: Difference) -> str:
-    """Who won, in one sentence: ``difference`` is ``first - second`` in bits per byte, so negative favours ``first``."""
+    """Who won, in one sentence; ``difference`` is ``first - second`` in bits per byte, so the lower is better."""
     if difference.low is None or difference.high is None:
         return f"Cannot tell: the difference of {first} and {second} has no interval."
     near, far = sorted((abs(difference.low), abs(difference.high)))

@@ -37,7 +37,9 @@ def render(report: Report, out: Path | str) -> None:
     """
     data = to_html(report).encode("utf-8")
     if len(data) > MAX_PAGE_BYTES:
-        logger.warning("%s: the page has %s, more than the %s meant", out, quantity(len(data), "B"), "1 MB")
+        logger.warning(
+            "%s: the page has %s, more than the 1 MB it is meant to stay under", out, quantity(len(data), "B")
+        )
     _write(Path(out), data)
 
 
@@ -64,11 +66,7 @@ def to_html(report: Report) -> str:
 
 
 def axis(rows: list[Row]) -> dict[str, Any]:
-    """The common axis of the rows' dots: ``low``, ``high`` and ``ticks`` in bits per byte, at round numbers.
-
-    >>> axis([row_at_1_4, row_at_2_2])["ticks"]
-    [1.4, 1.6, 1.8, 2.0, 2.2]
-    """
+    """The common axis of the rows' dots: ``low``, ``high`` and ``ticks`` in bits per byte, at round numbers."""
     lows = [row.bits_per_byte if row.low is None else row.low for row in rows]
     highs = [row.bits_per_byte if row.high is None else row.high for row in rows]
     span = max(max(highs) - min(lows), 1e-3)

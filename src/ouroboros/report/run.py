@@ -98,7 +98,7 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
     )
     if not good:
         raise OuroborosError(
-            f"{path}: expected a list of scores with a number bits_per_byte; run `ouroboros eval` again or remove the file"
+            f"{path}: expected a list of scores, each with a number bits_per_byte; run `ouroboros eval` again"
         )
     return scores
 

@@ -76,9 +76,10 @@ def loop_series(records: Iterable[Mapping[str, Any]], key: str) -> dict[tuple[in
     found: dict[tuple[int, int], Points] = {}
     for record in records:
         step = finite(record.get("step"))
-        if record.get("kind") != "telemetry" or step is None:
+        loops = record.get("loops")
+        if record.get("kind") != "telemetry" or step is None or not isinstance(loops, Sequence):
             continue
-        for entry in record.get("loops") or ():
+        for entry in loops:
             value = finite(entry.get(key))
             if value is not None:
                 xs, ys = found.setdefault((int(entry.get("segment", 0)), int(entry.get("loop", 0))), ([], []))

@@ -65,6 +65,18 @@ def quantity(value: float | None, unit: str = "") -> str:
     return f"{_three_digits(number)} {unit}".rstrip()
 
 
+def tick(value: float) -> str:
+    """A round number on an axis, as short as it goes.
+
+    >>> tick(2_500_000.0), tick(500.0)
+    ('2.5 M', '500')
+    """
+    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:g} {prefix}"
+    return f"{value:g}"
+
+
 def _three_digits(value: float) -> str:
     if value == int(value) and abs(value) < 1000:
         return str(int(value))

@@ -1,7 +1,8 @@
 """The chat: a conversation with history, streamed, with commands.
 
-A base model continues text; the conversation is therefore one growing text. Each turn adds the user's line and a newline, the model
-continues until a blank line. When the context is full the oldest turns are dropped, and the user is told.
+A base model continues text; the conversation is therefore one growing text. Each turn adds the user's line and a
+newline, the model continues until a blank line. When the context is full the oldest turns are dropped, and the user
+is told.
 """
 
 from __future__ import annotations
@@ -22,12 +23,9 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 HELP = """\
-/loops N        use N loops for each token (more or fewer than trained)
-/set NAME VALUE change a sampling control: temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, max_new_tokens
-/show           the present settings
-/clear          forget the conversation
-/save FILE      write the conversation as JSON
-/help           this list
+/loops N        use N loops for each token (more or fewer than trained) /set NAME VALUE change a sampling control:
+temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, max_new_tokens /show           the present settings
+/clear          forget the conversation /save FILE      write the conversation as JSON /help           this list
 /quit           leave (Ctrl-D too; Ctrl-C stops an answer)"""
 
 
@@ -62,7 +60,7 @@ class Chat:
     def say(self, line: str) -> None:
         """Answer ``line``, streamed; an interruption keeps what was written so far."""
         prompt = self._prompt(line)
-        answer = Continuation(self.model, self.tokenizer, prompt.encode(), self.sampling)
+        answer = Continuation(self.model, self.tokenizer, _bytes(prompt), self.sampling)
         written = ""
         try:
             for piece in answer:
@@ -76,7 +74,7 @@ class Chat:
 
     def command(self, line: str) -> bool:
         """Carry out a line that begins with ``/``; False means leave."""
-        name, *words = line[1:].split()
+        name, *words = line[1:].split() or [""]
         commands: dict[str, Callable[[list[str]], None]] = {
             "loops": self._loops,
             "set": self._set,
@@ -99,7 +97,7 @@ class Chat:
         while True:
             text = "".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n"
             # Half the context is kept for the answer unless this line alone needs more.
-            if not self.turns or len(self.tokenizer.encode(text.encode())) <= limit // 2:
+            if not self.turns or len(self.tokenizer.encode(_bytes(text))) <= limit // 2:
                 break
             self.turns.pop(0)
             dropped += 1
@@ -114,7 +112,7 @@ class Chat:
         )
 
     def _loops(self, words: list[str]) -> None:
-        if len(words) != 1 or not words[0].isdigit():
+        if len(words) != 1 or not (words[0].isascii() and words[0].isdigit()):
             raise OuroborosError("/loops takes a number, for example /loops 4")
         self.model = self.base.with_loops(int(words[0]))
         trained = self.base.schedule.loops
@@ -143,6 +141,11 @@ class Chat:
         body["turns"] = [dataclasses.asdict(turn) for turn in self.turns]
         path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         self.write(f"[saved {len(self.turns)} turn(s) to {path}]\n")
+
+
+def _bytes(text: str) -> bytes:
+    """A line as the bytes that were typed; those that are not UTF-8 arrive as surrogates."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def converse(chat: Chat, read: Callable[[], str]) -> None:

@@ -95,7 +95,7 @@ def save(
         if not root.is_dir():
             root.mkdir(parents=True)
             _fsync(root.parent)
-        with _removed_on_failure(temporary), _system_errors():
+        with _removed_on_failure(temporary), system_errors():
             temporary.mkdir()
             for name in sorted(files):
                 _write_tensors(temporary / name, files[name])
@@ -158,7 +158,7 @@ def load_newest(root: Path) -> Checkpoint:
             version.
     """
     faults = []
-    for path in _candidates(root):
+    for path in candidates(root):
         try:
             checkpoint = load(path)
         except UnsupportedVersion:
@@ -184,7 +184,7 @@ def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
         The checkpoints removed.
     """
     _remove_leftovers(root)
-    whole = [path for path in _candidates(root) if not _quick_problems(path)]
+    whole = [path for path in candidates(root) if not _quick_problems(path)]
     kept = whole[: max(keep_last, 1)] + [path for path in whole if _step(path) == best]
     surplus = [path for path in whole if path not in kept]
     if surplus and all(verify(path) for path in kept):
@@ -225,7 +225,7 @@ def _removed_on_failure(temporary: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """Turn the system errors that safetensors and tokenizers report as text back into :class:`OSError`."""
     try:
         yield
@@ -343,7 +343,7 @@ def _step(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _candidates(root: Path) -> list[Path]:
+def candidates(root: Path) -> list[Path]:
     """Directories that may be checkpoints, newest first; one that was being replaced comes after its replacement."""
     if not root.is_dir():
         return []

@@ -1,4 +1,4 @@
-"""More than one process: ``torchrun --nproc-per-node N -m ouroboros.cli train ...`` (DDP; gloo on CPU, NCCL on CUDA)."""
+"""More than one process: ``torchrun --nproc-per-node N -m ouroboros.cli train ...``; gloo on CPU, NCCL on CUDA."""
 
 from __future__ import annotations
 

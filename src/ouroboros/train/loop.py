@@ -27,7 +27,7 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import build_optimizers, clip_and_norm, learning_rate, set_learning_rate
 from ouroboros.train.distributed import Workers
 from ouroboros.train.ema import Ema
-from ouroboros.train.precision import autocast, choose_dtype, compile_blocks, matmul_peak
+from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, matmul_peak
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget
 from ouroboros.train.telemetry import LoopTelemetry
@@ -108,11 +108,15 @@ class Trainer:
         )
         _check_truncation(recipe, model)
         if spec.activation_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         self.optimizers = build_optimizers(model, recipe.optim)
         self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds)
+        # Compiled, the float32 logits are never written to memory.
+        self._cross_entropy = (
+            torch.compile(cross_entropy, dynamic=False) if self.compiled == COMPILED else cross_entropy
+        )
         self.wrapped = workers.wrap(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
@@ -163,6 +167,8 @@ class Trainer:
         progress = self.progress(0.5)
         factor = learning_rate(progress, self.recipe.optim)
         set_learning_rate(self.optimizers, factor)
+        # Dropout masks depend on seed, process and step alone, so a resumed run needs no generator state.
+        torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self.loader.next_batch()
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
@@ -184,8 +190,8 @@ class Trainer:
         result = StepResult(mean_loss, norm, factor, loops, bad, records)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
-                f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient (loss {loss}, gradient norm {norm});"
-                " lower optim.lr or use train.precision=fp32",
+                f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
+                f" (loss {loss}, gradient norm {norm}); lower optim.lr or use train.precision=fp32",
                 batch,
             )
         return result
@@ -218,10 +224,10 @@ class Trainer:
         try:
             return self.loss(windows, loops, probe)
         except Exception as error:
-            if self.compiled != "compile: per block" or not _from_compiler(error):
+            if self.compiled != COMPILED or not _from_compiler(error):
                 raise
             logger.warning("compile: failed (%s); training runs uncompiled", str(error).splitlines()[0])
-            self.compiled = "compile: off (the compiler failed)"
+            self.compiled, self._cross_entropy = "compile: off (the compiler failed)", cross_entropy
             for block in self.model.model.decoder.layers:
                 block._compiled_call_impl = None
             return self.loss(windows, loops, probe)
@@ -236,7 +242,7 @@ class Trainer:
                 backprop_loops=self.recipe.train.loops.backprop,
                 probe=probe,
             ).logits
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), windows_BT[:, 1:].flatten())
+        return self._cross_entropy(logits, windows_BT[:, 1:])
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
@@ -275,6 +281,11 @@ class Trainer:
             raise OuroborosError(
                 "resume: the next training batch is not the recorded one; the prepared data has changed"
             )
+
+
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats, computed in float32."""
+    return nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
 class NotFinite(OuroborosError):

@@ -16,6 +16,9 @@ from ouroboros.config import TrainSpec
 
 logger = logging.getLogger(__name__)
 
+COMPILED = "compile: per block"
+"""What :func:`compile_blocks` says when it has compiled."""
+
 
 def choose_device() -> torch.device:
     """CUDA when there is one, else the CPU. (CUDA paths are not exercised by the test suite.)"""
@@ -26,7 +29,7 @@ def choose_device() -> torch.device:
 
 @functools.cache
 def matmul_peak(device_type: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Measured operations per second of a large matrix product, 2 N^3 counted; the roof that progress lines refer to."""
+    """Measured operations per second of a large matrix product (2 N^3 counted): the roof of the progress line."""
     size = 1024 if device_type == "cpu" else 8192
     a, b = (torch.ones(size, size, dtype=dtype, device=device_type) for _ in range(2))
     a @ b  # first call allocates and selects kernels
@@ -76,7 +79,7 @@ def compile_blocks(blocks: nn.ModuleList, spec: TrainSpec, device: torch.device,
         return "compile: off (the run is too short for it to pay)"
     for block in blocks:
         block.compile(dynamic=False)
-    return "compile: per block"
+    return COMPILED
 
 
 def _missing_compiler(device: torch.device) -> str | None:

@@ -1,7 +1,7 @@
 """Runs: a directory in which training can be started, interrupted at any instant, and resumed exactly.
 
-``RUN/`` holds ``recipe.json``, ``data/`` (prepared shards), ``checkpoints/``, ``metrics.jsonl`` and, when training has ended, the
-model itself as a transformers directory (``config.json``, ``model.safetensors``, tokenizer).
+``RUN/`` holds ``recipe.json``, ``data/`` (prepared shards), ``checkpoints/``, ``metrics.jsonl`` and, when training has
+ended, the model itself as a transformers directory (``config.json``, ``model.safetensors``, tokenizer).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ouroboros.config import Recipe, check, from_json, to_dict, to_json
@@ -24,16 +24,19 @@ from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.train.checkpoint import load_newest
+from ouroboros.train.checkpoint import Checkpoint, candidates, load_newest
 from ouroboros.train.distributed import Workers, workers
 from ouroboros.train.lock import RunLock
 from ouroboros.train.log import Progress
 from ouroboros.train.loop import Trainer
 from ouroboros.train.precision import choose_device
-from ouroboros.train.session import RECIPE, RunResult, restore, train
+from ouroboros.train.session import RECIPE, WEIGHTS, RunResult, restore, train
 from ouroboros.train.stop import Budget
 
 logger = logging.getLogger(__name__)
+
+_LEFT_OVER = re.compile(r"\.lock|data|\.data\.tmp-.*|\.recipe\.json\.tmp")
+"""What a start that was killed before its first step leaves in a directory."""
 
 
 def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> RunResult:
@@ -43,17 +46,23 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
         OuroborosError: no budget, ``out`` exists or cannot be written, data that cannot be used.
     """
     Budget.from_spec(recipe.train)
+    check(abs(recipe.train.seed) < 2**63, f"train.seed must be within 63 bits, got {recipe.train.seed}")
     with workers() as crew:
+        made: list[Path] = []
         if crew.is_main:
             _refuse_existing(out)
-            _make_directory(out)
+            made = _make_directory(out)
         crew.barrier()
-        with _locked(out, crew):
+        with _locked(out, crew), contextlib.ExitStack() as undo:
+            if crew.is_main:
+                _refuse_existing(out)  # again: another process may have had it meanwhile
+                undo.callback(_remove_new, out, made, {entry.name for entry in out.iterdir()} - {".lock"})
             data = _prepare(recipe, out, crew)
             recipe = resolve(recipe, data)
+            trainer = _trainer(recipe, data, crew)
             if crew.is_main:
                 _write_atomically(out / RECIPE, to_json(recipe).encode())
-            trainer = _trainer(recipe, data, crew)
+            undo.pop_all()  # from here on the directory is a run, which can be resumed
             return train(trainer, out, progress or Progress(quiet=True), resumed_at=None)
 
 
@@ -61,6 +70,9 @@ def resume(
     out: Path, *, recipe: Recipe | None = None, allow_changes: bool = False, progress: Progress | None = None
 ) -> RunResult:
     """Continue the run in ``out`` from its newest good checkpoint, bit for bit.
+
+    A run that was stopped before its first checkpoint begins again; one that was stopped before its model was written
+    writes it.
 
     Args:
         out: the run directory.
@@ -74,8 +86,8 @@ def resume(
     """
     wanted = recipe or read_recipe(out)
     with workers() as crew, _locked(out, crew):
-        newest = load_newest(out / "checkpoints")
-        saved = from_json(Recipe, json.dumps(newest.documents[RECIPE]), where=str(newest.path / RECIPE))
+        newest = load_newest(out / "checkpoints") if candidates(out / "checkpoints") else None
+        saved = read_recipe(out) if newest is None else _recipe_of(newest)
         changes = recipe_changes(saved, wanted)
         check(
             not changes or allow_changes,
@@ -85,17 +97,23 @@ def resume(
         for change in changes:
             logger.warning("resume with a changed recipe: %s", change)
         data = _prepare(wanted, out, crew)
-        dtype = getattr(torch, newest.documents["state.json"]["dtype"])
+        dtype = None if newest is None else getattr(torch, newest.documents["state.json"]["dtype"])
         trainer = _trainer(wanted, data, crew, dtype=dtype)
-        restore(trainer, newest)
+        if newest is not None:
+            restore(trainer, newest)
         check(
-            not trainer.done,
+            not (trainer.done and (out / WEIGHTS).is_file()),
             f"resume {out}: the run is complete ({trainer.counters.step} steps);"
             " to go on, raise its budget, for example --train.steps N --allow-changes",
         )
         if crew.is_main:
             _write_atomically(out / RECIPE, to_json(wanted).encode())
-        return train(trainer, out, progress or Progress(quiet=True), resumed_at=newest.step)
+            (out / WEIGHTS).unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
+        return train(trainer, out, progress or Progress(quiet=True), resumed_at=trainer.counters.step)
+
+
+def _recipe_of(saved: Checkpoint) -> Recipe:
+    return from_json(Recipe, json.dumps(saved.documents[RECIPE]), where=str(saved.path / RECIPE))
 
 
 def read_recipe(out: Path) -> Recipe:
@@ -141,34 +159,45 @@ def _prepare(recipe: Recipe, out: Path, crew: Workers) -> PreparedData:
 
 def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, dtype: torch.dtype | None = None) -> Trainer:
     torch.manual_seed(recipe.train.seed)
-    np.random.seed(recipe.train.seed % 2**32)
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))
     model.to(choose_device())
-    trainer = Trainer(recipe, model, data, crew, dtype=dtype)
-    # Processes share the initial weights but not the dropout masks.
-    torch.manual_seed(recipe.train.seed * 65_537 + crew.rank + 1)
-    return trainer
+    return Trainer(recipe, model, data, crew, dtype=dtype)
 
 
 def _refuse_existing(out: Path) -> None:
+    """Only a new or empty directory will do, or one that holds prepared data and nothing else."""
     if (out / RECIPE).is_file():
         name = read_recipe(out).name
         raise OuroborosError(
             f"{out} holds a run of recipe {name!r}; continue it with `ouroboros resume {out}` or choose another --out"
         )
-    if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not _LEFT_OVER.fullmatch(entry.name) for entry in out.iterdir())):
         raise OuroborosError(f"{out} exists and is not an empty directory; choose another --out")
 
 
-def _make_directory(out: Path) -> None:
+def _make_directory(out: Path) -> list[Path]:
+    """Make ``out``; returns the directories that were not there before, innermost first."""
     try:
+        missing = [path for path in (out, *out.parents) if not path.exists()]
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OuroborosError(f"cannot make the run directory {out}: {error.strerror}") from None
+    return missing
+
+
+def _remove_new(out: Path, made: list[Path], present: set[str]) -> None:
+    """Leave things as they were before a run that could not begin; called under its lock."""
+    for entry in list(out.iterdir()):
+        if entry.name not in present:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for path in made:
+        # Another process may have put something there meanwhile.
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -11,8 +11,8 @@ from ouroboros.schedule import Schedule
 class LoopSampler:
     """The loop count of each optimiser step.
 
-    The draw of step ``n`` depends on the seed and ``n`` alone (its own counter-based generator), so nothing else, not evaluation,
-    logging or telemetry, can change it, and a resumed run needs no generator state.
+    The draw of step ``n`` depends on the seed and ``n`` alone (its own counter-based generator), so nothing else, not
+    evaluation, logging or telemetry, can change it, and a resumed run needs no generator state.
 
     Args:
         spec: how to choose.
@@ -34,7 +34,7 @@ class LoopSampler:
             return [n for start, n in spec.curriculum if start <= progress][-1]
         if spec.sampling == "fixed":
             return None
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], dtype=np.uint64)))
         if spec.sampling == "uniform":
             return int(generator.integers(spec.min, spec.max + 1))
         return int(np.clip(1 + generator.poisson(spec.mean - 1), spec.min, spec.max))

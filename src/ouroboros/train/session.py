@@ -1,10 +1,10 @@
-"""One session of training: steps, validation, checkpoints, export. :mod:`ouroboros.train.run` starts and resumes sessions."""
+"""One session of training: steps, validation, checkpoints, export; :mod:`ouroboros.train.run` starts sessions."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,17 +16,19 @@ import torch
 from ouroboros.config import check, to_dict
 from ouroboros.errors import OuroborosError
 from ouroboros.train import checkpoint as checkpoints
-from ouroboros.train.checkpoint import Checkpoint, retain
+from ouroboros.train.checkpoint import Checkpoint, retain, system_errors
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.loop import Counters, NotFinite, StepResult, Trainer
 from ouroboros.train.meter import Meter
-from ouroboros.train.state import pack_optimizers, restore_rng, rng_state, unpack_optimizers
+from ouroboros.train.state import pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import StopControl
 from ouroboros.train.validate import validate, validation_sample
 
 logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.json"
+WEIGHTS = "model.safetensors"
+"""The last file of a finished model to appear in the run directory."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RunResult:
     reason: str | None
     """The signal that stopped the session."""
     loss: float | None
+    is_main: bool = True
+    """Whether this is the process that reports, of those that trained together."""
 
 
 def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | None) -> RunResult:
@@ -61,8 +65,9 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
             try:
                 result = trainer.step(telemetry=bool(wanted))
             except NotFinite as error:
-                np.save(out / "bad-batch.npy", error.batch, allow_pickle=False)
-                raise OuroborosError(f"{error}; the batch is in {out / 'bad-batch.npy'}") from None
+                kept = out / ("bad-batch.npy" if main else f"bad-batch-{trainer.workers.rank}.npy")
+                np.save(kept, error.batch, allow_pickle=False)
+                raise OuroborosError(f"{error}; the batch is in {kept}") from None
             loss = result.loss
             if metrics is not None:
                 _report(meter, result, metrics, shown)
@@ -73,11 +78,11 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
             if stop or last or (spec.checkpoint_every and step % spec.checkpoint_every == 0):
                 save_checkpoint(trainer, out)
             if stop and not last:
-                return RunResult(out, trainer.counters, False, control.reason or "another process", loss)
+                return RunResult(out, trainer.counters, False, control.reason or "another process", loss, main)
         if main:
             export(trainer, out)
         trainer.workers.barrier()
-    return RunResult(out, trainer.counters, True, None, loss)
+    return RunResult(out, trainer.counters, True, None, loss, main)
 
 
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
@@ -113,7 +118,7 @@ def _validate(trainer: Trainer, sample: list[bytes], metrics: MetricsLog | None,
         metrics.write({"kind": "valid", "step": c.step, "bits_per_byte": bits, "stderr": found.stderr})
         shown.message(f"step {c.step:,}: validation {bits:.4f} bits/byte")
     bits = trainer.workers.sum(bits if trainer.workers.is_main else 0.0)[0]
-    if c.best_bits_per_byte is None or bits < c.best_bits_per_byte:
+    if math.isfinite(bits) and (c.best_bits_per_byte is None or bits < c.best_bits_per_byte):
         c.best_bits_per_byte, c.best_step = bits, c.step
     c.seconds += time.perf_counter() - begun
 
@@ -123,15 +128,12 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
     crew, spec = trainer.workers, trainer.recipe.train
     if crew.is_main:
         tensors, document = pack_optimizers(trainer.optimizers, trainer.names)
-        random_tensors, random_document = rng_state()
         files = {"model.safetensors": dict(trainer.model.named_parameters()), "optimizer.safetensors": tensors}
-        files["rng.safetensors"] = random_tensors
         if trainer.ema is not None:
             files["ema.safetensors"] = trainer.ema.state_tensors()
         documents = {
             "state.json": trainer.state(),
             "optimizer.json": document,
-            "rng.json": random_document,
             RECIPE: to_dict(trainer.recipe),
         }
 
@@ -160,18 +162,18 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     if trainer.ema is not None:
         trainer.ema.load(saved.tensors("ema.safetensors", trainer.device), state["ema_updates"])
     trainer.load_state(state)
-    restore_rng(saved.tensors("rng.safetensors"), saved.documents["rng.json"])
 
 
 def export(trainer: Trainer, out: Path) -> None:
     """Write the finished model into the run directory; each file appears whole, the weights last."""
-    work = out / f".export.tmp-{os.getpid()}"
+    work = out / ".export.tmp"
     shutil.rmtree(work, ignore_errors=True)
     try:
-        with trainer.evaluation_weights() as model:
-            model.save_pretrained(work)
-        trainer.data.tokenizer.save(work)
-        for path in sorted(work.iterdir(), key=lambda p: p.name == "model.safetensors"):
+        with system_errors():
+            with trainer.evaluation_weights() as model:
+                model.save_pretrained(work)
+            trainer.data.tokenizer.save(work)
+        for path in sorted(work.iterdir(), key=lambda p: p.name == WEIGHTS):
             path.replace(out / path.name)
     except OSError as error:
         raise OuroborosError(

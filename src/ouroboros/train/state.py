@@ -1,13 +1,11 @@
-"""The state of optimisers and random generators as tensors and JSON, exact to the bit and without pickle."""
+"""The state of optimisers as tensors and JSON, exact to the bit and without pickle."""
 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,46 +155,3 @@ def _restore(
         local = key != "step" or group.get("fused") or group.get("capturable")
         state[key] = tensor.detach().to(parameter.device if local else "cpu", copy=True)
     return state
-
-
-def rng_state(generators: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of torch's CPU generator (and the present CUDA device's), numpy's and Python's, and of ``generators``.
-
-    Returns:
-        Tensors (uint8) and a JSON document.
-    """
-    tensors = {"torch_cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["torch_cuda"] = torch.cuda.get_rng_state()
-    for name, generator in (generators or {}).items():
-        tensors[f"generator/{name}"] = generator.get_state()
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    inner = {"key": numpy_state["state"]["key"].tolist(), "pos": numpy_state["state"]["pos"]}
-    return tensors, {"python": [version, list(words), gauss], "numpy": {**numpy_state, "state": inner}}
-
-
-def restore_rng(
-    tensors: Mapping[str, Tensor],
-    document: Mapping[str, Any],
-    generators: Mapping[str, torch.Generator] | None = None,
-) -> None:
-    """Restore what :func:`rng_state` gave.
-
-    Raises:
-        OuroborosError: ``generators`` are not those that were saved.
-    """
-    saved = {key.removeprefix("generator/") for key in tensors if key.startswith("generator/")}
-    changed = sorted(saved ^ set(generators or {}))
-    check(not changed, f"random state: generators {changed} are not in both the checkpoint and the run")
-    torch.set_rng_state(tensors["torch_cpu"])
-    for name, generator in (generators or {}).items():
-        generator.set_state(tensors[f"generator/{name}"])
-    if "torch_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["torch_cuda"])
-    elif "torch_cuda" in tensors or torch.cuda.is_available():
-        logger.warning("the checkpoint and this process differ in having CUDA: its random numbers are not restored")
-    version, words, gauss = document["python"]
-    random.setstate((version, tuple(words), gauss))
-    inner = {**document["numpy"]["state"], "key": np.array(document["numpy"]["state"]["key"], dtype=np.uint32)}
-    np.random.set_state({**document["numpy"], "state": inner})

@@ -15,8 +15,8 @@ class LoopTelemetry:
     """A probe for :class:`~ouroboros.model.topology.Chain`; collects one record per loop of one forward pass.
 
     For the state ``x`` before and ``z`` after a loop: ``state_norm`` is the RMS of ``z``; ``update_ratio`` is
-    ``|z - x| / |x|``; ``cosine`` is the cosine of this loop's update with the previous loop's; ``grad_norm`` is the norm
-    of the loss gradient at ``z`` (after :meth:`collect`). Means over tokens, in float32.
+    ``|z - x| / |x|``; ``cosine`` is the cosine of this loop's update with the previous loop's; ``grad_norm`` is the
+    norm of the loss gradient at ``z`` (after :meth:`collect`). Means over tokens, in float32.
     """
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ class EvalOptions:
     """Print one JSON object."""
 
 
-def eval(arguments: Sequence[str]) -> int:  # noqa: A001 (the verb's name)
+def eval(arguments: Sequence[str]) -> int:
     """The verb ``eval``."""
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops = parse_loops(options.loops)
@@ -61,7 +61,9 @@ def eval(arguments: Sequence[str]) -> int:  # noqa: A001 (the verb's name)
     directory = model_directory(options.model)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
     documents = _documents(options)
-    window = options.window or default_window(options.model, model.config.max_position_embeddings)
+    window = options.window
+    if window is None:
+        window = default_window(options.model, model.config.max_position_embeddings)
     scores = [
         score(
             model,

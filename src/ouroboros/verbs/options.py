@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -93,8 +94,16 @@ def quiet_transformers() -> None:
 
 
 def emit_json(value: Any) -> None:
-    """Print exactly one JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    """Print exactly one JSON object on standard output; NaN and infinities, which JSON lacks, become null."""
+    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say(text: str = "") -> None:

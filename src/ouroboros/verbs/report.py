@@ -25,7 +25,7 @@ def report(arguments: Sequence[str]) -> int:
     """The verb ``report``."""
     options = parse(ReportOptions, "report", arguments)
     log_to_stderr()
-    from ouroboros.report.page import render, report_from_run
+    from ouroboros.report import render, report_from_run
 
     render(report_from_run(options.run), options.out)
     say(f"{options.out}: written")

@@ -67,7 +67,9 @@ class ShowOptions:
 def show(arguments: Sequence[str]) -> int:
     """The verb ``show``."""
     chosen = choose(arguments)
-    options = parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=chosen.model))
+    options = _parse(arguments, chosen)
+    if options.recipe != chosen.name:  # the recipe came after an option
+        options = _parse(arguments, recipe(options.recipe, options.size))
     model = options.model
     if options.loops is not None:
         from ouroboros.schedule import parse as parse_layout
@@ -85,8 +87,13 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _parse(arguments: Sequence[str], chosen: Recipe) -> ShowOptions:
+    return parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=chosen.model))
+
+
 def choose(arguments: Sequence[str]) -> Recipe:
-    """The recipe that the first positional word and ``--size`` name, before the other options are parsed."""
+    """The recipe that the first word and ``--size`` name, before the other options are parsed; ``loop`` if that word is
+    an option."""
     words = list(arguments)
     size = "small"
     for index, word in enumerate(words):
@@ -94,6 +101,4 @@ def choose(arguments: Sequence[str]) -> Recipe:
             size = words[index + 1]
         elif word.startswith("--size="):
             size = word.partition("=")[2]
-    if "--help" in words or "-h" in words or not words or words[0].startswith("-"):
-        return recipe("loop", size)
-    return recipe(words[0], size)
+    return recipe("loop" if not words or words[0].startswith("-") else words[0], size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from ouroboros.config import check
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.serve.sampling import Sampling
@@ -42,6 +43,7 @@ def generate(arguments: Sequence[str]) -> int:
     options = parse(GenerateOptions, "generate", arguments)
     if options.prompt is None:
         raise OuroborosError("generate: give --prompt TEXT ('' starts a new document, '-' reads standard input)")
+    check(options.count >= 1, f"generate: --count must be >= 1, got {options.count}")
     log_to_stderr()
     model, tokenizer = _load(options.model, options.loops)
     import torch
@@ -107,7 +109,7 @@ def chat(arguments: Sequence[str]) -> int:
         import readline  # noqa: F401 (line editing in input())
 
         write(
-            f"{options.model}: {model.schedule.notation}, {model.num_parameters():,} parameters. /help lists commands.\n"
+            f"{options.model}: {model.schedule.notation}, {model.num_parameters():,} parameters; /help lists commands\n"
         )
     conversation = Chat(model, tokenizer, options.sampling, write)
     converse(conversation, lambda: input("> " if interactive else ""))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec, check
+from ouroboros.recipes import recipe as make_recipe
 from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
 from ouroboros.verbs.show import choose
 
@@ -51,15 +52,10 @@ class TrainOptions:
 def train(arguments: Sequence[str]) -> int:
     """The verb ``train``."""
     default = choose(arguments)
-    start_from = TrainOptions(
-        recipe=tyro.MISSING,
-        out=tyro.MISSING,
-        model=default.model,
-        optim=default.optim,
-        train=default.train,
-        text=default.data,
-    )
-    options = parse(TrainOptions, "train", collect(arguments, "--data"), default=start_from)
+    options = _parse(arguments, default)
+    if options.recipe != default.name:  # the recipe came after an option
+        default = make_recipe(options.recipe, options.size)
+        options = _parse(arguments, default)
     check(bool(options.sources), "train: name the text with --data, for example --data notes.txt or --data python:")
     given = {k: getattr(options, k) for k in ("steps", "tokens", "minutes", "seed") if getattr(options, k) is not None}
     recipe = Recipe(
@@ -76,6 +72,18 @@ def train(arguments: Sequence[str]) -> int:
     from ouroboros.train.run import start
 
     return _report(start(recipe, options.out, progress=Progress(quiet=options.quiet)), options.json)
+
+
+def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
+    start_from = TrainOptions(
+        recipe=tyro.MISSING,
+        out=tyro.MISSING,
+        model=default.model,
+        optim=default.optim,
+        train=default.train,
+        text=default.data,
+    )
+    return parse(TrainOptions, "train", collect(arguments, "--data"), default=start_from)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,17 +110,16 @@ def _resume_defaults(recipe: Recipe) -> ResumeOptions:
 
 def resume(arguments: Sequence[str]) -> int:
     """The verb ``resume``."""
-    words = [word for word in arguments if not word.startswith("-")]
-    wants_help = "--help" in arguments or "-h" in arguments or not words or arguments[0].startswith("-")
-    from ouroboros.recipes import RECIPES
-
-    if wants_help:
-        parse(ResumeOptions, "resume", arguments, default=_resume_defaults(RECIPES["loop"]))
+    if not arguments or arguments[0].startswith("-") or "--help" in arguments or "-h" in arguments:
+        # The run is not the first word, or there is none: any recipe's defaults serve to find it, or to say so.
+        run = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(make_recipe("loop"))).run
+    else:
+        run = Path(arguments[0])
     from ouroboros.train.log import Progress
     from ouroboros.train.run import read_recipe
     from ouroboros.train.run import resume as resume_run
 
-    saved = read_recipe(Path(arguments[0]))
+    saved = read_recipe(run)
     options = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(saved))
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
@@ -127,6 +134,14 @@ def resume(arguments: Sequence[str]) -> int:
 
 def _report(result: RunResult, as_json: bool) -> int:
     """Say how the session ended; the status tells a finished run from an interrupted one."""
+    if result.is_main:
+        _announce(result, as_json)
+    if result.finished:
+        return 0
+    return 128 + getattr(signal, result.reason or "", signal.SIGTERM)
+
+
+def _announce(result: RunResult, as_json: bool) -> None:
     c = result.counters
     if as_json:
         emit_json(
@@ -143,6 +158,3 @@ def _report(result: RunResult, as_json: bool) -> int:
         say(f"{result.run}: finished, {c.step:,} steps, {c.tokens:,} tokens, {c.seconds / 60:.1f} minutes{best}")
     else:
         say(f"{result.run}: stopped by {result.reason} at step {c.step:,}; go on with `ouroboros resume {result.run}`")
-    if result.finished:
-        return 0
-    return 128 + getattr(signal, result.reason or "", signal.SIGTERM)

@@ -1,11 +1,7 @@
-"""Optimiser and random state: exact, and refused when it belongs to something else."""
+"""Optimiser state: exact, and refused when it belongs to something else."""
 
 import json
-import logging
-import random
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,8 +13,6 @@ from ouroboros.train.checkpoint import load_newest, save
 from ouroboros.train.state import (
     pack_optimizer,
     pack_optimizers,
-    restore_rng,
-    rng_state,
     unpack_optimizer,
     unpack_optimizers,
 )
@@ -163,32 +157,3 @@ def test_what_cannot_be_packed_is_named():
     optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
     with pytest.raises(OuroborosError, match="setting 'lr' is a Tensor"):
         pack_optimizer(optimizer, names(net))
-
-
-def draw(generator: torch.Generator) -> list[object]:
-    numbers = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
-    return [*numbers, torch.randn(3).tolist(), torch.randn(2, generator=generator).tolist()]
-
-
-def test_random_state_continues_exactly(tmp_path: Path):
-    generator = torch.Generator().manual_seed(3)
-    draw(generator)  # leaves half of a pair of Gaussians cached in random and numpy
-    tensors, document = rng_state({"loops": generator})
-    save(tmp_path, 0, files={"rng.safetensors": tensors}, documents={"rng.json": document})
-    expected = draw(generator)
-    assert draw(generator) != expected
-    found = load_newest(tmp_path)
-    restore_rng(found.tensors("rng.safetensors"), found.documents["rng.json"], {"loops": generator})
-    assert draw(generator) == expected
-    with pytest.raises(OuroborosError, match=r"generators \['loops'\]"):
-        restore_rng(tensors, document)
-    with pytest.raises(OuroborosError, match=r"generators \['other'\]"):
-        restore_rng(tensors, document, {"loops": generator, "other": generator})
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_losing_cuda_is_reported(caplog):
-    tensors, document = rng_state()
-    with caplog.at_level(logging.WARNING):
-        restore_rng({**tensors, "torch_cuda": torch.zeros(16, dtype=torch.uint8)}, document)
-    assert "differ in having CUDA" in caplog.text

@@ -1,0 +1,260 @@
+"""Each check passes on a sound model and fails on a model with the defect it looks for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec
+from ouroboros.eval import equivalence
+from ouroboros.eval.equivalence import Continuation, Mismatch, Subject, close, equal, same_continuation
+from ouroboros.eval.harness import build_perturbed, prepare
+from ouroboros.model import modeling
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.nn import attention
+from ouroboros.nn.block import Block
+from ouroboros.nn.loop import ConcatInjection, LoopParts
+from ouroboros.nn.rope import Rope
+
+SPEC = ModelSpec(
+    layout="1 (1)x2",
+    vocab_size=31,
+    hidden_size=16,
+    mixer=AttentionSpec(num_heads=2),
+    ffn=FeedForwardSpec(intermediate_size=24),
+)
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def subject() -> Subject:
+    torch.manual_seed(0)
+    return prepare(build_perturbed(SPEC))
+
+
+def no_mask(patch: Patch) -> None:
+    real = attention.attend
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+        return real(q, k, v, torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool), dropout)
+
+    patch.setattr(attention, "attend", attend)
+
+
+def look_ahead_in_later_loops(patch: Patch) -> None:
+    real = LoopParts.enter
+    patch.setattr(
+        LoopParts,
+        "enter",
+        lambda self, x, x0, loop: real(self, x + 0.1 * x.mean(1, keepdim=True) * (loop >= 2), x0, loop),
+    )
+
+
+def positions_from_zero(patch: Patch) -> None:
+    real = Rope.forward
+    patch.setattr(Rope, "forward", lambda self, positions: real(self, positions - positions[:, :1]))
+
+
+def no_padding_mask(patch: Patch) -> None:
+    real = modeling.create_causal_mask
+    patch.setattr(modeling, "create_causal_mask", lambda **given: real(**{**given, "attention_mask": None}))
+
+
+def beams_not_reordered(patch: Patch) -> None:
+    patch.setattr(DynamicLayer, "reorder_cache", lambda self, beams: None)
+
+
+def static_cache_loses_its_first_token(patch: Patch) -> None:
+    real = StaticLayer.update
+
+    def update(self: Any, keys: Tensor, values: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        keys, values = real(self, keys, values, *rest, **named)
+        return keys, torch.cat((torch.zeros_like(values[:, :, :1]), values[:, :, 1:]), dim=2)
+
+    patch.setattr(StaticLayer, "update", update)
+
+
+def norm_over_the_batch(patch: Patch) -> None:
+    real = Block.forward
+    patch.setattr(Block, "forward", lambda self, x, *rest: real(self, x - 0.1 * x.mean(0, keepdim=True), *rest))
+
+
+def noise_in_evaluation(patch: Patch) -> None:
+    real = Block.forward
+    patch.setattr(Block, "forward", lambda self, x, *rest: real(self, nn.functional.dropout(x, 0.1), *rest))
+
+
+def noise_in_training(patch: Patch) -> None:
+    real = Block.forward
+    patch.setattr(Block, "forward", lambda self, x, *r: real(self, nn.functional.dropout(x, 0.1, self.training), *r))
+
+
+def copied_weights(patch: Patch) -> None:
+    real = OuroborosForCausalLM.with_loops
+    patch.setattr(OuroborosForCausalLM, "with_loops", lambda self, loops: copy.deepcopy(real(self, loops)))
+
+
+def view_without_effect(patch: Patch) -> None:
+    patch.setattr(OuroborosForCausalLM, "with_loops", lambda self, loops: self)
+
+
+def any_cache_accepted(patch: Patch) -> None:
+    patch.setattr(modeling, "check_cache_fits", lambda *arguments: None)
+
+
+def injection_not_neutral(patch: Patch) -> None:
+    patch.setattr(ConcatInjection, "reset_parameters", lambda self: nn.init.normal_(self.weight, std=0.02))
+
+
+def embedding_not_neutral(patch: Patch) -> None:
+    patch.setattr(
+        LoopParts, "reset_parameters", lambda self: [nn.init.normal_(p) for p in self.parameters(recurse=False)]
+    )
+
+
+Check = Callable[[Subject], str]
+DEFECTS: list[tuple[Check, Callable[[Patch], None]]] = [
+    (equivalence.check_causal, no_mask),
+    (equivalence.check_causal, look_ahead_in_later_loops),
+    (equivalence.check_cached, positions_from_zero),
+    (equivalence.check_chunked, positions_from_zero),
+    (equivalence.check_static_cache, static_cache_loses_its_first_token),
+    (equivalence.check_static_cache, positions_from_zero),
+    (equivalence.check_beams, beams_not_reordered),
+    (equivalence.check_left_padding, no_padding_mask),
+    (equivalence.check_batched, norm_over_the_batch),
+    (equivalence.check_dropout, noise_in_evaluation),
+    (equivalence.check_dropout, noise_in_training),
+    (equivalence.check_loops, copied_weights),
+    (equivalence.check_loops, view_without_effect),
+    (equivalence.check_loops, any_cache_accepted),
+    (equivalence.check_neutral, injection_not_neutral),
+    (equivalence.check_neutral, embedding_not_neutral),
+]
+
+
+@pytest.mark.parametrize(("check", "defect"), DEFECTS, ids=lambda function: function.__name__)
+def test_defect_is_found(check: Check, defect: Callable[[Patch], None], subject: Subject, monkeypatch: Patch) -> None:
+    assert check(subject)
+    defect(monkeypatch)
+    with pytest.raises(Mismatch) as caught:
+        check(Subject(subject.model, subject.ids))  # a fresh subject, because a subject remembers its logits
+    assert "\n" not in str(caught.value)
+
+
+class TestReload:
+    def test_what_is_not_in_the_files_is_missed(self, subject: Subject) -> None:
+        subject.model.model.spec = dataclasses.replace(SPEC, logit_scale=2.0)
+        with pytest.raises(Mismatch, match="logits after loading differ"):
+            equivalence.check_reload(subject)
+
+    def test_weight_that_is_not_saved(self, subject: Subject, monkeypatch: Patch) -> None:
+        real = OuroborosForCausalLM.save_pretrained
+
+        def save(self: OuroborosForCausalLM, directory: str) -> None:
+            weights = {name: value for name, value in self.state_dict().items() if name != "model.norm.weight"}
+            real(self, directory, state_dict=weights)
+
+        monkeypatch.setattr(OuroborosForCausalLM, "save_pretrained", save)
+        with pytest.raises(Mismatch, match=r"loading report: .*model\.norm\.weight"):
+            equivalence.check_reload(subject)
+
+    def test_progress_bars_are_as_before(self, subject: Subject) -> None:
+        from transformers.utils import logging
+
+        shown = logging.is_progress_bar_enabled()
+        equivalence.check_reload(subject)
+        assert logging.is_progress_bar_enabled() == shown
+
+
+class TestCompile:
+    def test_graph_break(self, subject: Subject, monkeypatch: Patch) -> None:
+        real = Block.forward
+
+        def forward(self: Block, *arguments: Any) -> Tensor:
+            torch._dynamo.graph_break()
+            return real(self, *arguments)
+
+        monkeypatch.setattr(Block, "forward", forward)
+        with pytest.raises(Exception, match="graph_break"):
+            equivalence.check_compile(subject)
+
+    def test_no_compiler(self, subject: Subject, monkeypatch: Patch) -> None:
+        class InvalidCxxCompiler(RuntimeError):
+            pass
+
+        def compiled(*_: Any, **__: Any) -> Any:
+            try:
+                raise InvalidCxxCompiler
+            except InvalidCxxCompiler as error:
+                raise RuntimeError("backend failed") from error
+
+        monkeypatch.setattr(torch, "compile", compiled)
+        assert equivalence.check_compile(subject).startswith("skipped: this machine has no C++ compiler")
+
+    def test_other_failures_are_not_hidden(self, subject: Subject, monkeypatch: Patch) -> None:
+        def compiled(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("backend failed")
+
+        monkeypatch.setattr(torch, "compile", compiled)
+        with pytest.raises(RuntimeError, match="backend failed"):
+            equivalence.check_compile(subject)
+
+
+class TestSharedCache:
+    def test_prefill_alone_is_compared_and_said_so(self) -> None:
+        torch.manual_seed(0)
+        subject = prepare(build_perturbed(dataclasses.replace(SPEC, loop=LoopSpec(share_last_kv=True))))
+        detail = equivalence.check_cached(subject)
+        assert "approximately by design" in detail and "one cache entry per block (2)" in detail
+        assert equivalence.check_chunked(subject).startswith("skipped")
+        fed = equivalence._fed(subject, [1])
+        with pytest.raises(Mismatch):  # else there would be nothing to except it from
+            close(fed, subject.logits, "decoding")
+
+
+class TestComparisons:
+    def test_equal(self) -> None:
+        equal(3, 3, "x")
+        with pytest.raises(Mismatch, match="x: 3, expected 4"):
+            equal(3, 4, "x")
+
+    def test_close(self) -> None:
+        small = torch.tensor([[0.5, 0.25]])
+        assert close(small + 5e-6, small, "x") == pytest.approx(5e-6, rel=0.1)
+        close(100 * small + 3e-4, 100 * small, "x")  # relative to the largest logit
+        for other in (small + 2e-5, small[:, :1], small * torch.nan):
+            with pytest.raises(Mismatch):
+                close(other, small, "x")
+
+    def test_same_continuation_forgives_ties_alone(self) -> None:
+        logits = torch.randn(2, 4, 5)
+        one = Continuation(logits.argmax(-1), logits)
+        assert same_continuation(one, one, "x") == 0
+        tokens, other = one.tokens.clone(), logits.clone()
+        tokens[1, 2] = (tokens[1, 2] + 1) % 5
+        other[1, 3] += 1
+        same_continuation(Continuation(tokens, other), one, "x")  # logits differ only after another token was taken
+        with pytest.raises(Mismatch, match="x, sequence 1, new token 3: logits differ"):
+            same_continuation(Continuation(one.tokens, other), one, "x")
+        with pytest.raises(Mismatch, match="shape"):
+            same_continuation(one.sequence(0), one, "x")
+
+
+def test_views() -> None:
+    def views(layout: str) -> list[tuple[int | None, str]]:
+        prepared = prepare(build_perturbed(dataclasses.replace(SPEC, layout=layout)))
+        return [(loops, view.schedule.notation) for loops, view in prepared.views.items()]
+
+    assert views("2") == [(None, "2")]
+    assert views("(1)x2") == [(1, "(1)x1"), (2, "(1)x2"), (4, "(1)x4")]
+    assert views("(1)x1") == [(1, "(1)x1"), (3, "(1)x3")]
+    unequal = views("(1)x2 (1)x3")
+    assert unequal[0] == (None, "(1)x2 (1)x3") and [loops for loops, _ in unequal] == [None, 1, 3, 5]

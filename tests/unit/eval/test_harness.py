@@ -1,0 +1,106 @@
+"""Running the harness: what it takes, what it leaves alone, how failures come out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
+from ouroboros.eval import harness
+from ouroboros.eval.equivalence import Mismatch, Subject
+from ouroboros.eval.finding import Finding
+from ouroboros.eval.harness import CHECKS, build_perturbed, prepare, run_harness
+from ouroboros.recipes import recipe
+
+SPEC = ModelSpec(
+    layout="(1)x2",
+    vocab_size=31,
+    hidden_size=16,
+    mixer=AttentionSpec(num_heads=2),
+    ffn=FeedForwardSpec(intermediate_size=24),
+)
+
+
+def outcome(findings: list[Finding]) -> list[tuple[str, bool, str]]:
+    return [(finding.name, finding.ok, finding.detail) for finding in findings]
+
+
+def test_same_seed_same_findings() -> None:
+    first, again = run_harness(SPEC, seed=3, quick=True), run_harness(SPEC, seed=3, quick=True)
+    assert outcome(first) == outcome(again)
+    assert all(finding.ok and finding.seconds >= 0 for finding in first)
+    assert outcome(run_harness(SPEC, seed=4, quick=True)) != outcome(first)
+
+
+def test_a_model_is_left_as_it_is() -> None:
+    model = build_perturbed(SPEC).train()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert all(finding.ok for finding in run_harness(model, quick=True))
+    assert torch.equal(torch.rand(1), expected), "the global random state is restored"
+    assert model.training and model.schedule.loops == 2
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_is_checked_with_its_own_weights() -> None:
+    model = build_perturbed(SPEC)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    failed = {finding.name for finding in run_harness(model, quick=True) if not finding.ok}
+    assert {"causal", "cached == uncached", "batched == single", "gradients"} <= failed
+    assert not {"parameter count", "FLOPs", "cache bytes"} & failed
+
+
+def test_a_fresh_model_with_neutral_parts_passes() -> None:
+    torch.manual_seed(0)
+    from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(SPEC.__class__(**{**vars(SPEC), "zero_init_outputs": True})))
+    assert [finding.name for finding in run_harness(model, quick=True) if not finding.ok] == []
+
+
+def test_recipes_and_half_precision_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "CHECKS", {"cached == uncached": CHECKS["cached == uncached"]})
+    assert [finding.ok for finding in run_harness(recipe("gpt", "tiny"))] == [True]
+    model = build_perturbed(SPEC).bfloat16()
+    assert [finding.ok for finding in run_harness(model)] == [True]
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("context", "length", "new"), [(1, 1, 1), (2, 1, 1), (12, 4, 8), (100, 17, 8)])
+def test_inputs_fit_the_context(context: int, length: int, new: int) -> None:
+    spec = ModelSpec(**{**vars(SPEC), "max_position_embeddings": context})
+    prepared = prepare(build_perturbed(spec))
+    assert prepared.ids.shape == (3, length) and prepared.new_tokens == new
+    if context != 100:
+        assert [finding.name for finding in run_harness(spec, quick=True) if not finding.ok] == []
+
+
+def test_failures_become_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def differs(subject: Subject) -> str:
+        raise Mismatch("left and right")
+
+    def breaks(subject: Subject) -> str:
+        raise RuntimeError("first line\n\n  second line")
+
+    monkeypatch.setattr(harness, "CHECKS", {"a": differs, "b": breaks, "c": lambda subject: "fine"})
+    assert outcome(run_harness(SPEC)) == [
+        ("a", False, "left and right"),
+        ("b", False, "RuntimeError: first line second line"),
+        ("c", True, "fine"),
+    ]
+
+
+def test_training_mode_is_restored_after_a_failure_outside_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(subject: Subject) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "CHECKS", {"a": interrupted})
+    model = build_perturbed(SPEC).train()
+    with pytest.raises(KeyboardInterrupt):
+        run_harness(model)
+    assert model.training

@@ -1,0 +1,314 @@
+"""The transformers rim: loss, loop counts, initialisation, gradients, bad input. The harness checks the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, StaticCache
+
+from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM, OuroborosModel
+from ouroboros.nn.rope import Rope
+
+BASE = ModelSpec(
+    layout="1 (1)x2 1",
+    vocab_size=31,
+    hidden_size=16,
+    max_position_embeddings=64,
+    mixer=AttentionSpec(num_heads=2),
+    ffn=FeedForwardSpec(intermediate_size=24),
+)
+PROMPT = {"do_sample": False, "pad_token_id": 30, "max_new_tokens": 5, "min_new_tokens": 5}
+
+
+def build(*, noise: float = 0.1, eos: int | None = 30, **changes: Any) -> OuroborosForCausalLM:
+    """A model of the base with changes, perturbed so that nothing is neutral."""
+    model = OuroborosForCausalLM(
+        OuroborosConfig.from_spec(dataclasses.replace(BASE, **changes), eos_token_id=eos)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    return model
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(0, 30, (2, 9))
+
+
+def test_labels_are_shifted_inside(ids: Tensor) -> None:
+    model, labels = build(), ids.clone()
+    labels[0, :4] = -100
+    output = model(ids, labels=labels)
+    expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_logits_to_keep(ids: Tensor) -> None:
+    model = build()
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
+
+
+def test_scale_and_softcap(ids: Tensor) -> None:
+    model = build()
+    plain = model(ids).logits
+    model.model.spec = dataclasses.replace(BASE, logit_scale=3.0, logit_softcap=0.5)
+    torch.testing.assert_close(model(ids).logits, 0.5 * torch.tanh(3.0 * plain / 0.5))
+
+
+def test_embeddings_instead_of_ids(ids: Tensor) -> None:
+    model = build()
+    torch.testing.assert_close(model(inputs_embeds=model.model.embed_tokens(ids)).logits, model(ids).logits)
+    for given in ({}, {"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}):
+        with pytest.raises(OuroborosError, match="exactly one of input_ids and inputs_embeds"):
+            model(**given)
+
+
+def test_tuple_output(ids: Tensor) -> None:
+    logits = build()(ids, use_cache=False, return_dict=False)[0]
+    assert logits.shape == (2, 9, 31)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_head(tie: bool) -> None:
+    model = build(tie_embeddings=tie)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tie
+    assert ("lm_head.weight" in dict(model.named_parameters())) != tie
+
+
+def test_embedding_norm(ids: Tensor) -> None:
+    model = build(embedding_norm=True)
+    norms = model.model._embed(ids).square().mean(-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-3, atol=1e-3)
+
+
+def test_registers_are_seen_and_do_not_see(ids: Tensor) -> None:
+    model = build(registers=3)
+    before = model(ids).logits
+    store = model(ids, use_cache=True).past_key_values
+    _, prefix = store.register_prefix
+    other = model((ids + 1) % 30, use_cache=True).past_key_values
+    assert all(torch.equal(a, b) for one, two in zip(prefix, other.register_prefix[1]) for a, b in zip(one, two))
+    assert [layer.get_seq_length() for layer in store.layers] == [9] * 4
+    with torch.no_grad():
+        model.model.registers.mul_(2)
+    gap = (model(ids).logits - before).abs().amax(-1)
+    assert (gap > 1e-4).all()
+
+
+class TestInitialisation:
+    def test_weights(self) -> None:
+        torch.manual_seed(0)
+        spec = dataclasses.replace(BASE, init_std=0.3, hidden_size=64, registers=40, mixer=AttentionSpec(qkv_bias=True))
+        model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                assert (parameter == 1).all(), name
+            elif name.endswith("bias"):
+                assert (parameter == 0).all(), name
+            else:
+                assert abs(float(parameter.detach().std()) - 0.3) < 0.05, name
+
+    def test_zero_outputs_make_every_block_the_identity(self, ids: Tensor) -> None:
+        model = build(noise=0.0, zero_init_outputs=True)
+        assert torch.equal(model.model(ids).last_hidden_state, model.model.norm(model.model._embed(ids)))
+
+    @pytest.mark.parametrize("loop", [{"inject": "concat"}, {"gate": True}, {"inject": "add"}, {"embedding": True}])
+    def test_each_loop_part_alone_starts_at_its_values(self, loop: dict[str, Any]) -> None:
+        part = build(noise=0.0, loop=LoopSpec(**loop)).model.decoder.loops[0]
+        if loop.get("inject") == "concat":
+            assert torch.equal(part.inject_proj.weight, torch.eye(16, 32))
+        elif "gate" in loop:
+            assert not part.gate_proj.weight.any() and (part.gate_proj.bias == -2.0).all()
+        else:
+            assert not any(parameter.any() for parameter in part.parameters())
+
+    def test_query_gain(self) -> None:
+        model = build(noise=0.0, mixer=AttentionSpec(num_heads=2, query_gain=1.5))
+        assert all((block.self_attn.query_gain == 1.5).all() for block in model.model.decoder.layers)
+
+    def test_rotary_frequencies_after_loading(self, tmp_path: Path) -> None:
+        """They are in no file, and loading builds modules without memory."""
+        model = build()
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+        rope = loaded.model.rotary
+        assert isinstance(rope, Rope) and torch.equal(rope.inv_freq, rope.frequencies())
+
+
+class TestLoops:
+    def test_view_shares_weights_and_leaves_the_model(self, ids: Tensor) -> None:
+        model = build()
+        before = model(ids).logits
+        view = model.with_loops(4)
+        assert isinstance(view, OuroborosForCausalLM)
+        assert (view.schedule.notation, model.schedule.notation) == ("1 (1)x4 1", "1 (1)x2 1")
+        assert [p.data_ptr() for p in view.parameters()] == [p.data_ptr() for p in model.parameters()]
+        assert torch.equal(view(ids).logits, model(ids, loops=4, use_cache=False).logits)
+        assert torch.equal(model(ids).logits, before)
+        assert not torch.allclose(view(ids).logits, before)
+        with torch.no_grad():
+            model.model.embed_tokens.weight.mul_(2)
+        assert torch.equal(view.model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+    def test_view_masks_padding(self, ids: Tensor) -> None:
+        view = build(registers=2).with_loops(3)
+        mask = torch.ones_like(ids)
+        mask[:, :4] = 0
+        torch.testing.assert_close(
+            view(ids, attention_mask=mask).logits[:, 4:], view(ids[:, 4:]).logits, rtol=1e-4, atol=1e-5
+        )
+
+    def test_view_of_a_view(self, ids: Tensor) -> None:
+        model = build()
+        assert torch.equal(model.with_loops(5).with_loops(2)(ids).logits, model(ids).logits)
+
+    def test_other_loops_in_one_call(self, ids: Tensor) -> None:
+        model = build(loop=LoopSpec(embedding=True))
+        assert torch.equal(model(ids, loops=2, use_cache=False).logits, model(ids).logits)
+        assert model(ids, loops=5).past_key_values is None
+        with pytest.raises(OuroborosError, match=r"use model\.with_loops"):
+            model(ids, loops=3, past_key_values=DynamicCache(config=model.config))
+
+    @pytest.mark.parametrize("static", [False, True])
+    def test_cache_of_another_loop_count_is_refused(self, ids: Tensor, static: bool) -> None:
+        model = build()
+        store = StaticCache(model.config, max_cache_len=32) if static else None
+        store = model(ids, past_key_values=store, use_cache=True).past_key_values
+        for loops in (1, 3):
+            with pytest.raises(OuroborosError, match="made for another loop count"):
+                model.with_loops(loops)(ids[:, :1], past_key_values=store)
+
+    def test_cache_of_equal_size_but_other_loops_is_refused(self, ids: Tensor) -> None:
+        model = build(layout="(1)x2 1 (1)x4")
+        store = model(ids, use_cache=True).past_key_values
+        view = model.with_loops(3)
+        assert view.config.num_hidden_layers == model.config.num_hidden_layers
+        with pytest.raises(OuroborosError, match="made for another loop count"):
+            view(ids[:, :1], past_key_values=store)
+
+    def test_share_last_kv_serves_all_loop_counts(self, ids: Tensor) -> None:
+        model = build(loop=LoopSpec(share_last_kv=True))
+        store = model(ids, use_cache=True).past_key_values
+        assert len(store.layers) == 3
+        logits = model.with_loops(4)(ids[:, :1], past_key_values=store).logits
+        assert logits.isfinite().all() and store.get_seq_length() == 10
+
+    def test_layout_without_loop(self) -> None:
+        with pytest.raises(OuroborosError, match="layout '2' has no loop"):
+            build(layout="2").with_loops(2)
+        with pytest.raises(OuroborosError, match="loops must be >= 1"):
+            build().with_loops(0)
+
+
+class TestTraining:
+    def test_truncated_backpropagation(self, ids: Tensor) -> None:
+        model = build()
+
+        def gradient(window: int | None) -> Tensor:
+            model.zero_grad()
+            model(ids, labels=ids, loops=4, use_cache=False, backprop_loops=window).loss.backward()
+            grad = model.model.decoder.layers[1].mlp.up_proj.weight.grad
+            assert grad is not None
+            return grad.clone()
+
+        assert torch.equal(gradient(None), gradient(4))
+        assert not torch.allclose(gradient(None), gradient(2))
+        assert model.model.decoder.layers[0].mlp.up_proj.weight.grad is None
+
+    @pytest.mark.parametrize("registers", [0, 2])
+    def test_activation_checkpointing_gives_the_same_gradients(self, ids: Tensor, registers: int) -> None:
+        model = build(registers=registers).train()
+        results = []
+        for on in (False, True):
+            if on:
+                model.activation_checkpointing_enable()
+            model.zero_grad()
+            model(ids, labels=ids, use_cache=False).loss.backward()
+            results.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        assert model.model.gradient_checkpointing
+        assert len(results[0]) == len(list(model.parameters()))
+        for name, grad in results[0].items():
+            torch.testing.assert_close(results[1][name], grad, msg=name)
+
+    def test_no_cache_in_training_unless_asked(self, ids: Tensor) -> None:
+        model = build().train()
+        assert model(ids).past_key_values is None
+        assert model.eval()(ids).past_key_values is not None
+
+    def test_probe(self, ids: Tensor) -> None:
+        seen: list[tuple[int, int]] = []
+        build()(ids, probe=lambda segment, loop, before, after: seen.append((segment, loop)))
+        assert seen == [(1, 0), (1, 1)]
+
+
+class TestRim:
+    def test_everything_works_with_the_network_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            raise AssertionError("the network was used")
+
+        monkeypatch.setattr(socket, "socket", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        model, ids = build(), torch.randint(0, 30, (1, 4))
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), **PROMPT)
+        assert torch.equal(loaded.generate(ids, attention_mask=torch.ones_like(ids), **PROMPT), expected)
+
+    def test_files_are_safetensors_and_json(self, tmp_path: Path) -> None:
+        build().save_pretrained(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+
+    def test_base_model_by_auto_class(self, tmp_path: Path, ids: Tensor) -> None:
+        model = build()
+        model.save_pretrained(tmp_path)
+        loaded = AutoModel.from_pretrained(tmp_path).eval()
+        assert isinstance(loaded, OuroborosModel)
+        assert torch.equal(loaded(ids).last_hidden_state, model.model(ids).last_hidden_state)
+
+    @pytest.mark.parametrize("options", [{"top_p": 0.9, "temperature": 0.7}, {"top_k": 5, "repetition_penalty": 1.3}])
+    def test_sampling_is_reproducible(self, ids: Tensor, options: dict[str, Any]) -> None:
+        model, given = build(), {**PROMPT, "do_sample": True, "attention_mask": torch.ones_like(ids), **options}
+        outputs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            outputs.append(model.generate(ids, **given))
+        assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+
+    def test_generation_stops_at_the_end_of_text(self, ids: Tensor) -> None:
+        model = build(tie_embeddings=False)
+        with torch.no_grad():
+            model.lm_head.weight.zero_()  # all logits equal: greedy takes token 0
+        model.generation_config.eos_token_id = 0
+        given = {**PROMPT, "min_new_tokens": 0, "attention_mask": torch.ones_like(ids)}
+        assert model.generate(ids, **given).shape == (2, 10)
+
+    def test_prepared_and_dictionary_masks(self, ids: Tensor) -> None:
+        model = build(registers=2)
+        causal = torch.ones(9, 9).tril().bool()[None, None].expand(2, 1, 9, 9)
+        expected = model(ids).logits
+        torch.testing.assert_close(model(ids, attention_mask=causal).logits, expected)
+        torch.testing.assert_close(model(ids, attention_mask={"full_attention": causal}).logits, expected)
+        additive = torch.zeros(2, 1, 9, 9).masked_fill(~causal, torch.finfo(torch.float32).min)
+        torch.testing.assert_close(model(ids, attention_mask=additive).logits, expected)
+
+    def test_half_precision(self, ids: Tensor) -> None:
+        model = build(
+            loop=LoopSpec(norm=True, embedding=True, inject="concat", gate=True, contractive=0.5),
+            registers=2,
+            mixer=AttentionSpec(num_heads=2, qk_norm="before_rope", query_gain=1.5),
+        )
+        expected = model(ids).logits
+        logits = model.to(torch.bfloat16)(ids).logits
+        assert logits.dtype == torch.bfloat16
+        assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()

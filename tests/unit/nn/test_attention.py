@@ -1,0 +1,130 @@
+"""Attention against a naive softmax, head by head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ouroboros.config import AttentionSpec, RopeSpec
+from ouroboros.nn.attention import Attention, MixerInput, attend
+from ouroboros.nn.memory import Recorder
+from ouroboros.nn.rope import Rope, rotate
+
+HIDDEN, T = 24, 5
+
+
+def given(spec: AttentionSpec, mask: Tensor | None = None, length: int = T) -> MixerInput:
+    """Positions 0, 1, ..; no padding."""
+    rope = Rope(spec.rope, spec.width(HIDDEN))
+    return MixerInput(rope(torch.arange(length)[None]), mask, None)
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def naive(layer: Attention, x: Tensor, inputs: MixerInput, allowed: Tensor) -> Tensor:
+    """The formula of the class, one query at a time; ``allowed`` (T, T) says who sees whom."""
+    spec, C, heads = layer.spec, layer.head_dim, []
+    for h in range(spec.num_heads):
+        kv = h * spec.kv_heads // spec.num_heads  # the key/value head that query head h reads
+        q, k, v = layer.q_proj(x), layer.k_proj(x), layer.v_proj(x)
+        q, k, v = q[..., h * C : (h + 1) * C], k[..., kv * C : (kv + 1) * C], v[..., kv * C : (kv + 1) * C]
+        if spec.qk_norm == "before_rope":
+            q, k = rms(q, layer.q_norm.weight, 1e-6), rms(k, layer.k_norm.weight, 1e-6)
+        q, k = (rotate(t[:, None], *inputs.rotary)[:, 0] for t in (q, k))
+        if spec.qk_norm == "after_rope":
+            q, k = rms(q, layer.q_norm.weight, 1e-6), rms(k, layer.k_norm.weight, 1e-6)
+        if spec.query_gain is not None:
+            q = q * layer.query_gain[h]
+        scores = (q @ k.mT / math.sqrt(C)).masked_fill(~allowed, -math.inf)
+        heads.append(scores.softmax(-1) @ v)
+    return layer.o_proj(torch.cat(heads, dim=-1))
+
+
+def build(**changes: Any) -> Attention:
+    """Attention with all weights random, also those that start at one value."""
+    layer = Attention(AttentionSpec(**{"num_heads": 4, **changes}), HIDDEN, 1e-6)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_kv_heads": 2},
+        {"num_kv_heads": 1, "head_dim": 10},
+        {"num_heads": 6, "num_kv_heads": 3},
+        {"qkv_bias": True, "out_bias": True},
+        {"qk_norm": "before_rope", "query_gain": 1.5},
+        {"qk_norm": "after_rope", "num_kv_heads": 2},
+        {"rope": RopeSpec(fraction=0.5, scale=2.0)},
+    ],
+    ids=str,
+)
+def test_causal_formula(changes: dict[str, Any]) -> None:
+    layer, x = build(**changes), torch.randn(2, T, HIDDEN)
+    inputs = given(layer.spec)
+    torch.testing.assert_close(
+        layer(x, inputs), naive(layer, x, inputs, torch.ones(T, T).tril().bool()), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("additive", [False, True])
+def test_mask(kv_heads: int, additive: bool) -> None:
+    layer, x = build(num_kv_heads=kv_heads), torch.randn(2, T, HIDDEN)
+    allowed = torch.rand(T, T) < 0.5
+    allowed.fill_diagonal_(True)
+    mask = allowed[None, None]
+    inputs = given(layer.spec, torch.zeros(mask.shape).masked_fill(~mask, -math.inf) if additive else mask)
+    torch.testing.assert_close(layer(x, inputs), naive(layer, x, inputs, allowed), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_query_head_reads_the_right_key_value_head(kv_heads: int) -> None:
+    """Head h of H reads head floor(h K / H): values that name their head show it."""
+    v = torch.arange(kv_heads).float()[None, :, None, None].expand(1, kv_heads, 3, 2)
+    expected = torch.tensor([h * kv_heads // 4 for h in range(4)]).float()
+    for length in (1, 3):  # one query takes another path
+        q, k = torch.randn(1, 4, length, 2), torch.randn(1, kv_heads, 3, 2)
+        mask = torch.ones(1, 1, length, 3, dtype=torch.bool)
+        torch.testing.assert_close(attend(q, k, v, mask)[0, :, 0, 0], expected)
+
+
+def test_single_query_with_mask_equals_the_full_pass() -> None:
+    q, k, v = torch.randn(2, 6, 4, 8), torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8)
+    full = attend(q, k, v, None)
+    mask = torch.tensor([True, True, True, True])[None, None, None]
+    torch.testing.assert_close(attend(q[:, :, 3:], k, v, mask), full[:, :, 3:])
+    torch.testing.assert_close(attend(q[:, :, 3:], k, v, None), full[:, :, 3:])
+
+
+def test_memory_is_extended_with_rotated_keys() -> None:
+    layer, x, recorder = build(num_kv_heads=2), torch.randn(1, T, HIDDEN), Recorder()
+    inputs = given(layer.spec)
+    torch.testing.assert_close(layer(x, inputs, recorder), layer(x, inputs))
+    assert recorder.prefix is not None
+    keys = layer.k_proj(x).view(1, T, 2, -1).transpose(1, 2)
+    torch.testing.assert_close(recorder.prefix[0], rotate(keys, *inputs.rotary))
+    assert recorder.prefix[1].shape == (1, 2, T, layer.head_dim)
+
+
+def test_dropout_only_in_training() -> None:
+    layer, x = build(dropout=0.5), torch.randn(1, T, HIDDEN)
+    inputs = given(layer.spec)
+    assert not torch.equal(layer(x, inputs), layer(x, inputs))
+    layer.eval()
+    assert torch.equal(layer(x, inputs), layer(x, inputs))
+
+
+def test_query_gain_starts_at_its_value() -> None:
+    layer = Attention(AttentionSpec(num_heads=4, query_gain=1.5), HIDDEN, 1e-6)
+    assert torch.equal(layer.query_gain, torch.full((4,), 1.5))
+    assert not hasattr(Attention(AttentionSpec(num_heads=4), HIDDEN, 1e-6), "query_gain")

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ouroboros.eval.stats import Difference
+from ouroboros.report import Arm, BaselineRow, Report, verdict_sentence
+
+
+def difference(low: float, high: float) -> Difference:
+    verdict = "better" if high < 0 else "worse" if low > 0 else "cannot tell"
+    return Difference(delta=(low + high) / 2, stderr=0.01, low=low, high=high, verdict=verdict, units=10)
+
+
+def test_verdict_names_the_winner_or_says_that_nobody_can_tell() -> None:
+    assert verdict_sentence("a", "b", difference(-0.03, -0.01)).startswith("a wins: it needs 0.020 bits per byte less")
+    worse = verdict_sentence("a", "b", difference(0.01, 0.03))
+    assert worse.startswith("b wins") and "less than a" in worse and "0.010 to 0.030" in worse
+    even = verdict_sentence("a", "b", difference(-0.03, 0.01))
+    assert even.startswith("Cannot tell") and "-0.030 to +0.010" in even
+    unknown = Difference(delta=-1.0, stderr=None, low=None, high=None, verdict="cannot tell", units=1)
+    assert verdict_sentence("a", "b", unknown).startswith("Cannot tell")
+
+
+def test_headline_given_beats_headline_made(comparison: Report) -> None:
+    assert comparison.verdict.startswith("loop wins")
+    assert dataclasses.replace(comparison, headline="It rained.").verdict == "It rained."
+    assert Report(title="x").verdict == ""
+    assert "1.500" in Report(title="x", arms=[Arm(name="one", bits_per_byte=1.5)]).verdict
+
+
+def test_rows_are_sorted_and_the_best_is_marked(comparison: Report) -> None:
+    rows = comparison.rows
+    assert [row.name for row in rows] == ["loop", "gpt", "xz", "order-4 n-gram"]
+    assert [row.mark for row in rows] == ["best", "", "", ""]
+    assert [row.arm for row in rows] == [0, 1, None, None]
+    assert (rows[0].low, rows[0].high) == (1.39, 1.43)
+
+
+def test_a_baseline_can_be_the_best(comparison: Report) -> None:
+    strong = dataclasses.replace(comparison, baselines=[BaselineRow(name="xz", bits_per_byte=1.2)])
+    assert (strong.rows[0].name, strong.rows[0].mark, strong.rows[1].mark) == ("xz", "best", "")
+
+
+def test_arms_that_cannot_be_told_apart_are_level(comparison: Report) -> None:
+    even = dataclasses.replace(comparison, difference=difference(-0.03, 0.01))
+    assert [row.mark for row in even.rows] == ["level", "level", "", ""]
+
+
+def test_interval_of_a_baseline_comes_from_its_stderr_unless_given() -> None:
+    baselines = [
+        BaselineRow(name="a", bits_per_byte=2.0, stderr=0.1),
+        BaselineRow(name="b", bits_per_byte=3.0, stderr=0.1, interval=(2.5, 3.5)),
+        BaselineRow(name="c", bits_per_byte=4.0),
+    ]
+    rows = Report(title="x", baselines=baselines).rows
+    assert (rows[0].low, rows[0].high) == pytest.approx((2 - 0.195996, 2 + 0.195996))
+    assert [(row.low, row.high) for row in rows[1:]] == [(2.5, 3.5), (None, None)]
+
+
+def test_scores_that_are_not_finite_have_no_row() -> None:
+    report = Report(title="x", arms=[Arm(name="nan", bits_per_byte=float("nan")), Arm(name="none")])
+    assert report.rows == []

@@ -1,0 +1,128 @@
+"""Costs by hand; the harness proves them against built models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros.accounting import Cost, cached_visits, cost, describe
+from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec
+from ouroboros.errors import OuroborosError
+from ouroboros.schedule import parse
+
+D, V, F = 8, 11, 20
+SPEC = ModelSpec(
+    layout="1 (2)x3 1",
+    vocab_size=V,
+    hidden_size=D,
+    mixer=AttentionSpec(num_heads=4, num_kv_heads=2),
+    ffn=FeedForwardSpec(intermediate_size=F),
+)
+BLOCK = D * D + 2 * D * 4 + D * D + 3 * D * F + 2 * D  # q, k and v (2 heads of 2), o, swiglu, norms
+
+
+def change(**changes: object) -> ModelSpec:
+    return dataclasses.replace(SPEC, **changes)
+
+
+def test_parameters() -> None:
+    total = cost(SPEC)
+    assert total.embedding_parameters == V * D
+    assert total.parameters == V * D + 4 * BLOCK + D
+    assert cost(change(tie_embeddings=False)).embedding_parameters == 2 * V * D
+    assert cost(change(norm=NormSpec(placement="sandwich"))).parameters == total.parameters + 4 * 2 * D
+    assert cost(change(registers=5)).parameters == total.parameters + 5 * D
+    assert cost(change(embedding_norm=True, logit_scale=2.0, dropout=0.1)).parameters == total.parameters
+
+
+def test_parameters_of_mixer_options() -> None:
+    base = cost(SPEC).parameters
+    for option, added in (
+        ({"qkv_bias": True}, 8 + 4 + 4),
+        ({"out_bias": True}, 8),
+        ({"qk_norm": "after_rope"}, 2 + 2),
+        ({"query_gain": 1.0}, 4),
+    ):
+        assert cost(change(mixer=dataclasses.replace(SPEC.mixer, **option))).parameters == base + 4 * added, option
+
+
+@pytest.mark.parametrize(
+    ("ffn", "expected"),
+    [
+        (FeedForwardSpec(kind="swiglu", intermediate_size=F, bias=True), 3 * D * F + 2 * F + D),
+        (FeedForwardSpec(kind="gelu", intermediate_size=F, bias=True), 2 * D * F + F + D),
+        (FeedForwardSpec(kind="relu2", intermediate_size=F), 2 * D * F),
+    ],
+)
+def test_parameters_of_feed_forward(ffn: FeedForwardSpec, expected: int) -> None:
+    assert cost(change(ffn=ffn)).parameters - cost(SPEC).parameters == 4 * (expected - 3 * D * F)
+
+
+@pytest.mark.parametrize(
+    ("loop", "per_segment"),
+    [
+        (LoopSpec(norm=True), 3 * D),
+        (LoopSpec(embedding=True, max_loops=7), 7 * D),
+        (LoopSpec(inject="add"), D),
+        (LoopSpec(inject="concat"), 2 * D * D),
+        (LoopSpec(gate=True), 2 * D * D + D),
+        (LoopSpec(contractive=0.5), 0),
+        (LoopSpec(share_last_kv=True), 0),
+    ],
+    ids=str,
+)
+def test_parameters_of_loop_parts(loop: LoopSpec, per_segment: int) -> None:
+    assert cost(change(loop=loop)).parameters == cost(SPEC).parameters + per_segment
+    assert cost(change(loop=loop, layout="4")).parameters == cost(SPEC).parameters
+
+
+def test_flops() -> None:
+    context = 10
+    visit = 2 * (2 * D * D + 2 * D * 4 + 3 * D * F) + 4 * context * D
+    assert cost(SPEC, context=context).flops_per_token == 8 * visit + 2 * V * D
+    assert cost(SPEC, context=context, loops=5).flops_per_token == 12 * visit + 2 * V * D
+    assert cost(change(registers=3), context=7).flops_per_token == 8 * visit + 2 * V * D
+    assert cost(SPEC, context=context).training_flops_per_token == 3 * (8 * visit + 2 * V * D)
+    gated = cost(change(loop=LoopSpec(gate=True, inject="concat")), context=context)
+    assert gated.flops_per_token == 8 * visit + 2 * V * D + 3 * (4 * D * D + 4 * D * D)
+
+
+def test_cache() -> None:
+    assert cost(SPEC).cache_values_per_token == 8 * 2 * 4
+    assert cost(SPEC).cache_bytes_per_token() == 8 * 2 * 4 * 4
+    assert cost(SPEC).cache_bytes_per_token(2) == 8 * 2 * 4 * 2
+    assert cost(SPEC, loops=1).cache_values_per_token == 4 * 2 * 4
+    shared = change(loop=LoopSpec(share_last_kv=True))
+    assert cost(shared, loops=99).cache_values_per_token == 4 * 2 * 4
+    assert (cached_visits(SPEC, parse(SPEC.layout)), cached_visits(shared, parse(SPEC.layout))) == (8, 4)
+    assert cost(SPEC).state_bytes() == 0
+    assert Cost(1, 1, 1, 3, 0, 5, 1).state_bytes(2) == 10
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_loops_add_arithmetic_and_cache_in_proportion_but_no_parameters(few: int, more: int) -> None:
+    one, a, b = (cost(SPEC, loops=n) for n in (1, few, more))
+    assert one.parameters == a.parameters == b.parameters
+    step = cost(SPEC, loops=2).flops_per_token - one.flops_per_token
+    assert b.flops_per_token - a.flops_per_token == (more - few) * step
+    assert (b.cache_values_per_token - a.cache_values_per_token) == (more - few) * 2 * 2 * 4
+
+
+def test_a_plain_layout_has_no_other_loop_count() -> None:
+    with pytest.raises(OuroborosError, match="has no loop"):
+        cost(change(layout="3"), loops=2)
+
+
+def test_drawing() -> None:
+    text = describe(SPEC, context=100)
+    total = cost(SPEC, context=100)
+    assert "layout 1 (2)x3 1: 4 blocks, 8 visits" in text
+    assert "[1]-[2]" in text and "x 3" in text
+    for number in (total.parameters, total.flops_per_token, total.training_flops_per_token):
+        assert f"{number:,}" in text
+    assert f"{total.cache_bytes_per_token():,}" in text and "8 entries" in text
+    assert text.isascii() and max(map(len, text.splitlines())) <= 100
+    assert "[0]-..-[39]" in describe(change(layout="40"))

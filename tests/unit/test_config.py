@@ -1,0 +1,215 @@
+"""Specifications: exact round trips, strict reading, ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros.config import (
+    AttentionSpec,
+    DataSpec,
+    FeedForwardSpec,
+    LoopSpec,
+    LoopTraining,
+    ModelSpec,
+    NormSpec,
+    OptimSpec,
+    Recipe,
+    RopeSpec,
+    TrainSpec,
+    from_dict,
+    from_json,
+    to_dict,
+    to_json,
+)
+from ouroboros.errors import OuroborosError
+from ouroboros.recipes import RECIPES
+
+positive = st.floats(1e-6, 1e6)
+share = st.floats(0, 0.99)
+ropes = st.builds(RopeSpec, base=st.floats(1.5, 1e7), fraction=st.floats(0, 1), scale=positive)
+mixers = st.builds(
+    AttentionSpec,
+    num_heads=st.just(12),
+    num_kv_heads=st.sampled_from([None, 1, 2, 3, 4, 6, 12]),
+    head_dim=st.integers(1, 256),
+    qkv_bias=st.booleans(),
+    qk_norm=st.sampled_from(["none", "before_rope", "after_rope"]),
+    query_gain=st.none() | st.floats(-5, 5),
+    dropout=share,
+    rope=ropes,
+)
+loops = st.builds(
+    LoopSpec,
+    norm=st.booleans(),
+    inject=st.sampled_from(["none", "add", "concat"]),
+    gate_bias=st.floats(-9, 9),
+    contractive=st.floats(0.01, 1),
+    max_loops=st.none() | st.integers(1, 99),
+)
+models = st.builds(
+    ModelSpec,
+    layout=st.sampled_from(["3", "(1)x8", "2 (2)x3 2"]),
+    vocab_size=st.integers(2, 10**6),
+    hidden_size=st.integers(1, 10**4),
+    mixer=mixers,
+    ffn=st.builds(FeedForwardSpec, kind=st.sampled_from(["swiglu", "relu2", "leaky_relu2", "gelu"])),
+    norm=st.builds(NormSpec, placement=st.sampled_from(["pre", "sandwich"]), eps=st.floats(1e-12, 1e-1)),
+    loop=loops,
+    registers=st.integers(0, 9),
+    tie_embeddings=st.booleans(),
+    logit_softcap=st.none() | positive,
+    dropout=share,
+)
+
+
+@given(models)
+def test_model_round_trip(spec: ModelSpec) -> None:
+    assert from_json(ModelSpec, to_json(spec)) == spec
+    assert from_dict(ModelSpec, to_dict(spec)) == spec
+
+
+curriculum = st.lists(st.tuples(st.floats(0.01, 1), st.integers(1, 9)), max_size=3).map(
+    lambda pairs: ((0.0, 1), *sorted(pairs)) if pairs else ()
+)
+
+
+@given(curriculum, st.tuples(share, share), st.lists(st.text(min_size=1), min_size=1))
+def test_recipe_round_trip_keeps_tuples(
+    steps: tuple[tuple[float, int], ...], betas: tuple[float, float], sources: list[str]
+) -> None:
+    recipe = Recipe(
+        name="x",
+        data=DataSpec(sources=tuple(sources)),
+        optim=OptimSpec(betas=betas),
+        train=TrainSpec(loops=LoopTraining(curriculum=steps)),
+    )
+    assert from_json(Recipe, to_json(recipe)) == recipe
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_shipped_recipes_round_trip(name: str) -> None:
+    assert from_json(Recipe, to_json(RECIPES[name])) == RECIPES[name]
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert from_dict(ModelSpec, {}) == ModelSpec()
+    assert from_dict(ModelSpec, {"loop": {"gate": True}}) == ModelSpec(loop=LoopSpec(gate=True))
+
+
+def test_specifications_are_values() -> None:
+    assert hash(ModelSpec()) == hash(ModelSpec())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelSpec().hidden_size = 3  # type: ignore[misc]  # pyrefly: ignore
+    with pytest.raises(TypeError):
+        RopeSpec(10.0)  # type: ignore[misc]  # pyrefly: ignore
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hiden_size": 3}, r"ModelSpec: unknown key 'hiden_size'; did you mean 'hidden_size'\?"),
+        ({"mixer": {"heads": 3}}, r"ModelSpec\.mixer: unknown key 'heads'; did you mean 'num_heads'\?"),
+        (
+            {"mixer": {"rope": {"theta": 3}}},
+            r"ModelSpec\.mixer\.rope: unknown key 'theta'; known: base, fraction, scale",
+        ),
+        ({"hidden_size": "big"}, r"hidden_size: .*valid integer"),
+        ({"hidden_size": 2.5}, r"hidden_size: .*valid integer"),
+        ({"hidden_size": None}, r"hidden_size: .*valid integer"),
+        ({"tie_embeddings": "perhaps"}, r"tie_embeddings: .*valid boolean"),
+        ({"mixer": 4}, r"mixer: "),
+        ({"ffn": {"kind": "relu"}}, r"ffn\.kind: .*'relu2'"),
+        ({"mixer": {"qk_norm": "yes"}}, r"mixer\.qk_norm: .*'before_rope'"),
+        ({"vocab_size": 1}, r"vocab_size must be >= 2, got 1"),
+        ({"layout": "(2)x0"}, r"layout '\(2\)x0', column 5"),
+        ({"loop": {"contractive": 0}}, r"loop: loop\.contractive must be in \(0, 1\], got 0"),
+    ],
+    ids=str,
+)
+def test_strict_reading(values: dict[str, Any], message: str) -> None:
+    for read in (lambda: from_dict(ModelSpec, values), lambda: from_json(ModelSpec, json.dumps(values))):
+        with pytest.raises(OuroborosError, match=message) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_errors_say_where() -> None:
+    with pytest.raises(OuroborosError, match=r"^run/recipe\.json\.model: unknown key 'x'"):
+        from_dict(Recipe, {"name": "a", "model": {"x": 1}}, where="run/recipe.json")
+    with pytest.raises(OuroborosError, match=r"^run/recipe\.json: name: Field required"):
+        from_dict(Recipe, {}, where="run/recipe.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ("[]", "expected a JSON object"), ("", "not JSON"), ("3", "JSON object")]
+)
+def test_not_an_object(text: str, message: str) -> None:
+    with pytest.raises(OuroborosError, match=message):
+        from_json(ModelSpec, text)
+
+
+BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
+    (RopeSpec, {"base": 1}, "rope.base"),
+    (RopeSpec, {"fraction": 1.1}, "rope.fraction"),
+    (RopeSpec, {"scale": 0}, "rope.scale"),
+    (AttentionSpec, {"num_heads": 0}, "mixer.num_heads"),
+    (AttentionSpec, {"num_heads": 4, "num_kv_heads": 0}, "mixer.num_kv_heads"),
+    (AttentionSpec, {"num_heads": 4, "num_kv_heads": 3}, "multiple of mixer.num_kv_heads"),
+    (AttentionSpec, {"dropout": 1.0}, "mixer.dropout"),
+    (FeedForwardSpec, {"intermediate_size": 0}, "ffn.intermediate_size"),
+    (NormSpec, {"eps": 0}, "norm.eps"),
+    (LoopSpec, {"contractive": 1.5}, "loop.contractive"),
+    (LoopSpec, {"max_loops": 0}, "loop.max_loops"),
+    (ModelSpec, {"vocab_size": 1}, "vocab_size"),
+    (ModelSpec, {"hidden_size": 0}, "hidden_size"),
+    (ModelSpec, {"hidden_size": 30}, "multiple of mixer.num_heads"),
+    (ModelSpec, {"max_position_embeddings": 0}, "max_position_embeddings"),
+    (ModelSpec, {"registers": -1}, "registers"),
+    (ModelSpec, {"dropout": 1}, "dropout"),
+    (ModelSpec, {"init_std": 0}, "init_std"),
+    (ModelSpec, {"logit_softcap": 0}, "logit_softcap"),
+    (ModelSpec, {"layout": ""}, "layout ''"),
+    (DataSpec, {"sources": ()}, "data.sources"),
+    (DataSpec, {"sequence_length": 1}, "data.sequence_length"),
+    (DataSpec, {"test_fraction": 0.5}, "data.test_fraction"),
+    (DataSpec, {"max_bytes": 0}, "data.max_bytes"),
+    (OptimSpec, {"lr": 0}, "optim.lr"),
+    (OptimSpec, {"vector_lr": -1}, "optim.vector_lr"),
+    (OptimSpec, {"final_lr": 2}, "optim.final_lr"),
+    (OptimSpec, {"warmup_fraction": 0.7}, r"optim.warmup_fraction \+ optim.decay_fraction"),
+    (OptimSpec, {"betas": (0.9, 1.0)}, "optim.betas"),
+    (OptimSpec, {"clip_norm": -1}, "optim.clip_norm"),
+    (OptimSpec, {"muon_steps": 0}, "optim.muon_steps"),
+    (LoopTraining, {"min": 3, "max": 2}, "train.loops"),
+    (LoopTraining, {"mean": 0.5}, "train.loops.mean"),
+    (LoopTraining, {"backprop": 0}, "train.loops.backprop"),
+    (LoopTraining, {"curriculum": ((0.5, 2), (0.0, 1))}, "sorted"),
+    (LoopTraining, {"curriculum": ((0.1, 2),)}, "begin at fraction 0.0"),
+    (LoopTraining, {"curriculum": ((0.0, 0),)}, "loops >= 1"),
+    (LoopTraining, {"curriculum": ((0.0, 1),), "sampling": "uniform"}, "exclude each other"),
+    (TrainSpec, {"batch_size": 0}, "train.batch_size"),
+    (TrainSpec, {"batch_size": 6, "accumulation": 4}, "multiple of train.accumulation"),
+    (TrainSpec, {"eval_every": -1}, "train.eval_every"),
+    (TrainSpec, {"ema_decay": 1}, "train.ema_decay"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "message"), BAD_VALUES, ids=lambda value: str(value)[:40])
+def test_ranges(cls: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message) as caught:
+        cls(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_resolved_sizes() -> None:
+    assert AttentionSpec(num_heads=6).kv_heads == 6
+    assert AttentionSpec(num_heads=6, num_kv_heads=2).kv_heads == 2
+    assert AttentionSpec(num_heads=4).width(32) == 8
+    assert AttentionSpec(num_heads=4, head_dim=5).width(32) == 5
+    assert ModelSpec(hidden_size=30, mixer=AttentionSpec(num_heads=4, head_dim=8)).hidden_size == 30

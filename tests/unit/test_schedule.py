@@ -1,0 +1,122 @@
+"""Schedule notation: properties of what parses, and one clear line for what does not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros.errors import OuroborosError
+from ouroboros.schedule import Schedule, Segment, Visit, parse
+
+pieces = st.one_of(
+    st.tuples(st.integers(1, 9), st.none()), st.tuples(st.integers(1, 9), st.integers(1, 9))
+)  # (blocks, loops or None for a plain run)
+layouts = st.lists(pieces, min_size=1, max_size=6).map(
+    lambda parts: " ".join(str(blocks) if loops is None else f"({blocks})x{loops}" for blocks, loops in parts)
+)
+
+
+@given(layouts)
+def test_notation_round_trip(layout: str) -> None:
+    assert parse(layout).notation == layout
+    assert parse(parse(layout).notation) == parse(layout)
+
+
+@given(layouts, st.sampled_from(["", " ", "   ", "\t"]))
+def test_spaces_are_free(layout: str, space: str) -> None:
+    loose = layout.replace("(", f"{space}( ").replace(")x", f"{space})  x{space}")
+    assert parse(f" {loose} ") == parse(layout)
+
+
+@given(layouts)
+def test_visits(layout: str) -> None:
+    schedule = parse(layout)
+    visits = schedule.visits
+    assert [visit.slot for visit in visits] == list(range(schedule.num_visits))
+    assert sorted({visit.block for visit in visits}) == list(range(schedule.num_blocks))
+    seen: dict[int, int] = {}
+    for visit in visits:
+        assert visit.loop == seen.get(visit.block, 0)
+        seen[visit.block] = visit.loop + 1
+    first_uses = list(dict.fromkeys(visit.block for visit in visits))
+    assert first_uses == sorted(first_uses)
+    assert schedule.loops == max(seen.values())
+    assert schedule.is_looped == ("(" in layout)
+
+
+@given(layouts, st.integers(1, 12))
+def test_with_loops(layout: str, loops: int) -> None:
+    schedule = parse(layout)
+    if not schedule.is_looped:
+        with pytest.raises(OuroborosError, match="has no loop"):
+            schedule.with_loops(loops)
+        return
+    other = schedule.with_loops(loops)
+    assert other.num_blocks == schedule.num_blocks
+    assert [segment.blocks for segment in other.segments] == [segment.blocks for segment in schedule.segments]
+    assert all(segment.loops == (loops if segment.looped else 1) for segment in other.segments)
+    assert other.loops == loops
+    assert parse(other.notation) == other
+
+
+def test_examples() -> None:
+    assert parse("12").num_blocks == parse("12").num_visits == 12
+    assert (parse("(1)x8").num_blocks, parse("(1)x8").num_visits) == (1, 8)
+    assert parse("8 (1)x8 8").num_visits == 24
+    assert parse("(2)x2").visits == (Visit(0, 0, 0), Visit(1, 1, 0), Visit(2, 0, 1), Visit(3, 1, 1))
+    assert parse("1 (2)x2") == Schedule((Segment(0, 1, 1, False), Segment(1, 2, 2, True)))
+    assert [visit.block for visit in parse("1 (2)x2 1").visits] == [0, 1, 2, 1, 2, 3]
+
+
+def test_a_loop_of_one_is_still_a_loop() -> None:
+    assert parse("(3)x1").is_looped and not parse("3").is_looped
+    assert parse("(3)x1").with_loops(4).notation == "(3)x4"
+
+
+@pytest.mark.parametrize(
+    ("layout", "column", "what"),
+    [
+        ("", 1, "is empty; write for example"),
+        ("   ", 1, "is empty"),
+        ("0", 1, "must be at least 1"),
+        ("(2)x0", 5, "the number of loops must be at least 1"),
+        ("(0)x2", 2, "the number of blocks in a loop must be at least 1"),
+        ("((1)x2", 2, "loops cannot be nested"),
+        ("(1)x2)", 6, "unexpected ')'"),
+        ("(1", 3, "expected ')' to close the loop, found the end"),
+        ("(1)", 4, "expected 'x' and a loop count after ')'.*found the end"),
+        ("(1)x", 5, "expected a number of loops, found the end"),
+        ("(1) 2", 5, "expected 'x'.*found '2'"),
+        ("()x2", 2, "expected a number of blocks in a loop, found ')'"),
+        ("2 x3", 3, "unexpected 'x'"),
+        ("-1", 1, "unexpected '-'"),
+        ("1.5", 2, "unexpected '.'"),
+        ("2 two", 3, "unexpected 't'"),
+        ("(1)x2 (2)y3", 10, "expected 'x'.*found 'y'"),
+        ("(1)x999999999", 1, "more than 100000 visits"),
+        ("5 99999999999999999999", 3, "more than 100000 visits"),
+    ],
+)
+def test_bad_layouts(layout: str, column: int, what: str) -> None:
+    with pytest.raises(OuroborosError) as caught:
+        parse(layout)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"layout {layout!r}, column {column}: ")
+    with pytest.raises(OuroborosError, match=what.replace("(", r"\(").replace(")", r"\)")):
+        parse(layout)
+
+
+@given(st.text(alphabet="0123456789()x .-\n", max_size=12))
+def test_any_text_parses_or_is_a_one_line_error(layout: str) -> None:
+    try:
+        assert parse(layout).num_visits >= 1
+    except OuroborosError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("loops", [0, -3])
+def test_loops_below_one(loops: int) -> None:
+    with pytest.raises(OuroborosError, match=f"loops must be >= 1, got {loops}"):
+        parse("(1)x2").with_loops(loops)
