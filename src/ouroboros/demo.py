@@ -24,6 +24,7 @@ from ouroboros.api import load_model
 from ouroboros.config import Recipe, check, to_json
 from ouroboros.data.loader import window_order
 from ouroboros.data.prepared import PreparedData, open_prepared
+from ouroboros.errors import OuroborosError
 from ouroboros.eval.baselines import Baseline, compare_baselines
 from ouroboros.eval.score import Score, score
 from ouroboros.eval.stats import Difference, paired_difference
@@ -54,8 +55,8 @@ class DemoOptions:
 
     minutes: float = 10.0
     """Time for everything, on two cores."""
-    out: Path = Path("demo")
-    """Directory for runs and report.html; must be new or empty."""
+    out: Path = Path("out/demo")
+    """Directory for runs and report.html; must be new or empty. By default out/demo, or out/demo-2 and so on."""
     data: str = "python:"
     """Text to learn; by default the source of Python's standard library, which every machine has."""
     size: str = "small"
@@ -117,6 +118,17 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         tell(f"--- {looped.recipe.name} writes ---\n{_shown(sample.prompt)}{_shown(sample.text)}")
     tell(f"{options.out / 'report.html'}: the page")
     return numbers
+
+
+def _free(out: Path) -> Path:
+    """``out`` if it is new or empty; the default directory gets a number instead of a refusal."""
+    candidates = [out]
+    if out == DemoOptions().out:
+        candidates += [out.with_name(f"{out.name}-{number}") for number in range(2, 1000)]
+    for path in candidates:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return path
+    raise OuroborosError(f"{out} is not empty; choose another --out")
 
 
 def demo_recipe(options: DemoOptions) -> Recipe:

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,12 +88,12 @@ class Subject:
 
     def generate_output(self, ids: Tensor, **options: Any) -> Any:
         """What transformers' ``generate`` returns for exactly ``new_tokens`` more tokens without sampling."""
-        given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0} | options
-        lengths = {"max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens}
-        return self.model.generate(ids, return_dict_in_generate=True, **lengths, **given)
+        given: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+        given |= {"max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens, "return_dict_in_generate": True}
+        return self.model.generate(ids, **given | options)  # pyrefly: ignore
 
 
-def logits_of(model: OuroborosForCausalLM, ids: Tensor, **options: Any) -> Tensor:
+def logits_of(model: Callable[..., Any], ids: Tensor, **options: Any) -> Tensor:
     """Logits (B, T, V) without a cache and without a gradient."""
     with torch.no_grad():
         return model(ids, use_cache=False, **options).logits
@@ -355,10 +355,9 @@ def check_neutral(subject: Subject) -> str:
 def _with_loop_part(subject: Subject, setting: dict[str, Any], *, fresh: bool = False) -> OuroborosForCausalLM:
     """The subject with one loop part set; with ``fresh`` that part starts anew, all other weights are the subject's."""
     spec = dataclasses.replace(subject.spec, loop=dataclasses.replace(subject.spec.loop, **setting))
-    config = OuroborosConfig.from_spec(spec)
-    config.loops = subject.model.config.loops
-    config.__post_init__()
-    model = OuroborosForCausalLM(config).to(subject.ids.device).eval()
+    config, loops = OuroborosConfig.from_spec(spec), subject.model.config.loops
+    model = OuroborosForCausalLM(config if loops is None else config.at_loops(loops)).eval()
+    model.to(device=subject.ids.device)
     weights = subject.model.state_dict()
     if fresh:
         (field,) = setting

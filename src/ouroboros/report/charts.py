@@ -158,14 +158,14 @@ def telemetry_chart(records: Sequence[Mapping[str, Any]], key: str, *, ident: st
         return ""
     segments = sorted({segment for segment, _ in series})
     # From the norms, which every loop has: a loop keeps its colour on the charts where the first is missing.
-    last = max(loop for _, loop in loop_series(records, "state_norm") or series)
+    known = sorted({loop for _, loop in loop_series(records, "state_norm") or series})
+    colors = _loop_colors(evenly(known, NUM_LOOPS))
     with canvas(ident) as drawing:
         axes = drawing.axes
         for segment in segments:
-            loops = [loop for where, loop in series if where == segment]
-            for loop in evenly(loops, NUM_LOOPS):
+            for loop in [loop for where, loop in series if where == segment and loop in colors]:
                 name = f"loop {loop + 1}" if len(segments) == 1 else f"part {segment + 1}, loop {loop + 1}"
-                color = _loop_color(loop, last)
+                color = colors[loop]
                 style = _DASHES[segments.index(segment) % len(_DASHES)]
                 xs, ys = thinned(*series[segment, loop])
                 marker = "o" if len(xs) == 1 else None
@@ -173,14 +173,16 @@ def telemetry_chart(records: Sequence[Mapping[str, Any]], key: str, *, ident: st
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(lambda value, _: tick(value))
         axes.margins(y=0.12)
-        axes.legend(loc="best", ncols=2 if len(axes.lines) > 3 else 1)
+        if len(axes.lines) <= 3:
+            axes.legend(loc="best")
+        else:  # many lines fill the chart, so their names go above it
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         return drawing.svg(TELEMETRY.get(key, key))
 
 
-def _loop_color(loop: int, last: int) -> str:
-    """Colours run over the whole scale, from the first loop to the last."""
-    share = min(loop / max(last, 1), 1.0)
-    return LIGHT[f"loop{round(share * (NUM_LOOPS - 1))}"]
+def _loop_colors(loops: Sequence[int]) -> dict[int, str]:
+    """Distinct colours over the whole scale, from the first loop to the last."""
+    return {loop: LIGHT[f"loop{round(i * (NUM_LOOPS - 1) / max(len(loops) - 1, 1))}"] for i, loop in enumerate(loops)}
 
 
 def _level(axes: Axes, value: float | None, name: str, color: str = LIGHT["faint"]) -> None:

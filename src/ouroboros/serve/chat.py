@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 HELP = """\
-/loops N        use N loops for each token (more or fewer than trained) /set NAME VALUE change a sampling control:
-temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, max_new_tokens /show           the present settings
-/clear          forget the conversation /save FILE      write the conversation as JSON /help           this list
+/loops N        use N loops for each token (more or fewer than trained)
+/set NAME VALUE change temperature, top_k, top_p, repetition_penalty, no_repeat_ngram or max_new_tokens
+/show           the present settings
+/clear          forget the conversation
+/save FILE      write the conversation as JSON
+/help           this list
 /quit           leave (Ctrl-D too; Ctrl-C stops an answer)"""
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ouroboros.report import Arm, LoopPoint, Report
 from ouroboros.report.charts import TELEMETRY, loop_chart, loss_chart, telemetry_chart
-from ouroboros.report.palette import LIGHT
+from ouroboros.report.palette import LIGHT, NUM_LOOPS
 
 Drawer = Callable[[Report], str]
 DRAWERS: dict[str, Drawer] = {
@@ -84,7 +84,11 @@ def test_long_runs_and_many_loops_stay_small() -> None:
     assert len(loss_chart([Arm(name="x", metrics=records)])) < 60_000
     entries = [{"segment": 0, "loop": i, "state_norm": float(i)} for i in range(64)]
     telemetry = [{"kind": "telemetry", "step": s, "loops": entries} for s in range(500)]
-    assert len(telemetry_chart(telemetry, "state_norm", ident="t")) < 100_000
+    svg = telemetry_chart(telemetry, "state_norm", ident="t")
+    assert len(svg) < 100_000
+    shown = [text for text in texts(svg) if text.startswith("loop ")]
+    assert len(shown) == NUM_LOOPS and {"loop 1", "loop 64"} <= set(shown)
+    assert all(f"--loop{i}," in svg for i in range(NUM_LOOPS))
 
 
 def test_two_looped_segments_are_told_apart() -> None:

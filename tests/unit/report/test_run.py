@@ -100,7 +100,7 @@ def test_directories_that_are_no_run_are_named(run_dir: Path, tmp_path: Path) ->
     ("name", "content", "message"),
     [
         ("recipe.json", b"{", r"recipe\.json: not JSON"),
-        ("recipe.json", b'{"name": "x", "modle": {}}', "did you mean 'model'"),
+        ("recipe.json", b'{"name": "x", "model_": {}}', "did you mean 'model'"),
         ("recipe.json", b"\xff\xfe", r"recipe\.json: not UTF-8"),
         ("eval.json", b"[{]", r"eval\.json: not JSON"),
         ("eval.json", b"[1, 2]", r"eval\.json: expected a list of scores"),

@@ -26,8 +26,14 @@ from ouroboros.config import (
     from_dict,
     to_dict,
 )
+from ouroboros.data.shards import prepare
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.train import precision
+from ouroboros.train.distributed import Workers
 from ouroboros.train.log import Progress, Status
+from ouroboros.train.loop import Trainer
+from ouroboros.train.run import resolve
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -119,6 +125,20 @@ def everything(make: MakeRecipe, tmp_path: Path) -> MakeRecipe:
 
     def build(**changes: Any) -> Recipe:
         return make(**{**fixed, **changes})
+
+    return build
+
+
+@pytest.fixture
+def trainer_of(tmp_path: Path) -> Callable[[Recipe], Trainer]:
+    """A trainer outside any run, its weights decided by the recipe's seed."""
+
+    def build(recipe: Recipe) -> Trainer:
+        data = prepare(recipe.data, tmp_path / "data")
+        recipe = resolve(recipe, data)
+        torch.manual_seed(recipe.train.seed)
+        model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))
+        return Trainer(recipe, model, data, Workers())
 
     return build
 

@@ -5,12 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ouroboros.data.shards import prepare
-from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.train.distributed import Workers
-from ouroboros.train.loop import Trainer
-from ouroboros.train.run import resolve
 from ouroboros.train.validate import validate, validation_sample
 
 DOCUMENTS = [b"aaaa", b"bbbbbbbb", b"", b"cc"]
@@ -30,15 +24,12 @@ def test_the_sample_is_cut_to_its_limit_and_always_the_same():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.99])
-def test_the_averaged_weights_are_scored_without_dropout_and_the_model_is_left_alone(decay, make, tmp_path):
+def test_the_averaged_weights_are_scored_without_dropout_and_the_model_is_left_alone(decay, make, trainer_of):
     recipe = make(**{"train.ema_decay": decay, "model.dropout": 0.5})
-    data = prepare(recipe.data, tmp_path / "data")
-    recipe = resolve(recipe, data)
-    torch.manual_seed(0)
-    trainer = Trainer(recipe, OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model)), data, Workers())
-    documents = validation_sample(data, 200)
+    trainer = trainer_of(recipe)
+    documents = validation_sample(trainer.data, 100)
     before = validate(trainer, documents, "before")
-    assert before.bits_per_byte == validate(trainer, documents).bits_per_byte and before.bytes == 200
+    assert before.bits_per_byte == validate(trainer, documents).bits_per_byte and before.bytes == 100
     assert before.model == "before" and before.window == 32
     with torch.no_grad():
         for parameter in trainer.model.parameters():

@@ -1,0 +1,278 @@
+"""The training loop: gradients, loop counts, non-finite steps, compilation."""
+
+import copy
+import dataclasses
+import math
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ouroboros.api import build
+from ouroboros.errors import OuroborosError
+from ouroboros.optim import build_optimizers
+from ouroboros.recipes import RECIPES, SIZES, recipe
+from ouroboros.train.loop import NotFinite, Trainer
+
+NO_CLIP = {"optim.clip_norm": 0.0}
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("matrix_optimizer", ["muon", "adamw"])
+def test_every_parameter_of_every_recipe_is_in_one_group(name, size, matrix_optimizer):
+    """Counted here anew; on the meta device no memory is used."""
+    chosen = recipe(name, size)
+    with torch.device("meta"):
+        model = build(chosen)
+    optimizers = build_optimizers(model, dataclasses.replace(chosen.optim, matrix_optimizer=matrix_optimizer))
+    members = Counter(id(p) for o in optimizers for group in o.param_groups for p in group["params"])
+    assert members == Counter(id(p) for p in model.parameters())
+    decayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(p) for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
+
+
+def test_the_loss_is_the_mean_next_token_cross_entropy(make, trainer_of):
+    trainer = trainer_of(make())
+    windows = torch.from_numpy(trainer.loader.next_batch())
+    with torch.no_grad():
+        logits = trainer.model(windows[:, :-1]).logits
+        picked = logits.log_softmax(-1).gather(-1, windows[:, 1:, None])
+        assert trainer.loss(windows).item() == pytest.approx(-picked.mean().item(), rel=1e-6)
+        assert trainer.loss(windows, loops=4).item() != trainer.loss(windows).item()
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(make, trainer_of):
+    found = {}
+    for parts in (1, 2, 4):
+        trainer = trainer_of(make(**{"train.accumulation": parts}))
+        trainer.model.zero_grad()
+        loss = trainer._gradients(trainer.loader.next_batch(), None, None)
+        found[parts] = loss, {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+    for parts in (2, 4):
+        assert found[parts][0] == pytest.approx(found[1][0], rel=1e-6)
+        for name, gradient in found[1][1].items():
+            torch.testing.assert_close(found[parts][1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
+    trainer = trainer_of(make(**{"optim.clip_norm": 1e-3, "train.steps": 10}))
+    result = trainer.step()
+    assert result.grad_norm > 0.01 and math.isfinite(result.loss) and not result.skipped
+    assert result.loops is None and result.telemetry is None
+    assert result.lr_factor == 1.0  # progress 0.05: after warm-up
+    assert (trainer.counters.step, trainer.counters.tokens, trainer.step_tokens) == (1, 128, 128)
+    assert trainer.loader.samples == 4 and trainer.counters.seconds > 0
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    expected = trainer.data.train_bytes / trainer.data.count("train", "tokens")
+    assert trainer.bytes_per_token == pytest.approx(expected) and 0.9 < expected < 1
+
+
+def test_the_learning_rate_is_that_of_the_middle_of_the_step(make, trainer_of):
+    spec = {"train.steps": 4, "optim.warmup_fraction": 0.25, "optim.decay_fraction": 0.5}
+    trainer = trainer_of(make(**spec))
+    assert [trainer.step().lr_factor for _ in range(4)] == pytest.approx([0.5, 1.0, 0.75, 0.25])
+    assert trainer.done
+
+
+def test_telemetry_is_taken_on_request_alone(make, trainer_of):
+    trainer = trainer_of(make(**{"train.accumulation": 2}))
+    assert [len(trainer.step(telemetry=True).telemetry or []), trainer.step().telemetry] == [2, None]
+    plain = trainer_of(make(**{"model.layout": "2"}))
+    assert plain.step(telemetry=True).telemetry is None
+
+
+def test_the_curriculum_switches_loops_on_late(make, trainer_of):
+    trainer = trainer_of(make(**{"train.steps": 6, "train.loops.curriculum": [[0.0, 1], [0.5, 2], [0.9, 3]]}))
+    assert [trainer.step().loops for _ in range(6)] == [1, 1, 1, 2, 2, 3]
+
+
+def test_random_loop_counts_are_used(make, trainer_of, monkeypatch):
+    trainer = trainer_of(make(**{"train.steps": 9, "train.loops.sampling": "uniform", "train.loops.max": 5}))
+    used = []
+    loss = trainer.loss
+    monkeypatch.setattr(trainer, "loss", lambda windows, loops, probe: used.append(loops) or loss(windows, loops))
+    taken = [trainer.step().loops for _ in range(9)]
+    assert used == taken and len(set(taken)) > 2
+    assert taken == [trainer.sampler.loops(step, 0.0) for step in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({}, True),
+        ({"model.loop.inject": "add"}, False),
+        ({"model.layout": "(1)x2 1"}, False),
+        ({"train.loops.backprop": 2}, False),
+        ({"train.loops.backprop": 2, "train.loops.sampling": "uniform", "train.loops.max": 3}, True),
+        ({"train.loops.curriculum": [[0.0, 1]]}, False),
+        ({"train.loops.backprop": 2, "train.loops.curriculum": [[0.0, 1], [0.5, 3]]}, True),
+        ({"model.layout": "3"}, False),
+    ],
+)
+def test_truncated_backpropagation_needs_a_way_to_the_prelude(change, refused, make, trainer_of):
+    recipe = make(**{"train.loops.backprop": 1, **change})
+    if refused:
+        with pytest.raises(OuroborosError, match=r"train\.loops\.backprop=\d leaves the blocks before the loop .*loop\.inject"):
+            trainer_of(recipe)
+        return
+    trainer = trainer_of(recipe)
+    trainer._gradients(trainer.loader.next_batch(), trainer.sampler.loops(0, 0.0), None)
+    assert all(parameter.grad is not None for parameter in trainer.model.parameters())
+
+
+def test_activation_checkpointing_changes_no_gradient(make, trainer_of):
+    found = []
+    for on in (False, True):
+        trainer = trainer_of(make(**{"train.activation_checkpointing": on, "model.dropout": 0.1}))
+        torch.manual_seed(5)
+        trainer._gradients(trainer.loader.next_batch(), None, None)
+        found.append({n: p.grad for n, p in trainer.model.named_parameters()})
+        assert trainer.model.model.gradient_checkpointing is on
+    assert equal(*found)
+
+
+def test_a_batch_must_divide(make, trainer_of):
+    with pytest.raises(OuroborosError, match=r"batch_size \(4\) must be a multiple of train\.accumulation \(3\)"):
+        trainer_of(make(**{"train.accumulation": 3}))
+
+
+def poison(trainer: Trainer, steps: set[int], monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Make the loss non-finite at these steps."""
+    loss = trainer.loss
+
+    def poisoned(*arguments):
+        value = loss(*arguments)
+        return value * factor if trainer.counters.step in steps else value
+
+    monkeypatch.setattr(trainer, "loss", poisoned)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_non_finite_step_is_skipped_counted_and_logged(factor, make, trainer_of, monkeypatch, caplog):
+    trainer = trainer_of(make(**{"train.ema_decay": 0.9, **NO_CLIP}))
+    trainer.step()
+    optimizer_before = copy.deepcopy([o.state_dict()["state"] for o in trainer.optimizers])
+    before = weights(trainer)
+    poison(trainer, {1}, monkeypatch, factor)
+    result = trainer.step()
+    assert result.skipped and not math.isfinite(result.loss)
+    assert equal(before, weights(trainer)) and trainer.ema.updates == 1
+    for then, now in zip(optimizer_before, [o.state_dict()["state"] for o in trainer.optimizers], strict=True):
+        assert all(torch.equal(then[i][k], now[i][k]) for i in then for k in then[i])
+    assert (trainer.counters.skipped, trainer.counters.bad_in_a_row, trainer.counters.step) == (1, 1, 2)
+    assert "step 2: non-finite loss or gradient, step skipped (1 so far)" in caplog.text
+    assert not trainer.step().skipped  # the next batch is another one
+    assert not equal(before, weights(trainer)) and trainer.counters.bad_in_a_row == 0
+    assert trainer.counters.skipped == 1 and trainer.loader.samples == 12
+
+
+def test_a_non_finite_gradient_under_a_finite_loss_is_skipped_too(make, trainer_of, monkeypatch):
+    trainer = trainer_of(make())
+    before = weights(trainer)
+    trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    result = trainer.step()
+    assert result.skipped and math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
+    assert equal(before, weights(trainer))
+
+
+def test_a_poisoned_weight_stops_training_with_its_batch(make, trainer_of):
+    trainer = trainer_of(make(**{"train.max_bad_steps": 3}))
+    with torch.no_grad():
+        trainer.model.model.norm.weight[0] = math.nan
+    expected = copy.deepcopy(trainer.loader)
+    trainer.step(), trainer.step()
+    with pytest.raises(NotFinite, match=r"3 steps in a row .* lower optim\.lr") as caught:
+        trainer.step()
+    batches = [expected.next_batch() for _ in range(3)]
+    assert np.array_equal(caught.value.batch, batches[-1]) and trainer.counters.skipped == 3
+
+
+def test_state_is_restored_and_checked(make, trainer_of, text):
+    trainer = trainer_of(make(**{"train.ema_decay": 0.5}))
+    trainer.step()
+    state = trainer.state()
+    assert state["ema_updates"] == 1 and state["dtype"] == "float32" and state["counters"]["step"] == 1
+    following = trainer.loader.next_batch()
+    other = trainer_of(make(**{"train.ema_decay": 0.5}))
+    other.load_state(state)
+    assert other.counters.step == 1 and np.array_equal(other.loader.next_batch(), following)
+    with pytest.raises(OuroborosError, match="next training batch is not the recorded one"):
+        other.load_state({**state, "next_batch": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("budget", "progress"), [({"train.steps": 4}, 0.25), ({"train.steps": None, "train.tokens": 256}, 0.5)]
+)
+def test_progress_and_expected_length(budget, progress, make, trainer_of):
+    trainer = trainer_of(make(**budget))
+    trainer.step()
+    assert trainer.progress() == progress and trainer.progress(0.5) == progress * 1.5 and not trainer.done
+    tokens = 128 / progress
+    assert trainer.expected_seconds == pytest.approx(tokens * trainer.flops_per_token / 0.33e9)
+    timed = trainer_of(make(**{"train.steps": None, "train.minutes": 2.0}))
+    assert timed.expected_seconds == 120.0
+
+
+def test_a_failing_compiler_is_reported_and_done_without(make, trainer_of, monkeypatch, caplog):
+    plain = trainer_of(make())
+    expected = plain.step().loss
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+
+    def failing(*_, **__):
+        from torch._inductor.exc import InductorError
+
+        raise InductorError(RuntimeError("no such header"), None)
+
+    def compile_to_failure(block: nn.Module, **_: object) -> None:
+        block._compiled_call_impl = failing
+
+    monkeypatch.setattr(nn.Module, "compile", compile_to_failure)
+    trainer = trainer_of(make(**{"train.compile": "on"}))
+    assert trainer.compiled == "compile: per block"
+    assert trainer.step().loss == expected
+    assert trainer.compiled == "compile: off (the compiler failed)"
+    assert "compile: failed" in caplog.text and "no such header" in caplog.text and "runs uncompiled" in caplog.text
+    caplog.clear()
+    trainer.step()
+    assert caplog.text == ""
+
+
+def test_other_failures_of_a_compiled_model_are_not_hidden(make, trainer_of, monkeypatch):
+    trainer = trainer_of(make(**{"train.compile": "off"}))
+    trainer.compiled = "compile: per block"
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(trainer, "loss", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer.step()
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
+@pytest.mark.timeout(300)
+# torch's own tracing looks at gradients of intermediate results.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_compiled_run_computes_the_same_and_is_evaluated_uncompiled(make, trainer_of):
+    changes = {"train.steps": 4, "model.layout": "(1)x2", "train.compile": "off"}
+    plain = trainer_of(make(**changes))
+    compiled = trainer_of(make(**{**changes, "train.compile": "on"}))
+    assert compiled.compiled == "compile: per block"
+    for _ in range(3):
+        assert compiled.step().loss == pytest.approx(plain.step().loss, rel=1e-3)
+    assert compiled.compiled == "compile: per block"  # no silent way back
+    with compiled.evaluation_weights() as model:
+        assert [block._compiled_call_impl for block in model.model.decoder.layers] == [None]
+    assert all(block._compiled_call_impl is not None for block in compiled.model.model.decoder.layers)
