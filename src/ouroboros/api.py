@@ -50,6 +50,8 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
     directory = model_directory(path)
     model = load_model(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if tokenizer is None:
+        raise OuroborosError(f"{directory}: holds no tokenizer (tokenizer.json)")
     return model, tokenizer
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ouroboros.accounting import cached_visits
 from ouroboros.config import LoopSpec, ModelSpec
@@ -357,7 +357,7 @@ def _with_loop_part(subject: Subject, setting: dict[str, Any], *, fresh: bool = 
     spec = dataclasses.replace(subject.spec, loop=dataclasses.replace(subject.spec.loop, **setting))
     config, loops = OuroborosConfig.from_spec(spec), subject.model.config.loops
     model = OuroborosForCausalLM(config if loops is None else config.at_loops(loops)).eval()
-    model.to(device=subject.ids.device)
+    nn.Module.to(model, subject.ids.device)
     weights = subject.model.state_dict()
     if fresh:
         (field,) = setting

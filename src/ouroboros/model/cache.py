@@ -48,17 +48,20 @@ class PeekMemory:
         if self.slot >= len(self.store.layers):  # a growing cache made without a configuration
             return k_BKTC, v_BKTC
         layer = self.store.layers[self.slot]
-        if not isinstance(layer, StaticLayer):
-            if layer.get_seq_length() == 0:
-                return k_BKTC, v_BKTC
-            return torch.cat((layer.keys, k_BKTC), dim=2), torch.cat((layer.values, v_BKTC), dim=2)
-        if not layer.is_initialized:
+        assert isinstance(layer, CacheLayerMixin)
+        static = isinstance(layer, StaticLayer)
+        if static and not layer.is_initialized:
             layer.lazy_initialization(k_BKTC, v_BKTC)
+        keys, values = layer.keys, layer.values
+        if keys is None or values is None:
+            return k_BKTC, v_BKTC
+        if not static:
+            return torch.cat((keys, k_BKTC), dim=2), torch.cat((values, v_BKTC), dim=2)
         at = torch.arange(k_BKTC.shape[2], device=k_BKTC.device) + layer.cumulative_length
-        return layer.keys.index_copy(2, at, k_BKTC), layer.values.index_copy(2, at, v_BKTC)
+        return keys.index_copy(2, at, k_BKTC), values.index_copy(2, at, v_BKTC)
 
 
-class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):
+class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ignore[inconsistent-inheritance]
     """Cache entry of a visit whose mixer keeps a state of constant size and no keys.
 
     Counts the tokens it has seen, because a cache made of such entries alone has to report its length to ``generate``.
@@ -113,7 +116,7 @@ class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):
         self.is_recurrent_states_initialized[0] = False
         self.seen = 0
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Select sequences for beam search."""
         LinearAttentionLayer.reorder_cache(self, beam_idx)
 

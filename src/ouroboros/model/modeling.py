@@ -23,7 +23,8 @@ from ouroboros.errors import OuroborosError
 from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.topology import Chain, Probe
-from ouroboros.nn.attention import MixerInput
+from ouroboros.nn.attention import Attention, MixerInput
+from ouroboros.nn.block import Block
 from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
 from ouroboros.nn.memory import Memory, Prefixed, Recorder
 from ouroboros.nn.norm import RMSNorm
@@ -37,7 +38,7 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     """Shared behaviour: initialisation, capabilities."""
 
     config_class = OuroborosConfig
-    config: OuroborosConfig
+    config: OuroborosConfig  # pyrefly: ignore[bad-override-mutable-attribute]
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
@@ -52,7 +53,7 @@ class OuroborosPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=spec.init_std)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
@@ -60,7 +61,7 @@ class OuroborosPreTrainedModel(PreTrainedModel):
             module.inv_freq.copy_(module.frequencies())
         elif isinstance(module, OuroborosModel) and spec.registers:
             nn.init.normal_(module.registers, std=spec.init_std)
-        if hasattr(module, "query_gain"):
+        if isinstance(module, Attention) and spec.mixer.query_gain is not None:
             nn.init.constant_(module.query_gain, spec.mixer.query_gain)
 
 
@@ -134,7 +135,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
         )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor | None) -> Tensor:
         x_BTD = self.embed_tokens(input_ids)
         if self.spec.embedding_norm:
             x_BTD = nn.functional.rms_norm(x_BTD, x_BTD.shape[-1:], eps=self.spec.norm.eps)
@@ -154,7 +155,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
             else:
                 past = store.get_seq_length() if store is not None else 0
                 positions = (torch.arange(T, device=x_BTD.device) + past)[None]
-        attend_to = create_causal_mask(
+        attend_to: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BTD,
             attention_mask=mask,
@@ -211,6 +212,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         self.post_init()
         if config.model_spec.zero_init_outputs:
             for block in self.model.decoder.layers:
+                assert isinstance(block, Block)
                 nn.init.zeros_(block.self_attn.o_proj.weight)
                 nn.init.zeros_(block.mlp.down_proj.weight)
 

@@ -140,8 +140,11 @@ class Chat:
         path = Path(words[0])
         if path.exists():
             raise OuroborosError(f"{path} exists; choose another name")
-        body = {"loops": self.model.schedule.loops, "sampling": dataclasses.asdict(self.sampling)}
-        body["turns"] = [dataclasses.asdict(turn) for turn in self.turns]
+        body = {
+            "loops": self.model.schedule.loops,
+            "sampling": dataclasses.asdict(self.sampling),
+            "turns": [dataclasses.asdict(turn) for turn in self.turns],
+        }
         path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         self.write(f"[saved {len(self.turns)} turn(s) to {path}]\n")
 

@@ -84,7 +84,7 @@ class Continuation:
         options = self.sampling.options()
         options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
         try:
-            self.model.generate(
+            self.model.generate(  # pyrefly: ignore[bad-argument-type]
                 self.input_ids,
                 attention_mask=torch.ones_like(self.input_ids),
                 pad_token_id=self.tokenizer.eos_id,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ouroboros.config import Recipe, check, from_json, to_dict, to_json
 from ouroboros.data.prepared import PreparedData
@@ -160,7 +161,7 @@ def _prepare(recipe: Recipe, out: Path, crew: Workers) -> PreparedData:
 def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, dtype: torch.dtype | None = None) -> Trainer:
     torch.manual_seed(recipe.train.seed)
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))
-    model.to(choose_device())
+    nn.Module.to(model, choose_device())
     return Trainer(recipe, model, data, crew, dtype=dtype)
 
 

@@ -14,7 +14,7 @@ from ouroboros.errors import OuroborosError
 
 logger = logging.getLogger(__name__)
 
-Names = Mapping[Tensor, str]
+Names = Mapping[Any, str]
 """Parameter to name, as ``{p: name for name, p in model.named_parameters()}``."""
 
 
