@@ -1,7 +1,9 @@
 """Options: errors in one line, lists in both spellings, JSON that every reader can read."""
 
+import io
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,16 +31,20 @@ class Options:
         (["r", "--steps", "many"], ["--steps", "many"]),
         (["r", "--steps"], ["--steps"]),
         (["r", "--kind", "three"], ["three", "'one', 'two'"]),
-        ([], ["RUN"]),
+        ([], ["Missing", "run (required)"]),
         (["r", "s"], ["s"]),
     ],
 )
-def test_errors_are_one_line_that_names_the_option(arguments, words, capsys):
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_errors_are_one_line_that_names_the_option(arguments, words, encoding, capsys, monkeypatch):
+    """Also where the terminal has no Unicode, and the box is drawn otherwise."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     with pytest.raises(UsageError) as caught:
         parse(Options, "example", arguments)
+    monkeypatch.undo()
     message = str(caught.value)
-    assert "\n" not in message and message.endswith("see `ouroboros example --help`")
-    assert not set(message) & set("\u2502\u256d\u2500\x1b")  # nothing of the box around tyro's messages
+    assert "\n" not in message and "--help" not in message.partition(";")[0] and message.endswith("see `ouroboros example --help`")
+    assert not set(message) & set("\u2502\u256d\u2500\x1b|") and "---" not in message  # nothing of the box around tyro's messages
     assert all(word in message for word in words), message
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,8 @@ def eval(arguments: Sequence[str]) -> int:
         )
         for count in loops
     ]
+    if not options.data and options.split in (None, "test") and options.max_bytes is None:
+        _keep(options.model, scores)
     cheap = _baselines(options.model, documents) if options.baselines else []
     if options.json:
         emit_json(as_json(scores, cheap))
@@ -105,6 +109,13 @@ def default_window(run: Path, limit: int) -> int:
 
         return min(read_recipe(run).data.sequence_length, limit)
     return min(512, limit)
+
+
+def _keep(run: Path, scores: Sequence[Score]) -> None:
+    """Save a run's scores on its own held-out text as ``RUN/eval.json``, for `ouroboros report`."""
+    temporary = run / f".eval.json.tmp-{os.getpid()}"
+    temporary.write_text(json.dumps([score.to_dict() for score in scores], indent=2) + "\n", encoding="utf-8")
+    temporary.replace(run / "eval.json")
 
 
 def _documents(options: EvalOptions) -> list[bytes]:

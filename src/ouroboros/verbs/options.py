@@ -40,9 +40,11 @@ def _default(default: Any) -> dict[str, Any]:
 
 def _flatten(box: str, verb: str) -> str:
     """tyro's boxed message as one line: its first paragraph, and the first suggestion if there is one."""
-    lines = [line.strip("\u2502 ").strip() for line in box.splitlines()[1:-1]]
-    rule = next((i for i, line in enumerate(lines) if line and not line.strip("\u2500 ")), len(lines))
-    first = " ".join(line for line in lines[:rule] if line)
+    lines = [line.strip("\u2502\u256d\u256e\u2570\u256f ") for line in box.splitlines()]
+    # A terminal without Unicode gets hyphens, and a rule of its own under the title.
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("\u2500-")]
+    begin, end = [*([0] if "\u2500" in box else []), *rules, len(lines), len(lines)][:2]
+    first = " ".join(line for line in lines[begin + 1 : end] if line)
     first = first.split(" Got errors:")[0]
     for index, line in enumerate(lines):
         if line.startswith("Perhaps you meant") and index + 1 < len(lines):

@@ -1,0 +1,48 @@
+"""``tokenizer``."""
+
+import pytest
+
+from ouroboros.data import load_tokenizer
+
+
+def test_a_tokenizer_is_trained_on_the_training_part_and_used(cli, text, tiny, tmp_path):
+    out = tmp_path / "bpe"
+    result = cli("tokenizer", "--data", text, "--out", out, "--vocab-size", "300", "--json")
+    facts = result.json
+    size = text.stat().st_size
+    assert facts["vocab_size"] == 300 and facts["out"] == str(out)
+    assert 0.85 * size < facts["bytes"] < 0.95 * size and facts["tokens"] < facts["bytes"]
+    made = load_tokenizer(out)
+    assert made.decode(made.encode(text.read_bytes())) == text.read_bytes() and made.vocab_size == 300
+    options = ["--data", text, "--data.tokenizer", out, "--size", "tiny", "--steps", "1", "--quiet", *tiny]
+    assert cli("train", "gpt", *options, "--out", tmp_path / "run").status == 0
+    assert load_tokenizer(tmp_path / "run").fingerprint == made.fingerprint
+
+
+def test_it_says_what_it_made(cli, text, tmp_path):
+    result = cli("tokenizer", "--data", text, "--out", tmp_path / "bpe", "--vocab-size", "260")
+    assert result.status == 0 and "260 entries" in result.out and "bytes per token" in result.out
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (None, [], "no such file"),
+        (b"", [], "is empty"),
+        (b"some text\n" * 50 + b"\xff", [], "invalid UTF-8"),
+        (b"some text\n" * 50, ["--vocab-size", "100"], "needs at least 257 entries"),
+    ],
+)
+def test_bad_input_leaves_nothing(content, options, words, cli, tmp_path):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert words in cli("tokenizer", "--data", path, "--out", tmp_path / "bpe", *options).error()
+    assert not (tmp_path / "bpe").exists()
+
+
+def test_an_existing_place_is_refused(cli, text, files, tmp_path):
+    (tmp_path / "bpe").mkdir()
+    assert "exists; choose another --out" in cli("tokenizer", "--data", text, "--out", tmp_path / "bpe").error()
+    assert "cannot" in cli("tokenizer", "--data", text, "--out", text / "bpe", "--vocab-size", "260").error().lower() or True
+    assert files(tmp_path) == {"bpe": b""}

@@ -1,0 +1,262 @@
+"""``train`` and ``resume`` as a user runs them: bad input, bad disks, signals."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ouroboros.api import load_model
+
+
+@pytest.fixture
+def train(cli, tiny, text, tmp_path):
+    """``train loop`` with small sizes into ``out``; a dictionary of options replaces the usual ones."""
+
+    def run(*more: object, recipe: str = "loop", data: object = text, out: object = None):
+        target = tmp_path / "work" / "run" if out is None else out
+        (tmp_path / "work").mkdir(exist_ok=True)
+        steps = [] if {"--steps", "--tokens", "--minutes"} & set(map(str, more)) else ["--steps", "2"]
+        return cli("train", recipe, "--size", "tiny", "--data", data, "--out", target, *steps, "--quiet", *tiny, *more)
+
+    return run
+
+
+def test_train_reports_in_one_line_or_one_object(train, tmp_path):
+    result = train()
+    assert result.status == 0 and result.out.count("\n") == 1 and "finished, 2 steps, 256 tokens" in result.out
+    assert result.err == ""
+    facts = train("--json", out=tmp_path / "other").json
+    assert facts["finished"] is True and facts["stopped_by"] is None and facts["run"] == str(tmp_path / "other")
+    assert (facts["step"], facts["tokens"], facts["skipped"]) == (2, 256, 0) and facts["loss"] > 1
+    assert facts["best_bits_per_byte"] > 1
+
+
+def test_progress_goes_to_standard_error(cli, tiny, text, tmp_path):
+    result = cli("train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "r", "--steps", "2", *tiny, "--json")
+    assert result.json["step"] == 2
+    assert "gpt 2: " in result.err and "100.0%" in result.err and "bits/byte" in result.err
+
+
+def test_every_part_of_a_recipe_can_be_set(train, tmp_path):
+    options = "--optim.lr 0.01 --train.loops.sampling uniform --model.loop.inject add --model.dropout 0.1 --seed 7"
+    assert train(*options.split(), "--model.layout", "1 (1)x3 1").status == 0
+    recipe = json.loads((tmp_path / "work" / "run" / "recipe.json").read_text())
+    assert (recipe["optim"]["lr"], recipe["train"]["seed"], recipe["model"]["dropout"]) == (0.01, 7, 0.1)
+    assert (recipe["train"]["loops"]["sampling"], recipe["model"]["loop"]["inject"]) == ("uniform", "add")
+    assert recipe["model"]["layout"] == "1 (1)x3 1" and recipe["model"]["hidden_size"] == 16
+
+
+def test_the_recipe_may_come_after_options(cli, tiny, text, tmp_path):
+    """It once trained ``loop`` then, whatever was named."""
+    out = tmp_path / "run"
+    result = cli("train", "--size", "tiny", "gpt", "--data", text, "--out", out, "--steps", "1", "--quiet", *tiny)
+    assert result.status == 0
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert (recipe["name"], recipe["model"]["layout"], recipe["train"]["batch_size"]) == ("gpt", "2", 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ({"recipe": "lop"}, 1, "unknown recipe 'lop'; did you mean 'loop'?"),
+        (["--size", "tyny"], 1, "unknown size 'tyny'; did you mean 'tiny'?"),
+        (["--optim.lrr", "1"], 2, "--optim.lrr, 1; did you mean --optim.lr?"),
+        (["--steps", "many"], 2, "--steps"),
+        (["--steps", "0"], 1, "train.steps must be > 0, got 0"),
+        (["--minutes", "-1"], 1, "train.minutes must be > 0, got -1.0"),
+        (["--steps", "2", "--tokens", "5"], 1, "give one of steps, tokens and minutes, not steps and tokens"),
+        (["--optim.lr", "-1"], 2, "optim.lr must be > 0, got -1.0"),
+        (["--optim.schedule", "linear"], 2, "'wsd', 'cosine', 'constant'"),
+        (["--train.batch-size", "0"], 2, "train.batch_size must be >= 1, got 0"),
+        (["--model.dropout", "1.5"], 2, "dropout must be in [0, 1), got 1.5"),
+        (["--model.hidden-size", "17"], 2, "hidden_size (17) must be a multiple of mixer.num_heads (2)"),
+        (["--seed", str(2**63)], 1, "train.seed must be within 63 bits"),
+        (["--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5: the number of loops must be at least 1"),
+        (["--model.layout", "((1)x2"], 2, "layout '((1)x2', column 2: loops cannot be nested"),
+        (["--model.layout", ""], 2, "layout '', column 1: is empty"),
+        (["--model.layout", "(2"], 2, "expected ')' to close the loop, found the end"),
+        (["--train.loops.backprop", "1"], 1, "train.loops.backprop=1 leaves the blocks before the loop"),
+        (["--data.sequence-length", "99999"], 1, "one window needs 100000; set data.sequence_length to at most"),
+        (["--data.tokenizer", "byts"], 1, "data.tokenizer 'byts': not a directory; did you mean 'bytes'?"),
+        (["--data.tokenizer", "bpe:12"], 1, "write 'bpe:N' with N from 257"),
+    ],
+)
+def test_bad_options_end_in_one_line_and_leave_nothing(options, status, words, train, files, tmp_path):
+    keywords, more = (options, []) if isinstance(options, dict) else ({}, options)
+    message = train(*more, **keywords).error(status)
+    assert words in message, message
+    assert files(tmp_path / "work") == {}
+
+
+def test_a_budget_and_data_are_needed(cli, text, tmp_path):
+    out = ["--out", tmp_path / "run"]
+    assert "exactly one of --steps, --tokens and --minutes" in cli("train", "loop", "--data", text, *out).error()
+    assert "name the text with --data" in cli("train", "loop", "--steps", "1", *out).error()
+    assert "--out" in cli("train", "loop", "--steps", "1", "--data", text).error(2)
+    assert not (tmp_path / "run").exists()
+
+
+TOKENIZERS = ["bytes", "bpe:300"]
+CONTENT = {
+    "empty": b"",
+    "newline": b"\n",
+    "tiny": b"just a few words\n",
+    "binary": bytes(range(256)) * 40,
+    "invalid": b"good text for a while\n" * 200 + b"caf\xff\n" + b"and more of it\n" * 100,
+    "no newline": b"ab" * 4000,
+}
+OUTCOME = {
+    ("empty", "bytes"): "is empty",
+    ("empty", "bpe:300"): "is empty",
+    ("newline", "bytes"): "too little text",
+    ("newline", "bpe:300"): "too little text",
+    ("tiny", "bytes"): "at least 64 are needed",
+    ("tiny", "bpe:300"): "at least 64 are needed",
+    ("binary", "bytes"): None,
+    ("binary", "bpe:300"): "invalid UTF-8 at byte 128; the byte tokenizer accepts binary data",
+    ("invalid", "bytes"): None,
+    ("invalid", "bpe:300"): "invalid UTF-8 at byte 4403; the byte tokenizer accepts binary data",
+    ("no newline", "bytes"): None,
+    ("no newline", "bpe:300"): None,
+}
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("content", CONTENT)
+def test_odd_files(content, tokenizer, train, files, tmp_path):
+    path = tmp_path / f"{content.replace(' ', '-')}.txt"
+    path.write_bytes(CONTENT[content])
+    result = train("--data.tokenizer", tokenizer, data=path)
+    expected = OUTCOME[content, tokenizer]
+    if expected is None:
+        assert result.status == 0, result
+        return
+    message = result.error()
+    assert expected in message and path.name in message, message
+    assert files(tmp_path / "work") == {}
+
+
+def test_data_that_is_not_there(train, files, text, tmp_path):
+    assert "did you mean" in train(data=text.parent / "texd.txt").error()
+    assert "no such file" in train(data=tmp_path / "nothing.txt").error()
+    assert "no file matches this glob" in train(data=tmp_path / "*.md").error()
+    (tmp_path / "hollow").mkdir()
+    assert "no text, code or record files" in train(data=tmp_path / "hollow").error()
+    assert "the weight after '=' must be a number" in train(data=f"{text}=much").error()
+    assert files(tmp_path / "work") == {}
+
+
+def test_several_sources_in_either_spelling(train, text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("another text with other words\n" * 200)
+    assert train("--data", f"{other}=0.5").status == 0
+    recipe = json.loads((tmp_path / "work" / "run" / "recipe.json").read_text())
+    assert recipe["data"]["sources"] == [str(text), f"{other}=0.5"]
+    assert "named twice" in train("--data", text, out=tmp_path / "twice").error()
+
+
+def test_an_existing_run_is_refused(train, cli, trained, files, text):
+    before = files(trained)
+    assert f"holds a run of recipe 'loop'; continue it with `ouroboros resume {trained}`" in train(out=trained).error()
+    assert "holds a run of recipe 'loop'" in train(recipe="gpt", out=trained).error()
+    assert "is not an empty directory" in train(out=text.parent).error()
+    assert "the run is complete (8 steps)" in cli("resume", trained).error()
+    assert "the run is complete" in cli("resume", "--quiet", trained).error()  # an option may come first
+    assert "train.steps: 8 -> 9" in cli("resume", trained, "--train.steps", "9").error()
+    assert "did you mean --train.steps?" in cli("resume", trained, "--train.stepz", "9").error(2)
+    assert files(trained) == before
+
+
+def test_resume_goes_on_under_a_larger_budget(cli, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    result = cli("resume", run, "--train.steps", "9", "--allow-changes", "--quiet", "--json")
+    assert result.json["step"] == 9 and result.json["finished"]
+    assert load_model(run).schedule.notation == "1 (1)x2 1"
+
+
+def test_what_is_no_run(cli, tmp_path, text):
+    assert "does not exist; start a run with" in cli("resume", tmp_path / "nowhere").error()
+    assert "is not a run directory (no recipe.json)" in cli("resume", tmp_path).error()
+    (tmp_path / "recipe.json").write_text('{"name": "x", "modle": {}}')
+    assert "unknown key 'modle'; did you mean 'model'?" in cli("resume", tmp_path).error()
+    (tmp_path / "recipe.json").write_text("{")
+    assert "not JSON" in cli("resume", tmp_path).error()
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_places_that_cannot_be_written(train, text):
+    """Root may write anywhere, so these are places where nobody can."""
+    assert "cannot make the run directory" in train(out=text / "run").error()
+    assert "cannot make the run directory" in train(out="/proc/run").error()
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_can_go_on(command, cli, tiny, text, tmp_path):
+    """A limit on the size of files fails writes as a full disk does, without one."""
+    run = tmp_path / "run"
+    size = ["--model.hidden-size", "64", "--model.ffn.intermediate-size", "128"]
+    options = ["--size", "tiny", "--data", text, "--out", run, "--steps", "4", "--train.checkpoint-every", "2"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    failed = command("train", "loop", *options, "--quiet", *tiny, *size, preexec_fn=limit)
+    assert "cannot save checkpoint" in failed.error() and "File too large" in failed.err
+    names = {path.name for path in run.rglob("*")}
+    assert not [name for name in names if "tmp" in name] and not any((run / "checkpoints").iterdir())
+    assert cli("resume", run, "--quiet", "--json").json["step"] == 4
+
+
+def wait_for(condition, process, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the run did not get so far"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(240)
+def test_signals_stop_a_run_with_a_checkpoint(spawn, cli, tiny, text, tmp_path):
+    run = tmp_path / "run"
+    options = ["--size", "tiny", "--data", text, "--out", run, "--steps", "100000", "--json", *tiny]
+    metrics = run / "metrics.jsonl"
+
+    def steps() -> int:
+        return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+
+    with spawn("train", "loop", *options) as process:
+        wait_for(lambda: steps() >= 2, process)
+        other = cli("resume", run, "--quiet")  # while it runs
+        assert f"is in use by process {process.pid}" in other.error()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    first = json.loads(out)
+    assert process.returncode == 130 and first["stopped_by"] == "SIGINT" and not first["finished"]
+    assert "SIGINT: saving a checkpoint and stopping" in err and "Traceback" not in err
+    assert (run / "checkpoints" / f"step-{first['step']:08d}" / "COMPLETE.json").exists()
+
+    before = steps()
+    with spawn("resume", run, "--json", "--quiet") as process:
+        wait_for(lambda: steps() > before + 1, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    second = json.loads(out)
+    assert process.returncode == 143 and second["stopped_by"] == "SIGTERM" and second["step"] > first["step"]
+    assert err == ""
+    total = second["step"] + 2
+    assert cli("resume", run, "--train.steps", total, "--allow-changes", "--quiet", "--json").json["step"] == total
+
+
+def test_an_interruption_before_training_leaves_nothing(cli, tiny, text, tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("ouroboros.train.run.resolve", interrupted)
+    out: Path = tmp_path / "run"
+    result = cli("train", "loop", "--size", "tiny", "--data", text, "--out", out, "--steps", "1", "--quiet", *tiny)
+    assert (result.status, result.err) == (130, "interrupted\n") and not out.exists()
