@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ouroboros.config import Recipe
 from ouroboros.errors import OuroborosError
@@ -68,13 +68,14 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in ``info``, and refused below with their names
                 output_loading_info=True,
             )
     except OuroborosError:
         raise
     except Exception as error:  # safetensors, JSON and transformers all have their own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the model: {str(error).splitlines()[0]}") from error
-    wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
+        raise OuroborosError(f"{directory}: cannot load the model: {_first_line(error)}") from error
+    wrong = {key: sorted(map(_described, names)) for key, names in info.items() if names}
     if wrong:
         listed = "; ".join(f"{key.replace('_', ' ')}: {', '.join(names[:5])}" for key, names in wrong.items())
         raise OuroborosError(f"{directory}: the weights do not fit the configuration ({listed})")
@@ -114,13 +115,27 @@ def model_directory(path: str | Path) -> Path:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _described(entry: Any) -> str:
+    """A weight's name, with both shapes if they differ."""
+    if isinstance(entry, tuple):
+        name, found, expected = entry
+        return f"{name} of shape {tuple(found)} for {tuple(expected)}"
+    return str(entry)
+
+
 @contextlib.contextmanager
-def _quiet(logging) -> Iterator[None]:
-    """No loading bars from transformers inside; its settings are restored."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet(logging: Any) -> Iterator[None]:
+    """No loading bars and reports from transformers inside; its settings are restored."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

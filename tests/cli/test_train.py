@@ -108,7 +108,7 @@ CONTENT = {
     "tiny": b"just a few words\n",
     "binary": bytes(range(256)) * 40,
     "invalid": b"good text for a while\n" * 200 + b"caf\xff\n" + b"and more of it\n" * 100,
-    "no newline": b"ab" * 4000,
+    "no newline": b"ab cd " * 1500,
 }
 OUTCOME = {
     ("empty", "bytes"): "is empty",

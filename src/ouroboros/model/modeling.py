@@ -22,7 +22,7 @@ from ouroboros.config import ModelSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits
 from ouroboros.model.configuration import OuroborosConfig
-from ouroboros.model.topology import Chain, Probe
+from ouroboros.model.topology import Chain, MemoryOf, Probe
 from ouroboros.nn.attention import Attention, MixerInput
 from ouroboros.nn.block import Block
 from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
@@ -134,6 +134,18 @@ class OuroborosModel(OuroborosPreTrainedModel):
             call=self._checkpointed if self.gradient_checkpointing and self.training else None,
         )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
+
+    def step(self, token_B1: Tensor, position: Tensor, seen: Tensor, memory_of: MemoryOf) -> Tensor:
+        """Final states (B, 1, D) of one new token, for a decoding loop that keeps the memories itself.
+
+        Args:
+            token_B1: token ids.
+            position: how many tokens precede, shape (1,).
+            seen: (R + S) boolean, which of the keys the memories return may be attended to.
+            memory_of: the memory of each visit, register keys included.
+        """
+        given = MixerInput(self.rotary(position[None] + self.spec.registers), seen[None, None, None], None)
+        return self.norm(self.decoder(self._embed(token_B1), self.schedule, given, memory_of))
 
     def _embed(self, input_ids: Tensor | None) -> Tensor:
         x_BTD = self.embed_tokens(input_ids)

@@ -6,10 +6,11 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 import codecs
+import functools
 from collections.abc import Callable, Iterator
 from queue import Queue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 
+class Decoder(Protocol):
+    """A way to write tokens other than the model's own ``generate``, with the same options and result."""
+
+    def generate(self, model: OuroborosForCausalLM, input_ids: Tensor, **options: Any) -> Tensor:
+        """``input_ids`` (1, T) and the new tokens."""
+        ...
+
+
 class Continuation:
     """One continuation of a prompt, as an iterator of text that arrives while the model writes.
 
@@ -33,14 +42,21 @@ class Continuation:
         tokenizer: its tokenizer.
         prompt: the text so far; an empty prompt starts a new document.
         sampling: how tokens are chosen.
+        decoder: writes the tokens; None leaves it to ``model.generate``.
 
     Raises:
         OuroborosError: the prompt leaves no room for a new token in the model's context.
     """
 
     def __init__(
-        self, model: OuroborosForCausalLM, tokenizer: TextTokenizer, prompt: bytes, sampling: Sampling
+        self,
+        model: OuroborosForCausalLM,
+        tokenizer: TextTokenizer,
+        prompt: bytes,
+        sampling: Sampling,
+        decoder: Decoder | None = None,
     ) -> None:
+        self.decoder = decoder
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         ids = [tokenizer.eos_id, *tokenizer.encode(prompt, name="prompt").tolist()]
         room = model.config.max_position_embeddings - len(ids)
@@ -83,8 +99,11 @@ class Continuation:
         streamer = _ByteStreamer(self.tokenizer, self.input_ids.shape[1], stop, queue.put)
         options = self.sampling.options()
         options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
+        generate: Any = self.model.generate
+        if self.decoder is not None:
+            generate = functools.partial(self.decoder.generate, self.model)
         try:
-            self.model.generate(  # pyrefly: ignore[bad-argument-type]
+            generate(
                 self.input_ids,
                 attention_mask=torch.ones_like(self.input_ids),
                 pad_token_id=self.tokenizer.eos_id,

@@ -27,7 +27,7 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import build_optimizers, clip_and_norm, learning_rate, set_learning_rate
 from ouroboros.train.distributed import Workers
 from ouroboros.train.ema import Ema
-from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, matmul_peak
+from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, from_compiler, matmul_peak
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget
 from ouroboros.train.telemetry import LoopTelemetry
@@ -155,6 +155,22 @@ class Trainer:
         here = self.budget.progress(c.step + ahead, c.tokens + ahead * self.step_tokens, c.seconds + ahead_seconds)
         return self.workers.sum(here if self.workers.is_main else 0.0)[0]
 
+    def warm_up(self) -> float:
+        """Compile by one unused pass over a batch of the training shape; returns the seconds it took.
+
+        Compilation is set-up: it counts neither as training time nor as progress of the learning-rate schedule.
+        """
+        start = time.perf_counter()
+        if self.compiled == COMPILED:
+            spec = self.recipe.train
+            rows = spec.batch_size // self.workers.world_size // spec.accumulation
+            windows = torch.zeros(rows, self.recipe.data.sequence_length + 1, dtype=torch.long, device=self.device)
+            self.model.train()
+            with self.wrapped.no_sync() if self.workers.distributed else contextlib.nullcontext():  # pyrefly: ignore
+                self._loss_or_fall_back(windows, None, None).backward()
+            self.model.zero_grad(set_to_none=True)
+        return time.perf_counter() - start
+
     def step(self, *, telemetry: bool = False) -> StepResult:
         """One optimiser step over the next global batch.
 
@@ -224,7 +240,7 @@ class Trainer:
         try:
             return self.loss(windows, loops, probe)
         except Exception as error:
-            if self.compiled != COMPILED or not _from_compiler(error):
+            if self.compiled != COMPILED or not from_compiler(error):
                 raise
             logger.warning("compile: failed (%s); training runs uncompiled", str(error).splitlines()[0])
             self.compiled, self._cross_entropy = "compile: off (the compiler failed)", cross_entropy
@@ -307,7 +323,3 @@ def _check_truncation(recipe: Recipe, model: OuroborosForCausalLM) -> None:
         f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
         " set model.loop.inject to add or concat, or train.loops.backprop to null",
     )
-
-
-def _from_compiler(error: Exception) -> bool:
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

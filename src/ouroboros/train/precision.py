@@ -70,7 +70,7 @@ def compile_blocks(blocks: nn.ModuleList, spec: TrainSpec, device: torch.device,
     """
     if spec.compile == "off":
         return "compile: off"
-    missing = _missing_compiler(device)
+    missing = missing_compiler(device)
     if missing is not None:
         if spec.compile == "on":
             logger.warning("compile: %s; training runs uncompiled", missing)
@@ -82,7 +82,13 @@ def compile_blocks(blocks: nn.ModuleList, spec: TrainSpec, device: torch.device,
     return COMPILED
 
 
-def _missing_compiler(device: torch.device) -> str | None:
+def missing_compiler(device: torch.device) -> str | None:
+    """Why ``torch.compile`` cannot work here, or None when it can."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return "no C++ compiler on this machine"
     return None
+
+
+def from_compiler(error: Exception) -> bool:
+    """Whether ``error`` was raised by ``torch.compile`` itself, not by the code it compiles."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -60,6 +60,9 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
         control = stack.enter_context(StopControl(shown.message))
         shown.message(_opening(trainer, resumed_at))
         meter = Meter(trainer)
+        seconds = trainer.warm_up()
+        if seconds > 1:
+            shown.message(f"compiled in {seconds:.0f} s")
         while not trainer.done:
             wanted = spec.telemetry_every and trainer.counters.step % spec.telemetry_every == 0
             try:

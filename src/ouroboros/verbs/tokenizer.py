@@ -32,13 +32,17 @@ def tokenizer(arguments: Sequence[str]) -> int:
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     log_to_stderr()
     from ouroboros.data import parse_source, read_documents, split_documents, train_bpe
+    from ouroboros.data.tokenize import decode_utf8
 
     if options.out.exists():
         raise OuroborosError(f"{options.out} exists; choose another --out")
     spec = DataSpec(sources=tuple(options.data), text_field=options.text_field)
     texts: list[bytes] = []
     for source in options.data:
-        splits = split_documents(read_documents(parse_source(source), spec), spec.valid_fraction, spec.test_fraction)
+        documents = list(read_documents(parse_source(source), spec))
+        for document in documents:
+            decode_utf8(document.data, document.name)
+        splits = split_documents(documents, spec.valid_fraction, spec.test_fraction)
         texts += [span.document.data for span in splits.train]
     made = train_bpe(texts, options.vocab_size)
     made.save(options.out)

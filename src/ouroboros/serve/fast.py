@@ -1,0 +1,205 @@
+"""Fast decoding of one sequence: preallocated keys and values, and a step for one token compiled into one program.
+
+``FastDecoder().generate(model, ids, ...)`` writes the tokens that ``model.generate(ids, ...)`` writes, greedy or sampled
+with the same seed: options, logits processors and stopping criteria are prepared by ``generate`` itself. At batch size
+one a step is bound by reading every weight once; what is saved is all that surrounds it.
+
+Shapes: B = 1 sequence, K key/value heads, S preallocated positions, R registers, C channels per head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.cache_utils import DynamicCache
+
+from ouroboros.config import check
+from ouroboros.nn.memory import Memory, Prefixed
+from ouroboros.schedule import Visit
+from ouroboros.train.precision import from_compiler, missing_compiler
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+    from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+    from transformers.generation.streamers import BaseStreamer
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+logger = logging.getLogger(__name__)
+
+SMALLEST = 256
+"""Positions preallocated at first; doubled whenever they are used up, so that a step attends to at most twice the need."""
+
+Prefix = list[tuple[Tensor, Tensor]] | None
+Step = Callable[..., Tensor]
+
+
+class BufferMemory:
+    """The keys and values of one visit in preallocated buffers (1, K, S, C), written at position ``at``."""
+
+    def __init__(self, keys: Tensor, values: Tensor, at: Tensor, keep: bool) -> None:
+        self.keys, self.values, self.at, self.keep = keys, values, at, keep
+
+    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """All S positions with the new one filled in: in place, or in a copy when the entry is only read."""
+        if self.keep:
+            return self.keys.index_copy_(2, self.at, k_BKTC), self.values.index_copy_(2, self.at, v_BKTC)
+        return self.keys.index_copy(2, self.at, k_BKTC), self.values.index_copy(2, self.at, v_BKTC)
+
+
+def next_logits(
+    model: OuroborosForCausalLM, token_B1: Tensor, at: Tensor, keys: list[Tensor], values: list[Tensor], prefix: Prefix
+) -> Tensor:
+    """Logits (1, V) after one more token; its keys and values enter the buffers at ``at``, shape (1,)."""
+    inner = model.model
+    share = inner.spec.loop.share_last_kv
+
+    def memory_of(visit: Visit, last: bool) -> Memory:
+        entry = visit.block if share else visit.slot
+        memory = BufferMemory(keys[entry], values[entry], at, keep=last or not share)
+        return memory if prefix is None else Prefixed(prefix[visit.slot], memory)
+
+    # Registers come first and every position sees them.
+    registers = inner.spec.registers
+    seen = torch.arange(registers + keys[0].shape[2], device=at.device) <= at + registers
+    return model.logits(inner.step(token_B1, at, seen, memory_of))[:, -1]
+
+
+def compiled_step() -> Step:
+    """:func:`next_logits` as a program for one architecture; the model's weights and the length S may change."""
+
+    def step(*arguments: Any) -> Tensor:
+        # The plain formula, unlike a call of a ready kernel, is compiled together with what surrounds it.
+        with sdpa_kernel(SDPBackend.MATH):
+            return next_logits(*arguments)
+
+    options = {
+        # Products with one row become sums that are compiled together with their neighbours.
+        "post_grad_fusion_options": {"decompose_mm_pass": {}},
+        # FastDecoder keeps one program for each architecture; checking it anew takes a tenth of a step.
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+    }
+    return torch.compile(step, fullgraph=True, isolate_recompiles=True, options=options)  # pyrefly: ignore
+
+
+class FastDecoder:
+    """A decoding loop of our own in place of the one of ``generate``: one sequence, greedy or sampled.
+
+    One decoder serves a model and its ``with_loops`` views; each loop count is compiled on its first use.
+
+    Args:
+        compile: compile the step (10 to 40 seconds on two cores). Without it, or without a compiler on the machine, the
+            same loop runs uncompiled.
+    """
+
+    def __init__(self, *, compile: bool = True) -> None:
+        self.compile = compile
+        self._steps: dict[Any, Step] = {}
+
+    def generate(
+        self, model: OuroborosForCausalLM, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any
+    ) -> Tensor:
+        """What ``model.generate(input_ids, streamer=streamer, **options)`` returns: prompt and new tokens, (1, T).
+
+        Raises:
+            OuroborosError: several sequences, beams, padding, a cache that holds tokens, or scores asked for.
+        """
+        # generate() shows the prompt to the streamer but does not hand it on to a loop that is not its own.
+        return model.generate(  # pyrefly: ignore
+            input_ids, custom_generate=self._write, streamer=streamer, token_streamer=streamer, **options
+        )
+
+    def _write(
+        self,
+        model: OuroborosForCausalLM,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        token_streamer: BaseStreamer | None = None,
+        **prepared: Any,
+    ) -> Tensor:
+        """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
+        _refuse_what_is_not_served(model, input_ids, generation_config, prepared)
+        store = DynamicCache(config=model.config)
+        logits = model(input_ids, past_key_values=store, use_cache=True, logits_to_keep=1).logits[:, -1]
+        prefix: Prefix = getattr(store, "register_prefix", (None, None))[1]
+        keys, values = ([getattr(layer, name) for layer in store.layers] for name in ("keys", "values"))
+        at = torch.tensor([input_ids.shape[1]], device=input_ids.device)
+        while True:
+            # A copy in float32: processors may change it in place.
+            scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))  # pyrefly: ignore
+            token_B1 = _choose(scores, generation_config.do_sample)
+            keys, values = (_with_room(buffers, input_ids.shape[1] + 1) for buffers in (keys, values))
+            input_ids = torch.cat((input_ids, token_B1), dim=1)
+            done = stopping_criteria(input_ids, None).all()  # pyrefly: ignore
+            if token_streamer is not None:
+                token_streamer.put(token_B1[0].cpu())
+            if done:
+                break
+            logits = self._step(model, token_B1, at, keys, values, prefix)
+            at += 1
+        if token_streamer is not None:
+            token_streamer.end()
+        return input_ids
+
+    def _step(self, model: OuroborosForCausalLM, *arguments: Any) -> Tensor:
+        """One step, compiled if wanted and possible."""
+        reason = missing_compiler(model.device) if self.compile and not self._steps else None
+        if self.compile and reason is None:
+            key = (model.model.spec, model.schedule, model.dtype, model.device, model.training)
+            if key not in self._steps:
+                logger.info("compile: the step for layout %s, once", model.schedule.notation)
+                self._steps[key] = compiled_step()
+            try:
+                return self._steps[key](model, *arguments)
+            except Exception as error:
+                if not from_compiler(error):
+                    raise
+                reason = f"failed: {str(error).splitlines()[0]}"
+        if reason is not None:
+            logger.warning("compile: %s; decoding runs uncompiled", reason)
+            self.compile = False
+        return next_logits(model, *arguments)
+
+
+def _choose(scores_1V: Tensor, sample: bool) -> Tensor:
+    """The next token, (1, 1)."""
+    if sample:
+        return torch.multinomial(scores_1V.softmax(dim=-1), num_samples=1)
+    return scores_1V.argmax(dim=-1, keepdim=True)
+
+
+def _with_room(buffers: list[Tensor], positions: int) -> list[Tensor]:
+    """The buffers (1, K, S, C), moved to larger ones if S is less than ``positions``."""
+    size = buffers[0].shape[2]
+    if size >= positions:
+        return buffers
+    larger = [b.new_zeros(*b.shape[:2], max(SMALLEST, 2 ** (positions - 1).bit_length()), b.shape[3]) for b in buffers]
+    for new, old in zip(larger, buffers, strict=True):
+        new[:, :, :size] = old
+        torch._dynamo.mark_dynamic(new, 2)  # one program for every S
+    return larger
+
+
+def _refuse_what_is_not_served(
+    model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
+) -> None:
+    padded = prepared.get("attention_mask") is not None  # generate() drops a mask of ones
+    past = prepared.get("past_key_values")
+    refused = {
+        "several sequences": len(input_ids) > 1,
+        "beams": config.num_beams != 1,
+        "padding": padded,
+        "a cache that holds tokens": past is not None and past.get_seq_length() > 0,
+        "use_cache=False": not config.use_cache,
+        "return_dict_in_generate": config.return_dict_in_generate,
+        "mixers without keys and values": set(model.config.layer_types or ()) != {"full_attention"},
+    }
+    found = [what for what, is_so in refused.items() if is_so]
+    check(not found, f"fast decoding does not serve {', '.join(found)}: use model.generate()")

@@ -1,0 +1,169 @@
+"""Two processes through ``torchrun`` train as one process with the same global batch.
+
+Starting two processes takes longer than all they do here, so one start serves every case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ouroboros
+from ouroboros.cli import main
+from ouroboros.train.log import read_metrics
+
+DRIVER = """
+import json, logging, os, signal, sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+from ouroboros.cli import main
+from ouroboros.train import distributed
+from ouroboros.train.log import Progress
+
+here, rank = Path(sys.argv[2]), int(os.environ["RANK"])
+results = {}
+for name, (arguments, stop_at, port) in json.loads(Path(sys.argv[1]).read_text()).items():
+    # A process usually joins one group in its life; each further one needs a meeting point of its own.
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    update = Progress.update
+
+    def stopping(self, status):  # the main process alone is asked to stop
+        if status.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Progress.update = stopping if stop_at else update
+    sys.stdout = (here / f"{name}.{rank}.out").open("w")
+    sys.stderr = (here / f"{name}.{rank}.err").open("w")
+    status = main(arguments)
+    sys.stdout.close(), sys.stderr.close()
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    Progress.update = update
+    (here / f"{name}.{rank}.status").write_text(str(status))
+"""
+
+SIZES = [
+    *("--size", "tiny", "--model.hidden-size", "16", "--model.mixer.num-heads", "2", "--model.ffn.intermediate-size", "24"),
+    *("--data.sequence-length", "32", "--train.batch-size", "8", "--train.precision", "fp32", "--train.compile", "off"),
+    *("--train.log-every", "1", "--train.eval-bytes", "256", "--train.eval-every", "3", "--train.accumulation", "2"),
+    *("--train.telemetry-every", "2", "--train.ema-decay", "0.9", "--steps", "6", "--json"),
+]
+LOOPS = [
+    *("--train.loops.sampling", "uniform", "--train.loops.min", "1", "--train.loops.max", "3"),
+    *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
+    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}\n" for n in range(400)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case under two processes, in one start; the directory of what they left."""
+    here = tmp_path_factory.mktemp("two")
+
+    def train(out: str, *more: str) -> list[str]:
+        return ["train", "loop", "--data", str(text), "--out", str(here / out), *SIZES, *more]
+
+    cases = {
+        "plain": (train("plain"), None),
+        "loops": (train("loops", *LOOPS), None),
+        "dropout": (train("dropout", "--model.dropout", "0.1"), None),
+        "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
+        "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
+        "odd": (train("odd", "--train.batch-size", "6", "--train.accumulation", "2"), None),
+    }
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in cases]
+        ports = [place.getsockname()[1] for place in places]
+    listed = {name: (*case, port) for (name, case), port in zip(cases.items(), ports, strict=True)}
+    (here / "cases.json").write_text(json.dumps(listed))
+    (here / "driver.py").write_text(DRIVER)
+    source = str(Path(ouroboros.__file__).parent.parent)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    command = [*launcher, str(here / "driver.py"), str(here / "cases.json"), str(here)]
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, errors = process.communicate(timeout=200)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher then ends its workers
+            raise
+    assert process.returncode == 0, errors[-3000:]
+    return here
+
+
+def status(here: Path, name: str) -> list[int]:
+    return [int((here / f"{name}.{rank}.status").read_text()) for rank in (0, 1)]
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS)])
+def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
+    torch.set_num_threads(1)
+    run = outcomes / name
+    assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()
+    assert main(["train", "loop", "--data", str(text), "--out", str(tmp_path / "one"), *SIZES, *more]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert len(losses(run)) == 6 and losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    two, one = (load_file(path / "model.safetensors") for path in (run, tmp_path / "one"))
+    assert two.keys() == one.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=2e-3 if more else 5e-4)
+    said = json.loads((outcomes / f"{name}.0.out").read_text())
+    assert (said["tokens"], said["step"]) == (alone["tokens"], alone["step"]) == (6 * 8 * 32, 6)
+    kinds = [[r["kind"] for r in read_metrics(path / "metrics.jsonl")] for path in (run, tmp_path / "one")]
+    assert kinds[0] == kinds[1] and {"valid", "telemetry"} <= set(kinds[0])
+
+
+def test_one_process_speaks(outcomes):
+    for name in ("plain", "stopped", "resumed"):
+        assert (outcomes / f"{name}.0.out").read_text().count("\n") == 1
+        assert (outcomes / f"{name}.1.out").read_text() == (outcomes / f"{name}.1.err").read_text() == ""
+    assert "2 process(es)" in (outcomes / "plain.0.err").read_text()
+
+
+def test_a_signal_to_one_process_stops_both_and_resume_is_exact(outcomes):
+    assert status(outcomes, "stopped") == [143, 143]
+    stopped = json.loads((outcomes / "stopped.0.out").read_text())
+    assert (stopped["finished"], stopped["stopped_by"], stopped["step"]) == (False, "SIGTERM", 3)
+    assert status(outcomes, "resumed") == [0, 0], (outcomes / "resumed.0.err").read_text()
+    whole, parts = (outcomes / name / "model.safetensors" for name in ("dropout", "stopped"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_both_and_leaves_nothing(outcomes):
+    assert status(outcomes, "odd") == [1, 1]
+    message = (outcomes / "odd.0.err").read_text()
+    assert message.startswith("error: train.batch_size (6) must be a multiple of processes (2) times") and "\n" in message
+    assert not (outcomes / "odd").exists()
+
+
+def test_a_run_of_two_processes_goes_on_alone(outcomes, tmp_path, capsys):
+    """Gradients are then summed in another order, so the losses agree closely and not to the bit."""
+    run = tmp_path / "run"
+    shutil.copytree(outcomes / "plain", run)
+    assert main(["resume", str(run), "--train.steps", "7", "--allow-changes", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 7

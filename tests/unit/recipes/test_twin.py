@@ -1,0 +1,95 @@
+"""The plain twin: everything equal but the loops, and the promised quantity within 1 %."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros.accounting import cost
+from ouroboros.config import FeedForwardSpec, LoopSpec, LoopTraining, Recipe
+from ouroboros.errors import OuroborosError
+from ouroboros.recipes import RECIPES, SIZES, recipe
+from ouroboros.recipes.twin import twin
+from ouroboros.schedule import parse
+
+LOOPED = [name for name, value in RECIPES.items() if parse(value.model.layout).is_looped]
+
+
+def with_model(base: Recipe, **changes) -> Recipe:
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, **changes))
+
+
+def training_flops(value: Recipe) -> int:
+    return cost(value.model, context=(value.data.sequence_length + 1) // 2).training_flops_per_token
+
+
+@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_three_twins_of_every_looped_recipe(name, size):
+    looped = recipe(name, size)
+    schedule = parse(looped.model.layout)
+    by_parameters, by_flops, by_depth = (twin(looped, match) for match in ("parameters", "flops", "depth"))
+    assert cost(by_parameters.model).parameters == pytest.approx(cost(looped.model).parameters, rel=0.01)
+    assert training_flops(by_flops) == pytest.approx(training_flops(looped), rel=0.01)
+    assert by_parameters.model.layout == str(schedule.num_blocks)
+    assert by_flops.model.layout == by_depth.model.layout == str(schedule.num_visits)
+    assert by_depth.model.ffn == looped.model.ffn
+    for other in (by_parameters, by_flops, by_depth):
+        assert (other.data, other.optim, other.train) == (looped.data, looped.optim, looped.train)
+        changed = {"layout": looped.model.layout, "ffn": looped.model.ffn, "loop": looped.model.loop}
+        assert dataclasses.replace(other.model, **changed) == looped.model
+        assert other.name == f"{name}-twin" and not parse(other.model.layout).is_looped
+
+
+def test_parameters_are_the_default():
+    assert twin(recipe("loop")) == twin(recipe("loop"), "parameters")
+
+
+@given(
+    layout=st.sampled_from(["1 (1)x2 1", "2 (2)x3 2", "(2)x4", "(1)x2 1 (2)x3", "4 (1)x8"]),
+    width=st.sampled_from([64, 128, 256]),
+    inject=st.sampled_from(["none", "add", "concat"]),
+    parts=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    ffn=st.sampled_from([FeedForwardSpec(intermediate_size=700), FeedForwardSpec(kind="relu2", intermediate_size=400, bias=True)]),
+    match=st.sampled_from(["parameters", "flops"]),
+)
+def test_loop_parts_are_paid_for_in_width(layout, width, inject, parts, ffn, match):
+    norm, embedding, gate = parts
+    loop = LoopSpec(norm=norm, embedding=embedding, gate=gate, inject=inject)
+    looped = with_model(recipe("loop"), layout=layout, hidden_size=width, loop=loop, ffn=ffn)
+    plain = twin(looped, match)
+    measure = (lambda r: cost(r.model).parameters) if match == "parameters" else training_flops
+    assert measure(plain) == pytest.approx(measure(looped), rel=0.01)
+    assert plain.model.loop == LoopSpec() and plain.model.ffn.kind == ffn.kind
+
+
+def test_the_closest_width_is_chosen():
+    looped = with_model(recipe("loop", "tiny"), loop=LoopSpec(gate=True))
+    plain = twin(looped)
+    target = cost(looped.model).parameters
+    width = plain.model.ffn.intermediate_size
+
+    def off(size: int) -> int:
+        ffn = dataclasses.replace(plain.model.ffn, intermediate_size=size)
+        return abs(cost(dataclasses.replace(plain.model, ffn=ffn)).parameters - target)
+
+    assert off(width) == min(off(size) for size in range(width - 3, width + 4))
+
+
+def test_random_loops_and_curricula_are_dropped():
+    base = recipe("loop", "tiny")
+    train = dataclasses.replace(base.train, loops=LoopTraining(curriculum=((0.0, 1), (0.5, 2))))
+    assert twin(dataclasses.replace(base, train=train)).train.loops == LoopTraining()
+
+
+def test_a_recipe_without_loops_is_its_own_twin():
+    plain = recipe("gpt", "tiny")
+    assert twin(plain).model == plain.model
+
+
+def test_no_twin_is_better_than_a_false_one():
+    narrow = FeedForwardSpec(intermediate_size=1)
+    looped = with_model(recipe("loop", "tiny"), ffn=narrow, loop=LoopSpec(inject="none"), layout="(1)x9")
+    with pytest.raises(OuroborosError, match=r"no plain twin of layout '\(1\)x9' has equal parameters within 1 %"):
+        twin(with_model(looped, ffn=FeedForwardSpec(intermediate_size=1)))

@@ -1,0 +1,168 @@
+"""Streaming: bytes become text as they arrive, stop strings and cancellation end it, nothing is lost."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros.data.tokenize import train_bpe
+from ouroboros.errors import OuroborosError
+from ouroboros.serve.sampling import Sampling
+from ouroboros.serve.stream import Continuation, _ByteStreamer
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=40)
+
+
+def stopping(*texts: str) -> Sampling:
+    return Sampling(temperature=0.0, max_new_tokens=40, stop=texts)
+
+
+def test_text_is_what_generate_gives(model, tokenizer):
+    continuation = Continuation(model, tokenizer, b"abc", GREEDY)
+    pieces = list(continuation)
+    ids = torch.tensor([[256, *b"abc"]])
+    expected = model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=256, pad_token_id=256)
+    assert continuation.text == tokenizer.decode(expected[0, 4:].numpy())
+    assert "".join(pieces) == continuation.text.decode("utf-8", "replace") and len(pieces) > 1
+
+
+def test_sampling_is_seeded_by_the_caller(model, tokenizer):
+    def sampled(seed: int) -> str:
+        torch.manual_seed(seed)
+        return "".join(Continuation(model, tokenizer, b"", Sampling(max_new_tokens=20)))
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+@pytest.mark.parametrize("prompt", [b"", b"so "])
+def test_characters_of_several_bytes_come_whole(prompt, scripted, tokenizer):
+    answer = "caf\u00e9 \u4e16\u754c \U0001f40d!"
+    continuation = Continuation(scripted(answer.encode(), prompt), tokenizer, prompt, GREEDY)
+    pieces = list(continuation)
+    assert pieces == list(answer)  # one character each: never a replacement for half of one
+    assert continuation.text == answer.encode()
+
+
+def test_bytes_that_are_no_text_are_replaced_in_the_stream_and_kept_in_the_result(scripted, tokenizer):
+    answer = b"ab\xff\xc3(\xe4\xb8"
+    continuation = Continuation(scripted(answer), tokenizer, b"", GREEDY)
+    assert "".join(continuation) == answer.decode("utf-8", "replace") and continuation.text == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "stop", "text"),
+    [
+        (b"one. two. three", (". t",), b"one"),
+        (b"aab", ("ab",), b"a"),
+        (b"abababc", ("ababc",), b"ab"),
+        (b"abcabd", ("abd", "zzz"), b"abc"),
+        (b"xyz", ("z", "y"), b"x"),
+        (b"never", ("stop",), b"never"),
+        (b"almost sto", ("stop",), b"almost sto"),
+        ("caf\u00e9 au lait".encode(), ("\u00e9",), b"caf"),
+    ],
+)
+def test_stop_strings_over_token_boundaries(answer, stop, text, scripted, tokenizer):
+    """Every byte is a token of its own here, so each stop string crosses boundaries."""
+    continuation = Continuation(scripted(answer), tokenizer, b"", stopping(*stop))
+    assert "".join(continuation) == text.decode() and continuation.text == text
+
+
+def test_writing_ends_at_a_stop_string(scripted, tokenizer, monkeypatch):
+    model = scripted(b"ab" * 20)
+    calls = []
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k))
+    assert "".join(Continuation(model, tokenizer, b"", stopping("ba"))) == "a"
+    assert len(calls) <= 4
+
+
+@given(st.lists(st.sampled_from(["a", "b", "ab", "\u00e9", "ba"]), max_size=12), st.sampled_from(["ab", "bb", "\u00e9a", "aba"]))
+def test_no_cut_of_the_text_into_tokens_changes_where_it_stops(words, stop):
+    tokenizer = train_bpe([b"abababba baab \xc3\xa9 abba " * 20], 270)
+    text = "".join(words).encode()
+    expected = text.split(stop.encode())[0]
+    for ids in (list(tokenizer.encode(text)), [token for byte in text for token in _single(tokenizer, byte)]):
+        sent: list[bytes] = []
+        streamer = _ByteStreamer(tokenizer, 1, [stop.encode()], sent.append)
+        streamer.put(torch.tensor([[tokenizer.eos_id]]))
+        for token in ids:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        assert b"".join(sent) == streamer.text == expected
+        assert streamer.stopped == (stop.encode() in text)
+
+
+def _single(tokenizer, byte: int) -> list[int]:
+    """The token of one byte."""
+    return [index for index, piece in enumerate(tokenizer._byte_table) if piece == bytes([byte])][:1]
+
+
+def test_a_long_token_may_contain_a_stop_string_and_more(tokenizer):
+    sent: list[bytes] = []
+    streamer = _ByteStreamer(tokenizer, 2, [b"bc"], sent.append)
+    streamer.put(torch.tensor([[256, 97]]))
+    streamer.put(torch.tensor(list(b"abcd")))
+    streamer.put(torch.tensor(list(b"more")))
+    streamer.end()
+    assert sent == [b"a"] and streamer.text == b"a" and streamer.stopped
+
+
+def test_the_end_of_text_is_not_text(scripted, tokenizer):
+    assert "".join(Continuation(scripted(b"done"), tokenizer, b"", GREEDY)) == "done"
+    assert "".join(Continuation(scripted(b""), tokenizer, b"", GREEDY)) == ""
+
+
+def test_a_prompt_leaves_room_for_a_token_or_is_refused(model, tokenizer):
+    full = Continuation(model, tokenizer, b"x" * 62, GREEDY)  # with the first token 63 of 64
+    list(full)
+    assert full.room == 1 and len(full.text) <= 1
+    with pytest.raises(OuroborosError, match=r"the prompt has 64 tokens but the model's context holds 64; shorten"):
+        Continuation(model, tokenizer, b"x" * 63, GREEDY)
+
+
+def test_the_context_bounds_the_answer(scripted, tokenizer):
+    continuation = Continuation(scripted(b"y" * 100, b"x" * 50), tokenizer, b"x" * 50, Sampling(max_new_tokens=100))
+    assert "".join(continuation) == "y" * (64 - 51)
+
+
+def test_an_empty_prompt_starts_a_document(model, tokenizer):
+    assert Continuation(model, tokenizer, b"", GREEDY).input_ids.tolist() == [[256]]
+
+
+def test_text_that_is_not_utf8_is_refused_where_the_tokenizer_needs_it(model):
+    bpe = train_bpe([b"some text " * 20], 260)
+    with pytest.raises(OuroborosError, match="prompt: invalid UTF-8 at byte 2"):
+        Continuation(model, bpe, b"ab\xff", GREEDY)
+
+
+def test_leaving_early_ends_the_writing(model, tokenizer, monkeypatch):
+    calls = []
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, *a, **k: calls.append(time.sleep(0.02)) or forward(self, *a, **k))
+    continuation = Continuation(model, tokenizer, b"", Sampling(max_new_tokens=60))
+    next(iter(continuation))  # the iterator is closed here, which waits for the writing thread
+    seen = len(calls)
+    assert seen < 20
+    time.sleep(0.1)
+    assert len(calls) == seen
+
+
+def test_cancel_ends_the_iteration(model, tokenizer):
+    continuation = Continuation(model, tokenizer, b"", Sampling(max_new_tokens=63, temperature=0.0))
+    pieces = []
+    for piece in continuation:
+        pieces.append(piece)
+        continuation.cancel()
+    assert len(continuation.text) < 40
+
+
+def test_a_failure_while_writing_is_raised_to_the_reader(model, tokenizer, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(model), "forward", broken)
+    with pytest.raises(OuroborosError, match="generation failed: out of memory"):
+        list(Continuation(model, tokenizer, b"", GREEDY))
