@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ouroboros.eval.stats import Difference, paired_difference
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.recipes.twin import twin
-from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Sample
+from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Sample, verdict_sentence
 from ouroboros.report.page import render
 from ouroboros.schedule import parse
 from ouroboros.serve.sampling import Sampling
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 TRAIN_SHARE = 0.45
 """Share of the time for the looped model; the twin, which computes less, gets as many steps."""
 CURVE_BYTES = 100_000
+SEED_NOISE = 0.01
+"""Bits per byte by which two seeds of one small model may well differ; see docs/studies/loop-recipe.md."""
 PROMPTS = {True: ("def read_", "class ", "import "), False: ("The ", "I ", "When ")}
 """Prompts for the bundled source code and for other text."""
 
@@ -258,6 +261,7 @@ def _report(
     text = "the source of Python's standard library" if options.data == "python:" else options.data
     return Report(
         title="Does looping pay?",
+        headline=headline(looped.recipe.name, plain.recipe.name, difference),
         subtitle=f"A looped language model and its plain twin with equal stored parameters, trained on {text}",
         command=_command(options),
         environment=_environment(looped),
@@ -275,13 +279,23 @@ def _report(
     )
 
 
+def headline(first: str, second: str, difference: Difference) -> str:
+    """Who won, said with the care that two single runs allow."""
+    if difference.verdict != "cannot tell" and abs(difference.delta) < SEED_NOISE:
+        return (
+            f"Cannot tell: {first} and {second} differ by {abs(difference.delta):.3f} bits per byte on the same held-out"
+            f" text, and two seeds of one model often differ by {SEED_NOISE}."
+        )
+    return verdict_sentence(first, second, difference)
+
+
 def _notes(looped: Trained, plain: Trained, difference: Difference) -> list[str]:
     """What the numbers do not say."""
     a, b = cost(looped.recipe.model).training_flops_per_token, cost(plain.recipe.model).training_flops_per_token
     minutes = looped.result.counters.seconds / plain.result.counters.seconds
     return [
         "One seed: the interval covers other held-out text of this kind, not other seeds."
-        " A difference of about 0.01 bits per byte between two single runs is usually noise.",
+        f" Differences below {SEED_NOISE} bits per byte between two single runs are counted as noise.",
         "Equal stored parameters and equal training tokens in the same order, not equal work: the looped model"
         f" computes {a / b:.2f} times as much per token and trained {minutes:.2f} times as long.",
         f"Scored on {looped.score.bytes:,} held-out bytes in {looped.score.documents} files, every byte once,"
@@ -308,7 +322,7 @@ def _command(options: DemoOptions) -> str:
     for field in ("minutes", "data", "size", "tokenizer", "seed"):
         if getattr(options, field) != getattr(defaults, field):
             words += [f"--{field}", str(getattr(options, field))]
-    return " ".join([*words, "--out", str(options.out)])
+    return shlex.join([*words, "--out", str(options.out)])
 
 
 def table(page: Report) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -50,8 +51,8 @@ class Result:
 Cli = Callable[..., Result]
 
 
-@pytest.fixture(autouse=True)
-def process_state() -> Iterator[None]:
+@contextlib.contextmanager
+def given_back() -> Iterator[None]:
     """Give back what the command line sets for its whole process."""
     import torch
     from transformers.utils import logging as hf_logging
@@ -59,10 +60,19 @@ def process_state() -> Iterator[None]:
     torch.set_num_threads(1)
     library = logging.getLogger("ouroboros")
     level, verbosity = library.level, hf_logging.get_verbosity()
-    yield
-    library.setLevel(level)
-    hf_logging.set_verbosity(verbosity)
-    hf_logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+        hf_logging.set_verbosity(verbosity)
+        hf_logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """Other tests of this process see nothing of the command line's settings."""
+    with given_back():
+        yield
 
 
 @pytest.fixture
@@ -135,7 +145,8 @@ def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the looped recipe; tests must not change it."""
     run = tmp_path_factory.mktemp("trained") / "run"
     options = ["--data", str(text), "--out", str(run), "--size", "tiny", "--steps", "8", "--quiet"]
-    assert main(["train", "loop", *options, "--train.telemetry-every", "4", "--train.eval-every", "4", *TINY]) == 0
+    with given_back():
+        assert main(["train", "loop", *options, "--train.telemetry-every", "4", "--train.eval-every", "4", *TINY]) == 0
     return run
 
 

@@ -48,7 +48,7 @@ def test_version(cli):
 
 
 def test_an_unknown_verb_offers_the_nearest(cli):
-    assert cli("trian").error(2) == "unknown verb 'trian'; did you mean 'train'?"
+    assert cli("trainn").error(2) == "unknown verb 'trainn'; did you mean 'train'?"
     assert "known: " in cli("xyzzy").error(2)
 
 

@@ -32,7 +32,7 @@ def test_the_demo_trains_scores_and_says_who_won(command, text, tmp_path):
     assert arms[0]["steps"] == arms[1]["steps"] > 0 and arms[0]["data_sha256"] == arms[1]["data_sha256"]
     assert abs(arms[0]["parameters"] / arms[1]["parameters"] - 1) < 0.01
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "<svg" in page and "src=\"http" not in page and "loop-twin" in page
+    assert "<svg" in page and 'src="http' not in page and "loop-twin" in page
     command_line = f"ouroboros demo --minutes 0.05 --data {text} --size tiny --tokenizer bytes --out {out}"
     assert numbers["command"] == command_line
     verdict = [line for line in result.out.splitlines() if "loop-twin" in line and "loop " in line]
@@ -57,7 +57,9 @@ def test_bad_input(cli, tmp_path, text, files):
 @pytest.mark.timeout(200)
 def test_an_interrupted_demo_keeps_its_model(spawn, text, tmp_path):
     out = tmp_path / "demo"
-    with spawn("demo", "--minutes", "5", "--size", "tiny", "--tokenizer", "bytes", "--data", text, "--out", out) as process:
+    with spawn(
+        "demo", "--minutes", "5", "--size", "tiny", "--tokenizer", "bytes", "--data", text, "--out", out
+    ) as process:
         end = time.monotonic() + 90
         while not (out / "loop" / "metrics.jsonl").exists():
             assert process.poll() is None and time.monotonic() < end

@@ -75,7 +75,9 @@ def test_models_other_than_runs(cli, trained, text, tmp_path):
     assert "has no held-out data of its own; name the text with --data" in cli("eval", model).error()
     assert default_window(trained, 1000) == 32 and default_window(trained, 20) == 20
     newest = sorted((trained / "checkpoints").iterdir())[-1]
-    assert cli("eval", newest, "--data", text, "--window", "128", "--json").json["bits_per_byte"] == facts["bits_per_byte"]
+    assert (
+        cli("eval", newest, "--data", text, "--window", "128", "--json").json["bits_per_byte"] == facts["bits_per_byte"]
+    )
 
 
 def test_loop_lists():

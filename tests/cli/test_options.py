@@ -43,8 +43,14 @@ def test_errors_are_one_line_that_names_the_option(arguments, words, encoding, c
         parse(Options, "example", arguments)
     monkeypatch.undo()
     message = str(caught.value)
-    assert "\n" not in message and "--help" not in message.partition(";")[0] and message.endswith("see `ouroboros example --help`")
-    assert not set(message) & set("\u2502\u256d\u2500\x1b|") and "---" not in message  # nothing of the box around tyro's messages
+    assert (
+        "\n" not in message
+        and "--help" not in message.partition(";")[0]
+        and message.endswith("see `ouroboros example --help`")
+    )
+    assert (
+        not set(message) & set("\u2502\u256d\u2500\x1b|") and "---" not in message
+    )  # nothing of the box around tyro's messages
     assert all(word in message for word in words), message
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""

@@ -45,7 +45,7 @@ def test_show_takes_loops_context_size_and_model_options(cli):
     [
         (["lop"], 1, "unknown recipe 'lop'; did you mean 'loop'?"),
         (["--size", "tiny", "lop"], 1, "unknown recipe 'lop'"),
-        (["loop", "--size", "smal"], 1, "unknown size 'smal'; did you mean 'small'?"),
+        (["loop", "--size", "smaall"], 1, "unknown size 'smaall'; did you mean 'small'?"),
         (["loop", "--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5"),
         (["loop", "--model.layout", "((1)x2"], 2, "loops cannot be nested"),
         (["loop", "--model.layout", ""], 2, "layout '', column 1: is empty"),

@@ -37,7 +37,9 @@ def test_train_reports_in_one_line_or_one_object(train, tmp_path):
 
 
 def test_progress_goes_to_standard_error(cli, tiny, text, tmp_path):
-    result = cli("train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "r", "--steps", "2", *tiny, "--json")
+    result = cli(
+        "train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "r", "--steps", "2", *tiny, "--json"
+    )
     assert result.json["step"] == 2
     assert "gpt 2: " in result.err and "100.0%" in result.err and "bits/byte" in result.err
 
@@ -183,8 +185,8 @@ def test_resume_goes_on_under_a_larger_budget(cli, trained, tmp_path):
 def test_what_is_no_run(cli, tmp_path, text):
     assert "does not exist; start a run with" in cli("resume", tmp_path / "nowhere").error()
     assert "is not a run directory (no recipe.json)" in cli("resume", tmp_path).error()
-    (tmp_path / "recipe.json").write_text('{"name": "x", "modle": {}}')
-    assert "unknown key 'modle'; did you mean 'model'?" in cli("resume", tmp_path).error()
+    (tmp_path / "recipe.json").write_text('{"name": "x", "mudel": {}}')
+    assert "unknown key 'mudel'; did you mean 'model'?" in cli("resume", tmp_path).error()
     (tmp_path / "recipe.json").write_text("{")
     assert "not JSON" in cli("resume", tmp_path).error()
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]

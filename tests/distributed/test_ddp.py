@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.utils import logging as hf_logging
 
 import ouroboros
 from ouroboros.cli import main
@@ -55,7 +58,16 @@ for name, (arguments, stop_at, port) in json.loads(Path(sys.argv[1]).read_text()
 """
 
 SIZES = [
-    *("--size", "tiny", "--model.hidden-size", "16", "--model.mixer.num-heads", "2", "--model.ffn.intermediate-size", "24"),
+    *(
+        "--size",
+        "tiny",
+        "--model.hidden-size",
+        "16",
+        "--model.mixer.num-heads",
+        "2",
+        "--model.ffn.intermediate-size",
+        "24",
+    ),
     *("--data.sequence-length", "32", "--train.batch-size", "8", "--train.precision", "fp32", "--train.compile", "off"),
     *("--train.log-every", "1", "--train.eval-bytes", "256", "--train.eval-every", "3", "--train.accumulation", "2"),
     *("--train.telemetry-every", "2", "--train.ema-decay", "0.9", "--steps", "6", "--json"),
@@ -65,6 +77,18 @@ LOOPS = [
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
     *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """Give back what the command line sets for its whole process."""
+    torch.set_num_threads(1)
+    library = logging.getLogger("ouroboros")
+    level, verbosity = library.level, hf_logging.get_verbosity()
+    yield
+    library.setLevel(level)
+    hf_logging.set_verbosity(verbosity)
+    hf_logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +146,6 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS)])
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
-    torch.set_num_threads(1)
     run = outcomes / name
     assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()
     assert main(["train", "loop", "--data", str(text), "--out", str(tmp_path / "one"), *SIZES, *more]) == 0
@@ -157,7 +180,9 @@ def test_a_signal_to_one_process_stops_both_and_resume_is_exact(outcomes):
 def test_a_batch_that_does_not_divide_is_refused_by_both_and_leaves_nothing(outcomes):
     assert status(outcomes, "odd") == [1, 1]
     message = (outcomes / "odd.0.err").read_text()
-    assert message.startswith("error: train.batch_size (6) must be a multiple of processes (2) times") and "\n" in message
+    assert (
+        message.startswith("error: train.batch_size (6) must be a multiple of processes (2) times") and "\n" in message
+    )
     assert not (outcomes / "odd").exists()
 
 

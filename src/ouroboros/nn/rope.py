@@ -44,10 +44,7 @@ def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     ``y = x cos + rotate_half(x) sin`` with ``rotate_half(u, w) = (-w, u)``. Returned in the dtype of ``x``.
     """
     n = cos.shape[-1]
-    if n == 0:
-        return x_BHTC
-    turned, rest = x_BHTC[..., :n].float(), x_BHTC[..., n:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    turned = turned.to(x_BHTC.dtype)
-    return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+    if n < x_BHTC.shape[-1]:
+        return x_BHTC if n == 0 else torch.cat((rotate(x_BHTC[..., :n], cos, sin), x_BHTC[..., n:]), dim=-1)
+    first, second = x_BHTC.float().chunk(2, dim=-1)
+    return (x_BHTC * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTC.dtype)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, nearest
 from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.stream import Continuation
+from ouroboros.serve.stream import Continuation, Decoder
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -49,6 +49,7 @@ class Chat:
         tokenizer: its tokenizer.
         sampling: starting controls.
         write: receives text as it is written.
+        decoder: writes the tokens; None leaves it to ``model.generate``.
     """
 
     model: OuroborosForCausalLM
@@ -56,6 +57,7 @@ class Chat:
     sampling: Sampling
     write: Callable[[str], None]
     turns: list[Turn] = field(default_factory=list)
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         self.base = self.model
@@ -63,7 +65,7 @@ class Chat:
     def say(self, line: str) -> None:
         """Answer ``line``, streamed; an interruption keeps what was written so far."""
         prompt = self._prompt(line)
-        answer = Continuation(self.model, self.tokenizer, _bytes(prompt), self.sampling)
+        answer = Continuation(self.model, self.tokenizer, _bytes(prompt), self.sampling, self.decoder)
         written = ""
         try:
             for piece in answer:

@@ -1,8 +1,8 @@
 """Fast decoding of one sequence: preallocated keys and values, and a step for one token compiled into one program.
 
-``FastDecoder().generate(model, ids, ...)`` writes the tokens that ``model.generate(ids, ...)`` writes, greedy or sampled
-with the same seed: options, logits processors and stopping criteria are prepared by ``generate`` itself. At batch size
-one a step is bound by reading every weight once; what is saved is all that surrounds it.
+``FastDecoder().generate(model, ids, ...)`` writes the tokens that ``model.generate(ids, ...)`` writes, greedy or
+sampled with the same seed: options, logits processors and stopping criteria are prepared by ``generate`` itself. At
+batch size one a step is bound by reading every weight once; what is saved is all that surrounds it.
 
 Shapes: B = 1 sequence, K key/value heads, S preallocated positions, R registers, C channels per head, V vocabulary.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SMALLEST = 256
-"""Positions preallocated at first; doubled whenever they are used up, so that a step attends to at most twice the need."""
+"""Positions preallocated at first; doubled when they are used up: a step attends to at most twice the need."""
 
 Prefix = list[tuple[Tensor, Tensor]] | None
 Step = Callable[..., Tensor]
@@ -81,8 +81,11 @@ def compiled_step() -> Step:
     options = {
         # Products with one row become sums that are compiled together with their neighbours.
         "post_grad_fusion_options": {"decompose_mm_pass": {}},
-        # FastDecoder keeps one program for each architecture; checking it anew takes a tenth of a step.
+        # FastDecoder keeps one program for each architecture; checking it anew takes a tenth of a step, and so does
+        # allocating its hundred intermediate results from Python.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+        "size_asserts": False,
+        "cpp_wrapper": True,
     }
     return torch.compile(step, fullgraph=True, isolate_recompiles=True, options=options)  # pyrefly: ignore
 
@@ -131,6 +134,7 @@ class FastDecoder:
         prefix: Prefix = getattr(store, "register_prefix", (None, None))[1]
         keys, values = ([getattr(layer, name) for layer in store.layers] for name in ("keys", "values"))
         at = torch.tensor([input_ids.shape[1]], device=input_ids.device)
+        step = self._step(model)
         while True:
             # A copy in float32: processors may change it in place.
             scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))  # pyrefly: ignore
@@ -142,30 +146,38 @@ class FastDecoder:
                 token_streamer.put(token_B1[0].cpu())
             if done:
                 break
-            logits = self._step(model, token_B1, at, keys, values, prefix)
+            logits = step(model, token_B1, at, keys, values, prefix)
             at += 1
         if token_streamer is not None:
             token_streamer.end()
         return input_ids
 
-    def _step(self, model: OuroborosForCausalLM, *arguments: Any) -> Tensor:
-        """One step, compiled if wanted and possible."""
-        reason = missing_compiler(model.device) if self.compile and not self._steps else None
-        if self.compile and reason is None:
-            key = (model.model.spec, model.schedule, model.dtype, model.device, model.training)
-            if key not in self._steps:
-                logger.info("compile: the step for layout %s, once", model.schedule.notation)
-                self._steps[key] = compiled_step()
+    def _step(self, model: OuroborosForCausalLM) -> Step:
+        """The step for ``model``, compiled if wanted and possible."""
+        reason = missing_compiler(model.device) if self.compile else None
+        if reason is not None:
+            self._give_up(reason)
+        if not self.compile:
+            return next_logits
+        key = (model.model.spec, model.schedule, model.dtype, model.device, model.training)
+        if key not in self._steps:
+            self._steps[key] = compiled_step()
+        program = self._steps[key]
+
+        def step(*arguments: Any) -> Tensor:
             try:
-                return self._steps[key](model, *arguments)
+                return program(*arguments)
             except Exception as error:
                 if not from_compiler(error):
                     raise
-                reason = f"failed: {str(error).splitlines()[0]}"
-        if reason is not None:
-            logger.warning("compile: %s; decoding runs uncompiled", reason)
-            self.compile = False
-        return next_logits(model, *arguments)
+                self._give_up(f"failed: {str(error).splitlines()[0]}")
+            return next_logits(*arguments)
+
+        return step
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("compile: %s; decoding runs uncompiled", reason)
+        self.compile = False
 
 
 def _choose(scores_1V: Tensor, sample: bool) -> Tensor:

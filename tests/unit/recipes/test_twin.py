@@ -51,7 +51,9 @@ def test_parameters_are_the_default():
     width=st.sampled_from([64, 128, 256]),
     inject=st.sampled_from(["none", "add", "concat"]),
     parts=st.tuples(st.booleans(), st.booleans(), st.booleans()),
-    ffn=st.sampled_from([FeedForwardSpec(intermediate_size=700), FeedForwardSpec(kind="relu2", intermediate_size=400, bias=True)]),
+    ffn=st.sampled_from(
+        [FeedForwardSpec(intermediate_size=700), FeedForwardSpec(kind="relu2", intermediate_size=400, bias=True)]
+    ),
     match=st.sampled_from(["parameters", "flops"]),
 )
 def test_loop_parts_are_paid_for_in_width(layout, width, inject, parts, ffn, match):

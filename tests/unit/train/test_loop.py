@@ -124,7 +124,9 @@ def test_random_loop_counts_are_used(make, trainer_of, monkeypatch):
 def test_truncated_backpropagation_needs_a_way_to_the_prelude(change, refused, make, trainer_of):
     recipe = make(**{"train.loops.backprop": 1, **change})
     if refused:
-        with pytest.raises(OuroborosError, match=r"train\.loops\.backprop=\d leaves the blocks before the loop .*loop\.inject"):
+        with pytest.raises(
+            OuroborosError, match=r"train\.loops\.backprop=\d leaves the blocks before the loop .*loop\.inject"
+        ):
             trainer_of(recipe)
         return
     trainer = trainer_of(recipe)
@@ -249,6 +251,17 @@ def test_a_failing_compiler_is_reported_and_done_without(make, trainer_of, monke
     assert caplog.text == ""
 
 
+def test_warming_up_leaves_no_trace(make, trainer_of, monkeypatch):
+    """Compilation is set-up: no step, no data, no gradient, and no other random numbers in what follows."""
+    plain, warmed = (trainer_of(make(**{"model.dropout": 0.1})) for _ in range(2))
+    monkeypatch.setattr(warmed, "compiled", "compile: per block")
+    before = weights(warmed)
+    assert warmed.warm_up() > 0 and equal(before, weights(warmed))
+    assert (warmed.counters.step, warmed.counters.seconds, warmed.loader.samples) == (0, 0.0, 0)
+    assert all(parameter.grad is None for parameter in warmed.model.parameters())
+    assert warmed.step().loss == plain.step().loss
+
+
 def test_other_failures_of_a_compiled_model_are_not_hidden(make, trainer_of, monkeypatch):
     trainer = trainer_of(make(**{"train.compile": "off"}))
     trainer.compiled = "compile: per block"
@@ -270,6 +283,7 @@ def test_a_compiled_run_computes_the_same_and_is_evaluated_uncompiled(make, trai
     plain = trainer_of(make(**changes))
     compiled = trainer_of(make(**{**changes, "train.compile": "on"}))
     assert compiled.compiled == "compile: per block"
+    compiled.warm_up()
     for _ in range(3):
         assert compiled.step().loss == pytest.approx(plain.step().loss, rel=1e-3)
     assert compiled.compiled == "compile: per block"  # no silent way back

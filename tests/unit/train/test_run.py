@@ -75,9 +75,7 @@ def test_resumed_weights_are_equal_bit_for_bit(what, checkpoint_every, everythin
 
     def measured(path: Path) -> list[dict]:
         clock = ("seconds", "tokens_per_second", "peak_share")
-        return [
-            {k: v for k, v in record.items() if k not in clock} for record in read_metrics(path / "metrics.jsonl")
-        ]
+        return [{k: v for k, v in record.items() if k not in clock} for record in read_metrics(path / "metrics.jsonl")]
 
     assert measured(run) == measured(tmp_path / "whole")
 

@@ -27,7 +27,9 @@ def checkpoints(run: Path) -> list[str]:
 
 def test_the_last_checkpoints_and_the_best_are_kept(make, tmp_path, monkeypatch):
     scores = iter([5.0, 3.0, 4.0, 4.5, 4.2])
-    monkeypatch.setattr(session, "validate", lambda trainer, sample: type("S", (), {"bits_per_byte": next(scores), "stderr": None}))
+    monkeypatch.setattr(
+        session, "validate", lambda trainer, sample: type("S", (), {"bits_per_byte": next(scores), "stderr": None})
+    )
     recipe = make(**{"train.steps": 5, "train.eval_every": 1, "train.checkpoint_every": 1, "train.keep_last": 2})
     result = start(recipe, tmp_path / "run")
     assert (result.counters.best_step, result.counters.best_bits_per_byte) == (2, 3.0)
@@ -37,7 +39,9 @@ def test_the_last_checkpoints_and_the_best_are_kept(make, tmp_path, monkeypatch)
 
 def test_a_score_that_is_no_number_is_never_the_best(make, tmp_path, monkeypatch):
     scores = iter([float("nan"), 3.0, float("inf")])
-    monkeypatch.setattr(session, "validate", lambda trainer, sample: type("S", (), {"bits_per_byte": next(scores), "stderr": None}))
+    monkeypatch.setattr(
+        session, "validate", lambda trainer, sample: type("S", (), {"bits_per_byte": next(scores), "stderr": None})
+    )
     result = start(make(**{"train.steps": 3, "train.eval_every": 1, "train.checkpoint_every": 1}), tmp_path / "run")
     assert result.finished and result.counters.best_step == 2
 
@@ -116,7 +120,9 @@ def test_a_full_disk_while_exporting_loses_nothing(make, sha, tmp_path, monkeypa
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("ouroboros.model.modeling.OuroborosForCausalLM.save_pretrained", full)
-        with pytest.raises(OuroborosError, match=r"cannot write the model to .*No space left on device; its checkpoint"):
+        with pytest.raises(
+            OuroborosError, match=r"cannot write the model to .*No space left on device; its checkpoint"
+        ):
             start(make(), run)
     assert not [path.name for path in run.iterdir() if "tmp" in path.name] and not (run / "config.json").exists()
     assert model_directory(run) == run / "checkpoints" / "step-00000006"

@@ -1,0 +1,134 @@
+"""The demo's own decisions; the whole of it runs in tests/cli/test_demo.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ouroboros import demo
+from ouroboros.accounting import cost
+from ouroboros.config import DataSpec
+from ouroboros.data.loader import WindowLoader
+from ouroboros.data.prepared import PreparedData
+from ouroboros.data.shards import prepare
+from ouroboros.demo import DemoOptions, demo_recipe, run_demo, seen_text
+from ouroboros.errors import OuroborosError
+from ouroboros.train.log import Progress, read_metrics
+from ouroboros.train.loop import Counters
+from ouroboros.train.run import read_recipe
+from ouroboros.train.session import RunResult
+
+SMALL = {"size": "tiny", "tokenizer": "bytes"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty files of a few hundred bytes."""
+    folder = tmp_path_factory.mktemp("texts")
+    for index in range(60):
+        lines = (f"{index} and {n} are {index + n}, which is {(index * n) % 13} more or less\n" for n in range(20))
+        (folder / f"{index}.txt").write_text("".join(lines))
+    return folder
+
+
+def quiet() -> Progress:
+    return Progress(quiet=True)
+
+
+def test_the_recipe_takes_its_share_of_the_time_and_no_checkpoints():
+    recipe = demo_recipe(DemoOptions(minutes=10, data="x.txt", seed=3, **SMALL))
+    assert recipe.name == "loop" and recipe.data.sources == ("x.txt",) and recipe.data.tokenizer == "bytes"
+    assert recipe.train.minutes == pytest.approx(4.5) and recipe.train.steps is None
+    assert (recipe.train.seed, recipe.train.checkpoint_every) == (3, 0) and recipe.train.telemetry_every > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (DemoOptions(out=Path("demo")), "ouroboros demo --out demo"),
+        (
+            DemoOptions(minutes=2, data="a b.txt", out=Path("x"), **SMALL),
+            "ouroboros demo --minutes 2 --data 'a b.txt' --size tiny --tokenizer bytes --out x",
+        ),
+        (DemoOptions(seed=4, out=Path("demo")), "ouroboros demo --seed 4 --out demo"),
+    ],
+)
+def test_the_command_reproduces_the_run(options, words):
+    assert demo._command(options) == words
+
+
+@pytest.fixture(scope="module")
+def data(text: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return prepare(DataSpec(sources=(str(text),), tokenizer="bytes"), tmp_path_factory.mktemp("data") / "data")
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_text_seen_is_the_text_of_the_windows_trained_on(steps, data, tmp_path):
+    recipe = demo_recipe(DemoOptions(**SMALL))
+    size, batch = recipe.data.sequence_length, recipe.train.batch_size
+    seen = seen_text(data, recipe, RunResult(tmp_path, Counters(step=steps), True, None, None))
+    loader = WindowLoader(data, batch_size=batch, sequence_length=size, seed=recipe.train.seed)
+    windows = [row for _ in range(steps) for row in loader.next_batch()]
+    assert sorted(seen) == sorted(data.tokenizer.decode(row[:-1]) for row in windows)
+    assert len(seen) == steps * batch
+
+
+def test_a_run_of_an_epoch_has_seen_everything(data, tmp_path):
+    recipe = demo_recipe(DemoOptions(**SMALL))
+    epoch = (len(data.train_tokens(0)) - 1) // recipe.data.sequence_length // recipe.train.batch_size + 1
+    assert seen_text(data, recipe, RunResult(tmp_path, Counters(step=epoch), True, None, None)) is None
+
+
+def test_bad_options_are_refused_before_anything_is_made(tmp_path, text):
+    with pytest.raises(OuroborosError, match="--minutes must be > 0, got -1"):
+        run_demo(DemoOptions(minutes=-1, out=tmp_path / "out"), print, quiet)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(OuroborosError, match="mine is not empty; choose another --out"):
+        run_demo(DemoOptions(out=tmp_path / "mine", data=str(text), **SMALL), print, quiet)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.timeout(120)
+def test_both_arms_learn_the_same_text_in_the_same_order(text, tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    said: list[str] = []
+    options = DemoOptions(minutes=0.03, out=tmp_path / "out", data=str(text), size="tiny", tokenizer="bpe:300", seed=2)
+    numbers = run_demo(options, said.append, quiet)
+    assert json.loads((tmp_path / "out" / "demo.json").read_text()) == json.loads(json.dumps(numbers))
+    recipes = {name: read_recipe(tmp_path / "out" / name) for name in ("loop", "twin")}
+    parameters = [cost(recipe.model).parameters for recipe in recipes.values()]
+    assert abs(parameters[0] / parameters[1] - 1) < 0.01
+    assert recipes["twin"].train.steps == numbers["arms"]["loop"]["steps"] and recipes["twin"].train.minutes is None
+    assert recipes["twin"].train.seed == recipes["loop"].train.seed == 2
+    states = [
+        json.loads(next((tmp_path / "out" / name / "checkpoints").glob("step-*/state.json")).read_text())
+        for name in recipes
+    ]
+    assert states[0]["loader"] == states[1]["loader"]  # the same place in the same data
+    assert numbers["arms"]["loop"]["data_sha256"] == numbers["arms"]["loop-twin"]["data_sha256"]
+    counts = [score["loops"] for score in numbers["loops"]]
+    assert counts == [1, 2, 3, 4]
+    assert {"verdict", "low", "high"} <= numbers["difference"].keys()
+    assert any(r["kind"] == "telemetry" for r in read_metrics(tmp_path / "out" / "loop" / "metrics.jsonl"))
+    text_said = "\n".join(said)
+    assert "bits/byte" in text_said and "One seed" in text_said and "loop writes" in text_said
+    assert str(tmp_path / "out" / "report.html") in text_said and (tmp_path / "out" / "report.html").exists()
+
+
+def test_an_interrupted_arm_names_the_way_to_finish_it(text, tmp_path, monkeypatch):
+    def interrupted(recipe, out, *, progress):
+        return RunResult(out, Counters(step=3), False, "SIGINT", 2.0)
+
+    monkeypatch.setattr(demo, "start", interrupted)
+    with pytest.raises(OuroborosError, match=r"stopped by SIGINT; `ouroboros resume .*loop` finishes this model"):
+        run_demo(DemoOptions(out=tmp_path / "out", data=str(text), **SMALL), print, quiet)
