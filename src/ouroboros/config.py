@@ -309,7 +309,7 @@ class TrainSpec:
     eval_bytes: int = 65_536
     """Validation bytes scored at each validation."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; 0 saves only at the end and on interruption."""
+    """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""
     keep_last: int = 2
     log_every: int = 10
     telemetry_every: int = 0
@@ -331,6 +331,7 @@ class TrainSpec:
             self.batch_size % self.accumulation == 0,
             f"train.batch_size ({self.batch_size}) must be a multiple of train.accumulation ({self.accumulation})",
         )
+        check(abs(self.seed) < 2**63, f"train.seed must be within 63 bits, got {self.seed}")
         check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
 
 

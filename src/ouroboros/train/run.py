@@ -47,7 +47,6 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
         OuroborosError: no budget, ``out`` exists or cannot be written, data that cannot be used.
     """
     Budget.from_spec(recipe.train)
-    check(abs(recipe.train.seed) < 2**63, f"train.seed must be within 63 bits, got {recipe.train.seed}")
     with workers() as crew:
         made: list[Path] = []
         if crew.is_main:

@@ -75,10 +75,11 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
             if metrics is not None:
                 _report(meter, result, metrics, shown)
             step, last = trainer.counters.step, trainer.done
+            best = False
             if sample and (step % spec.eval_every == 0 or last):
-                _validate(trainer, sample, metrics, shown)
+                best = _validate(trainer, sample, metrics, shown)
             stop = trainer.workers.any(control.requested)
-            if stop or last or (spec.checkpoint_every and step % spec.checkpoint_every == 0):
+            if stop or last or (spec.checkpoint_every and (best or step % spec.checkpoint_every == 0)):
                 save_checkpoint(trainer, out)
             if stop and not last:
                 return RunResult(out, trainer.counters, False, control.reason or "another process", loss, main)
@@ -109,8 +110,8 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
         metrics.write(meter.record(result))
 
 
-def _validate(trainer: Trainer, sample: list[bytes], metrics: MetricsLog | None, shown: Progress) -> None:
-    """Score the sample on the main process; all learn whether it is the best so far."""
+def _validate(trainer: Trainer, sample: list[bytes], metrics: MetricsLog | None, shown: Progress) -> bool:
+    """Score the sample on the main process; true, on all of them, if it is the best so far."""
     begun = time.perf_counter()
     c = trainer.counters
     bits = float("inf")
@@ -121,9 +122,11 @@ def _validate(trainer: Trainer, sample: list[bytes], metrics: MetricsLog | None,
         metrics.write({"kind": "valid", "step": c.step, "bits_per_byte": bits, "stderr": found.stderr})
         shown.message(f"step {c.step:,}: validation {bits:.4f} bits/byte")
     bits = trainer.workers.sum(bits if trainer.workers.is_main else 0.0)[0]
-    if math.isfinite(bits) and (c.best_bits_per_byte is None or bits < c.best_bits_per_byte):
+    best = math.isfinite(bits) and (c.best_bits_per_byte is None or bits < c.best_bits_per_byte)
+    if best:
         c.best_bits_per_byte, c.best_step = bits, c.step
     c.seconds += time.perf_counter() - begun
+    return best
 
 
 def save_checkpoint(trainer: Trainer, out: Path) -> None:

@@ -76,7 +76,7 @@ def test_round_trip_through_a_file(tmp_path: Path, loops: int | None) -> None:
     ("change", "message"),
     [
         ({"hiden_size": 32}, r"config\.json: spec: unknown key 'hiden_size'; did you mean 'hidden_size'"),
-        ({"loop": {"embeding": True}}, r"spec\.loop: unknown key 'embeding'; did you mean 'embedding'"),
+        ({"loop": {"embeddings": True}}, r"spec\.loop: unknown key 'embeddings'; did you mean 'embedding'"),
         ({"mixer": {"rope": {"bas": 2.0}}}, r"spec\.mixer\.rope: unknown key 'bas'; did you mean 'base'"),
         ({"hidden_size": "wide"}, r"config\.json: spec: hidden_size: .*integer"),
         ({"layout": "(2)x0"}, r"layout '\(2\)x0', column 5"),
