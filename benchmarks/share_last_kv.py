@@ -1,8 +1,8 @@
 """The price of ``share_last_kv``: bits per byte and cache bytes, against a cache of every loop and against none.
 
-A small looped model is trained on the bundled text (without a cache the option changes nothing, so there is one training).
-Held-out windows are then scored in three ways with the same weights: in one pass; fed token by token through a cache of
-every visit; fed token by token through a cache of the last loop only.
+A small looped model is trained on the bundled text (without a cache the option changes nothing: one training serves
+both). Held-out windows are then scored in three ways with the same weights: in one pass; fed token by token through a
+cache of every visit; fed token by token through a cache of the last loop only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training: tokens per second of ``gpt`` against transformers' Llama of the same shape, and where the time goes.
 
 Every arm runs the same loop on the same batches: forward, mean cross-entropy, backward, AdamW's fused step. ``llama``
-and ``gpt`` are float32 and eager; ``default`` is what ``ouroboros train`` does on this machine (precision by measurement,
-compiled blocks and loss); ``default_muon`` has its optimisers too (Muon for matrices, AdamW for the rest).
+and ``gpt`` are float32 and eager; ``default`` is what ``ouroboros train`` does on this machine (precision by
+measurement, compiled blocks and loss); ``default_muon`` has its optimisers too (Muon for matrices, AdamW for the rest).
 """
 
 from __future__ import annotations

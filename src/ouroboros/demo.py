@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 TRAIN_SHARE = 0.45
 """Share of the time for the looped model; the twin, which computes less, gets as many steps."""
-CURVE_BYTES = 100_000
 SEED_NOISE = 0.01
 """Bits per byte by which two seeds of one small model may well differ; see docs/studies/loop-recipe.md."""
 PROMPTS = {True: ("def read_", "class ", "import "), False: ("The ", "I ", "When ")}
@@ -64,7 +63,7 @@ class DemoOptions:
     """Text to learn; by default the source of Python's standard library, which every machine has."""
     size: str = "small"
     """tiny, small or base."""
-    tokenizer: str = "bpe:4096"
+    tokenizer: str = "bpe:2048"
     """Tokenizer, see `ouroboros train`; bytes for small or binary files."""
     seed: int = 0
     json: bool = False
@@ -156,16 +155,30 @@ def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress]) -> Train
     check(result.finished, f"the demo was stopped by {result.reason}; `ouroboros resume {out}` finishes this model")
     resolved = read_recipe(out)
     model, data = load_model(out), open_prepared(out / "data")
-    found = score(
+    found = _score(model, data, data.documents("test"), resolved, out)
+    return Trained(result, resolved, model, found, read_metrics(out / "metrics.jsonl"))
+
+
+def _score(
+    model: OuroborosForCausalLM,
+    data: PreparedData,
+    test: Sequence[bytes],
+    recipe: Recipe,
+    run: Path,
+    loops: int | None = None,
+) -> Score:
+    """Every byte with at least half a window of context."""
+    window = recipe.data.sequence_length
+    return score(
         model,
         data.tokenizer,
-        data.documents("test"),
-        window=resolved.data.sequence_length,
-        stride=max(1, resolved.data.sequence_length // 2),
+        test,
+        window=window,
+        stride=max(1, window // 2),
+        loops=loops,
         model_name=recipe.name,
-        amp=_precision(out),
+        amp=_precision(run),
     )
-    return Trained(result, resolved, model, found, read_metrics(out / "metrics.jsonl"))
 
 
 def _precision(run: Path) -> torch.dtype | None:
@@ -188,20 +201,11 @@ def seen_text(data: PreparedData, recipe: Recipe, result: RunResult) -> list[byt
 
 
 def _curve(arm: Trained, data: PreparedData, test: Sequence[bytes]) -> list[Score]:
-    """The looped model at other loop counts, on a part of the held-out text."""
+    """The looped model at other loop counts, scored as the arms are."""
     trained = arm.model.schedule.loops
-    counts = sorted({1, trained, trained + 1, trained + 2, 2 * trained})
     return [
-        score(
-            arm.model,
-            data.tokenizer,
-            test,
-            window=arm.recipe.data.sequence_length,
-            loops=count,
-            max_bytes=CURVE_BYTES,
-            amp=_precision(arm.result.run),
-        )
-        for count in counts
+        arm.score if count == trained else _score(arm.model, data, test, arm.recipe, arm.result.run, count)
+        for count in sorted({1, trained, trained + 1, 2 * trained})
     ]
 
 
@@ -283,8 +287,8 @@ def headline(first: str, second: str, difference: Difference) -> str:
     """Who won, said with the care that two single runs allow."""
     if difference.verdict != "cannot tell" and abs(difference.delta) < SEED_NOISE:
         return (
-            f"Cannot tell: {first} and {second} differ by {abs(difference.delta):.3f} bits per byte on the same held-out"
-            f" text, and two seeds of one model often differ by {SEED_NOISE}."
+            f"Cannot tell: {first} and {second} differ by {abs(difference.delta):.3f} bits per byte on the same"
+            f" held-out text, and two seeds of one model often differ by {SEED_NOISE}."
         )
     return verdict_sentence(first, second, difference)
 

@@ -7,7 +7,7 @@ import dataclasses
 from ouroboros.config import NormSpec, Recipe
 from ouroboros.recipes.gpt import gpt
 
-_LAYOUTS = {"tiny": "1 (1)x2 1", "small": "2 (2)x2 2", "base": "2 (3)x2 3"}
+_LAYOUTS = {"tiny": "1 (1)x2 1", "small": "2 (2)x2 2", "base": "2 (2)x2 2"}
 
 
 def loop(size: str = "small") -> Recipe:

@@ -1,0 +1,65 @@
+"""Every benchmark runs, and prints one line of JSON whose claims that do not depend on speed hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
+
+
+def run(name: str) -> dict[str, Any]:
+    command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--threads", "1"]
+    result = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 1, lines
+    return json.loads(lines[0])
+
+
+def check_startup(found: dict[str, Any]) -> None:
+    assert not any(found["imported"].values()), found["imported"]
+    assert found["seconds"]["ouroboros --help"]["median"] < 3
+
+
+def check_decode(found: dict[str, Any]) -> None:
+    assert found["same_tokens_as_generate"] == {"fast_uncompiled": True}
+    sizes = found["cache_bytes_per_token"]
+    assert all(size["measured"] == size["predicted"] for size in sizes.values())
+    assert sizes["loop, share_last_kv"]["measured"] < sizes["loop"]["measured"]
+
+
+def check_optim_muon(found: dict[str, Any]) -> None:
+    assert found["largest_difference_of_weights"] < 1e-4
+
+
+def check_loop_vs_gpt(found: dict[str, Any]) -> None:
+    assert found["layouts"] == {"loop": "1 (1)x2 1", "gpt": "4"}
+
+
+def check_share_last_kv(found: dict[str, Any]) -> None:
+    (measured,) = found["layouts"].values()
+    bits = measured["bits_per_byte"]
+    assert bits["cache of every visit"] == pytest.approx(bits["uncached"], abs=2e-4)
+    assert bits["share_last_kv"] != pytest.approx(bits["uncached"], abs=2e-4)
+
+
+def check_train_vs_llama(found: dict[str, Any]) -> None:
+    for shares in found["share_of_time"].values():
+        assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+        assert {"matmul", "attention", "optimiser"} <= set(shares)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_benchmark(name: str) -> None:
+    found = run(name)
+    assert found["benchmark"] == name
+    assert f"benchmarks/{name}.py --quick" in found["command"]
+    assert set(found["machine"]) >= {"processor", "threads", "load_before"}
+    globals()[f"check_{name}"](found)
