@@ -27,7 +27,7 @@ PROMPT = 64
 def main() -> None:
     """Train, then score."""
     options = parser(__doc__)
-    options.add_argument("--seconds", type=float, default=90.0, help="time to train")
+    options.add_argument("--seconds", type=float, default=120.0, help="time to train")
     options.add_argument("--layouts", nargs="+", default=["1 (2)x2 1", "1 (1)x4 1"])
     options.add_argument("--windows", type=int, default=64, help="held-out windows of 256 bytes")
     chosen = options.parse_args()
@@ -107,14 +107,14 @@ def train(model: OuroborosForCausalLM, data: Tensor, seconds: float) -> float:
     from ouroboros.train.loop import cross_entropy
 
     model.train()
-    spec = OptimSpec()
+    spec = OptimSpec(lr=1e-2, embedding_lr=2e-2)
     optimizers = build_optimizers(model, spec)
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
     value = math.nan
     while (elapsed := time.perf_counter() - start) < seconds:
         set_learning_rate(optimizers, learning_rate(elapsed / seconds, spec))
-        at = torch.randint(0, len(data) - WINDOW - 1, (16,), generator=generator)
+        at = torch.randint(0, len(data) - WINDOW - 1, (4,), generator=generator)
         batch = torch.stack([data[i : i + WINDOW + 1] for i in at.tolist()])
         loss = cross_entropy(model(batch[:, :-1], use_cache=False).logits, batch[:, 1:])
         loss.backward()

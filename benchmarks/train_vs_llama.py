@@ -18,7 +18,7 @@ def main() -> None:
     """Run the comparison."""
     options = parser(__doc__)
     options.add_argument("--size", default="small", choices=("tiny", "small", "base"))
-    options.add_argument("--batch", type=int, default=8, help="sequences of the recipe's length in a step")
+    options.add_argument("--batch", type=int, help="sequences of a step; by default the recipe's")
     chosen = options.parse_args()
     started = load()
     set_threads(chosen.threads)
@@ -27,7 +27,7 @@ def main() -> None:
     from ouroboros.recipes import recipe
 
     made = recipe("gpt", "tiny" if chosen.quick else chosen.size)
-    length, batch = made.data.sequence_length, 2 if chosen.quick else chosen.batch
+    length, batch = made.data.sequence_length, 2 if chosen.quick else chosen.batch or made.train.batch_size
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 256, (batch, length + 1), generator=generator) for _ in range(4)]
     steps: dict[str, Callable[[], None]] = {

@@ -165,12 +165,13 @@ class FastDecoder:
         program = self._steps[key]
 
         def step(*arguments: Any) -> Tensor:
-            try:
-                return program(*arguments)
-            except Exception as error:
-                if not from_compiler(error):
-                    raise
-                self._give_up(f"failed: {str(error).splitlines()[0]}")
+            if self.compile:
+                try:
+                    return program(*arguments)
+                except Exception as error:
+                    if not from_compiler(error):
+                        raise
+                    self._give_up(f"failed: {str(error).splitlines()[0]}")
             return next_logits(*arguments)
 
         return step

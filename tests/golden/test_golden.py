@@ -1,0 +1,66 @@
+"""Recorded numbers: every JSON file of the golden directories is a case, checked by the function of its ``kind``.
+
+A case holds everything its check needs: sizes, settings, seeds, tolerances. An unknown kind is a failure.
+``index.json`` is not a case; it describes what several cases of its directory share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ouroboros.config import Recipe, from_dict
+from ouroboros.train.log import read_metrics
+from ouroboros.train.run import start
+
+
+def training_losses(case: dict[str, Any], path: Path, work: Path) -> None:
+    """A run of the case's recipe on generated text has the recorded loss at each step, in nats per token."""
+    text = work / "text.txt"
+    text.write_text("".join(case["line"].format(n=n, square=n * n) for n in range(case["lines"])))
+    recipe = from_dict(Recipe, case["recipe"], where=str(path))
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=(str(text),)))
+    start(recipe, work / "run")
+    records = [record for record in read_metrics(work / "run" / "metrics.jsonl") if record["kind"] == "train"]
+    assert [r["loss"] for r in records] == pytest.approx(case["losses"], abs=case["tolerance"])
+
+
+KINDS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {"training-losses": training_losses}
+
+
+def check(path: Path, work: Path) -> None:
+    """Check one case file."""
+    case = json.loads(path.read_text(encoding="utf-8"))
+    kind = case.get("kind")
+    assert kind in KINDS, f"{path}: unknown kind {kind!r}; known: {', '.join(sorted(KINDS))}"
+    KINDS[kind](case, path, work)
+
+
+def test_every_case(golden_dirs: list[Path], tmp_path: Path):
+    cases = [p for folder in golden_dirs for p in sorted(folder.rglob("*.json")) if p.name != "index.json"]
+    assert cases
+    for number, path in enumerate(cases):
+        work = tmp_path / str(number)
+        work.mkdir()
+        check(path, work)
+
+
+def test_an_unknown_kind_is_a_failure(tmp_path: Path):
+    case = tmp_path / "case.json"
+    case.write_text('{"kind": "nonsense"}')
+    with pytest.raises(AssertionError, match="unknown kind 'nonsense'"):
+        check(case, tmp_path)
+
+
+def test_a_changed_number_is_a_failure(golden_dirs: list[Path], tmp_path: Path):
+    case = json.loads((golden_dirs[0] / "recipes" / "gpt.json").read_text())
+    case["losses"][-1] += 10 * case["tolerance"]
+    changed = tmp_path / "gpt.json"
+    changed.write_text(json.dumps(case))
+    with pytest.raises(AssertionError):
+        check(changed, tmp_path)
