@@ -23,7 +23,7 @@ import torch
 from ouroboros.accounting import cost, describe
 from ouroboros.api import load_model
 from ouroboros.config import Recipe, check, to_json
-from ouroboros.data.loader import window_order
+from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData, open_prepared
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.baselines import Baseline, compare_baselines
@@ -38,7 +38,7 @@ from ouroboros.schedule import parse
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.run import read_recipe, start
+from ouroboros.train.run import read_recipe, saved_state, start
 from ouroboros.train.session import RunResult
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     data = open_prepared(options.out / "loop" / "data")
     test = data.documents("test")
     difference = paired_difference(looped.score, plain.score)
-    cheap = compare_baselines(data.documents("train"), seen_text(data, looped.recipe, looped.result), test)
+    cheap = compare_baselines(data.documents("train"), seen_text(data, saved_state(looped.result.run)["loader"]), test)
     curve = _curve(looped, data, test)
     samples = _samples(looped, data, options)
     page = _report(options, looped, plain, cheap, curve, samples, difference)
@@ -183,21 +183,8 @@ def _score(
 
 def _precision(run: Path) -> torch.dtype | None:
     """The precision the run was trained in, for scoring at the same speed."""
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
-    dtype = json.loads((newest / "state.json").read_text(encoding="utf-8"))["dtype"]
+    dtype = saved_state(run)["dtype"]
     return None if dtype == "float32" else getattr(torch, dtype)
-
-
-def seen_text(data: PreparedData, recipe: Recipe, result: RunResult) -> list[bytes] | None:
-    """The training text the model has seen, each window once; None when it has seen all of it."""
-    windows = result.counters.step * recipe.train.batch_size
-    length = recipe.data.sequence_length
-    tokens = data.train_tokens(0)
-    total = (len(tokens) - 1) // length
-    if windows >= total:
-        return None
-    order = window_order(recipe.train.seed, 0, 0, total)[:windows]
-    return [data.tokenizer.decode(tokens[at * length : (at + 1) * length]) for at in sorted(map(int, order))]
 
 
 def _curve(arm: Trained, data: PreparedData, test: Sequence[bytes]) -> list[Score]:

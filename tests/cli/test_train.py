@@ -41,7 +41,7 @@ def test_progress_goes_to_standard_error(cli, tiny, text, tmp_path):
         "train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "r", "--steps", "2", *tiny, "--json"
     )
     assert result.json["step"] == 2
-    assert "gpt 2: " in result.err and "100.0%" in result.err and "bits/byte" in result.err
+    assert "gpt 3: " in result.err and "100.0%" in result.err and "bits/byte" in result.err
 
 
 def test_every_part_of_a_recipe_can_be_set(train, tmp_path):
@@ -59,7 +59,7 @@ def test_the_recipe_may_come_after_options(cli, tiny, text, tmp_path):
     result = cli("train", "--size", "tiny", "gpt", "--data", text, "--out", out, "--steps", "1", "--quiet", *tiny)
     assert result.status == 0
     recipe = json.loads((out / "recipe.json").read_text())
-    assert (recipe["name"], recipe["model"]["layout"], recipe["train"]["batch_size"]) == ("gpt", "2", 4)
+    assert (recipe["name"], recipe["model"]["layout"], recipe["train"]["batch_size"]) == ("gpt", "3", 4)
 
 
 @pytest.mark.parametrize(

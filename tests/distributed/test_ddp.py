@@ -150,7 +150,7 @@ def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys
     assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()
     assert main(["train", "loop", "--data", str(text), "--out", str(tmp_path / "one"), *SIZES, *more]) == 0
     alone = json.loads(capsys.readouterr().out)
-    assert len(losses(run)) == 6 and losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert len(losses(run)) == 6 and losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     two, one = (load_file(path / "model.safetensors") for path in (run, tmp_path / "one"))
     assert two.keys() == one.keys()
     for key in one:

@@ -14,7 +14,7 @@ from ouroboros.config import DataSpec
 from ouroboros.data.loader import WindowLoader
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
-from ouroboros.demo import DemoOptions, demo_recipe, run_demo, seen_text
+from ouroboros.demo import DemoOptions, demo_recipe, run_demo
 from ouroboros.errors import OuroborosError
 from ouroboros.train.log import Progress, read_metrics
 from ouroboros.train.loop import Counters
@@ -63,28 +63,6 @@ def test_the_recipe_takes_its_share_of_the_time_and_no_checkpoints():
 )
 def test_the_command_reproduces_the_run(options, words):
     assert demo._command(options) == words
-
-
-@pytest.fixture(scope="module")
-def data(text: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    return prepare(DataSpec(sources=(str(text),), tokenizer="bytes"), tmp_path_factory.mktemp("data") / "data")
-
-
-@pytest.mark.parametrize("steps", [1, 5])
-def test_the_text_seen_is_the_text_of_the_windows_trained_on(steps, data, tmp_path):
-    recipe = demo_recipe(DemoOptions(**SMALL))
-    size, batch = recipe.data.sequence_length, recipe.train.batch_size
-    seen = seen_text(data, recipe, RunResult(tmp_path, Counters(step=steps), True, None, None))
-    loader = WindowLoader(data, batch_size=batch, sequence_length=size, seed=recipe.train.seed)
-    windows = [row for _ in range(steps) for row in loader.next_batch()]
-    assert sorted(seen) == sorted(data.tokenizer.decode(row[:-1]) for row in windows)
-    assert len(seen) == steps * batch
-
-
-def test_a_run_of_an_epoch_has_seen_everything(data, tmp_path):
-    recipe = demo_recipe(DemoOptions(**SMALL))
-    epoch = (len(data.train_tokens(0)) - 1) // recipe.data.sequence_length // recipe.train.batch_size + 1
-    assert seen_text(data, recipe, RunResult(tmp_path, Counters(step=epoch), True, None, None)) is None
 
 
 def test_bad_options_are_refused_before_anything_is_made(tmp_path, text):

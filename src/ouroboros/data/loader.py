@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,26 @@ class WindowLoader:
             cached = (epoch, window_order(self.seed, source, epoch, self.windows[source]))
             self._orders[source] = cached
         return cached[1]
+
+
+def seen_text(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
+    """The training text that a run has seen, each window once, in the order of the text; None when it is all of it.
+
+    Args:
+        prepared: the run's data.
+        position: :meth:`WindowLoader.state_dict` of the run.
+    """
+    length, seed = position["sequence_length"], position["seed"]
+    streams = [prepared.train_tokens(index) for index in range(len(prepared.sources))]
+    totals = [(len(stream) - 1) // length for stream in streams]
+    counts = position["counts"]
+    if all(count >= total for count, total in zip(counts, totals, strict=True)):
+        return None
+    found = []
+    for source, (stream, total, count) in enumerate(zip(streams, totals, counts, strict=True)):
+        windows = np.sort(window_order(seed, source, 0, total)[:count])
+        found += [prepared.tokenizer.decode(stream[at * length : (at + 1) * length]) for at in windows.tolist()]
+    return found
 
 
 def _check_length(name: str, tokens: int, sequence_length: int) -> None:

@@ -7,7 +7,7 @@ from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec
 _SIZES = {
     # hidden, heads, intermediate, blocks, sequence, batch, learning rate
     "tiny": (64, 2, 192, 3, 128, 8, 1e-2),
-    "small": (128, 2, 384, 6, 256, 4, 1e-2),
+    "small": (128, 2, 384, 6, 256, 8, 1e-2),
     "base": (256, 4, 704, 6, 512, 8, 5e-3),
 }
 """``small`` learns most in about five minutes on two cores (docs/studies/loop-recipe.md); ``base`` is for hours."""

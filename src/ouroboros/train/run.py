@@ -125,6 +125,11 @@ def read_recipe(out: Path) -> Recipe:
     return from_json(Recipe, path.read_text(encoding="utf-8"), where=str(path))
 
 
+def saved_state(out: Path) -> dict[str, Any]:
+    """``state.json`` of the newest good checkpoint of the run in ``out``: counters, data position, precision."""
+    return load_newest(out / "checkpoints").documents["state.json"]
+
+
 def resolve(recipe: Recipe, data: PreparedData) -> Recipe:
     """``recipe`` with the vocabulary of the tokenizer, and a context at least as long as the training windows."""
     longest = max(recipe.model.max_position_embeddings, recipe.data.sequence_length)

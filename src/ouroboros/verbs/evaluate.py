@@ -146,13 +146,15 @@ def _documents(options: EvalOptions) -> list[bytes]:
 
 
 def _baselines(run: Path, documents: list[bytes]) -> list[Baseline]:
+    """The cheap baselines, given the training text the run has seen and, where that is less, given all of it."""
     from ouroboros.data import open_prepared
+    from ouroboros.data.loader import seen_text
     from ouroboros.eval.baselines import compare_baselines
-    from ouroboros.train.run import read_recipe
+    from ouroboros.train.run import read_recipe, saved_state
 
     read_recipe(run)
-    train = open_prepared(run / "data").documents("train")
-    return compare_baselines(train, None, documents)
+    data = open_prepared(run / "data")
+    return compare_baselines(data.documents("train"), seen_text(data, saved_state(run)["loader"]), documents)
 
 
 def as_json(scores: Sequence[Score], cheap: Sequence[Baseline]) -> dict:

@@ -38,7 +38,7 @@ class GenerateOptions:
     """Print one JSON object instead of text."""
     fast: bool = False
     """Compile the decoding step: three times the tokens per second after about half a minute of compilation, which pays
-    from some 5,000 tokens on."""
+    from some 10,000 tokens on."""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
 
@@ -92,7 +92,7 @@ class ChatOptions:
     seed: int = 0
     fast: bool = False
     """Compile the decoding step: three times the tokens per second after about half a minute of compilation, which pays
-    from some 5,000 tokens on."""
+    from some 10,000 tokens on."""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=lambda: Sampling(stop=("\n\n",)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ouroboros.config import DataSpec
-from ouroboros.data.loader import WindowLoader, choose_source, window_order
+from ouroboros.data.loader import WindowLoader, choose_source, seen_text, window_order
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError
@@ -188,3 +188,28 @@ def test_bundled_text(tmp_path: Path) -> None:
     batch = loader(prepared, sequence_length=512).next_batch()
     assert batch.shape == (8, 513)
     assert b"def " in prepared.tokenizer.decode(batch)
+
+
+def two_sources(folder: Path) -> PreparedData:
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text("".join(f"{name} line {n} of many\n" for n in range(400)))
+    return prepare(DataSpec(sources=(str(folder / "a.txt"), f"{folder / 'b.txt'}=3")), folder / "data")
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_text_seen_is_the_text_of_the_windows_drawn(steps, tmp_path):
+    data = two_sources(tmp_path)
+    loader = WindowLoader(data, batch_size=4, sequence_length=32, seed=3)
+    windows = [row for _ in range(steps) for row in loader.next_batch()]
+    seen = seen_text(data, loader.state_dict())
+    assert seen is not None and len(seen) == 4 * steps
+    assert sorted(seen) == sorted(data.tokenizer.decode(row[:-1]) for row in windows)
+
+
+def test_an_epoch_of_every_source_has_seen_everything(tmp_path):
+    data = two_sources(tmp_path)
+    loader = WindowLoader(data, batch_size=4, sequence_length=32, seed=3)
+    while min(loader.epochs) < 1:
+        assert seen_text(data, loader.state_dict()) is not None
+        loader.next_batch()
+    assert seen_text(data, loader.state_dict()) is None
