@@ -43,7 +43,7 @@ from ouroboros.train.session import RunResult
 
 logger = logging.getLogger(__name__)
 
-TRAIN_SHARE = 0.45
+TRAIN_SHARE = 0.42
 """Share of the time for the looped model; the twin, which computes less, gets as many steps."""
 SEED_NOISE = 0.01
 """Bits per byte by which two seeds of one small model may well differ; see docs/studies/loop-recipe.md."""

@@ -10,10 +10,6 @@ import torch
 
 from ouroboros import demo
 from ouroboros.accounting import cost
-from ouroboros.config import DataSpec
-from ouroboros.data.loader import WindowLoader
-from ouroboros.data.prepared import PreparedData
-from ouroboros.data.shards import prepare
 from ouroboros.demo import DemoOptions, demo_recipe, run_demo
 from ouroboros.errors import OuroborosError
 from ouroboros.train.log import Progress, read_metrics
