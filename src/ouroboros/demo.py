@@ -38,7 +38,7 @@ from ouroboros.schedule import parse
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.run import read_recipe, saved_state, start
+from ouroboros.train.run import read_recipe, saved_state, start, write_atomically
 from ouroboros.train.session import RunResult
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     page = _report(options, looped, plain, cheap, curve, samples, difference)
     render(page, options.out / "report.html")
     numbers = _numbers(options, looped, plain, cheap, curve, difference)
-    (options.out / "demo.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    write_atomically(options.out / "demo.json", (json.dumps(numbers, indent=2) + "\n").encode())
     for line in table(page):
         tell(line)
     for sample in samples[:2]:

@@ -61,7 +61,7 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
             recipe = resolve(recipe, data)
             trainer = _trainer(recipe, data, crew)
             if crew.is_main:
-                _write_atomically(out / RECIPE, to_json(recipe).encode())
+                write_atomically(out / RECIPE, to_json(recipe).encode())
             undo.pop_all()  # from here on the directory is a run, which can be resumed
             return train(trainer, out, progress or Progress(quiet=True), resumed_at=None)
 
@@ -107,7 +107,7 @@ def resume(
             " to go on, raise its budget, for example --train.steps N --allow-changes",
         )
         if crew.is_main:
-            _write_atomically(out / RECIPE, to_json(wanted).encode())
+            write_atomically(out / RECIPE, to_json(wanted).encode())
             (out / WEIGHTS).unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
         return train(trainer, out, progress or Progress(quiet=True), resumed_at=trainer.counters.step)
 
@@ -201,7 +201,12 @@ def _remove_new(out: Path, made: list[Path], present: set[str]) -> None:
             path.rmdir()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file of a run: whole, or as it was.
+
+    Raises:
+        OuroborosError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)

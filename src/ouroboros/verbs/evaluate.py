@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +112,9 @@ def default_window(run: Path, limit: int) -> int:
 
 def _keep(run: Path, scores: Sequence[Score]) -> None:
     """Save a run's scores on its own held-out text as ``RUN/eval.json``, for `ouroboros report`."""
-    temporary = run / f".eval.json.tmp-{os.getpid()}"
-    temporary.write_text(json.dumps([score.to_dict() for score in scores], indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run / "eval.json")
+    from ouroboros.train.run import write_atomically
+
+    write_atomically(run / "eval.json", (json.dumps([score.to_dict() for score in scores], indent=2) + "\n").encode())
 
 
 def _documents(options: EvalOptions) -> list[bytes]:
