@@ -22,10 +22,10 @@ import torch
 
 from ouroboros.accounting import cost, describe
 from ouroboros.api import load_model
-from ouroboros.config import Recipe, check, to_json
+from ouroboros.config import Recipe, to_json
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData, open_prepared
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.baselines import Baseline, compare_baselines
 from ouroboros.eval.score import Score, score
 from ouroboros.eval.stats import Difference, paired_difference

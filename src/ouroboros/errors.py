@@ -25,3 +25,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise :class:`OuroborosError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise OuroborosError(message)

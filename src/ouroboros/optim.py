@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config import OptimSpec, check
-from ouroboros.errors import OuroborosError, nearest
+from ouroboros.config import OptimSpec
+from ouroboros.errors import OuroborosError, check, nearest
 
 ROLES = ("matrix", "embedding", "vector")
 

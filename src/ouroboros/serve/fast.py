@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
-from ouroboros.config import check
+from ouroboros.errors import check
 from ouroboros.nn.memory import Memory, Prefixed
 from ouroboros.schedule import Visit
 from ouroboros.train.precision import from_compiler, missing_compiler

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ouroboros.config import check
+from ouroboros.errors import check
 
 
 @dataclass(frozen=True, kw_only=True)

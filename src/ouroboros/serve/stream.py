@@ -17,9 +17,8 @@ from torch import Tensor
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ouroboros.config import check
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.serve.sampling import Sampling
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from ouroboros.config import check
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.train.lock import process_alive
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config import check
+from ouroboros.errors import check
 
 
 class Ema:

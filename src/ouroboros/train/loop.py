@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.accounting import cost
-from ouroboros.config import Recipe, check
+from ouroboros.config import Recipe
 from ouroboros.data.loader import WindowLoader
 from ouroboros.data.prepared import PreparedData
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import build_optimizers, clip_and_norm, learning_rate, set_learning_rate
 from ouroboros.train.distributed import Workers

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ouroboros.config import Recipe, check, from_json, to_dict, to_json
+from ouroboros.config import Recipe, from_json, to_dict, to_json
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.train.checkpoint import Checkpoint, candidates, load_newest

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ouroboros.config import check, to_dict
-from ouroboros.errors import OuroborosError
+from ouroboros.config import to_dict
+from ouroboros.errors import OuroborosError, check
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.checkpoint import Checkpoint, retain, system_errors
 from ouroboros.train.log import MetricsLog, Progress

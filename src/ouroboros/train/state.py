@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ouroboros.config import check
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
 

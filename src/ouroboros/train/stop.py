@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
-from ouroboros.config import TrainSpec, check
+from ouroboros.config import TrainSpec
+from ouroboros.errors import check
 
 logger = logging.getLogger(__name__)
 

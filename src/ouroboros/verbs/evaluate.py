@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from ouroboros.config import DataSpec, check
-from ouroboros.errors import OuroborosError
+from ouroboros.config import DataSpec
+from ouroboros.errors import OuroborosError, check
 from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
 
 if TYPE_CHECKING:

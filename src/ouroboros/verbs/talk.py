@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from ouroboros.config import check
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.serve.sampling import Sampling
 from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers
 

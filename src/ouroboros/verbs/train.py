@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec, check
+from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec
+from ouroboros.errors import check
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
 from ouroboros.verbs.show import choose

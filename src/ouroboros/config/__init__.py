@@ -1,0 +1,45 @@
+"""Specifications: frozen dataclasses that describe a model, its data and its training.
+
+A recipe is a Python value of type :class:`Recipe`. Every run, checkpoint and artifact carries its
+resolved recipe as JSON (:func:`to_json`, :func:`from_json`); reading is strict: an unknown key, a wrong
+type or a value out of range is an :class:`~ouroboros.errors.OuroborosError` that names the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ouroboros.config.codec import from_dict, from_json, to_dict, to_json
+from ouroboros.config.data import DataSpec
+from ouroboros.config.model import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, RopeSpec
+from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
+
+__all__ = [
+    "AttentionSpec",
+    "DataSpec",
+    "FeedForwardSpec",
+    "LoopSpec",
+    "LoopTraining",
+    "ModelSpec",
+    "NormSpec",
+    "OptimSpec",
+    "Recipe",
+    "RopeSpec",
+    "TrainSpec",
+    "from_dict",
+    "from_json",
+    "to_dict",
+    "to_json",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named system: a model and the way it is trained."""
+
+    name: str
+    description: str = ""
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)

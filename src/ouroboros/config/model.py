@@ -1,0 +1,171 @@
+"""What a model is: its schedule, the parts of a block, and what surrounds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ouroboros.errors import check
+from ouroboros.schedule import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """Rotary position embedding (Su et al. 2021, eq. 15), half-split layout as in Llama."""
+
+    base: float = 10_000.0
+    """Wavelength base theta."""
+    fraction: float = 1.0
+    """Share of each head's channels that is rotated; the rest passes through."""
+    scale: float = 1.0
+    """Positions are divided by this number before rotation."""
+
+    def __post_init__(self) -> None:
+        check(self.base > 1, f"rope.base must be > 1, got {self.base}")
+        check(0 <= self.fraction <= 1, f"rope.fraction must be in [0, 1], got {self.fraction}")
+        check(self.scale > 0, f"rope.scale must be > 0, got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Grouped-query causal self-attention (Ainslie et al. 2023)."""
+
+    kind: Literal["attention"] = "attention"
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    """Key/value heads; None means one per query head."""
+    head_dim: int | None = None
+    """Channels per head; None means hidden_size // num_heads."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Literal["none", "before_rope", "after_rope"] = "none"
+    """RMS-normalise queries and keys per head, before or after the rotation."""
+    query_gain: float | None = None
+    """Initial value of a learned gain per query head; None leaves it out."""
+    dropout: float = 0.0
+    """Dropout of attention probabilities in training."""
+    rope: RopeSpec = field(default_factory=RopeSpec)
+
+    def __post_init__(self) -> None:
+        check(self.num_heads >= 1, f"mixer.num_heads must be >= 1, got {self.num_heads}")
+        kv = self.kv_heads
+        check(kv >= 1, f"mixer.num_kv_heads must be >= 1, got {kv}")
+        check(
+            self.num_heads % kv == 0,
+            f"mixer.num_heads ({self.num_heads}) must be a multiple of mixer.num_kv_heads ({kv})",
+        )
+        check(0 <= self.dropout < 1, f"mixer.dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, resolved."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    def width(self, hidden_size: int) -> int:
+        """Channels per head, resolved for a model of ``hidden_size``."""
+        return hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardSpec:
+    """Position-wise feed-forward network."""
+
+    kind: Literal["swiglu", "relu2", "leaky_relu2", "gelu"] = "swiglu"
+    intermediate_size: int = 512
+    bias: bool = False
+    negative_slope: float = 0.5
+    """Slope of ``leaky_relu2`` below zero."""
+
+    def __post_init__(self) -> None:
+        check(self.intermediate_size >= 1, f"ffn.intermediate_size must be >= 1, got {self.intermediate_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSpec:
+    """RMS normalisation (Zhang & Sennrich 2019)."""
+
+    placement: Literal["pre", "sandwich"] = "pre"
+    """``sandwich`` also normalises each sublayer's output before the residual addition."""
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check(self.eps > 0, f"norm.eps must be > 0, got {self.eps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSpec:
+    """What enters at loop boundaries. Everything is off by default, and off is the same as absent."""
+
+    norm: bool = False
+    """Per-loop RMS norm of the state a loop has produced (Controller, section 2.5)."""
+    embedding: bool = False
+    """Per-loop learned vector added to the state that enters a loop; zero at the start."""
+    inject: Literal["none", "add", "concat"] = "none"
+    """Re-inject the state that entered the first loop: ``x + s * x0`` with a learned per-channel ``s`` (zero
+    at the start), or a learned map of ``[x; x0]`` (identity on ``x`` at the start)."""
+    gate: bool = False
+    """Gated recurrence ``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, W = 0 at the start."""
+    gate_bias: float = -2.0
+    contractive: float = 1.0
+    """Contractive step ``x <- (1 - dt) x + dt z``; 1 is off."""
+    share_last_kv: bool = False
+    """Cache the keys and values of the last loop only; earlier loops read them for positions cached before
+    the call. Smaller cache, approximate decoding (its cost is measured in docs/benchmarks.md)."""
+    max_loops: int | None = None
+    """Rows of per-loop tables; None means the layout's loops. Later loops use the last row."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.contractive <= 1, f"loop.contractive must be in (0, 1], got {self.contractive}")
+        check(self.max_loops is None or self.max_loops >= 1, f"loop.max_loops must be >= 1, got {self.max_loops}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A language model: a schedule of visits, the parts of a block, and what surrounds them."""
+
+    layout: str = "6"
+    """Schedule notation, for example ``"2 (2)x3 2"``; see docs/concepts/schedules.md."""
+    vocab_size: int = 257
+    hidden_size: int = 256
+    max_position_embeddings: int = 4096
+    """Longest context the model accepts, in tokens."""
+    mixer: AttentionSpec = field(default_factory=AttentionSpec)
+    ffn: FeedForwardSpec = field(default_factory=FeedForwardSpec)
+    norm: NormSpec = field(default_factory=NormSpec)
+    residual: Literal["additive"] = "additive"
+    loop: LoopSpec = field(default_factory=LoopSpec)
+    registers: int = 0
+    """Learned prefix tokens that every position can see; they never see the text."""
+    tie_embeddings: bool = True
+    embedding_norm: bool = False
+    """RMS norm of the token embeddings before the first block."""
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    """Logits become ``c * tanh(logits / c)``."""
+    dropout: float = 0.0
+    """Dropout of each sublayer's output in training."""
+    init_std: float = 0.02
+    zero_init_outputs: bool = False
+    """Start output projections at zero, so that every block starts as the identity."""
+
+    def __post_init__(self) -> None:
+        check(self.vocab_size >= 2, f"vocab_size must be >= 2, got {self.vocab_size}")
+        check(self.hidden_size >= 1, f"hidden_size must be >= 1, got {self.hidden_size}")
+        check(
+            self.max_position_embeddings >= 1,
+            f"max_position_embeddings must be >= 1, got {self.max_position_embeddings}",
+        )
+        check(self.registers >= 0, f"registers must be >= 0, got {self.registers}")
+        check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        check(self.init_std > 0, f"init_std must be > 0, got {self.init_std}")
+        check(
+            self.logit_softcap is None or self.logit_softcap > 0,
+            f"logit_softcap must be > 0 or null, got {self.logit_softcap}",
+        )
+        if self.mixer.head_dim is None:
+            check(
+                self.hidden_size % self.mixer.num_heads == 0,
+                f"hidden_size ({self.hidden_size}) must be a multiple of mixer.num_heads ({self.mixer.num_heads})"
+                " unless mixer.head_dim is given",
+            )
+        parse(self.layout)  # the notation's own errors, at construction

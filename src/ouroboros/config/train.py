@@ -1,0 +1,130 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ouroboros.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSpec:
+    """Optimiser by parameter role: Muon for matrices, AdamW for the rest (or AdamW for all)."""
+
+    matrix_optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = 3e-3
+    """Peak rate of matrices; Muon's update is scaled to AdamW's RMS, so one scale serves both."""
+    embedding_lr: float | None = None
+    """Peak rate of embeddings and the untied head; None means ``lr``."""
+    vector_lr: float | None = None
+    """Peak rate of norms, gains, biases and per-loop vectors; None means ``lr``."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; embeddings and vectors are excluded."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    muon_momentum: float = 0.95
+    muon_steps: int = 5
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.4
+    """Share of the run spent in the final linear decay of ``wsd``."""
+    final_lr: float = 0.0
+    """Rate at the end as a share of the peak."""
+    clip_norm: float = 1.0
+    """Global gradient norm limit; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "embedding_lr", "vector_lr"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"optim.{name} must be > 0, got {value}")
+        for name in ("warmup_fraction", "decay_fraction", "final_lr"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"optim.{name} must be in [0, 1], got {value}")
+        check(
+            self.warmup_fraction + self.decay_fraction <= 1, "optim.warmup_fraction + optim.decay_fraction must be <= 1"
+        )
+        check(self.weight_decay >= 0, f"optim.weight_decay must be >= 0, got {self.weight_decay}")
+        check(self.clip_norm >= 0, f"optim.clip_norm must be >= 0, got {self.clip_norm}")
+        check(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1), got {self.betas}")
+        check(0 <= self.muon_momentum < 1, f"optim.muon_momentum must be in [0, 1), got {self.muon_momentum}")
+        check(1 <= self.muon_steps < 100, f"optim.muon_steps must be in 1..99, got {self.muon_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopTraining:
+    """Loop counts during training."""
+
+    sampling: Literal["fixed", "uniform", "poisson"] = "fixed"
+    """``fixed``: the layout's count. ``uniform``: min..max. ``poisson``: 1 + Poisson(mean - 1), clipped."""
+    mean: float = 4.0
+    min: int = 1
+    max: int = 8
+    backprop: int | None = None
+    """Truncated backpropagation: only the last this many loops carry gradient; None means all."""
+    curriculum: tuple[tuple[float, int], ...] = ()
+    """Depth curriculum: pairs (fraction of the run, loops), for example ``((0.0, 1), (0.35, 2))``."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.min <= self.max, f"train.loops: need 1 <= min <= max, got {self.min}, {self.max}")
+        check(self.mean >= 1, f"train.loops.mean must be >= 1, got {self.mean}")
+        check(self.backprop is None or self.backprop >= 1, f"train.loops.backprop must be >= 1, got {self.backprop}")
+        starts = [start for start, _ in self.curriculum]
+        check(starts == sorted(starts), "train.loops.curriculum must be sorted by fraction")
+        check(
+            all(0 <= s <= 1 and n >= 1 for s, n in self.curriculum),
+            "train.loops.curriculum needs fractions in [0, 1], loops >= 1",
+        )
+        check(not starts or starts[0] == 0.0, "train.loops.curriculum must begin at fraction 0.0")
+        check(
+            not (self.curriculum and self.sampling != "fixed"),
+            "train.loops: curriculum and random sampling exclude each other",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One training run. Exactly one of ``steps``, ``tokens`` and ``minutes`` says when it ends."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    minutes: float | None = None
+    batch_size: int = 16
+    """Sequences per optimiser step, over all processes and accumulation steps."""
+    accumulation: int = 1
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    activation_checkpointing: bool = False
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that are evaluated and exported; 0 is off."""
+    loops: LoopTraining = field(default_factory=LoopTraining)
+    eval_every: int = 200
+    """Steps between validations; 0 is off."""
+    eval_bytes: int = 65_536
+    """Validation bytes scored at each validation."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""
+    keep_last: int = 2
+    log_every: int = 10
+    telemetry_every: int = 0
+    """Steps between per-loop telemetry records; 0 is off."""
+    max_bad_steps: int = 10
+    """Stop after this many steps in a row with a non-finite loss or gradient."""
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("steps", "tokens", "minutes") if getattr(self, n) is not None]
+        check(len(given) <= 1, f"train: give one of steps, tokens and minutes, not {' and '.join(given)}")
+        for name in ("steps", "tokens", "minutes"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"train.{name} must be > 0, got {value}")
+        for name in ("batch_size", "accumulation", "keep_last", "log_every", "eval_bytes", "max_bad_steps"):
+            check(getattr(self, name) >= 1, f"train.{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("eval_every", "checkpoint_every", "telemetry_every"):
+            check(getattr(self, name) >= 0, f"train.{name} must be >= 0, got {getattr(self, name)}")
+        check(
+            self.batch_size % self.accumulation == 0,
+            f"train.batch_size ({self.batch_size}) must be a multiple of train.accumulation ({self.accumulation})",
+        )
+        check(abs(self.seed) < 2**63, f"train.seed must be within 63 bits, got {self.seed}")
+        check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")

@@ -1,0 +1,48 @@
+"""Ranges of the model specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, RopeSpec
+from ouroboros.errors import OuroborosError
+
+BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
+    (RopeSpec, {"base": 1}, "rope.base"),
+    (RopeSpec, {"fraction": 1.1}, "rope.fraction"),
+    (RopeSpec, {"scale": 0}, "rope.scale"),
+    (AttentionSpec, {"num_heads": 0}, "mixer.num_heads"),
+    (AttentionSpec, {"num_heads": 4, "num_kv_heads": 0}, "mixer.num_kv_heads"),
+    (AttentionSpec, {"num_heads": 4, "num_kv_heads": 3}, "multiple of mixer.num_kv_heads"),
+    (AttentionSpec, {"dropout": 1.0}, "mixer.dropout"),
+    (FeedForwardSpec, {"intermediate_size": 0}, "ffn.intermediate_size"),
+    (NormSpec, {"eps": 0}, "norm.eps"),
+    (LoopSpec, {"contractive": 1.5}, "loop.contractive"),
+    (LoopSpec, {"max_loops": 0}, "loop.max_loops"),
+    (ModelSpec, {"vocab_size": 1}, "vocab_size"),
+    (ModelSpec, {"hidden_size": 0}, "hidden_size"),
+    (ModelSpec, {"hidden_size": 30}, "multiple of mixer.num_heads"),
+    (ModelSpec, {"max_position_embeddings": 0}, "max_position_embeddings"),
+    (ModelSpec, {"registers": -1}, "registers"),
+    (ModelSpec, {"dropout": 1}, "dropout"),
+    (ModelSpec, {"init_std": 0}, "init_std"),
+    (ModelSpec, {"logit_softcap": 0}, "logit_softcap"),
+    (ModelSpec, {"layout": ""}, "layout ''"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "message"), BAD_VALUES, ids=lambda value: str(value)[:40])
+def test_ranges(cls: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message) as caught:
+        cls(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_resolved_sizes() -> None:
+    assert AttentionSpec(num_heads=6).kv_heads == 6
+    assert AttentionSpec(num_heads=6, num_kv_heads=2).kv_heads == 2
+    assert AttentionSpec(num_heads=4).width(32) == 8
+    assert AttentionSpec(num_heads=4, head_dim=5).width(32) == 5
+    assert ModelSpec(hidden_size=30, mixer=AttentionSpec(num_heads=4, head_dim=8)).hidden_size == 30

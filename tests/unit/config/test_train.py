@@ -1,0 +1,38 @@
+"""Ranges of the train specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ouroboros.config import LoopTraining, OptimSpec, TrainSpec
+from ouroboros.errors import OuroborosError
+
+BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
+    (OptimSpec, {"lr": 0}, "optim.lr"),
+    (OptimSpec, {"vector_lr": -1}, "optim.vector_lr"),
+    (OptimSpec, {"final_lr": 2}, "optim.final_lr"),
+    (OptimSpec, {"warmup_fraction": 0.7}, r"optim.warmup_fraction \+ optim.decay_fraction"),
+    (OptimSpec, {"betas": (0.9, 1.0)}, "optim.betas"),
+    (OptimSpec, {"clip_norm": -1}, "optim.clip_norm"),
+    (OptimSpec, {"muon_steps": 0}, "optim.muon_steps"),
+    (LoopTraining, {"min": 3, "max": 2}, "train.loops"),
+    (LoopTraining, {"mean": 0.5}, "train.loops.mean"),
+    (LoopTraining, {"backprop": 0}, "train.loops.backprop"),
+    (LoopTraining, {"curriculum": ((0.5, 2), (0.0, 1))}, "sorted"),
+    (LoopTraining, {"curriculum": ((0.1, 2),)}, "begin at fraction 0.0"),
+    (LoopTraining, {"curriculum": ((0.0, 0),)}, "loops >= 1"),
+    (LoopTraining, {"curriculum": ((0.0, 1),), "sampling": "uniform"}, "exclude each other"),
+    (TrainSpec, {"batch_size": 0}, "train.batch_size"),
+    (TrainSpec, {"batch_size": 6, "accumulation": 4}, "multiple of train.accumulation"),
+    (TrainSpec, {"eval_every": -1}, "train.eval_every"),
+    (TrainSpec, {"ema_decay": 1}, "train.ema_decay"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "message"), BAD_VALUES, ids=lambda value: str(value)[:40])
+def test_ranges(cls: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message) as caught:
+        cls(**values)
+    assert "\n" not in str(caught.value)
