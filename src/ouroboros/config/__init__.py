@@ -10,16 +10,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ouroboros.config.codec import from_dict, from_json, to_dict, to_json
-from ouroboros.config.data import DataSpec
-from ouroboros.config.model import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, RopeSpec
+from ouroboros.config.data import DataSpec, FilterSpec
+from ouroboros.config.model import (
+    AttentionSpec,
+    BottleneckAttentionSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    LoopSpec,
+    MixerSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
 
 __all__ = [
     "AttentionSpec",
+    "BottleneckAttentionSpec",
     "DataSpec",
     "FeedForwardSpec",
+    "FilterSpec",
+    "LatentAttentionSpec",
     "LoopSpec",
     "LoopTraining",
+    "MixerSpec",
     "ModelSpec",
     "NormSpec",
     "OptimSpec",

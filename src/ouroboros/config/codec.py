@@ -35,10 +35,29 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
     try:
         return _adapter(cls).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        first = next(e for e in error.errors() if _is_meant(e["loc"], values))
+        place = ".".join(str(part) for part in first["loc"] if part not in _union_members())
         message = first["msg"].removeprefix("Value error, ")
         raise OuroborosError(f"{where or cls.__name__}: {place + ': ' if place else ''}{message}") from None
+
+
+def _union_members() -> dict[str, Any]:
+    """The classes a field may choose from by ``kind``, by name: pydantic names them within the place of an error."""
+    from ouroboros.config.model import MixerSpec
+
+    return {c.__name__: c for c in typing.get_args(MixerSpec)}
+
+
+def _is_meant(place: tuple[int | str, ...], values: Any) -> bool:
+    """Whether an error belongs to the class that ``values`` chose by ``kind``, not to another one of the union."""
+    members = _union_members()
+    for part in place:
+        if part in members:
+            kinds = [member.__dataclass_fields__["kind"].default for member in members.values()]
+            kind = values.get("kind", kinds[0]) if isinstance(values, dict) else kinds[0]
+            return members[str(part)].__dataclass_fields__["kind"].default == kind
+        values = values.get(part) if isinstance(values, dict) else None
+    return True
 
 
 def from_json(cls: type[T], text: str, *, where: str = "") -> T:
@@ -70,6 +89,18 @@ def _refuse_unknown_keys(cls: Any, values: Any, where: str) -> None:
     for key, value in values.items():
         if key not in hints:
             raise OuroborosError(f"{where}: unknown key {key!r}{nearest(key, hints)}")
-        for candidate in (hints[key], *typing.get_args(hints[key])):
-            if dataclasses.is_dataclass(candidate):
-                _refuse_unknown_keys(candidate, value, f"{where}.{key}")
+        candidate = _dataclass_for(hints[key], value, f"{where}.{key}")
+        if candidate is not None:
+            _refuse_unknown_keys(candidate, value, f"{where}.{key}")
+
+
+def _dataclass_for(hint: Any, value: Any, where: str) -> Any:
+    """The dataclass that ``value`` is to be read as: the only one ``hint`` allows, or the one of its ``kind``."""
+    classes = [c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)]
+    if len(classes) < 2 or not isinstance(value, dict):
+        return classes[0] if classes else None
+    kinds = {c.__dataclass_fields__["kind"].default: c for c in classes}
+    kind = value.get("kind", next(iter(kinds)))  # the first is the default
+    if kind not in kinds:
+        raise OuroborosError(f"{where}.kind: unknown kind {kind!r}{nearest(str(kind), kinds)}")
+    return kinds[kind]

@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ouroboros.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSpec:
+    """Which documents are left out, and why; every rule is off by default. What was dropped is counted and shown."""
+
+    min_characters: int = 0
+    """Shorter documents are dropped (``short``)."""
+    max_characters: int | None = None
+    """Longer documents are dropped (``long``)."""
+    symbol_run: int | None = None
+    """Documents with this many symbols in a row are dropped (``symbols``)."""
+    symbol_rule: Literal["unicode", "ascii"] = "unicode"
+    """``unicode``: a symbol is what is neither letter, mark, number nor white space by its category, and runs of one
+    repeated symbol (rulers, table borders) do not count. ``ascii``: anything but ASCII letters, digits and white space
+    is a symbol, as in R-HRM as published."""
+    min_letters: float = 0.0
+    """Documents with a smaller share of letters, marks and numbers among what is not white space are dropped
+    (``letters``)."""
+    max_repeated_lines: float = 1.0
+    """Documents with a larger share of characters in lines seen before in them are dropped (``repeated lines``)."""
+    max_repeated_ngrams: float = 1.0
+    """Documents with a larger share of repeated 8-grams of words (of characters where there are no spaces) are dropped
+    (``repeated n-grams``)."""
+
+    def __post_init__(self) -> None:
+        check(self.min_characters >= 0, f"data.filters.min_characters must be >= 0, got {self.min_characters}")
+        for name in ("max_characters", "symbol_run"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"data.filters.{name} must be >= 1 or null, got {value}")
+        for name in ("min_letters", "max_repeated_lines", "max_repeated_ngrams"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"data.filters.{name} must be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +46,8 @@ class DataSpec:
     """Where text comes from and how it becomes windows of tokens."""
 
     sources: tuple[str, ...] = ("python:",)
-    """``python:``, a file, a directory, a glob or ``hf:NAME``, each with an optional ``=weight``."""
+    """``python:``, a file, a directory, a glob, ``hf:NAME`` or ``mix:NAME``, each with an optional ``@format`` that
+    makes text of records and an optional ``=weight``."""
     tokenizer: str = "bytes"
     """``bytes``, ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""
     sequence_length: int = 512
@@ -21,7 +56,12 @@ class DataSpec:
     valid_fraction: float = 0.05
     test_fraction: float = 0.05
     max_bytes: int | None = None
-    """Read at most this many bytes of each source; required for ``hf:`` streams."""
+    """Read at most this many bytes of each source; with ``stream``, what is read ahead of training for the held-out
+    parts and the tokenizer (4 MB by default)."""
+    stream: bool = False
+    """Train on the sources as they are read, without end: nothing is stored, a source that ends begins again, one that
+    breaks is opened again where it stopped. ``hf:`` sources need this or ``max_bytes``."""
+    filters: FilterSpec = field(default_factory=FilterSpec)
 
     def __post_init__(self) -> None:
         check(len(self.sources) > 0, "data.sources is empty: name at least one source, e.g. --data notes.txt")

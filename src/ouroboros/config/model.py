@@ -65,6 +65,112 @@ class AttentionSpec:
         """Channels per head, resolved for a model of ``hidden_size``."""
         return hidden_size // self.num_heads if self.head_dim is None else self.head_dim
 
+    def rotary_width(self, hidden_size: int) -> int:
+        """Channels per head that positions rotate: all of them, before ``rope.fraction``."""
+        return self.width(hidden_size)
+
+    def cached_heads(self) -> int:
+        """Heads of what a cache keeps."""
+        return self.kv_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttentionSpec:
+    """Multi-head latent attention with decoupled rotary keys (DeepSeek-V2, section 2.1).
+
+    A cache keeps the normalised latent and one rotary key for all heads: ``kv_rank + rope_dim`` numbers per token.
+    """
+
+    kind: Literal["latent_attention"] = "latent_attention"
+    num_heads: int = 4
+    head_dim: int | None = None
+    """Content channels per head, of queries, keys and values; None means hidden_size // num_heads."""
+    kv_rank: int | None = None
+    """Width of the key/value latent; None means hidden_size // 4."""
+    query_rank: int | None = None
+    """Width of the query latent; None means ``kv_rank``, 0 means none: queries come from the stream itself."""
+    rope_dim: int | None = None
+    """Rotary channels per head, beside the content channels; None means half of ``head_dim``, made even."""
+    dropout: float = 0.0
+    """Dropout of attention probabilities in training."""
+    rope: RopeSpec = field(default_factory=RopeSpec)
+
+    def __post_init__(self) -> None:
+        check(self.num_heads >= 1, f"mixer.num_heads must be >= 1, got {self.num_heads}")
+        for name, least in (("head_dim", 1), ("kv_rank", 1), ("query_rank", 0), ("rope_dim", 2)):
+            value = getattr(self, name)
+            check(value is None or value >= least, f"mixer.{name} must be >= {least} or null, got {value}")
+        check(self.rope_dim is None or self.rope_dim % 2 == 0, f"mixer.rope_dim must be even, got {self.rope_dim}")
+        check(0 <= self.dropout < 1, f"mixer.dropout must be in [0, 1), got {self.dropout}")
+
+    def width(self, hidden_size: int) -> int:
+        """Content channels per head, resolved for a model of ``hidden_size``."""
+        return hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    def rank(self, hidden_size: int) -> int:
+        """Width of the key/value latent, resolved."""
+        return max(hidden_size // 4, 1) if self.kv_rank is None else self.kv_rank
+
+    def latent_of_queries(self, hidden_size: int) -> int:
+        """Width of the query latent, resolved; 0 without one."""
+        return self.rank(hidden_size) if self.query_rank is None else self.query_rank
+
+    def rotary_width(self, hidden_size: int) -> int:
+        """Rotary channels per head, resolved."""
+        return max(self.width(hidden_size) // 4 * 2, 2) if self.rope_dim is None else self.rope_dim
+
+    def cached_heads(self) -> int:
+        """Heads of what a cache keeps: one for all."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckAttentionSpec:
+    """Multi-head attention whose queries, keys and values pass through low-rank latents (R-HRM as published).
+
+    Per-head norm and rotation come after the up-projection, so keys cannot be absorbed into queries.
+    """
+
+    kind: Literal["bottleneck_attention"] = "bottleneck_attention"
+    num_heads: int = 4
+    head_dim: int | None = None
+    """Channels per head; None means hidden_size // num_heads."""
+    latent_rank: int | None = None
+    """Width of the query and of the key/value latent; None means hidden_size // 4."""
+    qk_norm: Literal["none", "before_rope"] = "before_rope"
+    """RMS-normalise queries and keys per head, before the rotation."""
+    cache: Literal["keys_values", "latent"] = "keys_values"
+    """Keep keys and values, or the latent alone: 8 times smaller at the published sizes, keys rebuilt at each step."""
+    dropout: float = 0.0
+    """Dropout of attention probabilities in training."""
+    rope: RopeSpec = field(default_factory=RopeSpec)
+
+    def __post_init__(self) -> None:
+        check(self.num_heads >= 1, f"mixer.num_heads must be >= 1, got {self.num_heads}")
+        for name in ("head_dim", "latent_rank"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"mixer.{name} must be >= 1 or null, got {value}")
+        check(0 <= self.dropout < 1, f"mixer.dropout must be in [0, 1), got {self.dropout}")
+
+    def width(self, hidden_size: int) -> int:
+        """Channels per head, resolved for a model of ``hidden_size``."""
+        return hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    def rank(self, hidden_size: int) -> int:
+        """Width of the latents, resolved."""
+        return max(hidden_size // 4, 1) if self.latent_rank is None else self.latent_rank
+
+    def rotary_width(self, hidden_size: int) -> int:
+        """Channels per head that positions rotate: all of them, before ``rope.fraction``."""
+        return self.width(hidden_size)
+
+    def cached_heads(self) -> int:
+        """Heads of what a cache keeps."""
+        return 1 if self.cache == "latent" else self.num_heads
+
+
+MixerSpec = AttentionSpec | LatentAttentionSpec | BottleneckAttentionSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSpec:
@@ -129,13 +235,18 @@ class ModelSpec:
     hidden_size: int = 256
     max_position_embeddings: int = 4096
     """Longest context the model accepts, in tokens."""
-    mixer: AttentionSpec = field(default_factory=AttentionSpec)
+    mixer: MixerSpec = field(default_factory=AttentionSpec)
     ffn: FeedForwardSpec = field(default_factory=FeedForwardSpec)
     norm: NormSpec = field(default_factory=NormSpec)
     residual: Literal["additive"] = "additive"
     loop: LoopSpec = field(default_factory=LoopSpec)
     registers: int = 0
     """Learned prefix tokens that every position can see; they never see the text."""
+    register_std: float | None = None
+    """Standard deviation of the registers at the start; None means ``init_std``."""
+    positions: Literal["rope", "learned"] = "rope"
+    """``rope`` rotates queries and keys as the mixer says; ``learned`` adds a table of ``max_position_embeddings`` rows
+    to the text's embeddings instead."""
     tie_embeddings: bool = True
     embedding_norm: bool = False
     """RMS norm of the token embeddings before the first block."""
@@ -156,6 +267,10 @@ class ModelSpec:
             f"max_position_embeddings must be >= 1, got {self.max_position_embeddings}",
         )
         check(self.registers >= 0, f"registers must be >= 0, got {self.registers}")
+        check(
+            self.register_std is None or self.register_std >= 0,
+            f"register_std must be >= 0 or null, got {self.register_std}",
+        )
         check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         check(self.init_std > 0, f"init_std must be > 0, got {self.init_std}")
         check(

@@ -20,17 +20,24 @@ class OptimSpec:
     vector_lr: float | None = None
     """Peak rate of norms, gains, biases and per-loop vectors; None means ``lr``."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; embeddings and vectors are excluded."""
+    """Decoupled weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What is decayed: matrices alone, or every parameter, norms and biases included (R-HRM as published)."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     muon_momentum: float = 0.95
     muon_steps: int = 5
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    schedule: Literal["wsd", "cosine", "constant", "one_cycle"] = "wsd"
     warmup_fraction: float = 0.02
     decay_fraction: float = 0.4
     """Share of the run spent in the final linear decay of ``wsd``."""
     final_lr: float = 0.0
     """Rate at the end as a share of the peak."""
+    start_lr: float = 0.0
+    """Rate at the first step of ``one_cycle`` as a share of the peak."""
+    momentum_cycle: tuple[float, float] | None = None
+    """With ``one_cycle``: AdamW's first coefficient falls from the second number to the first while the rate rises, and
+    comes back while it falls; null leaves it at ``betas[0]``."""
     clip_norm: float = 1.0
     """Global gradient norm limit; 0 turns clipping off."""
 
@@ -38,7 +45,7 @@ class OptimSpec:
         for name in ("lr", "embedding_lr", "vector_lr"):
             value = getattr(self, name)
             check(value is None or value > 0, f"optim.{name} must be > 0, got {value}")
-        for name in ("warmup_fraction", "decay_fraction", "final_lr"):
+        for name in ("warmup_fraction", "decay_fraction", "final_lr", "start_lr"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"optim.{name} must be in [0, 1], got {value}")
         check(
@@ -47,6 +54,12 @@ class OptimSpec:
         check(self.weight_decay >= 0, f"optim.weight_decay must be >= 0, got {self.weight_decay}")
         check(self.clip_norm >= 0, f"optim.clip_norm must be >= 0, got {self.clip_norm}")
         check(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1), got {self.betas}")
+        cycle = self.momentum_cycle
+        check(
+            cycle is None or (self.schedule == "one_cycle" and 0 <= cycle[0] <= cycle[1] < 1),
+            f"optim.momentum_cycle must be two numbers in [0, 1), the smaller first, with optim.schedule one_cycle;"
+            f" got {cycle} with {self.schedule}",
+        )
         check(0 <= self.muon_momentum < 1, f"optim.muon_momentum must be in [0, 1), got {self.muon_momentum}")
         check(1 <= self.muon_steps < 100, f"optim.muon_steps must be in 1..99, got {self.muon_steps}")
 
@@ -103,6 +116,12 @@ class TrainSpec:
     """Steps between validations; 0 is off."""
     eval_bytes: int = 65_536
     """Validation bytes scored at each validation."""
+    target_loss: float | None = None
+    """Stop when validation is surely at or below this many nats per token: its mean plus two standard errors."""
+    patience: int = 0
+    """Stop after this many validations in a row without a new best; 0 never does."""
+    max_bad_validations: int = 3
+    """Stop with an error after this many validations in a row that failed; each one is reported."""
     checkpoint_every: int = 500
     """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""
     keep_last: int = 2
@@ -118,13 +137,28 @@ class TrainSpec:
         for name in ("steps", "tokens", "minutes"):
             value = getattr(self, name)
             check(value is None or value > 0, f"train.{name} must be > 0, got {value}")
-        for name in ("batch_size", "accumulation", "keep_last", "log_every", "eval_bytes", "max_bad_steps"):
+        for name in (
+            "batch_size",
+            "accumulation",
+            "keep_last",
+            "log_every",
+            "eval_bytes",
+            "max_bad_steps",
+            "max_bad_validations",
+        ):
             check(getattr(self, name) >= 1, f"train.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("eval_every", "checkpoint_every", "telemetry_every"):
+        for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience"):
             check(getattr(self, name) >= 0, f"train.{name} must be >= 0, got {getattr(self, name)}")
         check(
             self.batch_size % self.accumulation == 0,
             f"train.batch_size ({self.batch_size}) must be a multiple of train.accumulation ({self.accumulation})",
+        )
+        check(
+            self.target_loss is None or self.target_loss > 0, f"train.target_loss must be > 0, got {self.target_loss}"
+        )
+        check(
+            self.eval_every > 0 or (self.target_loss is None and not self.patience),
+            "train.target_loss and train.patience need validation: set train.eval_every",
         )
         check(abs(self.seed) < 2**63, f"train.seed must be within 63 bits, got {self.seed}")
         check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")

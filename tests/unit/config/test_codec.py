@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from ouroboros.config import (
     AttentionSpec,
+    BottleneckAttentionSpec,
     DataSpec,
     FeedForwardSpec,
+    LatentAttentionSpec,
     LoopSpec,
     LoopTraining,
     ModelSpec,
@@ -44,6 +46,8 @@ mixers = st.builds(
     dropout=share,
     rope=ropes,
 )
+latents = st.builds(LatentAttentionSpec, num_heads=st.just(12), head_dim=st.just(8), query_rank=st.integers(0, 9))
+bottlenecks = st.builds(BottleneckAttentionSpec, head_dim=st.just(8), cache=st.sampled_from(["keys_values", "latent"]))
 loops = st.builds(
     LoopSpec,
     norm=st.booleans(),
@@ -57,7 +61,7 @@ models = st.builds(
     layout=st.sampled_from(["3", "(1)x8", "2 (2)x3 2"]),
     vocab_size=st.integers(2, 10**6),
     hidden_size=st.integers(1, 10**4),
-    mixer=mixers,
+    mixer=mixers | latents | bottlenecks,
     ffn=st.builds(FeedForwardSpec, kind=st.sampled_from(["swiglu", "relu2", "leaky_relu2", "gelu"])),
     norm=st.builds(NormSpec, placement=st.sampled_from(["pre", "sandwich"]), eps=st.floats(1e-12, 1e-1)),
     loop=loops,
@@ -124,6 +128,9 @@ def test_specifications_are_values() -> None:
         ({"hidden_size": None}, r"hidden_size: .*valid integer"),
         ({"tie_embeddings": "perhaps"}, r"tie_embeddings: .*valid boolean"),
         ({"mixer": 4}, r"mixer: "),
+        ({"mixer": {"kind": "latent"}}, r"mixer\.kind: unknown kind 'latent'; did you mean 'attention'\?"),
+        ({"mixer": {"kind": "latent_attention", "rank": 2}}, r"mixer: unknown key 'rank'; did you mean 'kv_rank'\?"),
+        ({"mixer": {"kind": "latent_attention", "num_heads": "a"}}, r"mixer\.num_heads: .*valid integer"),
         ({"ffn": {"kind": "relu"}}, r"ffn\.kind: .*'relu2'"),
         ({"mixer": {"qk_norm": "yes"}}, r"mixer\.qk_norm: .*'before_rope'"),
         ({"vocab_size": 1}, r"vocab_size must be >= 2, got 1"),

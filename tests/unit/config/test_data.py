@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import DataSpec
+from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.errors import OuroborosError
 
 BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
@@ -14,6 +14,9 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (DataSpec, {"sequence_length": 1}, "data.sequence_length"),
     (DataSpec, {"test_fraction": 0.5}, "data.test_fraction"),
     (DataSpec, {"max_bytes": 0}, "data.max_bytes"),
+    (FilterSpec, {"min_letters": 2}, "data.filters.min_letters"),
+    (FilterSpec, {"symbol_run": 0}, "data.filters.symbol_run"),
+    (FilterSpec, {"min_characters": -1}, "data.filters.min_characters"),
 ]
 
 

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, RopeSpec
+from ouroboros.config import (
+    AttentionSpec,
+    BottleneckAttentionSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    LoopSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from ouroboros.errors import OuroborosError
 
 BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
@@ -30,6 +39,13 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (ModelSpec, {"init_std": 0}, "init_std"),
     (ModelSpec, {"logit_softcap": 0}, "logit_softcap"),
     (ModelSpec, {"layout": ""}, "layout ''"),
+    (LatentAttentionSpec, {"kv_rank": 0}, "mixer.kv_rank"),
+    (LatentAttentionSpec, {"rope_dim": 3}, "mixer.rope_dim must be even"),
+    (LatentAttentionSpec, {"query_rank": -1}, "mixer.query_rank"),
+    (BottleneckAttentionSpec, {"latent_rank": 0}, "mixer.latent_rank"),
+    (BottleneckAttentionSpec, {"dropout": 1.0}, "mixer.dropout"),
+    (ModelSpec, {"register_std": -1}, "register_std"),
+    (ModelSpec, {"hidden_size": 30, "mixer": LatentAttentionSpec()}, "multiple of mixer.num_heads"),
 ]
 
 
@@ -46,3 +62,11 @@ def test_resolved_sizes() -> None:
     assert AttentionSpec(num_heads=4).width(32) == 8
     assert AttentionSpec(num_heads=4, head_dim=5).width(32) == 5
     assert ModelSpec(hidden_size=30, mixer=AttentionSpec(num_heads=4, head_dim=8)).hidden_size == 30
+
+
+def test_resolved_sizes_of_latent_attention() -> None:
+    spec = LatentAttentionSpec(num_heads=4)
+    assert (spec.width(256), spec.rank(256), spec.latent_of_queries(256), spec.rotary_width(256)) == (64, 64, 64, 32)
+    assert LatentAttentionSpec(query_rank=0).latent_of_queries(256) == 0
+    assert BottleneckAttentionSpec(num_heads=4).rank(256) == 64
+    assert BottleneckAttentionSpec(num_heads=4, cache="latent").cached_heads() == 1

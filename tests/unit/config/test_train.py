@@ -28,6 +28,13 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (TrainSpec, {"batch_size": 6, "accumulation": 4}, "multiple of train.accumulation"),
     (TrainSpec, {"eval_every": -1}, "train.eval_every"),
     (TrainSpec, {"ema_decay": 1}, "train.ema_decay"),
+    (OptimSpec, {"momentum_cycle": (0.8, 0.9)}, "optim.momentum_cycle"),
+    (OptimSpec, {"momentum_cycle": (0.9, 0.8), "schedule": "one_cycle"}, "optim.momentum_cycle"),
+    (OptimSpec, {"start_lr": -1}, "optim.start_lr"),
+    (TrainSpec, {"target_loss": 0}, "train.target_loss"),
+    (TrainSpec, {"target_loss": 2.1, "eval_every": 0}, "set train.eval_every"),
+    (TrainSpec, {"patience": 2, "eval_every": 0}, "set train.eval_every"),
+    (TrainSpec, {"max_bad_validations": 0}, "train.max_bad_validations"),
 ]
 
 
