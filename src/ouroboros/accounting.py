@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
+from ouroboros.config import (
+    AttentionSpec,
+    BottleneckAttentionSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    MixerSpec,
+    ModelSpec,
+)
 from ouroboros.schedule import Schedule, parse
 
 
@@ -50,6 +57,7 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
     parameters = embeddings + schedule.num_blocks * block_parameters(spec) + spec.hidden_size  # final norm
     parameters += spec.registers * spec.hidden_size + loop_parameters(spec, schedule)
+    parameters += spec.max_position_embeddings * spec.hidden_size if spec.positions == "learned" else 0
     flops = run.num_visits * block_flops(spec, context + spec.registers) + loop_flops(spec, run)
     flops += 2 * spec.vocab_size * spec.hidden_size
     return Cost(
@@ -83,22 +91,50 @@ def block_flops(spec: ModelSpec, context: int) -> int:
     return mixer_flops(spec.mixer, spec.hidden_size, context) + ffn_flops(spec.ffn, spec.hidden_size)
 
 
-def mixer_parameters(mixer: AttentionSpec, hidden_size: int) -> int:
+def mixer_parameters(mixer: MixerSpec, hidden_size: int) -> int:
     """Parameters of one mixer."""
-    width = mixer.width(hidden_size)
-    queries, keys = mixer.num_heads * width, mixer.kv_heads * width
-    total = hidden_size * (queries + 2 * keys) + queries * hidden_size
-    total += (queries + 2 * keys) if mixer.qkv_bias else 0
-    total += hidden_size if mixer.out_bias else 0
-    total += 2 * width if mixer.qk_norm != "none" else 0
-    return total + (mixer.num_heads if mixer.query_gain is not None else 0)
+    matrices, vectors = _mixer_weights(mixer, hidden_size)
+    return matrices + vectors
 
 
-def mixer_flops(mixer: AttentionSpec, hidden_size: int, context: int) -> int:
-    """Operations of a mixer for one token that attends to ``context`` positions."""
+def mixer_flops(mixer: MixerSpec, hidden_size: int, context: int) -> int:
+    """Operations of a mixer for one token that attends to ``context`` positions, keys and values built from latents."""
+    keys = values = mixer.num_heads * mixer.width(hidden_size)
+    if isinstance(mixer, LatentAttentionSpec):
+        # The rotary channels are added to the keys, and the values padded to their width for the fused kernels.
+        keys = values = keys + mixer.num_heads * mixer.rotary_width(hidden_size)
+    return 2 * _mixer_weights(mixer, hidden_size)[0] + 2 * context * (keys + values)
+
+
+def rebuild_flops(mixer: MixerSpec, hidden_size: int) -> int:
+    """Operations that make keys and values of one position whose latent alone is remembered; 0 if they are kept."""
+    if isinstance(mixer, AttentionSpec) or (isinstance(mixer, BottleneckAttentionSpec) and mixer.cache != "latent"):
+        return 0
+    return 2 * mixer.rank(hidden_size) * 2 * mixer.num_heads * mixer.width(hidden_size)
+
+
+def _mixer_weights(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
+    """Parameters in matrices, which each token meets once, and in vectors."""
+    if isinstance(mixer, LatentAttentionSpec):
+        return _latent_weights(mixer, hidden_size)
     width = mixer.width(hidden_size)
-    queries, keys = mixer.num_heads * width, mixer.kv_heads * width
-    return 2 * hidden_size * (2 * queries + 2 * keys) + 4 * context * queries
+    queries = mixer.num_heads * width
+    norms = 2 * width if mixer.qk_norm != "none" else 0
+    if isinstance(mixer, BottleneckAttentionSpec):
+        return mixer.rank(hidden_size) * (2 * hidden_size + 3 * queries) + queries * hidden_size, norms
+    keys = mixer.kv_heads * width
+    biases = ((queries + 2 * keys) if mixer.qkv_bias else 0) + (hidden_size if mixer.out_bias else 0)
+    gains = mixer.num_heads if mixer.query_gain is not None else 0
+    return hidden_size * (queries + 2 * keys) + queries * hidden_size, norms + biases + gains
+
+
+def _latent_weights(mixer: LatentAttentionSpec, hidden_size: int) -> tuple[int, int]:
+    width, rotary = mixer.num_heads * mixer.width(hidden_size), mixer.rotary_width(hidden_size)
+    rank, query_rank = mixer.rank(hidden_size), mixer.latent_of_queries(hidden_size)
+    queries = width + mixer.num_heads * rotary
+    matrices = query_rank * (hidden_size + queries) if query_rank else hidden_size * queries
+    matrices += hidden_size * (rank + rotary) + rank * 2 * width + width * hidden_size
+    return matrices, query_rank + rank
 
 
 def ffn_matrices(ffn: FeedForwardSpec) -> int:
@@ -120,7 +156,12 @@ def ffn_flops(ffn: FeedForwardSpec, hidden_size: int) -> int:
 
 def cache_values(spec: ModelSpec) -> int:
     """Numbers one cache entry gains with each token."""
-    return 2 * spec.mixer.kv_heads * spec.mixer.width(spec.hidden_size)
+    mixer, hidden_size = spec.mixer, spec.hidden_size
+    if isinstance(mixer, LatentAttentionSpec):
+        return mixer.rank(hidden_size) + mixer.rotary_width(hidden_size)
+    if isinstance(mixer, BottleneckAttentionSpec) and mixer.cache == "latent":
+        return mixer.rank(hidden_size)
+    return 2 * mixer.cached_heads() * mixer.width(hidden_size)
 
 
 def loop_parameters(spec: ModelSpec, schedule: Schedule) -> int:

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, RopeSpec
+from ouroboros.config import (
+    AttentionSpec,
+    BottleneckAttentionSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    LoopSpec,
+    MixerSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from ouroboros.eval.harness import CHECKS, run_harness
 from ouroboros.recipes import RECIPES, recipe
 
@@ -27,6 +37,16 @@ ALL_LOOP_PARTS = LoopSpec(norm=True, embedding=True, inject="concat", gate=True,
 def mixer(**changes: Any) -> ModelSpec:
     """The base with other attention."""
     return dataclasses.replace(BASE, mixer=dataclasses.replace(BASE.mixer, **changes))
+
+
+def latent(**changes: Any) -> ModelSpec:
+    """The base with latent attention."""
+    return dataclasses.replace(BASE, mixer=LatentAttentionSpec(num_heads=4, **changes))
+
+
+def bottleneck(**changes: Any) -> ModelSpec:
+    """The base with attention through a bottleneck."""
+    return dataclasses.replace(BASE, mixer=BottleneckAttentionSpec(num_heads=4, **changes))
 
 
 def ffn(**changes: Any) -> ModelSpec:
@@ -82,6 +102,18 @@ VARIANTS = {
     "share last kv, registers": combined(loop(share_last_kv=True), layout="1 (2)x3 1", registers=2),
     "dropout": model(dropout=0.1, layout="3"),
     "attention dropout": combined(mixer(dropout=0.2), layout="(1)x1"),
+    "latent": latent(),
+    "latent, registers": combined(latent(query_rank=0, rope_dim=6, head_dim=10), registers=3, register_std=1.0),
+    "latent sizes, dropout": combined(
+        latent(kv_rank=7, query_rank=5, dropout=0.1, rope=RopeSpec(base=300.0, fraction=0.5, scale=2.0)), layout="3"
+    ),
+    "latent, share last kv": combined(latent(), loop(share_last_kv=True)),
+    "bottleneck": bottleneck(),
+    "bottleneck, latent cache": combined(bottleneck(cache="latent", latent_rank=6), registers=3),
+    "bottleneck, dropout": combined(
+        bottleneck(head_dim=10, dropout=0.1, rope=RopeSpec(base=300.0, fraction=0.5, scale=2.0)), layout="3"
+    ),
+    "learned positions": combined(bottleneck(qk_norm="none"), positions="learned", registers=2),
     "one block": model(layout="(1)x3"),
     "two blocks": model(layout="(2)x2"),
     "two loops": model(layout="1 (1)x2 1 (2)x2 1"),
@@ -116,25 +148,33 @@ def test_variant(name: str) -> None:
 
 
 def options(cls: Any, values: list[Any], path: str = "") -> dict[str, set[Any]]:
-    """Which values each leaf field of ``cls`` takes among ``values``."""
+    """Which values each leaf field of ``cls`` takes among ``values``; a field of several classes is one of each."""
     found: dict[str, set[Any]] = {}
     for field in dataclasses.fields(cls):
         members = [getattr(value, field.name) for value in values]
-        if dataclasses.is_dataclass(members[0]):
-            found |= options(type(members[0]), members, f"{path}{field.name}.")
-        else:
+        if not dataclasses.is_dataclass(members[0]):
             found[path + field.name] = set(members)
+            continue
+        kinds = {type(member) for member in members}
+        for kind in kinds:
+            place = f"{path}{field.name}." if len(kinds) == 1 else f"{kind.__name__}."
+            found |= options(kind, [member for member in members if type(member) is kind], place)
     return found
 
 
 def test_variants_cover_every_option() -> None:
     """A field of the model that no variant changes, or a choice that none makes, is untested."""
-    sizes = {"vocab_size", "hidden_size", "max_position_embeddings", "ffn.intermediate_size", "mixer.num_heads"}
-    one_choice = {"residual", "mixer.kind"}
+    mixers = typing.get_args(MixerSpec)
+    sizes = {"vocab_size", "hidden_size", "max_position_embeddings", "ffn.intermediate_size"}
+    one_choice = {"residual"}
+    for kind in mixers:
+        sizes.add(f"{kind.__name__}.num_heads")
+        one_choice.add(f"{kind.__name__}.kind")
     taken = options(ModelSpec, [BASE, *VARIANTS.values()])
     unchanged = {name for name, values in taken.items() if len(values) < 2}
     assert unchanged == sizes | one_choice
-    for cls, prefix in ((ModelSpec, ""), (AttentionSpec, "mixer."), (FeedForwardSpec, "ffn."), (LoopSpec, "loop.")):
+    classes = [(ModelSpec, ""), (FeedForwardSpec, "ffn."), (LoopSpec, "loop."), (NormSpec, "norm.")]
+    for cls, prefix in (*classes, *((kind, f"{kind.__name__}.") for kind in mixers)):
         for name, hint in typing.get_type_hints(cls).items():
             if typing.get_origin(hint) is typing.Literal:
                 assert taken[prefix + name] == set(typing.get_args(hint)), prefix + name

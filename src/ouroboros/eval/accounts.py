@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ouroboros.accounting import block_flops, cost, loop_flops
+from ouroboros.accounting import block_flops, cost, loop_flops, rebuild_flops
 from ouroboros.config import OptimSpec
 from ouroboros.eval.equivalence import Mismatch, Subject, equal, logits_of
 from ouroboros.model.cache import cache_bytes
@@ -92,9 +92,11 @@ def check_flops(subject: Subject) -> str:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             logits_of(counted, ids)
         per_token = cost(subject.spec, context=length, loops=loops).flops_per_token
-        # Registers run by themselves: every visit, attending to each other, without the head.
+        # Registers run by themselves: every visit, attending to each other, without the head. Where latents are kept,
+        # their keys and values are built once more for the text.
         run = view.schedule
-        extra = run.num_visits * block_flops(subject.spec, registers) + loop_flops(subject.spec, run)
+        again = rebuild_flops(subject.spec.mixer, subject.spec.hidden_size)
+        extra = run.num_visits * (block_flops(subject.spec, registers) + again) + loop_flops(subject.spec, run)
         place = "FLOPs" if loops is None else f"FLOPs, loops {loops}"
         equal(counter.get_total_flops(), length * per_token + registers * extra, place)
         shown.append(f"{per_token:,}" + ("" if loops is None else f" (loops {loops})"))

@@ -61,7 +61,7 @@ class OuroborosConfig(PreTrainedConfig):
         self.hidden_size = spec.hidden_size
         self.num_hidden_layers = entries
         self.num_attention_heads = spec.mixer.num_heads
-        self.num_key_value_heads = spec.mixer.kv_heads
+        self.num_key_value_heads = spec.mixer.cached_heads()
         self.head_dim = spec.mixer.width(spec.hidden_size)
         self.intermediate_size = spec.ffn.intermediate_size
         self.max_position_embeddings = spec.max_position_embeddings

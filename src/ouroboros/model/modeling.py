@@ -6,7 +6,9 @@ Shapes: B batch, T new tokens, S keys, R registers, D model width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from ouroboros.config import ModelSpec
+from ouroboros.config import BottleneckAttentionSpec, ModelSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits
 from ouroboros.model.configuration import OuroborosConfig
@@ -60,9 +62,9 @@ class OuroborosPreTrainedModel(PreTrainedModel):
         elif isinstance(module, Rope):
             module.inv_freq.copy_(module.frequencies())
         elif isinstance(module, OuroborosModel) and spec.registers:
-            nn.init.normal_(module.registers, std=spec.init_std)
-        if isinstance(module, Attention) and spec.mixer.query_gain is not None:
-            nn.init.constant_(module.query_gain, spec.mixer.query_gain)
+            nn.init.normal_(module.registers, std=spec.init_std if spec.register_std is None else spec.register_std)
+        if isinstance(module, Attention) and module.spec.query_gain is not None:
+            nn.init.constant_(module.query_gain, module.spec.query_gain)
 
 
 class OuroborosModel(OuroborosPreTrainedModel):
@@ -76,11 +78,14 @@ class OuroborosModel(OuroborosPreTrainedModel):
         self.spec: ModelSpec = spec
         self.schedule: Schedule = config.schedule
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        if spec.positions == "learned":
+            self.embed_positions = nn.Embedding(spec.max_position_embeddings, spec.hidden_size)
         if spec.registers:
             self.registers = nn.Parameter(torch.empty(spec.registers, spec.hidden_size))
         self.decoder = Chain(spec)
         self.norm = RMSNorm(spec.hidden_size, spec.norm.eps)
-        self.rotary = Rope(spec.mixer.rope, spec.mixer.width(spec.hidden_size))
+        rope = spec.mixer.rope if spec.positions == "rope" else dataclasses.replace(spec.mixer.rope, fraction=0.0)
+        self.rotary = Rope(rope, spec.mixer.rotary_width(spec.hidden_size))
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -123,6 +128,9 @@ class OuroborosModel(OuroborosPreTrainedModel):
             layout = self.spec.layout if self.spec.loop.share_last_kv else schedule.notation
             check_cache_fits(past_key_values, self.config.num_hidden_layers, layout)
         prefix = self._register_prefix(schedule, past_key_values)
+        position_ids = self._positions(x_BTD, attention_mask, position_ids, past_key_values)
+        if self.spec.positions == "learned":
+            x_BTD = x_BTD + self.embed_positions(position_ids).to(x_BTD.dtype)
         given = self._mixer_input(x_BTD, attention_mask, position_ids, past_key_values)
         x_BTD = self.decoder(
             x_BTD,
@@ -144,8 +152,19 @@ class OuroborosModel(OuroborosPreTrainedModel):
             seen: (R + S) boolean, which of the keys the memories return may be attended to.
             memory_of: the memory of each visit, register keys included.
         """
-        given = MixerInput(self.rotary(position[None] + self.spec.registers), seen[None, None, None], None)
-        return self.norm(self.decoder(self._embed(token_B1), self.schedule, given, memory_of))
+        x_BTD = self._embed(token_B1)
+        if self.spec.positions == "learned":
+            x_BTD = x_BTD + self.embed_positions(position[None]).to(x_BTD.dtype)
+        rotary = self.rotary(position[None] + self.spec.registers)
+        keys = self.rotary(torch.arange(seen.shape[0], device=seen.device)[None]) if self._rebuilds_keys else None
+        given = MixerInput(rotary, seen[None, None, None], None, keys)
+        return self.norm(self.decoder(x_BTD, self.schedule, given, memory_of))
+
+    @property
+    def _rebuilds_keys(self) -> bool:
+        """Whether cached latents become keys anew at every step, which then needs the positions of all keys."""
+        mixer = self.spec.mixer
+        return isinstance(mixer, BottleneckAttentionSpec) and mixer.cache == "latent"
 
     def _embed(self, input_ids: Tensor | None) -> Tensor:
         x_BTD = self.embed_tokens(input_ids)
@@ -153,20 +172,30 @@ class OuroborosModel(OuroborosPreTrainedModel):
             x_BTD = nn.functional.rms_norm(x_BTD, x_BTD.shape[-1:], eps=self.spec.norm.eps)
         return x_BTD
 
-    def _mixer_input(
+    def _positions(
         self, x_BTD: Tensor, mask: Tensor | dict[str, Tensor] | None, positions: Tensor | None, store: Cache | None
+    ) -> Tensor:
+        """Positions (B or 1, T) of this call's tokens in the text: as given, from a padding mask, or counted on."""
+        T, limit = x_BTD.shape[1], self.spec.max_position_embeddings
+        past = store.get_seq_length() if store is not None else 0
+        if self.spec.positions == "learned" and isinstance(past, int) and past + T > limit:
+            raise OuroborosError(
+                f"the text has {past + T} tokens but the model's table of positions {limit}; shorten the text"
+            )
+        if positions is not None:
+            return positions
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
+        return (torch.arange(T, device=x_BTD.device) + past)[None]
+
+    def _mixer_input(
+        self, x_BTD: Tensor, mask: Tensor | dict[str, Tensor] | None, positions: Tensor, store: Cache | None
     ) -> MixerInput:
         """Rotary tables and masks of this call; register keys come first, so positions start at R."""
         T, R = x_BTD.shape[1], self.spec.registers
         if isinstance(mask, dict):
             mask = mask["full_attention"]
         padding = mask[:, -T:] if mask is not None and mask.ndim == 2 else None
-        if positions is None:
-            if mask is not None and mask.ndim == 2:
-                positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
-            else:
-                past = store.get_seq_length() if store is not None else 0
-                positions = (torch.arange(T, device=x_BTD.device) + past)[None]
         attend_to: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BTD,
@@ -175,10 +204,18 @@ class OuroborosModel(OuroborosPreTrainedModel):
             position_ids=positions,
             allow_is_causal_skip=R == 0,
         )
+        keys = None
+        if self._rebuilds_keys:
+            past = store.get_seq_length() if store is not None else 0
+            text = attend_to.shape[-1] if attend_to is not None else past + T
+            # A cache is filled without gaps, so the position of the last token tells those of all keys.
+            at = positions[:, -1:] - (past + T - 1) + torch.arange(text, device=x_BTD.device)
+            before = torch.arange(R, device=x_BTD.device).expand(at.shape[0], R)
+            keys = self.rotary(torch.cat((before, at.clamp(min=0) + R), dim=1))
         if R and attend_to is not None:
             see_all = attend_to.new_ones if attend_to.dtype == torch.bool else attend_to.new_zeros
             attend_to = torch.cat((see_all((*attend_to.shape[:-1], R)), attend_to), dim=-1)
-        return MixerInput(self.rotary(positions + R), attend_to, padding)
+        return MixerInput(self.rotary(positions + R), attend_to, padding, keys)
 
     def _register_prefix(self, schedule: Schedule, store: Cache | None) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values of the registers at every visit; they never see the text, so a cache keeps them."""
@@ -187,15 +224,37 @@ class OuroborosModel(OuroborosPreTrainedModel):
         made_for, kept = getattr(store, "register_prefix", (None, None))
         if made_for == schedule.notation:
             return kept
+        prefix = self._kept_prefix(schedule)
+        if store is not None:
+            store.register_prefix = (schedule.notation, prefix)  # pyrefly: ignore
+        return prefix
+
+    def _kept_prefix(self, schedule: Schedule) -> list[tuple[Tensor, Tensor]]:
+        """The registers' keys and values, computed once per checkpoint: again only when a weight has changed."""
+        tracked = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if tracked or self.registers.is_inference():  # such tensors do not count their changes
+            return self._compute_prefix(schedule)
+        device = self.registers.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.registers.dtype
+        weights = (schedule.notation, precision, *((p.data_ptr(), p._version) for p in self._prefix_weights()))
+        made_for, kept = self.__dict__.get("_prefix_memo", (None, []))
+        if made_for != weights:
+            kept = self._compute_prefix(schedule)
+            self.__dict__["_prefix_memo"] = (weights, kept)
+        return kept
+
+    def _prefix_weights(self) -> Iterator[nn.Parameter]:
+        """The parameters that the registers meet."""
+        yield self.registers
+        yield from self.decoder.parameters()
+
+    def _compute_prefix(self, schedule: Schedule) -> list[tuple[Tensor, Tensor]]:
         R = self.spec.registers
         recorders = [Recorder() for _ in schedule.visits]
         positions = torch.arange(R, device=self.registers.device)[None]
         given = MixerInput(self.rotary(positions), None, None)
         self.decoder(self.registers[None], schedule, given, lambda visit, last: recorders[visit.slot])
-        prefix = [recorder.prefix for recorder in recorders if recorder.prefix is not None]
-        if store is not None:
-            store.register_prefix = (schedule.notation, prefix)  # pyrefly: ignore
-        return prefix
+        return [recorder.prefix for recorder in recorders if recorder.prefix is not None]
 
     def _memory(
         self, store: Cache | None, prefix: list[tuple[Tensor, Tensor]] | None, visit: Visit, last: bool

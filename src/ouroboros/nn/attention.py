@@ -28,6 +28,8 @@ class MixerInput(NamedTuple):
     """(B, 1, T, S) boolean (True: attend) or additive; None: plain causal over T == S."""
     padding: Tensor | None
     """(B, T), 1 where the token is real; None when none is padding. For mixers that carry a state."""
+    key_rotary: tuple[Tensor, Tensor] | None = None
+    """Tables of all S keys, for mixers that rebuild keys from a cache; None: as ``rotary``."""
 
 
 class Attention(nn.Module):
@@ -82,8 +84,16 @@ class Attention(nn.Module):
         return q, k
 
 
-def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention; ``mask`` None means causal over T == S.
+def attend(
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention; ``mask`` None means causal over T == S; ``scale`` None means ``1 / sqrt(C)``.
 
     A single query per sequence folds each group of query heads into the query axis, so that shared keys and values
     are read once instead of being repeated.
@@ -91,9 +101,12 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, 
     H, K, T = q_BHTC.shape[1], k_BKSC.shape[1], q_BHTC.shape[2]
     if T == 1 and H != K:
         packed = q_BHTC.view(q_BHTC.shape[0], K, H // K, -1)
-        return F.scaled_dot_product_attention(packed, k_BKSC, v_BKSC, mask, dropout).view_as(q_BHTC)
+        y = F.scaled_dot_product_attention(packed, k_BKSC, v_BKSC, mask, dropout, scale=scale)
+        return y.view(*q_BHTC.shape[:-1], v_BKSC.shape[-1])
     if H != K:
         k_BKSC, v_BKSC = (t.repeat_interleave(H // K, dim=1) for t in (k_BKSC, v_BKSC))
-    if mask is None and dropout == 0 and causal.suits(q_BHTC, k_BKSC):
+    if mask is None and dropout == 0 and scale is None and causal.suits(q_BHTC, k_BKSC):
         return causal.CausalAttention.apply(q_BHTC, k_BKSC, v_BKSC)
-    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, mask, dropout, is_causal=mask is None and T > 1)
+    return F.scaled_dot_product_attention(
+        q_BHTC, k_BKSC, v_BKSC, mask, dropout, is_causal=mask is None and T > 1, scale=scale
+    )

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from ouroboros.config import ModelSpec
 from ouroboros.nn.attention import Attention, MixerInput
 from ouroboros.nn.ffn import FeedForward
+from ouroboros.nn.latent import BottleneckAttention, LatentAttention
 from ouroboros.nn.memory import Memory
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.residual import build_residual
 
-MIXERS = {"attention": Attention}
+MIXERS = {
+    "attention": Attention,
+    "latent_attention": LatentAttention,
+    "bottleneck_attention": BottleneckAttention,
+}
 """Mixer classes by ``spec.mixer.kind``: called with (x_BTD, MixerInput, Memory | None)."""
 
 
