@@ -7,6 +7,7 @@ A case holds everything its check needs: sizes, settings, seeds, tolerances. An 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,27 @@ def training_losses(case: dict[str, Any], path: Path, work: Path) -> None:
     assert [r["loss"] for r in records] == pytest.approx(case["losses"], abs=case["tolerance"])
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {"training-losses": training_losses}
+Check = Callable[[dict[str, Any], Path, Path], None]
+
+
+def kinds_of(name: str) -> dict[str, Check]:
+    """``KINDS`` of the file ``name`` beside this one; tests are no package, so it is loaded by its path."""
+    place = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"golden_{name}", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.KINDS
+
+
+KINDS: dict[str, Check] = {
+    "training-losses": training_losses,
+    **kinds_of("rhrm_model"),
+    **kinds_of("rhrm_data"),
+    **kinds_of("rhrm_optim"),
+    **kinds_of("rhrm_chat"),
+}
+"""The check of every kind of case."""
 
 
 def check(path: Path, work: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.accounting import Cost, cached_visits, cost, describe
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec
+from ouroboros.config import AttentionSpec, FeedForwardSpec, LatentAttentionSpec, LoopSpec, ModelSpec, NormSpec
 from ouroboros.errors import OuroborosError
+from ouroboros.recipes import recipe
 from ouroboros.schedule import parse
 
 D, V, F = 8, 11, 20
@@ -47,6 +48,30 @@ def test_parameters_of_mixer_options() -> None:
         ({"query_gain": 1.0}, 4),
     ):
         assert cost(change(mixer=dataclasses.replace(SPEC.mixer, **option))).parameters == base + 4 * added, option
+
+
+def test_published_sizes_of_latent_attention() -> None:
+    """R-HRM's presets: parameters, and numbers cached per token over all loops, in the three ways of keeping them."""
+    for size, parameters, full, latents, decoupled in (
+        ("lite", 13_804_160, 2_048, 256, 384),
+        ("pro", 29_475_968, 8_192, 1_024, 1_280),
+        ("beast", 47_015_552, 18_432, 2_304, 2_688),
+    ):
+        published = recipe("rhrm-published", size).model
+        assert cost(published).parameters == parameters
+        assert cost(published).cache_values_per_token == full
+        kept = dataclasses.replace(published, mixer=dataclasses.replace(published.mixer, cache="latent"))
+        assert cost(kept).cache_values_per_token == latents
+        assert cost(recipe("rhrm", size).model).cache_values_per_token == decoupled
+
+
+def test_deepseek_v2_keeps_576_numbers() -> None:
+    v2 = ModelSpec(
+        layout="1",
+        hidden_size=5120,
+        mixer=LatentAttentionSpec(num_heads=128, head_dim=128, kv_rank=512, query_rank=1536, rope_dim=64),
+    )
+    assert cost(v2).cache_values_per_token == 576
 
 
 @pytest.mark.parametrize(

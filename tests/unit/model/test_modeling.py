@@ -106,6 +106,47 @@ def test_registers_are_seen_and_do_not_see(ids: Tensor) -> None:
     assert (gap > 1e-4).all()
 
 
+def test_registers_run_once_per_checkpoint(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients their states are kept until a weight they meet, or the precision, changes."""
+    model, runs = build(registers=3), []
+    compute = OuroborosModel._compute_prefix
+    monkeypatch.setattr(OuroborosModel, "_compute_prefix", lambda self, run: runs.append(run) or compute(self, run))
+    with torch.no_grad():
+        first = model(ids).logits
+        model(ids + 1, use_cache=True)
+        assert len(runs) == 1
+        model.model.norm.weight.mul_(2)  # the registers never meet it
+        model(ids)
+        assert len(runs) == 1
+        model.model.decoder.layers[0].mlp.down_proj.weight.mul_(1.5)
+        changed = model(ids).logits
+        assert len(runs) == 2
+        fresh = OuroborosForCausalLM(model.config).eval()
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(fresh(ids).logits, changed) and not torch.equal(first, changed)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(ids)
+        assert len(runs) == 4
+        model.with_loops(3)(ids)
+        assert len(runs) == 5
+    model(ids)
+    model.train()(ids)
+    assert len(runs) == 7
+
+
+def test_learned_positions(ids: Tensor) -> None:
+    """One block sees the earlier tokens as a set, but for the table."""
+    model = build(layout="1", positions="learned", max_position_embeddings=12)
+    assert model.model.embed_positions.weight.shape == (12, 16) and model.model.rotary.rotated == 0
+    turned = torch.cat((ids[:, :-1].flip(1), ids[:, -1:]), dim=1)
+    assert not torch.allclose(model(turned).logits[:, -1], model(ids).logits[:, -1], atol=1e-3)
+    with torch.no_grad():
+        model.model.embed_positions.weight.zero_()
+    torch.testing.assert_close(model(turned).logits[:, -1], model(ids).logits[:, -1])
+    with pytest.raises(OuroborosError, match="the text has 13 tokens but the model's table of positions 12"):
+        model(torch.zeros(1, 13, dtype=torch.long))
+
+
 class TestInitialisation:
     def test_weights(self) -> None:
         torch.manual_seed(0)
@@ -132,6 +173,13 @@ class TestInitialisation:
             assert not part.gate_proj.weight.any() and (part.gate_proj.bias == -2.0).all()
         else:
             assert not any(parameter.any() for parameter in part.parameters())
+
+    def test_registers_have_a_deviation_of_their_own(self) -> None:
+        model = OuroborosForCausalLM(
+            OuroborosConfig.from_spec(dataclasses.replace(BASE, registers=200, register_std=1.0))
+        )
+        assert abs(float(model.model.registers.detach().std()) - 1.0) < 0.05
+        assert abs(float(model.model.embed_tokens.weight.detach().std()) - 0.02) < 0.005
 
     def test_query_gain(self) -> None:
         model = build(noise=0.0, mixer=AttentionSpec(num_heads=2, query_gain=1.5))
