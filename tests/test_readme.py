@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +51,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+def launch(command: list[str]) -> None:
+    """Run a launcher and its workers; one that hangs is made to say where."""
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            for number in [*map(int, workers), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGABRT)  # faulthandler prints every thread's stack
+            output, _ = process.communicate(timeout=30)
+            pytest.fail(f"{command} hangs:\n{output[-6000:]}")
+    assert process.returncode == 0, output[-2000:]
+
+
 @pytest.mark.timeout(400)
 def test_commands_in_order(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(place)
@@ -56,9 +77,8 @@ def test_commands_in_order(place: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         words = shortened(command)
         seen.add(words[1])
         if words[0] == "torchrun":
-            launcher = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-            done = subprocess.run(launcher, capture_output=True, text=True, timeout=200)
-            assert done.returncode == 0, done.stderr[-2000:]
+            launcher = [sys.executable, "-X", "faulthandler", "-m", "torch.distributed.run", *words[1:]]
+            launch(launcher)
             continue
         if words[1] == "resume":  # of a run that was stopped half-way, as the text says
             words += ["--train.steps", "6", "--allow-changes"]

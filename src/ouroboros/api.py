@@ -14,10 +14,12 @@ from ouroboros.recipes import RECIPES, recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 __all__ = ["RECIPES", "build", "load", "model_directory", "recipe"]
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -43,16 +45,47 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
         path: a run directory (its finished model, else its newest complete checkpoint) or a transformers directory.
 
     Raises:
-        OuroborosError: nothing loadable there; weights that are missing, unexpected, misshapen or not finite.
+        OuroborosError: nothing loadable there; weights that are missing, unexpected, misshapen or not finite; no
+            tokenizer, or one of another vocabulary.
     """
     from transformers import AutoTokenizer
 
     directory = model_directory(path)
     model = load_model(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if tokenizer is None:
-        raise OuroborosError(f"{directory}: holds no tokenizer (tokenizer.json)")
+    _check_tokenizer_present(directory)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each kind of tokenizer has its own; the user needs one line
+        raise OuroborosError(f"{directory}: cannot load the tokenizer: {_first_line(error)}") from error
+    _check_vocabulary(directory, model, max(tokenizer.get_vocab().values(), default=-1) + 1)
     return model, tokenizer
+
+
+def load_with_text_tokenizer(directory: Path) -> tuple[OuroborosForCausalLM, TextTokenizer]:
+    """The model in a transformers directory and its tokenizer as one of bytes; errors as in :func:`load`."""
+    from ouroboros.data.tokenize import load_tokenizer
+
+    model = load_model(directory)
+    _check_tokenizer_present(directory)
+    tokenizer = load_tokenizer(directory)
+    _check_vocabulary(directory, model, tokenizer.vocab_size)
+    return model, tokenizer
+
+
+def _check_tokenizer_present(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise OuroborosError(
+            f"{directory}: holds no tokenizer (tokenizer.json); copy the one that the model was trained with there"
+        )
+
+
+def _check_vocabulary(directory: Path, model: OuroborosForCausalLM, entries: int) -> None:
+    expected = model.config.vocab_size
+    if entries != expected:
+        raise OuroborosError(
+            f"{directory}: the model has a vocabulary of {expected} and the tokenizer one of {entries}: they do not"
+            " belong together; copy the tokenizer that the model was trained with there"
+        )
 
 
 def load_model(directory: Path) -> OuroborosForCausalLM:
@@ -97,6 +130,7 @@ def model_directory(path: str | Path) -> Path:
     if path.suffix in _PICKLES:
         raise OuroborosError(
             f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
+            " (`ouroboros convert` makes a model directory of a published R-HRM checkpoint)"
         )
     if path.is_file():
         raise OuroborosError(f"{path} is a file; give a run directory or a transformers directory")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ VERBS = {
     "check": ("check", "run the correctness harness and the audit on a model or recipe"),
     "generate": ("talk", "continue a prompt"),
     "chat": ("talk", "talk to a model"),
+    "convert": ("convert", "make a model directory of a published checkpoint"),
     "report": ("report", "write a page about a run"),
 }
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
@@ -82,5 +84,20 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def _run_as_module() -> None:
+    """``python -m ouroboros.cli``, which is also how ``torchrun`` starts its workers.
+
+    A worker leaves at once when its work is done and written: threads of the process group can keep an interpreter
+    from ending, and the launcher waits for it.
+    """
+    status = main()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _run_as_module()

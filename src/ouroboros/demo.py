@@ -23,6 +23,7 @@ import torch
 from ouroboros.accounting import cost, describe
 from ouroboros.api import load_model
 from ouroboros.config import Recipe, to_json
+from ouroboros.config.demo import DemoOptions
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData, open_prepared
 from ouroboros.errors import OuroborosError, check
@@ -51,23 +52,12 @@ PROMPTS = {True: ("def read_", "class ", "import "), False: ("The ", "I ", "When
 """Prompts for the bundled source code and for other text."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoOptions:
-    """Train a looped model and its plain twin with equal parameters, score both, write a page."""
+class DemoStopped(OuroborosError):
+    """Training was interrupted; ``reason`` is the signal."""
 
-    minutes: float = 10.0
-    """Time for everything, on two cores."""
-    out: Path = Path("out/demo")
-    """Directory for runs and report.html; must be new or empty. By default out/demo, or out/demo-2 and so on."""
-    data: str = "python:"
-    """Text to learn; by default the source of Python's standard library, which every machine has."""
-    size: str = "small"
-    """tiny, small or base."""
-    tokenizer: str = "bpe:2048"
-    """Tokenizer, see `ouroboros train`; bytes for small or binary files."""
-    seed: int = 0
-    json: bool = False
-    """Print one JSON object instead of the table."""
+    def __init__(self, message: str, reason: str | None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -85,17 +75,16 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     """Run the demo; returns its numbers, which are also in ``OUT/demo.json``.
 
     Args:
-        options: see :class:`DemoOptions`.
+        options: see :class:`~ouroboros.config.demo.DemoOptions`.
         tell: receives the lines of the result.
         progress: makes a progress line for each training run.
 
     Raises:
-        OuroborosError: ``out`` is not empty, the data cannot be used, training was interrupted.
+        OuroborosError: ``out`` is not empty, the data cannot be used.
+        DemoStopped: training was interrupted.
     """
     check(options.minutes > 0, f"--minutes must be > 0, got {options.minutes}")
-    check(
-        not options.out.exists() or not any(options.out.iterdir()), f"{options.out} is not empty; choose another --out"
-    )
+    options = dataclasses.replace(options, out=_free(options.out))
     looped_recipe = demo_recipe(options)
     looped = _train(looped_recipe, options.out / "loop", progress)
     plain_recipe = dataclasses.replace(
@@ -152,7 +141,10 @@ def demo_recipe(options: DemoOptions) -> Recipe:
 
 def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress]) -> Trained:
     result = start(recipe, out, progress=progress())
-    check(result.finished, f"the demo was stopped by {result.reason}; `ouroboros resume {out}` finishes this model")
+    if not result.finished:
+        raise DemoStopped(
+            f"the demo was stopped by {result.reason}; `ouroboros resume {out}` finishes this model", result.reason
+        )
     resolved = read_recipe(out)
     model, data = load_model(out), open_prepared(out / "data")
     found = _score(model, data, data.documents("test"), resolved, out)

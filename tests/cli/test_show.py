@@ -3,7 +3,7 @@
 import pytest
 
 from ouroboros.accounting import cost
-from ouroboros.recipes import RECIPES, SIZES, recipe
+from ouroboros.recipes import RECIPES, recipe, sizes
 
 
 def test_recipes_lists_every_recipe_and_size(cli):
@@ -12,7 +12,7 @@ def test_recipes_lists_every_recipe_and_size(cli):
     facts = cli("recipes", "--json").json
     assert set(facts) == set(RECIPES)
     for name, row in facts.items():
-        assert set(row["sizes"]) == set(SIZES) and name in result.out and row["description"] in result.out
+        assert tuple(row["sizes"]) == sizes(name) and name in result.out and row["description"] in result.out
         for size, numbers in row["sizes"].items():
             assert numbers["parameters"] == cost(recipe(name, size).model).parameters
             assert f"{numbers['parameters']:,}" in result.out
@@ -38,6 +38,28 @@ def test_show_takes_loops_context_size_and_model_options(cli):
     assert cli("show", "loop", "--model.hidden-size", "128", "--json").json["model"]["hidden_size"] == 128
     for arguments in (["gpt", "--size", "tiny"], ["--size", "tiny", "gpt"], ["--size=tiny", "gpt"]):
         assert cli("show", *arguments, "--json").json["parameters"] == cost(recipe("gpt", "tiny").model).parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mixer"),
+    [
+        (["loop", "--model.mixer.num-heads", "2"], {"kind": "attention", "num_heads": 2}),
+        (["rhrm", "--model.mixer.kv-rank", "32"], {"kind": "latent_attention", "kv_rank": 32}),
+        (["--size", "tiny", "rhrm", "--model.mixer.kv-rank", "8"], {"kind": "latent_attention", "kv_rank": 8}),
+        (["rhrm-published", "--model.mixer.latent-rank", "16"], {"kind": "bottleneck_attention", "latent_rank": 16}),
+    ],
+)
+def test_the_mixers_own_options_are_plain_options(arguments, mixer, command):
+    """Of the real command: which of several specifications a field holds is the recipe's to say."""
+    found = command("show", *arguments, "--json").json["model"]["mixer"]
+    assert {name: found[name] for name in mixer} == mixer
+
+
+def test_help_shows_the_options_of_the_recipe_that_is_named(cli):
+    for recipe_name, own, other in (("rhrm", "--model.mixer.kv-rank", "qkv-bias"), ("loop", "qkv-bias", "kv-rank")):
+        shown = cli("show", recipe_name, "--help").out
+        assert own in shown and other not in shown
+    assert "did you mean --model.mixer.kv-rank?" in cli("show", "rhrm", "--model.mixer.kvrank", "3").error(2)
 
 
 @pytest.mark.parametrize(

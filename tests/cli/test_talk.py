@@ -1,14 +1,22 @@
 """``generate`` and ``chat``."""
 
+import dataclasses
 import io
 import json
 import os
 import pty
+import resource
 import select
+import shutil
 import signal
 import time
+import typing
 
 import pytest
+
+from ouroboros.data.tokenize import train_bpe
+from ouroboros.serve.sampling import STYLES
+from ouroboros.verbs.talk import Style
 
 
 def test_generate_streams_prompt_and_continuation(cli, trained):
@@ -40,6 +48,15 @@ def test_an_empty_prompt_starts_a_document_and_a_dash_reads_standard_input(cli, 
     [
         ([], 1, "give --prompt TEXT"),
         (["--prompt", "x" * 200], 1, "the prompt has 201 tokens but the model's context holds 128; shorten the prompt"),
+        (["--prompt", "x" * 10_000], 1, "the prompt has 10001 tokens but the model's context holds 128"),
+        (["--prompt", "x", "--window", "129"], 1, "the window is 129 tokens but the model's context holds 128"),
+        (["--prompt", "x", "--window", "0"], 2, "window must be >= 1 or none, got 0"),
+        (["--prompt", "x", "--window", "8", "--fast"], 1, "--fast does not serve --window (8): leave one of them out"),
+        (["--prompt", "x", "--style", "published", "--fast"], 1, "--fast does not serve --window (128)"),
+        (["--prompt", "x", "--style", "publishd"], 2, "publishd"),
+        (["--prompt", "x", "--penalty", "twice"], 2, "'distinct', 'occurrences'"),
+        (["--prompt", "x", "--template", "metamth"], 1, "format 'metamth': unknown; did you mean 'metamath'?"),
+        (["--prompt", "x", "--template", "cosmopedia"], 1, "template 'cosmopedia' has no second column"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature must be >= 0, got -1.0"),
         (["--prompt", "x", "--top-p", "0"], 2, "top_p must be in (0, 1], got 0.0"),
         (["--prompt", "x", "--top-k", "-2"], 2, "top_k must be >= 0"),
@@ -67,6 +84,100 @@ def test_stop_strings_end_the_text(cli, trained):
     assert cut["continuations"][0] == whole[: whole.index(stop)]
 
 
+def test_a_window_takes_a_prompt_of_any_length(cli, trained):
+    options = ["--max-new-tokens", "5", "--temperature", "0", "--window", "16", "--json"]
+    long = cli("generate", trained, "--prompt", "x" * 10_000, *options).json
+    short = cli("generate", trained, "--prompt", "x" * 16, *options).json
+    assert long["continuations"] == short["continuations"]
+
+
+def test_a_style_sets_defaults_and_options_come_first(cli, trained, monkeypatch):
+    seen = []
+    monkeypatch.setattr("ouroboros.serve.stream.Continuation.__iter__", lambda self: iter([seen.append(self.sampling)]))
+    monkeypatch.setattr("sys.stdout.write", lambda text: None)
+    prompt = ["--prompt", "x", "--json"]
+    cli("generate", trained, *prompt)
+    cli("generate", trained, *prompt, "--style", "published", "--stop", "END")
+    cli("generate", trained, *prompt, "--top-k", "3", "--style=published", "--no-ban-triples", "--window", "None")
+    standard, published, mixed = seen
+    assert standard == STYLES["standard"] and published == dataclasses.replace(STYLES["published"], stop=("END",))
+    assert mixed == dataclasses.replace(STYLES["published"], top_k=3, ban_triples=False, window=None)
+    assert set(STYLES) == set(typing.get_args(Style))
+
+
+def test_a_template_makes_the_prompt(cli, trained):
+    options = ["--max-new-tokens", "4", "--template", "qa"]
+    facts = cli("generate", trained, "--prompt", "How?", *options, "--json").json
+    assert facts["prompt"] == "Q: How?\nA:" and facts["template"] == "qa"
+    written = ["--max-new-tokens", "4", "--template", "Ask: {a}\\nTell: {b}"]
+    assert cli("generate", trained, "--prompt", "How?", *written).out.startswith("Ask: How?\nTell:")
+
+
+def test_what_does_not_belong_together(cli, trained, tmp_path):
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copy(trained / name, tmp_path)
+    for verb, options in (("generate", ["--prompt", "x"]), ("chat", [])):
+        assert "holds no tokenizer (tokenizer.json)" in cli(verb, tmp_path, *options).error()
+    train_bpe([b"some words and some more words " * 20], 270).save(tmp_path)
+    for verb, options in (("generate", ["--prompt", "x"]), ("chat", [])):
+        words = "the model has a vocabulary of 257 and the tokenizer one of 270"
+        assert words in cli(verb, tmp_path, *options).error()
+
+
+def test_chat_takes_the_template_of_the_training_text(cli, trained, tmp_path, monkeypatch, caplog):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "data"))
+    recipe = json.loads((trained / "recipe.json").read_text())
+
+    def templates(sources: list[str], *options: str) -> list[str | None]:
+        recipe["data"]["sources"] = sources
+        (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+        path = tmp_path / "talk.jsonl"
+        assert cli("chat", tmp_path / "run", "--max-new-tokens", "2", "--transcript", path, *options).status == 0
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        return [line["template"] for line in lines]
+
+    mixed = ["a.jsonl@qa=0.4", "b.jsonl@mbpp=0.6"]
+    assert templates(mixed) == ["mbpp"] and templates(mixed, "--template", "none") == [None]
+    assert templates(mixed, "--template", "metamath") == ["metamath"]
+    assert templates(["python:"]) == [None] and caplog.text == ""
+    assert (
+        templates(["a.jsonl=heavy"]) == [None] and "no template from the recipe: source 'a.jsonl=heavy'" in caplog.text
+    )
+
+
+def test_a_transcript_grows_over_sessions_and_other_files_are_refused(cli, trained, tmp_path, monkeypatch):
+    path = tmp_path / "talk.jsonl"
+
+    def chat(said: str):
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        return cli("chat", trained, "--max-new-tokens", "3", "--transcript", path)
+
+    assert [chat(said).status for said in ("one\n/loops 3\ntwo\n", "three\n")] == [0, 0]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["user"], line["loops"]) for line in lines] == [("one", 2), ("two", 3), ("three", 2)]
+    assert all(line["time"].endswith("+00:00") and line["sampling"]["max_new_tokens"] == 3 for line in lines)
+    path.write_text("my notes\n")
+    assert "line 1 is no turn of a conversation" in chat("one\n").error()
+    assert path.read_text() == "my notes\n"
+
+
+def test_a_full_disk_is_an_error_line_and_the_conversation_goes_on(command, trained, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    said = f"one\ntwo\n/save {tmp_path / 'saved.json'}\n"
+
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))  # for one turn and a part of the next
+
+    options = ["--max-new-tokens", "3", "--transcript", str(path)]
+    result = command("chat", trained, *options, input=said, preexec_fn=no_room)
+    assert result.out.count("error: transcript") == 1 and "File too large; 1 turn(s) are not in it yet" in result.out
+    assert [json.loads(line)["user"] for line in path.read_text().splitlines()] == ["one"]
+    assert [turn["user"] for turn in json.loads((tmp_path / "saved.json").read_text())["turns"]] == ["one", "two"]
+    assert result.status == 1 and result.err.startswith("error: transcript") and result.err.count("\n") == 1
+
+
 def test_chat_over_a_pipe(command, trained, tmp_path):
     lines = ["hello", "/loops 3", "/set temperature 0", "/tempratur", "/", "again", f"/save {tmp_path / 'talk.json'}"]
     said = "\n".join([*lines, "caf\udcff", "/quit", "never read"])
@@ -90,7 +201,7 @@ def test_chat_at_a_terminal(spawn, trained, request):
     os.close(slave)
     seen = b""
 
-    def until(words: bytes, seconds: float = 30.0) -> None:
+    def until(words: bytes, seconds: float = 90.0) -> None:
         nonlocal seen
         end = time.monotonic() + seconds
         while words not in seen:
@@ -99,7 +210,7 @@ def test_chat_at_a_terminal(spawn, trained, request):
                 seen += os.read(master, 4096)
         seen = seen[seen.index(words) + len(words) :]
 
-    until(b"/help lists commands")
+    until(b"template none; /help lists commands")
     until(b"> ")
     os.write(master, b"hello\n")
     until(b"hello")

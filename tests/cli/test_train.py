@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ouroboros.api import load_model
+from ouroboros.recipes import recipe as make_recipe
 
 
 @pytest.fixture
@@ -60,6 +61,69 @@ def test_the_recipe_may_come_after_options(cli, tiny, text, tmp_path):
     assert result.status == 0
     recipe = json.loads((out / "recipe.json").read_text())
     assert (recipe["name"], recipe["model"]["layout"], recipe["train"]["batch_size"]) == ("gpt", "3", 4)
+
+
+def test_the_mixers_own_options_are_plain_options(cli, tiny, text, tmp_path):
+    options = ["--size", "tiny", "--data", text, "--steps", "1", "--quiet", *tiny]
+    for name, mixer, key in (("loop", "--model.mixer.num-kv-heads", "num_kv_heads"), ("rhrm", KV_RANK, "kv_rank")):
+        out = tmp_path / name
+        assert cli("train", name, *options, "--out", out, "--data.tokenizer", "bytes", mixer, "1").status == 0
+        assert json.loads((out / "recipe.json").read_text())["model"]["mixer"][key] == 1
+    assert "model.mixer.dropout: 0.0 -> 0.1" in cli("resume", out, "--model.mixer.dropout", "0.1").error()
+
+
+KV_RANK = "--model.mixer.kv-rank"
+LITE = make_recipe("rhrm", "lite").model.layout
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_hardware_chooses_among_presets(first, cli, tiny, text, tmp_path):
+    """This machine has no CUDA device, so the last preset serves; one line says so unless a size is named."""
+    options = ["--data", text, "--steps", "1", "--data.tokenizer", "bytes", *tiny, "--json"]
+    words = ["rhrm", *options] if first else [*options, "rhrm"]
+    result = cli("train", *words, "--out", tmp_path / "a")
+    assert result.json["step"] == 1 and result.json["stopped_by"] is None
+    line = result.err.splitlines()[0]
+    assert line.startswith("rhrm: size lite (no CUDA device; 1 CPU thread, ")
+    assert line.endswith(" GB of memory); choose another with --size")
+    assert json.loads((tmp_path / "a" / "recipe.json").read_text())["model"]["layout"] == LITE
+    for name, *more in (["rhrm", "--size", "tiny"], ["rhrm", "--quiet"], ["loop"]):
+        out = tmp_path / "-".join([name, *more])
+        assert "choose another with --size" not in cli("train", name, *options, *more, "--out", out).err
+    loop = json.loads((tmp_path / "loop" / "recipe.json").read_text())
+    assert loop["model"]["layout"] == make_recipe("loop", "small").model.layout
+
+
+def test_help_asks_the_hardware_only_where_it_decides(cli, monkeypatch):
+    def asked(*_: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("ouroboros.train.hardware.detect", asked)
+    for words in (["loop"], ["gpt"], [], ["rhrm", "--size", "lite"]):
+        assert cli("train", *words, "--help").status == 0
+    with pytest.raises(AssertionError, match="asked"):
+        cli("train", "rhrm", "--help")
+
+
+def test_a_run_stopped_early_says_why_everywhere(cli, tiny, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index in range(60):
+        (folder / f"{index}.txt").write_text(f"{index} and some words about {index * index}\n" * 20)
+    run, budget = tmp_path / "run", ["--steps", "9", "--train.eval-every", "2"]
+    more = ["--train.eval-bytes", "4000", "--data.valid-fraction", "0.4", "--train.target-loss", "50"]
+    result = cli("train", "loop", "--size", "tiny", "--data", folder, "--out", run, *budget, *tiny, *more, "--json")
+    facts = result.json
+    assert facts["finished"] and facts["step"] == facts["exported_step"] == 2
+    assert facts["stopped_by"] == "target_loss" and "is at or below the target 50" in facts["stopped_because"]
+    assert "stops at 50 nats per token (" in result.err and f"stopped early: {facts['stopped_because']}" in result.err
+    message = cli("resume", run).error()
+    assert "the run is complete (2 steps), stopped early: validation" in message
+    again = cli("resume", run, "--train.target-loss", "None", "--allow-changes", "--quiet")
+    assert again.status == 0 and "finished, 9 steps" in again.out and "stopped early" not in again.out
+    short = tmp_path / "short"
+    said = cli("train", "loop", "--size", "tiny", "--data", folder, "--out", short, *budget, *tiny, *more, "--quiet")
+    assert said.status == 0 and "stopped early: validation" in said.out and said.err == ""
 
 
 @pytest.mark.parametrize(

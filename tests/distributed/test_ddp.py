@@ -33,7 +33,7 @@ import torch
 
 torch.set_num_threads(1)
 from ouroboros.cli import main
-from ouroboros.train import distributed
+from ouroboros.train import distributed, validate
 from ouroboros.train.log import Progress
 
 here, rank = Path(sys.argv[2]), int(os.environ["RANK"])
@@ -48,6 +48,11 @@ for name, (arguments, stop_at, port) in json.loads(Path(sys.argv[1]).read_text()
             os.kill(os.getpid(), signal.SIGTERM)
 
     Progress.update = stopping if stop_at else update
+    if name == "failing":  # on the main process alone
+        def failing(trainer, sample):
+            raise RuntimeError("no memory")
+
+        validate.validate = failing
     sys.stdout = (here / f"{name}.{rank}.out").open("w")
     sys.stderr = (here / f"{name}.{rank}.err").open("w")
     status = main(arguments)
@@ -77,6 +82,9 @@ LOOPS = [
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
     *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
 ]
+
+PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "10", "--optim.warmup-fraction", "0"]
+"""At this rate the first steps make everything worse."""
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +120,9 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dropout": (train("dropout", "--model.dropout", "0.1"), None),
         "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
+        "patience": (train("patience", *PATIENCE), None),
         "odd": (train("odd", "--train.batch-size", "6", "--train.accumulation", "2"), None),
+        "failing": (train("failing", "--train.eval-every", "1", "--train.max-bad-validations", "2"), None),
     }
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in cases]
@@ -192,3 +202,17 @@ def test_a_run_of_two_processes_goes_on_alone(outcomes, tmp_path, capsys):
     shutil.copytree(outcomes / "plain", run)
     assert main(["resume", str(run), "--train.steps", "7", "--allow-changes", "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 7
+
+
+def test_a_validation_that_fails_on_one_process_stops_both_with_a_checkpoint(outcomes):
+    assert status(outcomes, "failing") == [1, 1]
+    main_error, other = ((outcomes / f"failing.{rank}.err").read_text() for rank in (0, 1))
+    assert "2 validations in a row failed, the last one with RuntimeError: no memory; step 2 is saved" in main_error
+    assert "2 validations in a row failed, see the main process" in other
+    assert (outcomes / "failing" / "checkpoints" / "step-00000002" / "COMPLETE.json").is_file()
+
+
+def test_patience_ends_both_processes_at_the_same_step(outcomes):
+    assert status(outcomes, "patience") == [0, 0], (outcomes / "patience.0.err").read_text()
+    facts = json.loads((outcomes / "patience.0.out").read_text())
+    assert facts["stopped_by"] == "patience" and facts["exported_step"] == facts["best_step"] == facts["step"] - 2

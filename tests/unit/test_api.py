@@ -13,9 +13,9 @@ from transformers.utils import logging as hf_logging
 import ouroboros
 from ouroboros import api
 from ouroboros.accounting import cost
-from ouroboros.api import build, load, load_model, model_directory
+from ouroboros.api import build, load, load_model, load_with_text_tokenizer, model_directory
 from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, Recipe
-from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
 
@@ -50,7 +50,7 @@ def test_the_package_offers_the_public_names():
 def test_build_has_the_size_of_the_recipe(name):
     model = build(recipe(name, "tiny"))
     assert sum(p.numel() for p in model.parameters()) == cost(recipe(name, "tiny").model).parameters
-    assert model.config.eos_token_id == 256
+    assert model.config.eos_token_id == (256 if recipe(name, "tiny").data.tokenizer == "bytes" else None)
 
 
 def test_the_end_of_text_follows_the_tokenizer():
@@ -99,6 +99,36 @@ def test_what_is_no_model(tmp_path, saved):
     (saved / "model.safetensors").unlink()
     with pytest.raises(OuroborosError, match="neither a finished model"):
         load(saved)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(saved):
+    train_bpe([b"some words and some more words " * 20], 270).save(saved)
+    for loader in (load, load_with_text_tokenizer):
+        with pytest.raises(OuroborosError, match=r"model has a vocabulary of 257 and the tokenizer one of 270: they"):
+            loader(saved)
+
+
+def test_no_tokenizer_is_one_line(saved):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (saved / file).unlink()
+    for loader in (load, load_with_text_tokenizer):
+        with pytest.raises(OuroborosError, match=r"holds no tokenizer \(tokenizer\.json\); copy the one") as caught:
+            loader(saved)
+        assert "\n" not in str(caught.value)
+    assert load_model(saved).config.vocab_size == 257  # which needs none
+
+
+def test_a_damaged_tokenizer_is_one_line(saved):
+    (saved / "tokenizer.json").write_text("{")
+    for loader in (load, load_with_text_tokenizer):
+        with pytest.raises(OuroborosError, match="cannot (be loaded|load the tokenizer): .+") as caught:
+            loader(saved)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_text_tokenizer_is_the_same(saved):
+    model, text = load_with_text_tokenizer(saved)
+    assert text.encode(b"abc").tolist() == load(saved)[1]("abc").input_ids and not model.training
 
 
 def change(directory: Path, edit) -> None:

@@ -71,6 +71,18 @@ def test_bad_options_are_refused_before_anything_is_made(tmp_path, text):
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+def test_the_default_directory_gets_a_number_instead_of_a_refusal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = DemoOptions().out
+    assert demo._free(out) == out
+    for taken in (out, out.with_name("demo-2")):
+        taken.mkdir(parents=True)
+        assert demo._free(out) == out
+    for taken in (out, out.with_name("demo-2")):
+        (taken / "notes.txt").write_text("keep")
+    assert demo._free(out) == out.with_name("demo-3")
+
+
 @pytest.mark.timeout(120)
 def test_both_arms_learn_the_same_text_in_the_same_order(text, tmp_path):
     pytest.importorskip("jinja2")

@@ -10,18 +10,21 @@ from ouroboros.errors import check
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-    """Which documents are left out, and why; every rule is off by default. What was dropped is counted and shown."""
+    """Which documents are left out, and why; every rule is off by default. What was dropped is counted and shown.
+
+    A plain text file named by itself is one document that the user chose: it is never left out.
+    """
 
     min_characters: int = 0
     """Shorter documents are dropped (``short``)."""
     max_characters: int | None = None
     """Longer documents are dropped (``long``)."""
     symbol_run: int | None = None
-    """Documents with this many symbols in a row are dropped (``symbols``)."""
+    """Documents with this many symbols in a row, or more, are dropped (``symbols``)."""
     symbol_rule: Literal["unicode", "ascii"] = "unicode"
-    """``unicode``: a symbol is what is neither letter, mark, number nor white space by its category, and runs of one
-    repeated symbol (rulers, table borders) do not count. ``ascii``: anything but ASCII letters, digits and white space
-    is a symbol, as in R-HRM as published."""
+    """``unicode``: a symbol is what is neither letter, mark, number nor white space by its category; one that is
+    repeated in a row counts once (rulers), and borders of tables do not count. ``ascii``: anything but ASCII letters,
+    digits and white space is a symbol, as in R-HRM as published."""
     min_letters: float = 0.0
     """Documents with a smaller share of letters, marks and numbers among what is not white space are dropped
     (``letters``)."""
@@ -52,7 +55,7 @@ class DataSpec:
     """``bytes``, ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""
     sequence_length: int = 512
     text_field: str = "text"
-    """Field of jsonl, json and parquet records that holds the text."""
+    """Field of jsonl, json, parquet and hub records that holds the text, where a source names no format."""
     valid_fraction: float = 0.05
     test_fraction: float = 0.05
     max_bytes: int | None = None

@@ -1,8 +1,10 @@
 """Text into windows of tokens: sources, splits, tokenizers, shards and the loader.
 
-The flow is one direction: :mod:`~ouroboros.data.sources` reads documents, :mod:`~ouroboros.data.splits` divides
+The flow is one direction: :mod:`~ouroboros.data.sources` reads documents (:mod:`~ouroboros.data.formats` makes text of
+records, :mod:`~ouroboros.data.filters` leaves some out), :mod:`~ouroboros.data.splits` divides
 them, :mod:`~ouroboros.data.tokenize` turns bytes into ids, :mod:`~ouroboros.data.shards` writes memory-mapped
-files with a manifest, :mod:`~ouroboros.data.loader` cuts windows in a documented, resumable order.
+files with a manifest, :mod:`~ouroboros.data.loader` cuts windows in a documented, resumable order;
+:mod:`~ouroboros.data.stream` does both at once for sources that are read while training runs.
 Names are imported on first use; nothing here imports torch.
 """
 
@@ -12,7 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ouroboros.data.loader import Loader as Loader
     from ouroboros.data.loader import WindowLoader as WindowLoader
+    from ouroboros.data.mixtures import parse_sources as parse_sources
     from ouroboros.data.prepared import PreparedData as PreparedData
     from ouroboros.data.prepared import open_prepared as open_prepared
     from ouroboros.data.shards import prepare as prepare
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from ouroboros.data.sources import read_documents as read_documents
     from ouroboros.data.splits import Splits as Splits
     from ouroboros.data.splits import split_documents as split_documents
+    from ouroboros.data.stream import StreamLoader as StreamLoader
+    from ouroboros.data.stream import open_loader as open_loader
     from ouroboros.data.tokenize import TextTokenizer as TextTokenizer
     from ouroboros.data.tokenize import byte_tokenizer as byte_tokenizer
     from ouroboros.data.tokenize import load_tokenizer as load_tokenizer
@@ -29,11 +35,13 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import train_bpe as train_bpe
 
 _MODULES = {
-    "loader": ("WindowLoader",),
+    "loader": ("Loader", "WindowLoader"),
+    "mixtures": ("parse_sources",),
     "prepared": ("PreparedData", "open_prepared"),
     "shards": ("prepare",),
     "sources": ("Document", "SourceRef", "parse_source", "read_documents"),
     "splits": ("Splits", "split_documents"),
+    "stream": ("StreamLoader", "open_loader"),
     "tokenize": ("TextTokenizer", "byte_tokenizer", "load_tokenizer", "resolve_tokenizer", "train_bpe"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

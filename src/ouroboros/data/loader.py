@@ -5,7 +5,8 @@ only group it. Sample number ``i`` = 0, 1, 2, ... is made in three steps.
 
 1. *Windows.* The training ids of source ``s`` are one stream of ``n`` ids (documents joined, each after its
    end-of-text id). Window ``w`` is ids ``w*T`` to ``w*T + T`` inclusive: T inputs and, shifted by one, T targets.
-   There are ``W = (n - 1) // T`` windows; the ids after the last one are dropped and counted.
+   There are ``W = ceil((n - 1) / T)`` windows; the last ends with the stream and so overlaps the one before it where
+   T does not divide ``n - 1``. Hence every id but the first is a target in every epoch.
 2. *Mixing.* With weights normalised to sum 1 and ``c[s]`` samples drawn before from source ``s``, sample ``i`` comes
    from the source that minimises ``(c[s] + 1 - d) / weight[s]`` among those with ``weight[s] * (i + 1) - c[s] >= d``,
    where ``d = 1 / (2 S - 2)`` for S sources, ties to the lower number (Tijdeman, "The chairman assignment problem",
@@ -21,8 +22,8 @@ The state is the number of samples drawn and ``c``.
 
 from __future__ import annotations
 
+import abc
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,6 @@ import numpy as np
 
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
-
-logger = logging.getLogger(__name__)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _TOLERANCE = 1e-9
@@ -62,13 +61,13 @@ def choose_source(weights: Sequence[float], counts: Sequence[int]) -> int:
     return min(due, key=lambda s: ((counts[s] + 1 - slack) / weights[s], s))
 
 
-class WindowLoader:
-    """Batches of windows over prepared data; its position is saved and restored exactly.
+class Loader(abc.ABC):
+    """Batches of windows, mixed by weight; what loaders of stored and of streamed text share.
 
     Attributes:
-        windows: windows of each source in one epoch.
-        dropped_tokens: ids of each source that are never a target (shorter than one window, at the end).
-        samples: samples drawn so far, over all processes.
+        batch_size: samples of a global batch, over all processes.
+        sequence_length: T, inputs of a window.
+        names: the sources.
     """
 
     def __init__(
@@ -87,12 +86,12 @@ class WindowLoader:
             prepared: the data.
             batch_size: samples of a global batch, over all processes.
             sequence_length: T, inputs of a window.
-            seed: of the order.
+            seed: of the run; a position belongs to one.
             rank: this process.
             world_size: processes; each takes ``batch_size // world_size`` consecutive samples of a global batch.
 
         Raises:
-            OuroborosError: sizes that do not fit; a source with less than one window.
+            OuroborosError: sizes that do not fit; a stored source with less than one window.
         """
         if sequence_length < 1:
             raise OuroborosError(f"data.sequence_length must be >= 1, got {sequence_length}")
@@ -104,18 +103,14 @@ class WindowLoader:
             )
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.rank, self.world_size = rank, world_size
-        self.fingerprint = prepared.fingerprint
-        self._names = [ref.text for ref in prepared.sources]
-        self._streams = [prepared.train_tokens(index) for index in range(len(self._names))]
+        self.names = [ref.text for ref in prepared.sources]
         self._weights = [weight / sum(prepared.weights) for weight in prepared.weights]
-        for name, stream in zip(self._names, self._streams, strict=True):
-            _check_length(name, len(stream), sequence_length)
-        self.windows = [(len(stream) - 1) // sequence_length for stream in self._streams]
-        self.dropped_tokens = [(len(stream) - 1) % sequence_length for stream in self._streams]
-        if any(self.dropped_tokens):
-            logger.info("data: %d training tokens do not fill a window and are dropped", sum(self.dropped_tokens))
-        self._counts = [0] * len(self._streams)
-        self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
+        self._counts = [0] * len(self.names)
+        self._open(prepared)
+
+    @abc.abstractmethod
+    def _open(self, prepared: PreparedData) -> None:
+        """Get ready to give the first window."""
 
     @property
     def samples(self) -> int:
@@ -128,15 +123,17 @@ class WindowLoader:
         return list(self._counts)
 
     @property
+    @abc.abstractmethod
     def epochs(self) -> list[float]:
         """How often each source has been read."""
-        return [count / windows for count, windows in zip(self._counts, self.windows, strict=True)]
 
     def next_batch(self) -> np.ndarray:
         """This process's part of the next global batch, int64 (batch_size // world_size, T + 1)."""
-        draws, self._counts = self._draw()
+        draws, counts = self._draw()
         share = self.batch_size // self.world_size
-        return self._gather(draws[self.rank * share : (self.rank + 1) * share])
+        batch = self._gather(draws[self.rank * share : (self.rank + 1) * share])
+        self._advance(counts)
+        return batch
 
     def peek_hash(self) -> str:
         """sha256 (hex) of the next global batch (little-endian int64) without advancing; equal on all processes."""
@@ -146,7 +143,7 @@ class WindowLoader:
         """The position and what it belongs to, as JSON values."""
         return {"samples": self.samples, "counts": self.counts, **self._identity()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position.
 
         Raises:
@@ -159,17 +156,13 @@ class WindowLoader:
             if state[name] != value:
                 raise OuroborosError(f"data position: was saved with {name} {state[name]!r}, not {value!r}")
         counts = [int(count) for count in state["counts"]]
-        if len(counts) != len(self._streams) or min(counts) < 0 or sum(counts) != state["samples"]:
+        if len(counts) != len(self.names) or min(counts) < 0 or sum(counts) != state["samples"]:
             raise OuroborosError(f"data position: counts {counts} do not fit samples {state['samples']}")
         self._counts = counts
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "sequence_length": self.sequence_length,
-            "weights": self._weights,
-            "fingerprint": self.fingerprint,
-        }
+        """What a position belongs to, as JSON values."""
+        return {"seed": self.seed, "sequence_length": self.sequence_length, "weights": self._weights}
 
     def _draw(self) -> tuple[list[tuple[int, int]], list[int]]:
         """The next global batch as (source, draw number in it), and the counts after it."""
@@ -182,13 +175,50 @@ class WindowLoader:
         return draws, counts
 
     def _gather(self, draws: list[tuple[int, int]]) -> np.ndarray:
-        size = self.sequence_length
-        batch = np.empty((len(draws), size + 1), dtype=np.int64)
+        """The windows of some draws, int64 (len(draws), T + 1)."""
+        batch = np.empty((len(draws), self.sequence_length + 1), dtype=np.int64)
         for row, (source, draw) in enumerate(draws):
-            epoch, position = divmod(draw, self.windows[source])
-            start = int(self._order(source, epoch)[position]) * size
-            batch[row] = self._streams[source][start : start + size + 1]
+            batch[row] = self._window(source, draw)
         return batch
+
+    @abc.abstractmethod
+    def _window(self, source: int, draw: int) -> np.ndarray:
+        """Draw number ``draw`` of a source, (T + 1,)."""
+
+    def _advance(self, counts: list[int]) -> None:
+        """Go to the position at which ``counts`` samples of each source have been drawn."""
+        self._counts = counts
+
+
+class WindowLoader(Loader):
+    """Batches of windows over prepared data; its position is saved and restored exactly.
+
+    Attributes:
+        windows: windows of each source in one epoch.
+        fingerprint: of the prepared data.
+    """
+
+    def _open(self, prepared: PreparedData) -> None:
+        self.fingerprint = prepared.fingerprint
+        self._streams = [prepared.train_tokens(index) for index in range(len(self.names))]
+        for name, stream in zip(self.names, self._streams, strict=True):
+            _check_length(name, len(stream), self.sequence_length)
+        self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]
+        self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
+
+    @property
+    def epochs(self) -> list[float]:
+        """How often each source has been read."""
+        return [count / windows for count, windows in zip(self._counts, self.windows, strict=True)]
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "fingerprint": self.fingerprint}
+
+    def _window(self, source: int, draw: int) -> np.ndarray:
+        epoch, position = divmod(draw, self.windows[source])
+        stream = self._streams[source]
+        start = window_start(len(stream), self.sequence_length, int(self._order(source, epoch)[position]))
+        return stream[start : start + self.sequence_length + 1]
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         cached = self._orders[source]
@@ -198,24 +228,55 @@ class WindowLoader:
         return cached[1]
 
 
+def count_windows(tokens: int, sequence_length: int) -> int:
+    """Windows of one epoch of a stream of ``tokens`` ids. See the module's step 1."""
+    return -(-(tokens - 1) // sequence_length)
+
+
+def window_start(tokens: int, sequence_length: int, window: int) -> int:
+    """Where a window begins in a stream of ``tokens`` ids. See the module's step 1."""
+    return min(window * sequence_length, tokens - 1 - sequence_length)
+
+
 def seen_text(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
-    """The training text that a run has seen, each window once, in the order of the text; None when it is all of it.
+    """The prepared training text that a run has seen, once, in the order of the text; None when it is all of it.
+
+    Of a streamed run the prepared text is the head of each source; what the run read beyond it was not kept.
 
     Args:
         prepared: the run's data.
-        position: :meth:`WindowLoader.state_dict` of the run.
+        position: :meth:`Loader.state_dict` of the run.
     """
-    length, seed = position["sequence_length"], position["seed"]
+    return _documents_read(prepared, position) if prepared.spec.stream else _windows_read(prepared, position)
+
+
+def _windows_read(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
+    length, seed, counts = position["sequence_length"], position["seed"], position["counts"]
     streams = [prepared.train_tokens(index) for index in range(len(prepared.sources))]
-    totals = [(len(stream) - 1) // length for stream in streams]
-    counts = position["counts"]
+    totals = [count_windows(len(stream), length) for stream in streams]
     if all(count >= total for count, total in zip(counts, totals, strict=True)):
         return None
     found = []
     for source, (stream, total, count) in enumerate(zip(streams, totals, counts, strict=True)):
-        windows = np.sort(window_order(seed, source, 0, total)[:count])
-        found += [prepared.tokenizer.decode(stream[at * length : (at + 1) * length]) for at in windows.tolist()]
+        end = 0
+        for window in np.sort(window_order(seed, source, 0, total)[:count]).tolist():
+            start = window_start(len(stream), length, window)
+            found.append(prepared.tokenizer.decode(stream[max(start, end) : start + length]))
+            end = start + length
     return found
+
+
+def _documents_read(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
+    """The documents of the prepared head that a streamed run has begun to read in its first pass."""
+    found, is_all = [], True
+    for source, place in enumerate(position["positions"]):
+        documents = prepared.documents("train", source)
+        counts = place["counts"]
+        before = counts.get("kept", 0) - counts.get("held out", 0)
+        read = len(documents) if place["epoch"] else before + (place["offset"] > 0)
+        is_all &= read >= len(documents)
+        found += documents[:read]
+    return None if is_all else found
 
 
 def _check_length(name: str, tokens: int, sequence_length: int) -> None:

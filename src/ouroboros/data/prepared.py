@@ -15,6 +15,7 @@ Layout of the directory, for source number ``i`` and each split (``train``, ``va
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -27,14 +28,14 @@ from typing import Any
 import numpy as np
 
 from ouroboros.config import DataSpec, from_dict
-from ouroboros.data.sources import Document, SourceRef, parse_source, read_documents
+from ouroboros.data.sources import Document, SourceRef, read_documents
 from ouroboros.data.splits import SPLITS
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
 from ouroboros.errors import OuroborosError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -46,7 +47,10 @@ class PreparedData:
         self.manifest = manifest
         self.spec: DataSpec = from_dict(DataSpec, manifest["spec"], where=f"{directory / MANIFEST}: spec")
         base = Path(manifest["base"])
-        self.sources: tuple[SourceRef, ...] = tuple(parse_source(text, base=base) for text in self.spec.sources)
+        self.sources: tuple[SourceRef, ...] = tuple(
+            SourceRef(entry["text"], entry["weight"], base, entry["format"]) for entry in manifest["sources"]
+        )
+        """Every source that was read; the parts of a mixture stand in its place."""
 
     @functools.cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -115,7 +119,7 @@ class PreparedData:
         return self.directory / f"{source}-{split}{suffix}"
 
     def check_sources(self, base: Path | None = None) -> None:
-        """Read every source again and refuse if one has changed. Hub streams are not read again.
+        """Read every source again and refuse if one has changed. What is streamed is not read again.
 
         Args:
             base: directory that relative sources are resolved against; None means where they were prepared.
@@ -124,10 +128,10 @@ class PreparedData:
             OuroborosError: names the source that changed, or is gone.
         """
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
-            if ref.kind == "hf":
+            if ref.kind == "hf" or self.spec.stream:
                 logger.info("source %r: a stream, not compared again", ref.text)
                 continue
-            where = ref if base is None else SourceRef(ref.text, ref.weight, base)
+            where = ref if base is None else dataclasses.replace(ref, base=base)
             if fingerprint_of(read_documents(where, self.spec)) != entry["fingerprint"]:
                 raise OuroborosError(
                     f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
@@ -136,13 +140,14 @@ class PreparedData:
 
 
 class Fingerprint:
-    """sha256 over the names and bytes of documents, each with its length."""
+    """sha256 over the names, bytes and groups of documents, each with its length."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def add(self, document: Document) -> None:
-        for part in (document.name.encode("utf-8", "surrogateescape"), document.data):
+        group = () if document.group is None else (document.group,)
+        for part in (document.name.encode("utf-8", "surrogateescape"), document.data, *group):
             self._digest.update(len(part).to_bytes(8, "little"))
             self._digest.update(part)
 

@@ -1,53 +1,71 @@
-"""Text in records: json lines, json arrays, parquet files and Hugging Face streams."""
+"""Records: json lines, json arrays, parquet files and Hugging Face streams, each record as text."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ouroboros.config import DataSpec
-from ouroboros.errors import OuroborosError, nearest
+from ouroboros.data.formats import TextFormat
+from ouroboros.errors import OuroborosError
 
-logger = logging.getLogger(__name__)
+
+class StreamError(OuroborosError):
+    """A stream that broke or could not be opened; it may work when opened again."""
 
 
-def read_records(path: Path, field: str) -> Iterator[tuple[int, bytes]]:
-    """The text of each record of a ``.jsonl``, ``.json`` or ``.parquet`` file: (line or row from 1, UTF-8 bytes).
+class Record(NamedTuple):
+    """The text of one record, None where it has none."""
+
+    place: int
+    """Line or row, from 1."""
+    text: str | None
+    data: bytes | None
+    """``text`` in UTF-8."""
+    group: str | None
+
+
+@dataclass
+class Skip:
+    """How many records are still to be passed over; readers count it down."""
+
+    left: int = 0
+
+
+def read_records(path: Path, form: TextFormat, skip: Skip | None = None) -> Iterator[Record]:
+    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order, without the first ``skip.left``.
+
+    Lines that are passed over are not parsed, row groups of parquet not read. ``skip`` counts down.
 
     Raises:
-        OuroborosError: not readable, not JSON or parquet, a record without ``field``; names file and line or row.
+        OuroborosError: not readable, not JSON or parquet, a record without a column of ``form`` or with something
+            else than text there; names file and line or row.
     """
+    skip = skip or Skip()
     try:
         if path.suffix.lower() == ".parquet":
-            yield from _read_parquet(path, field)
+            yield from _read_parquet(path, form, skip)
         elif _is_array(path):
-            yield from _read_array(path, field)
+            yield from _read_array(path, form, skip)
         else:
-            yield from _read_lines(path, field)
+            yield from _read_lines(path, form, skip)
     except OSError as error:
         raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
 
 
-def record_text(record: Any, field: str, where: str) -> bytes:
-    """``record[field]`` as UTF-8 bytes; ``where`` names file and line in errors."""
-    if not isinstance(record, dict):
-        raise OuroborosError(f"{where}: expected an object with a field {field!r}, got {type(record).__name__}")
-    if field not in record:
-        raise OuroborosError(f"{where}: no field {field!r} (data.text_field){nearest(field, map(str, record))}")
-    text = record[field]
-    if not isinstance(text, str):
-        raise OuroborosError(f"{where}: field {field!r} holds {_kind(text)}, not text")
+def _record(value: Any, form: TextFormat, place: int, where: str) -> Record:
+    if not isinstance(value, dict):
+        raise OuroborosError(f"{where}: expected an object with columns, got {type(value).__name__}")
+    text = form.render(value, where)
+    if text is None:
+        return Record(place, None, None, None)
     try:
-        return text.encode("utf-8")
+        return Record(place, text, text.encode(), form.group_of(value, where))
     except UnicodeEncodeError as error:
-        raise OuroborosError(f"{where}: field {field!r} has an unpaired surrogate at character {error.start}") from None
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+        raise OuroborosError(f"{where}: its text has an unpaired surrogate at character {error.start}") from None
 
 
 def _is_array(path: Path) -> bool:
@@ -58,16 +76,24 @@ def _is_array(path: Path) -> bool:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
-def _read_lines(path: Path, field: str) -> Iterator[tuple[int, bytes]]:
+def _read_lines(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, record_text(_parse(line, f"{path}:{number}"), field, f"{path}:{number}")
+            if line.isspace():
+                continue
+            if skip.left:
+                skip.left -= 1
+                continue
+            where = f"{path}:{number}"
+            yield _record(_parse(line, where), form, number, where)
 
 
-def _read_array(path: Path, field: str) -> Iterator[tuple[int, bytes]]:
-    for number, record in enumerate(_parse(path.read_bytes(), str(path)), 1):
-        yield number, record_text(record, field, f"{path}: record {number}")
+def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
+    values = _parse(path.read_bytes(), str(path))
+    passed = min(skip.left, len(values))
+    skip.left -= passed
+    for number, value in enumerate(values[passed:], passed + 1):
+        yield _record(value, form, number, f"{path}: record {number}")
 
 
 def _parse(data: bytes, where: str) -> Any:
@@ -77,47 +103,56 @@ def _parse(data: bytes, where: str) -> Any:
         raise OuroborosError(f"{where}: not JSON: {error}") from None
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[tuple[int, bytes]]:
+def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
-                raise OuroborosError(f"{path}: no column {field!r} (data.text_field){nearest(field, names)}")
-            row = 0
-            for batch in file.iter_batches(columns=[field]):
-                for value in batch.column(0).to_pylist():
+            wanted = [*form.columns, *([form.group] if form.group else [])] or names
+            for column in wanted:
+                if column not in names:
+                    raise form.missing(column, names, str(path))
+            row, groups = 0, list(range(file.metadata.num_row_groups))
+            while groups and file.metadata.row_group(groups[0]).num_rows <= skip.left:
+                size = file.metadata.row_group(groups.pop(0)).num_rows
+                row, skip.left = row + size, skip.left - size
+            for batch in file.iter_batches(columns=list(dict.fromkeys(wanted)), row_groups=groups) if groups else ():
+                passed = min(skip.left, batch.num_rows)
+                row, skip.left = row + passed, skip.left - passed
+                for value in batch.slice(passed).to_pylist():
                     row += 1
-                    yield row, record_text({field: value}, field, f"{path}: row {row}")
+                    yield _record(value, form, row, f"{path}: row {row}")
     except pyarrow.ArrowException as error:
         raise OuroborosError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
 
 
-def read_hub(text: str, spec: DataSpec) -> Iterator[tuple[str, bytes]]:
+def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Iterator[tuple[str, Record]]:
     """Stream ``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT`` (split ``train`` by default).
 
     Yields:
-        (``NAME:row`` from 1, UTF-8 bytes).
+        (``NAME:row`` with rows from 1, the record), from row ``start`` + 1 on.
 
     Raises:
-        OuroborosError: no ``data.max_bytes``; no such data set, no network; a row without the text field.
+        StreamError: no such data set, no network, the stream broke.
+        OuroborosError: neither ``data.stream`` nor ``data.max_bytes``; a row without a column of ``form``.
     """
     name, config, split = (*text.removeprefix("hf:").split(":"), "", "")[:3]
     if not name:
         raise OuroborosError(f"source {text!r}: no name after 'hf:'; write 'hf:OWNER/NAME'")
-    if spec.max_bytes is None:
-        raise OuroborosError(f"source {text!r}: a stream needs data.max_bytes, for example 10000000")
-    for number, row in enumerate(_hub_rows(text, name, config or None, split or "train"), 1):
-        yield f"{name}:{number}", record_text(row, spec.text_field, f"source {text!r}: row {number}")
+    if spec.max_bytes is None and not spec.stream:
+        raise OuroborosError(f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000")
+    for number, row in enumerate(_hub_rows(text, name, config or None, split or "train", start), start + 1):
+        yield f"{name}:{number}", _record(row, form, number, f"source {text!r}: row {number}")
 
 
-def _hub_rows(text: str, name: str, config: str | None, split: str) -> Iterable[Any]:
+def _hub_rows(text: str, name: str, config: str | None, split: str, start: int) -> Iterable[Any]:
     import datasets
 
     try:
-        yield from datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        yield from rows.skip(start) if start else rows
     except Exception as error:  # network, hub and parser errors share no base class; the user needs one line
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise OuroborosError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error
+        raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error

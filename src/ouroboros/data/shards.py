@@ -1,8 +1,9 @@
 """Sources to shards: read, split, tokenise, write once, atomically.
 
 The directory appears complete or not at all: files are written in a temporary sibling, synced, then renamed.
-The same specification and sources give the same bytes. Documents of one source are in memory at a time;
-tokenising works from the files. The layout is in :mod:`ouroboros.data.prepared`.
+The same specification and sources give the same bytes. Of a stream only the head is read: its held-out parts, its
+statistics and what the tokenizer is trained on; training reads it anew. Documents of one source are in memory at a
+time; tokenising works from the files. The layout is in :mod:`ouroboros.data.prepared`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.mixtures import parse_sources
 from ouroboros.data.prepared import (
     FORMAT_VERSION,
     MANIFEST,
@@ -30,7 +33,8 @@ from ouroboros.data.prepared import (
     file_sha256,
     open_prepared,
 )
-from ouroboros.data.sources import Document, SourceRef, parse_source, read_documents
+from ouroboros.data.published import published_blocks
+from ouroboros.data.sources import Document, SourceRef, describe_counts, read_documents
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError
@@ -48,7 +52,7 @@ def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
             was prepared; the disk is full or not writable. Nothing half-written stays.
     """
     path = Path(out)
-    refs = _parse_sources(spec)
+    refs = parse_sources(spec.sources, base=Path.cwd())
     if (path / MANIFEST).exists():
         return _reuse(spec, path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -72,15 +76,6 @@ def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
     return open_prepared(path)
 
 
-def _parse_sources(spec: DataSpec) -> list[SourceRef]:
-    base = Path.cwd()
-    refs = [parse_source(text, base=base) for text in spec.sources]
-    for index, ref in enumerate(refs):
-        if any(ref.text == other.text for other in refs[:index]):
-            raise OuroborosError(f"source {ref.text!r}: named twice; name it once with a weight, '{ref.text}=2'")
-    return refs
-
-
 def _reuse(spec: DataSpec, path: Path) -> PreparedData:
     prepared = open_prepared(path)
     wanted, found = to_dict(spec), to_dict(prepared.spec)
@@ -100,20 +95,26 @@ def _reuse(spec: DataSpec, path: Path) -> PreparedData:
     return prepared
 
 
-def _write_all(spec: DataSpec, refs: list[SourceRef], work: Path) -> None:
+def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path) -> None:
     """Everything of one preparation: texts first, then the tokenizer they may train, then ids, the manifest last."""
     entries: list[dict[str, Any]] = []
     outlines: list[Splits] = []
     for index, ref in enumerate(refs):
-        splits, fingerprint = _split_source(ref, spec)
+        documents: Counter[str] = Counter()
+        splits, fingerprint = _split_source(ref, spec, documents)
+        _report_counts(ref, documents)
         counts = {split: _write_raw(splits.spans(split), work / f"{index}-{split}") for split in SPLITS}
         entries.append(
             {
                 "text": ref.text,
                 "weight": ref.weight,
+                "format": ref.format,
                 "kind": ref.kind,
                 "fingerprint": fingerprint,
                 "cut": splits.is_cut,
+                "read": documents.pop("read"),
+                "kept": documents.pop("kept"),
+                "dropped": dict(sorted(documents.items())),
                 "splits": counts,
             }
         )
@@ -128,22 +129,50 @@ def _write_all(spec: DataSpec, refs: list[SourceRef], work: Path) -> None:
             names = [f"{refs[index].text}: {span.document.name}" for span in outlines[index].spans(split)]
             tokens = _write_tokens(tokenizer, work / f"{index}-{split}", names, dtype)
             entry["splits"][split]["tokens"] = tokens
+        entry.update(_length_facts(work / f"{index}-train", spec.sequence_length))
     _write_manifest(spec, tokenizer, dtype, entries, work)
 
 
-def _split_source(ref: SourceRef, spec: DataSpec) -> tuple[Splits, str]:
-    """Read one source: its splits and its fingerprint."""
+def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
+    """Log what was read, kept and dropped, and warn where most was dropped."""
+    is_little = 2 * counts["kept"] < counts["read"]
+    hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
+    logger.log(
+        logging.WARNING if is_little else logging.INFO, "source %r: %s%s", ref.text, describe_counts(counts), hint
+    )
+
+
+def _length_facts(stem: Path, block: int) -> dict[str, Any]:
+    """How long the training documents are, and what a cut into blocks that crosses no document would have lost.
+
+    Lengths are in tokens with the end-of-text token: ``lengths[k]`` documents have 2^k to 2^(k+1) - 1 of them.
+    """
+    lengths = np.diff(np.load(f"{stem}.idx.npy", allow_pickle=False))
+    blocks = np.array([len(published_blocks(length, block)) for length in lengths.tolist()], dtype=np.int64)
+    return {
+        "lengths": np.bincount(np.frexp(lengths)[1] - 1).tolist(),
+        "block_cut": {
+            "block": block,
+            "blocks": int(blocks.sum()),
+            "documents_lost": int((blocks == 0).sum()),
+            "tokens_lost": int(lengths.sum() - block * blocks.sum()),
+        },
+    }
+
+
+def _split_source(ref: SourceRef, spec: DataSpec, counts: Counter[str]) -> tuple[Splits, str]:
+    """Read one source: its splits and its fingerprint; ``counts`` is added what was kept and dropped."""
     fingerprint = Fingerprint()
 
     def documents() -> Iterator[Document]:
-        for document in read_documents(ref, spec):
+        for document in read_documents(ref, spec, counts=counts):
             fingerprint.add(document)
             if spec.tokenizer.startswith("bpe:"):
                 decode_utf8(document.data, document.name)
             yield document
 
     try:
-        splits = split_documents(documents(), spec.valid_fraction, spec.test_fraction)
+        splits = split_documents(documents(), spec.valid_fraction, spec.test_fraction, allow_cut=not spec.stream)
     except OuroborosError as error:
         text = str(error)
         raise OuroborosError(text if ref.text in text else f"source {ref.text!r}: {text}") from None

@@ -1,7 +1,8 @@
 """Where text comes from: the bundled text, files, globs, directories, records and hub streams.
 
-A source is written ``TEXT`` or ``TEXT=WEIGHT``. Bytes are the truth: text files are read as bytes and never altered.
-Documents come in a fixed order (names sorted; records in file order), so a source always has one fingerprint.
+A source is written ``TEXT``, ``TEXT@FORMAT`` or either with ``=WEIGHT``. Bytes are the truth: text files are read as
+bytes and never altered. Documents come in a fixed order (names sorted; records in file order), so a source always has
+one fingerprint. Named mixtures (``mix:NAME``) are several sources: :mod:`ouroboros.data.mixtures`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ import glob
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from ouroboros.config import DataSpec
+from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data.bundled import bundled_files
+from ouroboros.data.filters import Filters
+from ouroboros.data.formats import FORMATS, FieldFormat, TextFormat, find_format
+from ouroboros.data.records import Skip, read_hub, read_records
 from ouroboros.errors import OuroborosError, nearest
 
 logger = logging.getLogger(__name__)
@@ -29,7 +36,11 @@ _TEXT_NAMES = """
     wat xml yaml yml zig zsh
 """
 TEXT_SUFFIXES = frozenset(f".{name}" for name in _TEXT_NAMES.split())
+HEAD_BYTES = 4_000_000
+"""What is read of a stream before training where ``data.max_bytes`` is not set."""
 _MAGIC = frozenset("*?[")
+_HOPELESS = 10_000
+"""A hub stream of which this many documents were all dropped is not read on: it may have no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,10 @@ class Document:
 
     name: str
     data: bytes
+    index: int = 0
+    """Position of the record or file in its source, from 0; those left out count."""
+    group: bytes | None = None
+    """What decides its split instead of ``data``: see :class:`~ouroboros.data.formats.TextFormat`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class SourceRef:
     text: str
     weight: float = 1.0
     base: Path | None = None
+    format: str | None = None
+    """Name or template of the format of its records; None: the column ``data.text_field``."""
 
     @property
     def path(self) -> Path:
@@ -65,23 +82,47 @@ class SourceRef:
             return "directory"
         if not self.path.exists() and _MAGIC & set(self.text):
             return "glob"
-        return "records" if self.path.suffix.lower() in RECORD_SUFFIXES else "file"
+        return "records" if _is_records(self.path) else "file"
 
 
 def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
-    """Read ``TEXT`` or ``TEXT=WEIGHT``; weights are relative and default to 1. A file named with ``=`` wins.
+    """Read ``TEXT``, ``TEXT@FORMAT``, ``TEXT=WEIGHT`` or ``TEXT@FORMAT=WEIGHT``.
+
+    Weights are relative and default to 1. A file whose name has these signs in it wins.
 
     Raises:
-        OuroborosError: empty text; a weight that is not a positive number.
+        OuroborosError: empty text; a weight that is not a positive number; an unknown format.
     """
     if not text.strip():
         raise OuroborosError(
             "data.sources: a source is empty; name a file, a directory, a glob, 'python:' or 'hf:NAME'"
         )
-    whole = SourceRef(text, base=base)
+    if SourceRef(text, base=base).path.exists():
+        return SourceRef(text, base=base)
+    if text.startswith("mix:"):
+        raise OuroborosError(f"source {text!r}: a mixture is several sources, so it cannot be used where one is meant")
+    name, weight = split_weight(text)
+    name, form = _split_format(name, base)
+    if not name:
+        raise OuroborosError(f"source {text!r}: no name before {'@' if form else '='!r}")
+    if form is not None:
+        try:
+            find_format(form)
+        except OuroborosError as error:
+            raise OuroborosError(f"source {text!r}: {error}") from None
+    return SourceRef(name, weight, base, form)
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """``TEXT=WEIGHT`` as (TEXT, weight), the weight 1 without one.
+
+    Raises:
+        OuroborosError: a weight that is not a positive number.
+    """
     name, sign, number = text.rpartition("=")
-    if not sign or whole.path.exists():
-        return whole
+    # "=" may be part of a template: notes.jsonl@{a} = {b}
+    if not sign or ("@" in name and "{" in name and "}" in number):
+        return text, 1.0
     try:
         weight = float(number)
     except ValueError:
@@ -90,32 +131,91 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
         ) from None
     if not (math.isfinite(weight) and weight > 0):
         raise OuroborosError(f"source {text!r}: the weight must be > 0 and finite, got {number}")
-    if not name:
-        raise OuroborosError(f"source {text!r}: no name before '='")
-    return SourceRef(name, weight, base)
+    return name, weight
 
 
-def read_documents(ref: SourceRef, spec: DataSpec) -> Iterator[Document]:
-    """The documents of a source, empty ones skipped, at most ``spec.max_bytes`` bytes in total.
+def _split_format(text: str, base: Path | None) -> tuple[str, str | None]:
+    """Split at the ``@`` that ends the longest existing path, else at the first one that a format follows."""
+    places = [place for place, sign in enumerate(text) if sign == "@"]
+    if not places or SourceRef(text, base=base).path.exists():
+        return text, None
+    for place in reversed(places):
+        if place and SourceRef(text[:place], base=base).path.exists():
+            return text[:place], text[place + 1 :]
+    for place in places:
+        name, form = text[:place], text[place + 1 :]
+        # Of what is not on this disk, only a hub name or a glob can have a format misspelt; else it is a missing file.
+        is_elsewhere = name.startswith(("hf:", "python:")) or _MAGIC & set(name)
+        if form in FORMATS or "{" in form or (is_elsewhere and re.fullmatch(r"[^/*?@]*", form)):
+            return name, form
+    return text, None
+
+
+def head_bytes(spec: DataSpec) -> int | None:
+    """How many bytes of each source are read before training; None: all."""
+    return spec.max_bytes or (HEAD_BYTES if spec.stream else None)
+
+
+def read_documents(
+    ref: SourceRef,
+    spec: DataSpec,
+    *,
+    start: int = 0,
+    limit: int | Literal["spec"] | None = "spec",
+    counts: Counter[str] | None = None,
+) -> Iterator[Document]:
+    """The documents of a source that have text and pass the filters, in order.
+
+    A plain text file named by itself is one document that the user chose; filters do not apply to it.
+
+    Args:
+        ref: the source.
+        spec: text field, filters and limit.
+        start: records and files passed over, cheaply; positions (:attr:`Document.index`) count them.
+        limit: bytes in total: ``spec`` means :func:`head_bytes`, None all. The document that crosses it is cut, with
+            ``spec.stream`` kept whole instead, because cut it would be another text with another split.
+        counts: is added ``read``, ``kept`` and one entry per reason that documents were dropped for.
 
     Raises:
-        OuroborosError: missing, unreadable or empty source; a record without the text field; a failed stream.
+        OuroborosError: missing, unreadable or empty source; a record without a column; every document dropped.
+        StreamError: a hub stream that broke.
     """
-    total = empty = 0
-    for document in _read(ref, spec):
-        data = document.data
-        if spec.max_bytes is not None and total + len(data) > spec.max_bytes:
-            data = data[: character_floor(data, spec.max_bytes - total)]
-        empty += not data
+    limit = head_bytes(spec) if limit == "spec" else limit
+    mine: Counter[str] = Counter()
+    reason = _judge(ref, spec)
+    total = 0
+    for index, raw in enumerate(_read(ref, spec, start, limit), start):
+        dropped = reason(raw)
+        for count in (mine,) if counts is None else (mine, counts):
+            count["read"] += 1
+            count[dropped or "kept"] += 1
+        if dropped:
+            if ref.kind == "hf" and not mine["kept"] and mine["read"] >= _HOPELESS:
+                break
+            continue
+        data = whole = raw.data or b""
+        if limit is not None and not spec.stream and total + len(data) > limit:
+            data = data[: character_floor(data, limit - total)]
         if data:
             total += len(data)
-            yield Document(document.name, data)
-        if spec.max_bytes is not None and (total >= spec.max_bytes or len(data) < len(document.data)):
+            yield Document(raw.name, data, index, raw.group.encode() if raw.group else None)
+        if limit is not None and (total >= limit or len(data) < len(whole)):
             break
-    if empty:
-        logger.info("source %r: skipped %d empty documents", ref.text, empty)
-    if not total:
-        raise OuroborosError(f"source {ref.text!r}: is empty; it needs some text")
+    if counts is None and mine["read"] > mine["kept"]:
+        logger.info("source %r: %s", ref.text, describe_counts(mine))
+    if not total and (not start or mine["read"] >= _HOPELESS):
+        if mine["read"] == mine["empty"]:
+            raise OuroborosError(f"source {ref.text!r}: is empty; it needs some text")
+        raise OuroborosError(
+            f"source {ref.text!r}: every document was dropped ({describe_counts(mine)});"
+            " see data.filters and the format of the source"
+        )
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """``10 read, 7 kept, 2 short, 1 no text`` for the counts of :func:`read_documents`."""
+    reasons = sorted(set(counts) - {"read", "kept"}, key=lambda name: (-counts[name], name))
+    return ", ".join(f"{counts[name]:,} {name}" for name in ("read", "kept", *reasons))
 
 
 def character_floor(data: bytes, position: int) -> int:
@@ -127,31 +227,74 @@ def character_floor(data: bytes, position: int) -> int:
     return position
 
 
-def _read(ref: SourceRef, spec: DataSpec) -> Iterator[Document]:
-    kind = ref.kind
-    if kind == "hf":
-        from ouroboros.data.records import read_hub
+class _Raw(NamedTuple):
+    """What a source holds at one place, before it is judged; ``data`` is None for a record without text."""
 
-        yield from (Document(name, data) for name, data in read_hub(ref.text, spec))
-    elif kind == "python":
-        yield from (Document(name, _read_bytes(path, spec.max_bytes)) for name, path in bundled_files())
+    name: str
+    data: bytes | None
+    text: str | None = None
+    group: str | None = None
+
+
+def _judge(ref: SourceRef, spec: DataSpec) -> Callable[[_Raw], str | None]:
+    """The reason to drop what was read, or None."""
+    filters = Filters(spec.filters) if _is_filtered(ref, spec) else None
+
+    def reason(raw: _Raw) -> str | None:
+        if raw.data is None:
+            return "no text"
+        if not raw.data:
+            return "empty"
+        if not filters:
+            return None
+        return filters.reason(raw.data.decode("utf-8", "replace") if raw.text is None else raw.text)
+
+    return reason
+
+
+def _is_filtered(ref: SourceRef, spec: DataSpec) -> bool:
+    return ref.kind != "file" and spec.filters != FilterSpec()
+
+
+def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iterator[_Raw]:
+    kind = ref.kind
+    form = find_format(ref.format) if ref.format else FieldFormat(spec.text_field)
+    if kind == "hf":
+        for name, record in read_hub(ref.text, spec, form, start):
+            yield _Raw(name, record.data, record.text, record.group)
+        return
+    if kind == "python":
+        files = list(bundled_files())
     elif kind == "directory":
-        yield from _read_files(_directory_files(ref), spec)
+        files = _directory_files(ref)
     elif kind == "glob":
-        yield from _read_files(_glob_files(ref), spec)
+        files = _glob_files(ref)
     else:
         _check_file(ref)
-        yield from _read_files([(ref.path.name, ref.path)], spec)
+        files = [(ref.path.name, ref.path)]
+    if ref.format and not any(_is_records(path) for _, path in files):
+        raise OuroborosError(
+            f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}"
+        )
+    # A file is read no further than needed, unless all of it is to be judged or kept.
+    part = None if spec.stream or _is_filtered(ref, spec) else limit
+    yield from _read_files(files, form, start, part)
 
 
-def _read_files(files: Iterable[tuple[str, Path]], spec: DataSpec) -> Iterator[Document]:
+def _is_records(path: Path) -> bool:
+    return path.suffix.lower() in RECORD_SUFFIXES
+
+
+def _read_files(files: Iterable[tuple[str, Path]], form: TextFormat, start: int, limit: int | None) -> Iterator[_Raw]:
+    skip = Skip(start)
     for name, path in files:
-        if path.suffix.lower() in RECORD_SUFFIXES:
-            from ouroboros.data.records import read_records
-
-            yield from (Document(f"{name}:{place}", data) for place, data in read_records(path, spec.text_field))
+        if _is_records(path):
+            for record in read_records(path, form, skip):
+                yield _Raw(f"{name}:{record.place}", record.data, record.text, record.group)
+        elif skip.left:
+            skip.left -= 1
         else:
-            yield Document(name, _read_bytes(path, spec.max_bytes))
+            yield _Raw(name, _read_bytes(path, limit))
 
 
 def _read_bytes(path: Path, limit: int | None) -> bytes:

@@ -2,7 +2,9 @@
 
 With enough documents each goes by its sha256: the first 53 bits, read as a binary fraction u in [0, 1), give
 validation for u < valid, test for u < valid + test, training otherwise. So copies land together, in any source and any
-order. A source of few documents is cut instead: its end is the test part, what precedes it the validation part.
+order. Documents of a group (rewrites of one problem) go by the sha256 of the group instead. A source of few documents
+is cut: its end is the test part, what precedes it the validation part; few groups are ranked by their sha256. Streams
+are never cut, since most of their documents are not known yet.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ouroboros.data.sources import Document, character_floor
 from ouroboros.errors import OuroborosError
@@ -58,8 +61,26 @@ def fraction_of(data: bytes) -> float:
     return (int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 11) / 2**53
 
 
-def split_documents(documents: Iterable[Document], valid_fraction: float, test_fraction: float) -> Splits:
+def part_of(document: Document, valid_fraction: float, test_fraction: float) -> Literal["train", "valid", "test"]:
+    """The part a document belongs to by its content alone, or by its group's."""
+    place = fraction_of(_decider(document))
+    return "valid" if place < valid_fraction else "test" if place < valid_fraction + test_fraction else "train"
+
+
+def _decider(document: Document) -> bytes:
+    return document.data if document.group is None else document.group
+
+
+def split_documents(
+    documents: Iterable[Document], valid_fraction: float, test_fraction: float, *, allow_cut: bool = True
+) -> Splits:
     """Split the documents of one source; a fraction of 0 leaves that part empty.
+
+    Args:
+        documents: those of one source.
+        valid_fraction: of the text, held out for validation.
+        test_fraction: of the text, held out for the final test.
+        allow_cut: False leaves every document to :func:`part_of`, as streams need it.
 
     Raises:
         OuroborosError: too little text for the parts asked for; text on both sides (a defect, checked always).
@@ -72,8 +93,17 @@ def split_documents(documents: Iterable[Document], valid_fraction: float, test_f
     missing = (valid_fraction > 0 and not splits.valid) or (test_fraction > 0 and not splits.test)
     # One huge document in a held-out part would starve training.
     starved = 2 * sum(len(span.document.data) for span in splits.train) < total
-    if wanted and (not enough or missing or starved):
-        splits = _by_cut(docs, valid_fraction, test_fraction)
+    if not allow_cut:
+        if missing or not splits.train:
+            raise OuroborosError(
+                f"the {len(docs)} documents of {total} bytes at its head give no held-out or no training part, and a"
+                " stream is divided by whole documents; raise data.valid_fraction (or data.test_fraction) or"
+                " data.max_bytes"
+            )
+    elif wanted and (not enough or missing or starved):
+        # A cut could part the documents of a group.
+        few = _by_cut if all(document.group is None for document in docs) else _by_group
+        splits = few(docs, valid_fraction, test_fraction)
     check_disjoint([splits])
     return splits
 
@@ -104,12 +134,43 @@ def check_disjoint(sources: Iterable[Splits], names: Iterable[str] = ()) -> None
 
 
 def _by_hash(docs: list[Document], valid_fraction: float, test_fraction: float) -> Splits:
-    parts: dict[str, list[Span]] = {name: [] for name in SPLITS}
+    return _in_parts(docs, [part_of(document, valid_fraction, test_fraction) for document in docs])
+
+
+def _by_group(docs: list[Document], valid_fraction: float, test_fraction: float) -> Splits:
+    """Few groups: ranked by their sha256, the first ones validation, the last ones test, each at least one group."""
+    sizes: dict[bytes, int] = {}
     for document in docs:
-        place = fraction_of(document.data)
-        name = "valid" if place < valid_fraction else "test" if place < valid_fraction + test_fraction else "train"
-        parts[name].append(_whole(document))
-    return Splits(tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]))
+        sizes[_decider(document)] = sizes.get(_decider(document), 0) + len(document.data)
+    ranked, total = sorted(sizes, key=fraction_of), sum(sizes.values())
+    names = dict.fromkeys(ranked, "train")
+    for name, fraction, order in (("valid", valid_fraction, ranked), ("test", test_fraction, ranked[::-1])):
+        taken = 0
+        for group in order:
+            if taken >= total * fraction:
+                break
+            taken += sizes[group]
+            names[group] = name
+    if {name for name, fraction in _wanted(valid_fraction, test_fraction) if fraction > 0} - set(names.values()):
+        raise OuroborosError(f"too little text: {len(ranked)} groups of documents cannot give every part one")
+    return _in_parts(docs, [names[_decider(document)] for document in docs])
+
+
+def _wanted(valid_fraction: float, test_fraction: float) -> tuple[tuple[str, float], ...]:
+    return tuple(zip(SPLITS, (1.0, valid_fraction, test_fraction), strict=True))
+
+
+def _in_parts(docs: list[Document], names: Iterable[str]) -> Splits:
+    """Documents by the name of their part. A text of two groups stays in the later part of train, valid, test only."""
+    spans = [(_whole(document), SPLITS.index(name)) for document, name in zip(docs, names, strict=True)]
+    last: dict[bytes, int] = {}
+    for span, part in spans:
+        last[span.digest] = max(part, last.get(span.digest, 0))
+    kept = [(span, part) for span, part in spans if part == last[span.digest]]
+    if len(kept) < len(spans):
+        logger.info("dropped %d copies of held-out documents", len(spans) - len(kept))
+    parts = [tuple(span for span, part in kept if part == index) for index in range(len(SPLITS))]
+    return Splits(parts[0], parts[1], parts[2])
 
 
 def _whole(document: Document) -> Span:
@@ -126,7 +187,7 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
     valid_from = test_from - round(total * valid_fraction)
     valid_cut, test_cut = _boundary(spans, valid_from), _boundary(spans, test_from)
     parts = [list(_between(spans, *bounds)) for bounds in ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))]
-    for name, fraction, part in zip(SPLITS, (1.0, valid_fraction, test_fraction), parts, strict=True):
+    for (name, fraction), part in zip(_wanted(valid_fraction, test_fraction), parts, strict=True):
         if fraction > 0 and not part:
             raise OuroborosError(f"too little text: the {name} part of {total} bytes would be empty")
     return Splits(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), is_cut=True)
@@ -164,5 +225,5 @@ def _between(spans: list[Span], start: int, end: int) -> Iterator[Span]:
         if high - low == span.end:
             yield span
         else:
-            part = Document(f"{span.document.name}[{low}:{high}]", span.document.data[low:high])
+            part = Document(f"{span.document.name}[{low}:{high}]", span.document.data[low:high], span.document.index)
             yield Span(part, hashlib.sha256(part.data).digest(), span.parent, low, high)

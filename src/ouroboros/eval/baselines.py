@@ -236,6 +236,7 @@ def compare_baselines(
     *,
     orders: Sequence[int] = (4,),
     compressors: Sequence[Compressor] = ("bz2", "xz"),
+    whole: str = "all",
 ) -> list[Baseline]:
     """All baselines given the training text that a model has seen and, where that is less, given all of it.
 
@@ -245,12 +246,13 @@ def compare_baselines(
         documents: the held-out documents.
         orders: orders of the n-grams (bytes of context).
         compressors: names of the compressors.
+        whole: what ``train`` is called; of a streamed run it is the head of the text only.
 
-    The names are marked ``(seen)`` and ``(all)``.
+    The names are marked ``(seen)`` and, by default, ``(all)``.
     """
     all_bytes = b"".join(train)
     seen_bytes = all_bytes if seen is None else b"".join(seen)
-    given = [("all", train, all_bytes)]
+    given = [(whole, train, all_bytes)]
     if seen is not None and len(seen_bytes) < len(all_bytes):
         given.insert(0, ("seen", seen, seen_bytes))
     found = []

@@ -66,6 +66,8 @@ class Score:
 
     bits_per_byte: float
     nats_per_token: float
+    nats_per_token_stderr: float | None
+    """Standard error of ``nats_per_token`` over units; ``None`` with fewer than two units."""
     bytes: int
     """Bytes of the documents that were scored: the sum of their lengths."""
     tokens: int
@@ -235,7 +237,6 @@ def score(
     return _summary(
         *_units(kept, tokens, nats, tokenizer, size),
         unit=f"pieces of at least {size} bytes" if size else "whole documents",
-        tokens=sum(map(len, tokens)),
         documents=len(kept),
         empty_documents=sum(not document for document in documents),
         loops=loops if loops is not None else getattr(getattr(view, "schedule", None), "loops", None),
@@ -380,28 +381,31 @@ def _units(
     nats: Sequence[np.ndarray],
     tokenizer: Tokenizer,
     unit_bytes: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nats float64[units] and bytes int64[units]; a token counts in the unit where it begins."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nats float64[units], bytes and tokens int64[units]; a token counts in the unit where it begins."""
     table = byte_table(tokenizer)
-    unit_nats, unit_sizes = [], []
+    unit_nats, unit_sizes, unit_tokens = [], [], []
     for document, ids, values in zip(documents, tokens, nats, strict=True):
         edges = unit_edges(len(document), unit_bytes)
         starts = _token_starts(table, ids, len(document))
         unit = np.minimum(np.searchsorted(edges, starts, side="right") - 1, len(edges) - 2)
         unit_nats.append(np.bincount(unit, weights=values, minlength=len(edges) - 1))
         unit_sizes.append(np.diff(edges))
-    return np.concatenate(unit_nats), np.concatenate(unit_sizes)
+        unit_tokens.append(np.bincount(unit, minlength=len(edges) - 1))
+    return np.concatenate(unit_nats), np.concatenate(unit_sizes), np.concatenate(unit_tokens)
 
 
-def _summary(unit_nats: np.ndarray, unit_bytes: np.ndarray, *, tokens: int, **facts: Any) -> Score:
+def _summary(unit_nats: np.ndarray, unit_bytes: np.ndarray, unit_tokens: np.ndarray, **facts: Any) -> Score:
     """Totals and the interval."""
     nats, size, units = float(unit_nats.sum()), int(unit_bytes.sum()), len(unit_bytes)
+    tokens = int(unit_tokens.sum())
     bits_per_byte = nats / math.log(2) / size
     stderr = ratio_stderr(unit_nats / math.log(2), unit_bytes)
     low, high = bounds(bits_per_byte, stderr, units)
     return Score(
         bits_per_byte=bits_per_byte,
         nats_per_token=nats / tokens,
+        nats_per_token_stderr=ratio_stderr(unit_nats, unit_tokens),
         bytes=size,
         tokens=tokens,
         nats=nats,

@@ -52,7 +52,7 @@ def rhrm(size: str = "lite") -> Recipe:
             tokenizer="bpe:4096",
             sequence_length=max(sequence, 256) if size != "tiny" else sequence,
             filters=FilterSpec(
-                max_characters=10_000,
+                max_characters=100_000,
                 symbol_run=10,
                 min_letters=0.3,
                 max_repeated_lines=0.5,

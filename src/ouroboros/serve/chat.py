@@ -1,8 +1,8 @@
 """The chat: a conversation with history, streamed, with commands.
 
-A base model continues text; the conversation is therefore one growing text. Each turn adds the user's line and a
-newline, the model continues until a blank line. When the context is full the oldest turns are dropped, and the user
-is told.
+A base model continues text. Without a template the conversation is one growing text: each turn adds the user's line and
+a newline, the model continues until a blank line. With a template each turn is a text of the form that the model was
+trained on. When the context is full the oldest turns are dropped, and the user is told.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ouroboros.data.formats import TextFormat
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError, nearest
+from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.stream import Continuation, Decoder
+from ouroboros.serve.stream import Continuation, Decoder, text_ids
+from ouroboros.serve.template import NONE, find_template
+from ouroboros.serve.transcript import Transcript
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 HELP = """\
 /loops N        use N loops for each token (more or fewer than trained)
-/set NAME VALUE change temperature, top_k, top_p, repetition_penalty, no_repeat_ngram or max_new_tokens
+/set NAME VALUE change temperature, top_p, window or another control that /show names
+/template NAME  put each line into a template (a format's name, 'Q: {question}\\nA: {answer}' or none)
 /show           the present settings
 /clear          forget the conversation
 /save FILE      write the conversation as JSON
@@ -47,9 +51,12 @@ class Chat:
     Args:
         model: the model as loaded; ``/loops`` makes views of it.
         tokenizer: its tokenizer.
-        sampling: starting controls.
+        sampling: starting controls; answers also end where the template says, without one at a blank line unless
+            ``sampling.stop`` says otherwise.
         write: receives text as it is written.
         decoder: writes the tokens; None leaves it to ``model.generate``.
+        template: makes a prompt of each line; None for plain conversation.
+        transcript: is given every turn.
     """
 
     model: OuroborosForCausalLM
@@ -58,24 +65,30 @@ class Chat:
     write: Callable[[str], None]
     turns: list[Turn] = field(default_factory=list)
     decoder: Decoder | None = None
+    template: TextFormat | None = None
+    transcript: Transcript | None = None
 
     def __post_init__(self) -> None:
         self.base = self.model
 
     def say(self, line: str) -> None:
         """Answer ``line``, streamed; an interruption keeps what was written so far."""
-        prompt = self._prompt(line)
-        answer = Continuation(self.model, self.tokenizer, _bytes(prompt), self.sampling, self.decoder)
-        written = ""
+        earlier, prompt = self._prompt(line)
+        sampling = dataclasses.replace(self.sampling, stop=self._stop())
+        answer = Continuation(self.model, self.tokenizer, prompt, sampling, self.decoder, earlier)
+        written, stopped = "", False
         try:
             for piece in answer:
                 written += piece
                 self.write(piece)
         except KeyboardInterrupt:
             answer.cancel()
+            stopped = True
             self.write(" [stopped]")
         self.write("\n")
         self.turns.append(Turn(line, written))
+        if self.transcript is not None:
+            self.transcript.add(line, written, stopped=stopped, **self._facts())
 
     def command(self, line: str) -> bool:
         """Carry out a line that begins with ``/``; False means leave."""
@@ -83,6 +96,7 @@ class Chat:
         commands: dict[str, Callable[[list[str]], None]] = {
             "loops": self._loops,
             "set": self._set,
+            "template": self._set_template,
             "show": lambda _: self.write(self._settings() + "\n"),
             "clear": lambda _: self.turns.clear(),
             "save": self._save,
@@ -95,25 +109,55 @@ class Chat:
         commands[name](words)
         return True
 
-    def _prompt(self, line: str) -> str:
-        """The conversation so far and ``line``; oldest turns are dropped when the context is full."""
-        limit = self.model.config.max_position_embeddings - 1
+    def _prompt(self, line: str) -> tuple[list[bytes], bytes]:
+        """Earlier documents and the text to go on from; oldest turns are dropped when the context is full."""
+        context = self.sampling.window or self.model.config.max_position_embeddings - 1
         dropped = 0
         while True:
-            text = "".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n"
+            earlier, prompt = self._documents(line)
             # Half the context is kept for the answer unless this line alone needs more.
-            if not self.turns or len(self.tokenizer.encode(_bytes(text))) <= limit // 2:
+            if not self.turns or len(text_ids(self.tokenizer, prompt, earlier)) - 1 <= context // 2:
                 break
             self.turns.pop(0)
             dropped += 1
         if dropped:
             self.write(f"[the context is full: {dropped} oldest turn(s) forgotten]\n")
-        return text
+        return earlier, prompt
+
+    def _documents(self, line: str) -> tuple[list[bytes], bytes]:
+        if self.template is None:
+            return [], _bytes("".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n")
+        # In training one record is one document, and an end-of-text token stands between two: a second question
+        # inside a document, after a blank line say, is something the model has never seen. So each turn is a document.
+        # What that costs: training has taught the model that documents are about different things.
+        earlier = [_bytes(self._templated(turn.user) + turn.model) for turn in self.turns]
+        return earlier, _bytes(self._templated(line))
+
+    def _templated(self, line: str) -> str:
+        return line if self.template is None else self.template.prompt(line) or line
+
+    def _stop(self) -> tuple[str, ...]:
+        """Where answers end."""
+        if self.template is None:
+            return self.sampling.stop or ("\n\n",)
+        return (*self.sampling.stop, *self.template.stop)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a turn was made with."""
+        return {
+            "loops": self.model.schedule.loops,
+            "template": self.template.name if self.template else None,
+            "sampling": dataclasses.asdict(self.sampling),
+        }
 
     def _settings(self) -> str:
-        values = dataclasses.asdict(self.sampling)
+        facts = self._facts()
+        controls = facts.pop("sampling")
+        values = {**facts, **{name: value for name, value in controls.items() if name != "stop"}}
+        shown = {None: NONE, True: "on", False: "off"}
         return "  ".join(
-            [f"loops={self.model.schedule.loops}", *(f"{k}={v}" for k, v in values.items() if k != "stop")]
+            f"{name}={shown[value] if value is None or isinstance(value, bool) else value}"
+            for name, value in values.items()
         )
 
     def _loops(self, words: list[str]) -> None:
@@ -125,16 +169,16 @@ class Chat:
         self.write(f"[{words[0]} loops{note}]\n")
 
     def _set(self, words: list[str]) -> None:
-        numbers = {f.name for f in dataclasses.fields(Sampling)} - {"stop"}
-        if len(words) != 2 or words[0] not in numbers:
-            hint = nearest(words[0], numbers) if words else ""
-            raise OuroborosError(f"/set takes a name and a number, for example /set temperature 0.7{hint}")
-        current = getattr(self.sampling, words[0])
+        check(len(words) == 2, "/set takes a name and a value, for example /set temperature 0.7; /show names them")
         try:
-            value = type(current)(words[1])
-        except ValueError:
-            raise OuroborosError(f"/set {words[0]}: {words[1]!r} is not a number of the right kind") from None
-        self.sampling = dataclasses.replace(self.sampling, **{words[0]: value})
+            self.sampling = self.sampling.with_value(*words)
+        except OuroborosError as error:
+            raise OuroborosError(f"/set {error}") from None
+
+    def _set_template(self, words: list[str]) -> None:
+        check(bool(words), "/template takes a format's name, a template or none")
+        self.template = find_template(" ".join(words))
+        self.write(f"[template {self.template.name if self.template else NONE}]\n")
 
     def _save(self, words: list[str]) -> None:
         if len(words) != 1:
@@ -142,11 +186,7 @@ class Chat:
         path = Path(words[0])
         if path.exists():
             raise OuroborosError(f"{path} exists; choose another name")
-        body = {
-            "loops": self.model.schedule.loops,
-            "sampling": dataclasses.asdict(self.sampling),
-            "turns": [dataclasses.asdict(turn) for turn in self.turns],
-        }
+        body = {**self._facts(), "turns": [dataclasses.asdict(turn) for turn in self.turns]}
         path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         self.write(f"[saved {len(self.turns)} turn(s) to {path}]\n")
 
@@ -178,5 +218,7 @@ def converse(chat: Chat, read: Callable[[], str]) -> None:
                     return
             elif line:
                 chat.say(line)
+        except KeyboardInterrupt:  # before the first word of an answer, or after the last
+            chat.write(" [stopped]\n")
         except (OuroborosError, OSError) as error:
             chat.write(f"error: {error}\n")

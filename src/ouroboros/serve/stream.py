@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.serve.sampling import Sampling
+from ouroboros.serve.window import WindowDecoder
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -41,10 +42,12 @@ class Continuation:
         tokenizer: its tokenizer.
         prompt: the text so far; an empty prompt starts a new document.
         sampling: how tokens are chosen.
-        decoder: writes the tokens; None leaves it to ``model.generate``.
+        decoder: writes the tokens; None leaves it to ``model.generate``, or to a window if ``sampling`` asks for one.
+        earlier: whole documents before the prompt, each ended as training ends documents.
 
     Raises:
-        OuroborosError: the prompt leaves no room for a new token in the model's context.
+        OuroborosError: the prompt leaves no room for a new token in the model's context; a window longer than
+            the context, or together with a decoder.
     """
 
     def __init__(
@@ -54,18 +57,25 @@ class Continuation:
         prompt: bytes,
         sampling: Sampling,
         decoder: Decoder | None = None,
+        earlier: Sequence[bytes] = (),
     ) -> None:
-        self.decoder = decoder
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        ids = [tokenizer.eos_id, *tokenizer.encode(prompt, name="prompt").tolist()]
-        room = model.config.max_position_embeddings - len(ids)
-        check(
-            room >= 1,
-            f"the prompt has {len(ids)} tokens but the model's context holds"
-            f" {model.config.max_position_embeddings}; shorten the prompt",
-        )
+        ids = text_ids(tokenizer, prompt, earlier)
+        if sampling.window is None:
+            self.room = model.config.max_position_embeddings - len(ids)
+            check(
+                self.room >= 1,
+                f"the prompt has {len(ids)} tokens but the model's context holds"
+                f" {model.config.max_position_embeddings}; shorten the prompt, or let the model see its end with a"
+                " window",
+            )
+        else:
+            check(decoder is None, "a window needs the whole of it at every step, which fast decoding does not serve")
+            decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
+            decoder.check_fits(model)
+            ids = ids[1:] or ids  # what the window shows begins anywhere, so nothing marks the beginning
+        self.decoder = decoder
         self.input_ids = torch.tensor([ids], device=model.device)
-        self.room = room
         self._cancelled = False
         self.text = b""
         """The continuation so far, whole once iteration has ended."""
@@ -115,6 +125,14 @@ class Continuation:
             queue.put(error)
         self.text = streamer.text
         queue.put(None)
+
+
+def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] = ()) -> list[int]:
+    """The ids of whole documents and of one that is begun, an end-of-text token before each, as in training."""
+    ids = []
+    for document in (*earlier, prompt):
+        ids += [tokenizer.eos_id, *tokenizer.encode(document, name="prompt").tolist()]
+    return ids
 
 
 class _Stop(StoppingCriteria):

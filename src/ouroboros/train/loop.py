@@ -20,16 +20,23 @@ from torch import Tensor, nn
 
 from ouroboros.accounting import cost
 from ouroboros.config import Recipe
-from ouroboros.data.loader import WindowLoader
 from ouroboros.data.prepared import PreparedData
+from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError, check
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.optim import build_optimizers, clip_and_norm, learning_rate, set_learning_rate
+from ouroboros.optim import (
+    build_optimizers,
+    clip_and_norm,
+    first_beta,
+    learning_rate,
+    set_first_beta,
+    set_learning_rate,
+)
 from ouroboros.train.distributed import Workers
 from ouroboros.train.ema import Ema
 from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, from_compiler, matmul_peak
 from ouroboros.train.sampler import LoopSampler
-from ouroboros.train.stop import Budget
+from ouroboros.train.stop import Budget, EarlyStop, early_stop
 from ouroboros.train.telemetry import LoopTelemetry
 
 logger = logging.getLogger(__name__)
@@ -50,6 +57,16 @@ class Counters:
     bad_in_a_row: int = 0
     best_bits_per_byte: float | None = None
     best_step: int | None = None
+    validations_without_best: int = 0
+    """Validations since the best one; those that failed do not count."""
+    failed_validations: int = 0
+    """Validations that ended in an error."""
+    failed_validations_in_a_row: int = 0
+    valid_bits_per_byte: float | None = None
+    """Of the last validation, as the next two."""
+    valid_nats_per_token: float | None = None
+    valid_nats_stderr: float | None = None
+    """Standard error of ``valid_nats_per_token``."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class StepResult:
     grad_norm: float
     """Global norm before clipping."""
     lr_factor: float
+    beta: float
+    """AdamW's first coefficient."""
     loops: int | None
     skipped: bool
     telemetry: list[dict[str, Any]] | None
@@ -92,7 +111,7 @@ class Trainer:
         self.dtype = choose_dtype(spec, self.device) if dtype is None else dtype
         self.budget = Budget.from_spec(spec)
         self.counters = Counters()
-        self.loader = WindowLoader(
+        self.loader = open_loader(
             data,
             batch_size=spec.batch_size,
             sequence_length=recipe.data.sequence_length,
@@ -145,8 +164,14 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the budget is spent."""
-        return self.workers.any(self.budget.done(self.counters.step, self.counters.tokens, self.counters.seconds))
+        """Whether the budget is spent or validation has ended the run."""
+        spent = self.budget.done(self.counters.step, self.counters.tokens, self.counters.seconds)
+        return self.workers.any(spent) or self.early_stop is not None
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Why the last validation ends the run, None if it does not."""
+        return early_stop(self.recipe.train, self.counters)
 
     def progress(self, ahead: float = 0.0) -> float:
         """Share of the run done, ``ahead`` steps from now; the main process's clock counts."""
@@ -181,8 +206,12 @@ class Trainer:
         start = time.perf_counter()
         c, spec = self.counters, self.recipe.train
         progress = self.progress(0.5)
-        factor = learning_rate(progress, self.recipe.optim)
+        # Steps of the whole run at the pace so far: exact for a budget of steps or tokens, an estimate for minutes.
+        steps = (c.step + 0.5) / progress if progress > 0 else math.inf
+        factor, beta = (schedule(progress, self.recipe.optim, steps) for schedule in (learning_rate, first_beta))
         set_learning_rate(self.optimizers, factor)
+        if self.recipe.optim.momentum_cycle is not None:
+            set_first_beta(self.optimizers, beta)
         # Dropout masks depend on seed, process and step alone, so a resumed run needs no generator state.
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
@@ -203,7 +232,7 @@ class Trainer:
         c.seconds += time.perf_counter() - start
         self._count_bad(bad, batch)
         mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        result = StepResult(mean_loss, norm, factor, loops, bad, records)
+        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
@@ -295,7 +324,7 @@ class Trainer:
         self.loader.load_state_dict(state["loader"])
         if not self.workers.distributed and self.loader.peek_hash() != state["next_batch"]:
             raise OuroborosError(
-                "resume: the next training batch is not the recorded one; the prepared data has changed"
+                "resume: the next training batch is not the recorded one; a source or the prepared data has changed"
             )
 
 

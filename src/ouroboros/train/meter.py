@@ -49,6 +49,8 @@ class Meter:
             "tokens_per_second": self.rate,
             "peak_share": self.peak_share(),
         }
+        if self.trainer.recipe.optim.momentum_cycle is not None:
+            values["beta1"] = result.beta
         self._seconds, self._tokens = c.seconds, c.tokens
         return values
 

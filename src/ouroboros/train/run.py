@@ -60,6 +60,7 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
             data = _prepare(recipe, out, crew)
             recipe = resolve(recipe, data)
             trainer = _trainer(recipe, data, crew)
+            trainer.loader.peek_hash()  # a source that cannot be streamed is found while there is no run yet
             if crew.is_main:
                 write_atomically(out / RECIPE, to_json(recipe).encode())
             undo.pop_all()  # from here on the directory is a run, which can be resumed
@@ -101,15 +102,20 @@ def resume(
         trainer = _trainer(wanted, data, crew, dtype=dtype)
         if newest is not None:
             restore(trainer, newest)
-        check(
-            not (trainer.done and (out / WEIGHTS).is_file()),
-            f"resume {out}: the run is complete ({trainer.counters.step} steps);"
-            " to go on, raise its budget, for example --train.steps N --allow-changes",
-        )
+        check(not (trainer.done and (out / WEIGHTS).is_file()), f"resume {out}: the run is complete {_how(trainer)}")
         if crew.is_main:
             write_atomically(out / RECIPE, to_json(wanted).encode())
             (out / WEIGHTS).unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
         return train(trainer, out, progress or Progress(quiet=True), resumed_at=trainer.counters.step)
+
+
+def _how(trainer: Trainer) -> str:
+    """How a complete run ended, and how to go on with it."""
+    steps, early = trainer.counters.step, trainer.early_stop
+    if early is None:
+        return f"({steps} steps); to go on, raise its budget, for example --train.steps N --allow-changes"
+    other = "--train.target-loss None" if early.reason == "target_loss" else "--train.patience 0"
+    return f"({steps} steps), stopped early: {early.message}; to go on, for example {other} --allow-changes"
 
 
 def _recipe_of(saved: Checkpoint) -> Recipe:

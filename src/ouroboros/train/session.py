@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +12,16 @@ import numpy as np
 import torch
 
 from ouroboros.config import to_dict
+from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError, check
 from ouroboros.train import checkpoint as checkpoints
-from ouroboros.train.checkpoint import Checkpoint, retain, system_errors
+from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, system_errors
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.loop import Counters, NotFinite, StepResult, Trainer
 from ouroboros.train.meter import Meter
 from ouroboros.train.state import pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import StopControl
-from ouroboros.train.validate import validate, validation_sample
+from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -38,55 +37,101 @@ class RunResult:
     run: Path
     counters: Counters
     finished: bool
-    """The budget is spent and the model is exported; False after an interruption."""
+    """The budget is spent, or validation ended the run, and the model is exported; False after an interruption."""
     reason: str | None
-    """The signal that stopped the session."""
+    """What stopped the session before its budget was spent: a signal, ``target_loss`` or ``patience``."""
     loss: float | None
     is_main: bool = True
     """Whether this is the process that reports, of those that trained together."""
+    message: str | None = None
+    """Why validation ended the run, in words and numbers."""
+    exported_step: int | None = None
+    """The step whose weights are exported: the last one, or the best validation's with ``train.patience``."""
 
 
 def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | None) -> RunResult:
-    """Train until the budget is spent or a signal asks to stop; checkpoint, validate and log on the way."""
-    main = trainer.workers.is_main
-    spec = trainer.recipe.train
-    sample = validation_sample(trainer.data, spec.eval_bytes) if spec.eval_every else []
-    if spec.eval_every and not sample:
-        logger.warning("the data has no validation split; validation is off")
+    """Train until the budget is spent, validation ends the run or a signal asks to stop; checkpoint and log on the way.
+
+    Raises:
+        OuroborosError: losses stayed non-finite, or validation kept failing; what was trained before is saved.
+    """
+    main, spec = trainer.workers.is_main, trainer.recipe.train
     loss = None
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(out / "metrics.jsonl", resume_step=resumed_at)) if main else None
         shown = stack.enter_context(progress) if main else Progress(quiet=True)
         control = stack.enter_context(StopControl(shown.message))
-        shown.message(_opening(trainer, resumed_at))
+        validator = Validator(trainer, metrics, shown)
+        shown.message(_opening(trainer, resumed_at) + validator.goal())
         meter = Meter(trainer)
         seconds = trainer.warm_up()
         if seconds > 1:
             shown.message(f"compiled in {seconds:.0f} s")
         while not trainer.done:
-            wanted = spec.telemetry_every and trainer.counters.step % spec.telemetry_every == 0
-            try:
-                result = trainer.step(telemetry=bool(wanted))
-            except NotFinite as error:
-                kept = out / ("bad-batch.npy" if main else f"bad-batch-{trainer.workers.rank}.npy")
-                np.save(kept, error.batch, allow_pickle=False)
-                raise OuroborosError(f"{error}; the batch is in {kept}") from None
+            result = _step(trainer, out)
             loss = result.loss
             if metrics is not None:
                 _report(meter, result, metrics, shown)
-            step, last = trainer.counters.step, trainer.done
-            best = False
-            if sample and (step % spec.eval_every == 0 or last):
-                best = _validate(trainer, sample, metrics, shown)
+            last, best = trainer.done, False
+            if validator.due(last):
+                best = _validate(validator, out)
+                last = trainer.done  # a target reached, patience lost, or the time it took
             stop = trainer.workers.any(control.requested)
-            if stop or last or (spec.checkpoint_every and (best or step % spec.checkpoint_every == 0)):
+            keep = best and (spec.checkpoint_every or spec.patience)
+            if stop or last or keep or (spec.checkpoint_every and trainer.counters.step % spec.checkpoint_every == 0):
                 save_checkpoint(trainer, out)
             if stop and not last:
                 return RunResult(out, trainer.counters, False, control.reason or "another process", loss, main)
+        early = trainer.early_stop
+        if early is not None and metrics is not None:
+            record = {"reason": early.reason, "message": early.message}
+            metrics.write({"kind": "early_stop", "step": trainer.counters.step, **record})
+            shown.message(f"stopped early: {early.message}")
+        exported = _choose_weights(trainer, out, shown) if main else None
         if main:
             export(trainer, out)
         trainer.workers.barrier()
-    return RunResult(out, trainer.counters, True, None, loss, main)
+    why, message = (None, None) if early is None else (early.reason, early.message)
+    return RunResult(out, trainer.counters, True, why, loss, main, message, exported)
+
+
+def _step(trainer: Trainer, out: Path) -> StepResult:
+    """One step; the batch of one that stops the run is kept."""
+    every = trainer.recipe.train.telemetry_every
+    try:
+        return trainer.step(telemetry=bool(every) and trainer.counters.step % every == 0)
+    except NotFinite as error:
+        crew = trainer.workers
+        kept = out / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
+        np.save(kept, error.batch, allow_pickle=False)
+        raise OuroborosError(f"{error}; the batch is in {kept}") from None
+
+
+def _validate(validator: Validator, out: Path) -> bool:
+    """Validate; if that has failed too often, what was trained is saved first."""
+    try:
+        return validator.run()
+    except ValidationFailed as error:
+        save_checkpoint(validator.trainer, out)
+        raise OuroborosError(
+            f"{error}; step {validator.trainer.counters.step:,} is saved: `ouroboros resume {out}` goes on from there"
+        ) from error
+
+
+def _choose_weights(trainer: Trainer, out: Path, shown: Progress) -> int:
+    """The step whose weights are exported: with ``train.patience`` the best validation's, which are then loaded."""
+    c = trainer.counters
+    if not trainer.recipe.train.patience or c.best_step is None or c.best_step == c.step:
+        return c.step
+    try:
+        restore_weights(trainer, checkpoints.load(checkpoint_path(out / "checkpoints", c.best_step)))
+    except OuroborosError as error:
+        logger.warning("the weights of the best validation cannot be had, the last ones are exported: %s", error)
+        return c.step
+    shown.message(
+        f"exporting the weights of step {c.best_step:,}, the best validation ({c.best_bits_per_byte:.4f} bits/byte)"
+    )
+    return c.best_step
 
 
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
@@ -108,25 +153,8 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
         metrics.write({"kind": "telemetry", "step": step, "loops": result.telemetry})
     if step % meter.trainer.recipe.train.log_every == 0 or result.skipped or step == 1:
         metrics.write(meter.record(result))
-
-
-def _validate(trainer: Trainer, sample: list[bytes], metrics: MetricsLog | None, shown: Progress) -> bool:
-    """Score the sample on the main process; true, on all of them, if it is the best so far."""
-    begun = time.perf_counter()
-    c = trainer.counters
-    bits = float("inf")
-    if trainer.workers.is_main:
-        found = validate(trainer, sample)
-        bits = found.bits_per_byte
-        assert metrics is not None
-        metrics.write({"kind": "valid", "step": c.step, "bits_per_byte": bits, "stderr": found.stderr})
-        shown.message(f"step {c.step:,}: validation {bits:.4f} bits/byte")
-    bits = trainer.workers.sum(bits if trainer.workers.is_main else 0.0)[0]
-    best = math.isfinite(bits) and (c.best_bits_per_byte is None or bits < c.best_bits_per_byte)
-    if best:
-        c.best_bits_per_byte, c.best_step = bits, c.step
-    c.seconds += time.perf_counter() - begun
-    return best
+        if isinstance(meter.trainer.loader, StreamLoader):
+            metrics.write({"kind": "stream", "step": step, "sources": meter.trainer.loader.sources()})
 
 
 def save_checkpoint(trainer: Trainer, out: Path) -> None:
@@ -155,6 +183,18 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Put the trainer where the checkpoint was."""
+    restore_weights(trainer, saved)
+    tensors = saved.tensors("optimizer.safetensors", trainer.device)
+    unpack_optimizers(trainer.optimizers, trainer.names, tensors, saved.documents["optimizer.json"])
+    trainer.load_state(saved.documents["state.json"])
+
+
+def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
+    """Put the model's weights, and their average if there is one, where the checkpoint's are.
+
+    Raises:
+        OuroborosError: the checkpoint is of another model.
+    """
     weights = saved.tensors("model.safetensors", trainer.device)
     parameters = dict(trainer.model.named_parameters())
     check(weights.keys() == parameters.keys(), f"{saved.path}: its weights belong to another model")
@@ -162,12 +202,9 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
         for name, parameter in parameters.items():
             check(parameter.shape == weights[name].shape, f"{saved.path}: weight {name} has another shape")
             parameter.copy_(weights[name])
-    tensors = saved.tensors("optimizer.safetensors", trainer.device)
-    unpack_optimizers(trainer.optimizers, trainer.names, tensors, saved.documents["optimizer.json"])
-    state = saved.documents["state.json"]
     if trainer.ema is not None:
-        trainer.ema.load(saved.tensors("ema.safetensors", trainer.device), state["ema_updates"])
-    trainer.load_state(state)
+        updates = saved.documents["state.json"]["ema_updates"]
+        trainer.ema.load(saved.tensors("ema.safetensors", trainer.device), updates)
 
 
 def export(trainer: Trainer, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""When a run ends: its budget, and the signals that ask it to stop."""
+"""When a run ends: its budget, what validation says, and the signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import TrainSpec
 from ouroboros.errors import check
+
+if TYPE_CHECKING:
+    from ouroboros.train.loop import Counters
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,41 @@ class Budget:
     def done(self, step: float, tokens: float, elapsed_seconds: float) -> bool:
         """Whether the budget is spent; arguments as in :meth:`progress`."""
         return self.progress(step, tokens, elapsed_seconds) >= 1.0
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Why a run ends before its budget is spent."""
+
+    reason: Literal["target_loss", "patience"]
+    """The field of ``train`` that decided."""
+    message: str
+    """The same for people, with the numbers."""
+
+
+def early_stop(spec: TrainSpec, counters: Counters) -> EarlyStop | None:
+    """Whether the validations so far end the run: a function of what a checkpoint keeps, so a resumed run agrees.
+
+    ``target_loss`` asks for the mean over a fixed sample plus two standard errors. (R-HRM as published compares the
+    smallest of many means over 20 changing batches with its target: the smallest of noisy numbers is biased low, so it
+    stops before the loss is there.) Without a standard error, of a sample of one piece, it is never reached.
+    """
+    c = counters
+    nats, stderr, bits = c.valid_nats_per_token, c.valid_nats_stderr, c.valid_bits_per_byte
+    known = nats is not None and stderr is not None and bits is not None
+    if known and spec.target_loss is not None and nats + 2 * stderr <= spec.target_loss:
+        return EarlyStop(
+            "target_loss",
+            f"validation {nats:.4f} nats per token ({bits:.4f} bits per byte) is at or below the target"
+            f" {spec.target_loss:g}, two standard errors ({2 * stderr:.4f}) included",
+        )
+    if spec.patience and c.best_step is not None and c.validations_without_best >= spec.patience:
+        return EarlyStop(
+            "patience",
+            f"{c.validations_without_best} validations in a row without a new best, which is"
+            f" {c.best_bits_per_byte:.4f} bits per byte at step {c.best_step:,}",
+        )
+    return None
 
 
 class StopControl:

@@ -61,21 +61,22 @@ def _check_recipe(options: CheckOptions) -> list[Finding]:
 
 def _check_model(path: Path, quick: bool) -> list[Finding]:
     """The harness on the trained weights, then the audit on the run's held-out text if it has any."""
-    from ouroboros.api import load_model, model_directory
-    from ouroboros.data import load_tokenizer, open_prepared
+    from ouroboros.api import load_model, load_with_text_tokenizer, model_directory
+    from ouroboros.data import open_prepared
     from ouroboros.eval.audit import audit
     from ouroboros.eval.harness import run_harness
     from ouroboros.verbs.evaluate import default_window
 
     directory = model_directory(path)
-    model = load_model(directory)
+    audited = (path / "data" / "manifest.json").is_file()
+    model, tokenizer = load_with_text_tokenizer(directory) if audited else (load_model(directory), None)
     findings = run_harness(model, quick=quick)
-    if (path / "data" / "manifest.json").is_file():
+    if tokenizer is not None:
         data = open_prepared(path / "data")
         loops = [None, 1, model.schedule.loops + 1] if model.schedule.is_looped else [None]
         findings += audit(
             model,
-            load_tokenizer(directory),
+            tokenizer,
             data.documents("test") or data.documents("valid"),
             window=default_window(path, model.config.max_position_embeddings),
             loops=loops,

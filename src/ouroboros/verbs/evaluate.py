@@ -55,12 +55,11 @@ def eval(arguments: Sequence[str]) -> int:
     quiet_transformers()
     import torch
 
-    from ouroboros.api import load_model, model_directory
-    from ouroboros.data import load_tokenizer
+    from ouroboros.api import load_with_text_tokenizer, model_directory
     from ouroboros.eval.score import score
 
     directory = model_directory(options.model)
-    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    model, tokenizer = load_with_text_tokenizer(directory)
     documents = _documents(options)
     window = options.window
     if window is None:
@@ -119,7 +118,7 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
 
 def _documents(options: EvalOptions) -> list[bytes]:
     """The texts to score."""
-    from ouroboros.data import open_prepared, parse_source, read_documents, split_documents
+    from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
 
     if not options.data:
         check(
@@ -132,8 +131,7 @@ def _documents(options: EvalOptions) -> list[bytes]:
         return [document for part in parts for document in data.documents(part)]
     spec = DataSpec(sources=tuple(options.data), text_field=options.text_field, max_bytes=options.max_bytes)
     found: list[bytes] = []
-    for source in options.data:
-        ref = parse_source(source)
+    for ref in parse_sources(options.data):
         split = options.split or ("test" if ref.kind == "python" else "all")
         documents = list(read_documents(ref, spec))
         if split == "all":
@@ -145,7 +143,11 @@ def _documents(options: EvalOptions) -> list[bytes]:
 
 
 def _baselines(run: Path, documents: list[bytes]) -> list[Baseline]:
-    """The cheap baselines, given the training text the run has seen and, where that is less, given all of it."""
+    """The cheap baselines, given the training text the run has seen and, where that is less, given all of it.
+
+    Of a streamed run the head of each source was kept, and nothing is streamed again to score it: what the run read
+    beyond the head is not given to them, and they are marked ``(head)``.
+    """
     from ouroboros.data import open_prepared
     from ouroboros.data.loader import seen_text
     from ouroboros.eval.baselines import compare_baselines
@@ -153,7 +155,9 @@ def _baselines(run: Path, documents: list[bytes]) -> list[Baseline]:
 
     read_recipe(run)
     data = open_prepared(run / "data")
-    return compare_baselines(data.documents("train"), seen_text(data, saved_state(run)["loader"]), documents)
+    whole = "head" if data.spec.stream else "all"
+    seen = seen_text(data, saved_state(run)["loader"])
+    return compare_baselines(data.documents("train"), seen, documents, whole=whole)
 
 
 def as_json(scores: Sequence[Score], cheap: Sequence[Baseline]) -> dict:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ T = TypeVar("T")
 def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = None) -> T:
     """``arguments`` as an instance of the dataclass ``cls``; ``--help`` prints and exits with status 0.
 
+    Where a field may be one of several specifications, the options are those of the one in ``default``.
+
     Raises:
         UsageError: one line that names the option, what is wrong and the nearest valid one.
     """
@@ -27,7 +30,13 @@ def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = N
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, prog=f"ouroboros {verb}", args=list(arguments), **_default(default))
+            return tyro.cli(
+                cls,
+                prog=f"ouroboros {verb}",
+                args=list(arguments),
+                config=(tyro.conf.AvoidSubcommands,),
+                **_default(default),
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -77,6 +86,11 @@ def collect(arguments: Sequence[str], option: str) -> list[str]:
             continue
         at = len(rest) if at is None else at
     return rest if at is None else [*rest[:at], option, *values, *rest[at:]]
+
+
+def signal_status(name: str | None) -> int:
+    """The exit status of what the signal ``name`` stopped; 143, as for SIGTERM, if another process was signalled."""
+    return 128 + getattr(signal, name or "", signal.SIGTERM)
 
 
 def log_to_stderr(verbose: bool = False) -> None:

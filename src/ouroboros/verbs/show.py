@@ -9,7 +9,7 @@ import tyro
 
 from ouroboros.accounting import cost, describe
 from ouroboros.config import ModelSpec, Recipe, to_dict
-from ouroboros.recipes import RECIPES, SIZES, recipe
+from ouroboros.recipes import RECIPES, recipe, sizes
 from ouroboros.verbs.options import emit_json, parse, say
 
 
@@ -32,7 +32,7 @@ def recipes(arguments: Sequence[str]) -> int:
                     "layout": recipe(name, size).model.layout,
                     "parameters": cost(recipe(name, size).model).parameters,
                 }
-                for size in SIZES
+                for size in sizes(name)
             },
         }
         for name, value in RECIPES.items()
@@ -40,10 +40,11 @@ def recipes(arguments: Sequence[str]) -> int:
     if options.json:
         emit_json(rows)
         return 0
+    width = max(map(len, rows))
     for name, row in rows.items():
-        say(f"{name:<8} {row['description']}")
+        say(f"{name:<{width}} {row['description']}")
         for size, facts in row["sizes"].items():
-            say(f"         {size:<6} {facts['layout']:<12} {facts['parameters']:>12,} parameters")
+            say(f"{'':<{width}} {size:<6} {facts['layout']:<12} {facts['parameters']:>12,} parameters")
     return 0
 
 
@@ -54,7 +55,7 @@ class ShowOptions:
     recipe: tyro.conf.Positional[str]
     """Recipe name, see `ouroboros recipes`."""
     size: str = "small"
-    """tiny, small or base."""
+    """tiny, small, base or another size that `ouroboros recipes` lists."""
     context: int = 512
     """Positions a token attends to, for the FLOPs."""
     loops: int | None = None
@@ -66,7 +67,8 @@ class ShowOptions:
 
 def show(arguments: Sequence[str]) -> int:
     """The verb ``show``."""
-    chosen = choose(arguments)
+    name, size = named(arguments)
+    chosen = recipe(name, size or "small")
     options = _parse(arguments, chosen)
     if options.recipe != chosen.name:  # the recipe came after an option
         options = _parse(arguments, recipe(options.recipe, options.size))
@@ -91,14 +93,18 @@ def _parse(arguments: Sequence[str], chosen: Recipe) -> ShowOptions:
     return parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=chosen.model))
 
 
-def choose(arguments: Sequence[str]) -> Recipe:
-    """The recipe that the first word and ``--size`` name, before the other options are parsed; ``loop`` if that word is
-    an option."""
+def named(arguments: Sequence[str]) -> tuple[str, str | None]:
+    """The recipe and the ``--size``, if any, that ``arguments`` name, before the other options can be parsed.
+
+    If the first word is an option, the recipe is the first word that is one's name, or ``loop``.
+    """
     words = list(arguments)
-    size = "small"
+    size = None
     for index, word in enumerate(words):
         if word == "--size" and index + 1 < len(words):
             size = words[index + 1]
         elif word.startswith("--size="):
             size = word.partition("=")[2]
-    return recipe("loop" if not words or words[0].startswith("-") else words[0], size)
+    if words and not words[0].startswith("-"):
+        return words[0], size
+    return next((word for word in words if word in RECIPES), "loop"), size

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
-from ouroboros.serve.sampling import Sampling
+from ouroboros.serve.sampling import STYLES, Sampling
 from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers
 
 if TYPE_CHECKING:
+    from ouroboros.data.formats import TextFormat
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.serve.fast import FastDecoder
+
+logger = logging.getLogger(__name__)
+
+Style = Literal["standard", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +45,36 @@ class GenerateOptions:
     fast: bool = False
     """Compile the decoding step: three times the tokens per second after about half a minute of compilation, which pays
     from some 10,000 tokens on."""
+    template: str = "none"
+    """Put the prompt into a template: a format's name, 'Q: {question}\\nA: {answer}', or none."""
+    style: Style = "standard"
+    """Defaults of the controls below: published is R-HRM's published chat, with a window of 128 tokens."""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
 
 def generate(arguments: Sequence[str]) -> int:
     """The verb ``generate``."""
-    options = parse(GenerateOptions, "generate", arguments)
+    options = _parse(GenerateOptions, "generate", arguments)
     if options.prompt is None:
         raise OuroborosError("generate: give --prompt TEXT ('' starts a new document, '-' reads standard input)")
     check(options.count >= 1, f"generate: --count must be >= 1, got {options.count}")
     log_to_stderr()
+    from ouroboros.serve.template import find_template
+
+    decoder, template = _decoder(options.fast, options.sampling), find_template(options.template)
     model, tokenizer = _load(options.model, options.loops)
     import torch
 
     from ouroboros.serve.stream import Continuation
 
     prompt = sys.stdin.buffer.read() if options.prompt == "-" else options.prompt.encode("utf-8", "surrogateescape")
-    texts, decoder = [], _decoder(options.fast)
+    sampling, texts = options.sampling, []
+    if template is not None:
+        prompt = (template.prompt(prompt.decode("utf-8", "surrogateescape")) or "").encode("utf-8", "surrogateescape")
+        sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *template.stop))
     for index in range(options.count):
         torch.manual_seed(options.seed + index)
-        continuation = Continuation(model, tokenizer, prompt, options.sampling, decoder)
+        continuation = Continuation(model, tokenizer, prompt, sampling, decoder)
         if not options.json:
             sys.stdout.write(prompt.decode("utf-8", "replace"))
         for piece in continuation:
@@ -74,6 +91,7 @@ def generate(arguments: Sequence[str]) -> int:
                 "prompt": prompt.decode("utf-8", "replace"),
                 "continuations": texts,
                 "loops": model.schedule.loops,
+                "template": template.name if template else None,
                 "seed": options.seed,
             }
         )
@@ -92,18 +110,31 @@ class ChatOptions:
     fast: bool = False
     """Compile the decoding step: three times the tokens per second after about half a minute of compilation, which pays
     from some 10,000 tokens on."""
-    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=lambda: Sampling(stop=("\n\n",)))
+    template: str | None = None
+    """Put each line into a template: a format's name, 'Q: {question}\\nA: {answer}', or none. By default that of the
+    heaviest source that the model was trained on, if it makes prompts."""
+    transcript: Path | None = None
+    """Append every turn to this file as it happens, one JSON object a line."""
+    style: Style = "standard"
+    """Defaults of the controls below: published is R-HRM's published chat, with a window of 128 tokens."""
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
 
 def chat(arguments: Sequence[str]) -> int:
     """The verb ``chat``."""
-    options = parse(ChatOptions, "chat", arguments)
+    options = _parse(ChatOptions, "chat", arguments)
     log_to_stderr()
-    model, tokenizer = _load(options.model, options.loops)
     import torch
 
     from ouroboros.serve.chat import Chat, converse
+    from ouroboros.serve.template import find_template
+    from ouroboros.serve.transcript import Transcript
 
+    decoder = _decoder(options.fast, options.sampling)
+    given = None if options.template is None else find_template(options.template)
+    transcript = None if options.transcript is None else Transcript(options.transcript)
+    model, tokenizer = _load(options.model, options.loops)
+    template = _trained_template(options.model) if options.template is None else given
     torch.manual_seed(options.seed)
 
     def write(text: str) -> None:
@@ -115,25 +146,60 @@ def chat(arguments: Sequence[str]) -> int:
         import readline  # noqa: F401 (line editing in input())
 
         write(
-            f"{options.model}: {model.schedule.notation}, {model.num_parameters():,} parameters; /help lists commands\n"
+            f"{options.model}: {model.schedule.notation}, {model.num_parameters():,} parameters,"
+            f" template {template.name if template else 'none'}; /help lists commands\n"
         )
-    conversation = Chat(model, tokenizer, options.sampling, write, decoder=_decoder(options.fast))
-    converse(conversation, lambda: input("> " if interactive else ""))
+    conversation = Chat(
+        model, tokenizer, options.sampling, write, decoder=decoder, template=template, transcript=transcript
+    )
+    try:
+        converse(conversation, lambda: input("> " if interactive else ""))
+    finally:
+        if transcript is not None:
+            transcript.flush()
     return 0
 
 
-def _decoder(fast: bool) -> FastDecoder | None:
+_O = TypeVar("_O", GenerateOptions, ChatOptions)
+
+
+def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
+    """The options, with the controls of the style that they name as defaults."""
+    options = parse(cls, verb, arguments)
+    if options.style == "standard":
+        return options
+    return parse(cls, verb, arguments, default=cls(model=tyro.MISSING, sampling=STYLES[options.style]))
+
+
+def _decoder(fast: bool, sampling: Sampling) -> FastDecoder | None:
+    if not fast:
+        return None
+    check(sampling.window is None, f"--fast does not serve --window ({sampling.window}): leave one of them out")
     from ouroboros.serve.fast import FastDecoder
 
-    return FastDecoder() if fast else None
+    return FastDecoder()
+
+
+def _trained_template(path: Path) -> TextFormat | None:
+    """The template of the text that a run was trained on; a recipe that cannot be read is no reason not to talk."""
+    from ouroboros.api import model_directory
+    from ouroboros.serve.template import recipe_template
+    from ouroboros.train.run import read_recipe
+
+    for directory in (path, model_directory(path)):
+        if (directory / "recipe.json").is_file():
+            try:
+                return recipe_template(read_recipe(directory))
+            except OuroborosError as error:
+                logger.warning("chat: no template from the recipe: %s", error)
+                return None
+    return None
 
 
 def _load(path: Path, loops: int | None) -> tuple[OuroborosForCausalLM, TextTokenizer]:
     """Model (as a view with ``loops``, if given) and tokenizer."""
-    from ouroboros.api import load_model, model_directory
-    from ouroboros.data import load_tokenizer
+    from ouroboros.api import load_with_text_tokenizer, model_directory
 
     quiet_transformers()
-    directory = model_directory(path)
-    model = load_model(directory)
-    return (model if loops is None else model.with_loops(loops)), load_tokenizer(directory)
+    model, tokenizer = load_with_text_tokenizer(model_directory(path))
+    return (model if loops is None else model.with_loops(loops)), tokenizer

@@ -31,15 +31,15 @@ def tokenizer(arguments: Sequence[str]) -> int:
     """The verb ``tokenizer``."""
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     log_to_stderr()
-    from ouroboros.data import parse_source, read_documents, split_documents, train_bpe
+    from ouroboros.data import parse_sources, read_documents, split_documents, train_bpe
     from ouroboros.data.tokenize import decode_utf8
 
     if options.out.exists():
         raise OuroborosError(f"{options.out} exists; choose another --out")
     spec = DataSpec(sources=tuple(options.data), text_field=options.text_field)
     texts: list[bytes] = []
-    for source in options.data:
-        documents = list(read_documents(parse_source(source), spec))
+    for ref in parse_sources(options.data):
+        documents = list(read_documents(ref, spec))
         for document in documents:
             decode_utf8(document.data, document.name)
         splits = split_documents(documents, spec.valid_fraction, spec.test_fraction)

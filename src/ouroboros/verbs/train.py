@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +12,10 @@ import tyro
 
 from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec
 from ouroboros.errors import check
+from ouroboros.recipes import PRESETS
 from ouroboros.recipes import recipe as make_recipe
-from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
-from ouroboros.verbs.show import choose
+from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say, signal_status
+from ouroboros.verbs.show import named
 
 if TYPE_CHECKING:
     from ouroboros.train.session import RunResult
@@ -30,8 +31,9 @@ class TrainOptions:
     """Run directory; must be new or empty."""
     sources: Annotated[list[str], tyro.conf.arg(name="data")] = dataclasses.field(default_factory=list)
     """Sources: files, directories, globs, python: or hf:NAME, each with an optional =WEIGHT."""
-    size: str = "small"
-    """tiny, small or base."""
+    size: str | None = None
+    """tiny, small, base or another size that `ouroboros recipes` lists; None lets the hardware choose among a recipe's
+    presets, and means small for recipes without them."""
     steps: int | None = None
     """Stop after this many optimiser steps."""
     tokens: int | None = None
@@ -52,10 +54,10 @@ class TrainOptions:
 
 def train(arguments: Sequence[str]) -> int:
     """The verb ``train``."""
-    default = choose(arguments)
+    default, choice = _default(*named(arguments))
     options = _parse(arguments, default)
     if options.recipe != default.name:  # the recipe came after an option
-        default = make_recipe(options.recipe, options.size)
+        default, choice = _default(options.recipe, options.size)
         options = _parse(arguments, default)
     check(bool(options.sources), "train: name the text with --data, for example --data notes.txt or --data python:")
     given = {k: getattr(options, k) for k in ("steps", "tokens", "minutes", "seed") if getattr(options, k) is not None}
@@ -69,10 +71,24 @@ def train(arguments: Sequence[str]) -> int:
     )
     log_to_stderr()
     quiet_transformers()
+    from torch.distributed import get_node_local_rank
+
     from ouroboros.train.log import Progress
     from ouroboros.train.run import start
 
+    if choice and not options.quiet and get_node_local_rank(fallback_rank=0) == 0:
+        sys.stderr.write(f"{choice}\n")
     return _report(start(recipe, options.out, progress=Progress(quiet=options.quiet)), options.json)
+
+
+def _default(name: str, size: str | None) -> tuple[Recipe, str]:
+    """The recipe, and one line that says which size the hardware chose, if it did."""
+    if size is not None or name not in PRESETS:
+        return make_recipe(name, size or "small"), ""
+    from ouroboros.train.hardware import choose_size
+
+    size, reason = choose_size(PRESETS[name])
+    return make_recipe(name, size), f"{name}: size {size} ({reason}); choose another with --size"
 
 
 def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
@@ -139,7 +155,7 @@ def _report(result: RunResult, as_json: bool) -> int:
         _announce(result, as_json)
     if result.finished:
         return 0
-    return 128 + getattr(signal, result.reason or "", signal.SIGTERM)
+    return signal_status(result.reason)
 
 
 def _announce(result: RunResult, as_json: bool) -> None:
@@ -150,6 +166,8 @@ def _announce(result: RunResult, as_json: bool) -> None:
                 "run": str(result.run),
                 "finished": result.finished,
                 "stopped_by": result.reason,
+                "stopped_because": result.message,
+                "exported_step": result.exported_step,
                 "loss": result.loss,
                 **dataclasses.asdict(c),
             }
@@ -157,5 +175,9 @@ def _announce(result: RunResult, as_json: bool) -> None:
     elif result.finished:
         best = "" if c.best_bits_per_byte is None else f", best validation {c.best_bits_per_byte:.4f} bits/byte"
         say(f"{result.run}: finished, {c.step:,} steps, {c.tokens:,} tokens, {c.seconds / 60:.1f} minutes{best}")
+        if result.message is not None:
+            say(f"stopped early: {result.message}")
+        if result.exported_step != c.step:
+            say(f"the model is that of step {result.exported_step:,}, the best validation")
     else:
         say(f"{result.run}: stopped by {result.reason} at step {c.step:,}; go on with `ouroboros resume {result.run}`")

@@ -39,15 +39,25 @@ def test_batches_are_windows_of_the_stream(prepared: PreparedData) -> None:
     assert batch.dtype == np.int64
     streams = [prepared.train_tokens(s) for s in range(3)]
     known = {tuple(s[w * T : w * T + T + 1].tolist()) for s in streams for w in range((len(s) - 1) // T)}
+    known |= {tuple(s[-T - 1 :].tolist()) for s in streams}
     assert {tuple(row) for row in batch.tolist()} <= known
 
 
-def test_windows_and_dropped_tokens_cover_the_stream(prepared: PreparedData) -> None:
-    made = loader(prepared)
-    for source in range(3):
-        tokens = len(prepared.train_tokens(source))
-        assert made.windows[source] * T + made.dropped_tokens[source] == tokens - 1
-        assert 0 <= made.dropped_tokens[source] < T
+def test_every_token_is_a_target_in_every_epoch(tmp_path: Path) -> None:
+    """Whatever is left after the last whole window, in each of two epochs; only overlapped tokens twice."""
+    text = "".join(f"{n:07d}\n" for n in range(90))
+    for extra in range(T):
+        (tmp_path / f"{extra}.txt").write_text(text + "x" * extra)
+        spec = DataSpec(sources=(str(tmp_path / f"{extra}.txt"),), valid_fraction=0, test_fraction=0)
+        data = prepare(spec, tmp_path / f"out-{extra}")
+        stream = np.array(data.train_tokens(0)).tolist()
+        made = loader(data, batch_size=1)
+        for epoch in range(2):
+            windows = [tuple(made.next_batch()[0].tolist()) for _ in range(made.windows[0])]
+            assert made.epochs == [epoch + 1] and len(set(windows)) == len(windows)
+            *whole, last = [at for at in range(len(stream) - T) if tuple(stream[at : at + T + 1]) in windows]
+            assert whole == list(range(0, T * len(whole), T)) and last == len(stream) - 1 - T
+            assert last - whole[-1] <= T
 
 
 @given(st.integers(0, 2**63), st.integers(0, 9), st.integers(0, 9), st.integers(1, 500))
@@ -213,3 +223,18 @@ def test_an_epoch_of_every_source_has_seen_everything(tmp_path):
         assert seen_text(data, loader.state_dict()) is not None
         loader.next_batch()
     assert seen_text(data, loader.state_dict()) is None
+
+
+def test_the_end_of_a_text_is_seen_once_though_its_windows_overlap(tmp_path):
+    data = two_sources(tmp_path)
+    loader = WindowLoader(data, batch_size=4, sequence_length=97, seed=3)
+    streams = [data.train_tokens(source) for source in range(2)]
+    assert all((len(stream) - 1) % 97 for stream in streams)
+    while loader.epochs[1] < 1:
+        loader.next_batch()
+    seen = seen_text(data, loader.state_dict())
+    assert seen is not None and loader.epochs[0] < 1
+    # Of the last window too, inputs are counted, not targets.
+    assert b"".join(seen).endswith(data.tokenizer.decode(streams[1][:-1]))
+    total = sum(map(len, seen[-loader.windows[1] :]))
+    assert total == len(data.tokenizer.decode(streams[1][:-1]))

@@ -75,7 +75,7 @@ def test_sources_are_found_from_another_directory(prepared: PreparedData, monkey
 
 def test_streams_are_not_read_again(prepared: PreparedData) -> None:
     manifest = json.loads(Path("out/manifest.json").read_text())
-    manifest["spec"]["sources"][1] = "hf:me/set"
+    manifest["sources"][1]["text"] = "hf:me/set"
     PreparedData(Path("out"), manifest).check_sources()
 
 
@@ -101,8 +101,8 @@ def test_damage_is_found(prepared: PreparedData) -> None:
         (None, "no prepared data there"),
         ("{", "cannot be read"),
         ("[]", "format version None"),
-        ('{"format_version": 2}', "format version 2, this release reads 1"),
-        ('{"format_version": 1, "spec": {}}', r"lacks base, dtype, files, sources, tokenizer"),
+        ('{"format_version": 1}', "format version 1, this release reads 2"),
+        ('{"format_version": 2, "spec": {}}', r"lacks base, dtype, files, sources, tokenizer"),
     ],
 )
 def test_bad_manifests(prepared: PreparedData, text: str | None, message: str) -> None:
@@ -127,8 +127,32 @@ def test_fingerprint_depends_on_names_and_borders() -> None:
             [Document("a", b"xy")],
             [Document("b", b"xy")],
             [Document("a", b"x"), Document("", b"y")],
+            [Document("a", b"xy", group=b"g")],
             [Document("ax", b"y")],
             [],
         )
     }
-    assert len(prints) == 5
+    assert len(prints) == 6
+
+
+def test_formats_and_mixtures_are_opened_again(tmp_path: Path) -> None:
+    for name, record in {
+        "tinygsm": '{"question": "What is %d?", "code": "print(%d)"}',
+        "tiny-codes": '{"prompt": "Write %d", "response": "print(%d)"}',
+        "cosmopedia": '{"text": "The number %d is not %d."}',
+        "metamath": '{"query": "%d?", "response": "It is %d", "original_question": "a"}',
+    }.items():
+        record = record.replace('"a"', '"problem %d"')
+        lines = [record % ((i,) * record.count("%d")) for i in range(200)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    prepared = prepare(DataSpec(sources=(f"mix:rhrm:{tmp_path}",)), tmp_path / "out")
+    again = open_prepared(tmp_path / "out")
+    assert again.sources == prepared.sources
+    assert again.weights == (0.4, 0.3, 0.15, 0.15)
+    assert [ref.format for ref in again.sources] == ["tinygsm", "tiny-codes", "cosmopedia", "metamath"]
+    assert all(text.startswith(b"Problem: What is ") for text in again.documents("valid", 0))
+    again.check_sources()
+    path = tmp_path / "metamath.jsonl"
+    path.write_text(path.read_text().replace("problem 7", "problem 8", 1))
+    with pytest.raises(OuroborosError, match=r"metamath\.jsonl': has changed"):
+        again.check_sources()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -8,13 +10,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ouroboros.config import DataSpec
-from ouroboros.data.records import read_records
-from ouroboros.data.sources import parse_source, read_documents
+from ouroboros.config import DataSpec, FilterSpec
+from ouroboros.data import sources
+from ouroboros.data.formats import FieldFormat, TextFormat, find_format
+from ouroboros.data.records import Skip, StreamError, read_records
+from ouroboros.data.sources import Document, parse_source, read_documents
 from ouroboros.errors import OuroborosError
 
 ROWS = [{"text": "one\r\n", "id": 1}, {"text": "", "id": 2}, {"text": "tw\u00f6", "id": 3}]
-EXPECTED = [b"one\r\n", b"", "tw\u00f6".encode()]
+EXPECTED = [b"one\r\n", None, "tw\u00f6".encode()]
+TEXT = FieldFormat("text")
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -30,13 +35,16 @@ def write(path: Path, rows: list[dict]) -> Path:
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_text_of_each_record(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"a{suffix}", ROWS)
-    assert [data for _, data in read_records(path, "text")] == EXPECTED
+    assert texts(path) == EXPECTED
 
 
 def test_lines_in_a_json_file_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
-    assert list(read_records(path, "text")) == [(1, b"a"), (2, b"b")]
+    assert [(record.place, record.text, record.data) for record in read_records(path, TEXT)] == [
+        (1, "a", b"a"),
+        (2, "b", b"b"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +52,8 @@ def test_lines_in_a_json_file_and_a_byte_order_mark(tmp_path: Path) -> None:
 )
 def test_missing_field_offers_the_nearest(tmp_path: Path, suffix: str, place: str) -> None:
     path = write(tmp_path / f"a{suffix}", [{"texts": "x"}])
-    with pytest.raises(OuroborosError, match=rf"{place}: no (field|column) 'text' .*did you mean 'texts'"):
-        list(read_records(path, "text"))
+    with pytest.raises(OuroborosError, match=rf"{place}: no column 'text' .*did you mean 'texts'"):
+        list(read_records(path, TEXT))
 
 
 @pytest.mark.parametrize(
@@ -53,38 +61,87 @@ def test_missing_field_offers_the_nearest(tmp_path: Path, suffix: str, place: st
     [
         ("{bad", "not JSON"),
         ("[1]", "expected an object"),
-        ('{"text": null}', "holds null, not text"),
         ('{"text": 5}', "holds int, not text"),
         ('{"text": "a\\ud800"}', "unpaired surrogate at character 1"),
-        ('{"id": 5}', "no field 'text'"),
+        ('{"id": 5}', "no column 'text'"),
     ],
 )
 def test_bad_records_name_the_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(OuroborosError, match=rf"a\.jsonl:3: .*{message}"):
-        list(read_records(path, "text"))
+        list(read_records(path, TEXT))
 
 
 def test_invalid_utf8_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "\xff"}')
     with pytest.raises(OuroborosError, match=r"a\.jsonl:1: not JSON"):
-        list(read_records(path, "text"))
+        list(read_records(path, TEXT))
 
 
-def test_parquet_nulls_and_damage(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", [{"text": "x"}, {"text": "y"}, {"text": None}])
-    with pytest.raises(OuroborosError, match=r"a\.parquet: row 3: field 'text' holds null"):
-        list(read_records(path, "text"))
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_nulls_and_white_space_are_no_text(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a{suffix}", [{"text": "x"}, {"text": " \n"}, {"text": None}])
+    assert texts(path) == [b"x", None, None]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_formats_and_groups(tmp_path: Path, suffix: str) -> None:
+    rows = [
+        {"query": "q", "response": "r", "type": "t", "original_question": "o"},
+        {"query": "q2", "response": None, "type": "t", "original_question": "o"},
+        {"query": "q3", "response": "r3", "type": "t", "original_question": None},
+    ]
+    found = list(read_records(write(tmp_path / f"a{suffix}", rows), find_format("metamath")))
+    assert [(record.text, record.group) for record in found] == [
+        ("Q: q\nA: r", "o"),
+        (None, None),
+        ("Q: q3\nA: r3", None),
+    ]
+    with pytest.raises(OuroborosError, match=rf"a\{suffix}.*: no column 'answer' \(format '{{title}}: {{answer}}'\)"):
+        path = write(tmp_path / f"a{suffix}", [{"title": "x", "body": "y"}])
+        list(read_records(path, find_format("{title}: {answer}")))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_published_text_of_every_column(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a{suffix}", [{"question": "q", "code": "c", "n": 1}])
+    assert texts(path, find_format("rhrm-published")) == [b"{'question': 'q', 'code': 'c', 'n': 1}"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 6, 7, 9])
+def test_skipping(tmp_path: Path, suffix: str, start: int) -> None:
+    path = write(tmp_path / f"a{suffix}", [{"text": str(i)} for i in range(7)])
+    places = [record.place for record in read_records(path, TEXT)]
+    skip = Skip(start)
+    found = list(read_records(path, TEXT, skip))
+    assert [record.text for record in found] == [str(i) for i in range(start, 7)]
+    assert [record.place for record in found] == places[start:]
+    assert skip.left == max(start - 7, 0)
+
+
+def test_skipped_lines_are_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{bad\n\n{"text": "x"}\n')
+    assert [record.place for record in read_records(path, TEXT, Skip(1))] == [3]
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 nothing")
     with pytest.raises(OuroborosError, match="not a readable parquet file"):
-        list(read_records(path, "text"))
+        list(read_records(path, TEXT))
 
 
 def test_missing_file_of_records(tmp_path: Path) -> None:
     with pytest.raises(OuroborosError, match="cannot be read"):
-        list(read_records(tmp_path / "a.jsonl", "text"))
+        list(read_records(tmp_path / "a.jsonl", TEXT))
+
+
+def texts(path: Path, form: TextFormat = TEXT) -> list[bytes | None]:
+    return [record.data for record in read_records(path, form)]
 
 
 def hub(spec: DataSpec, text: str = "hf:me/set:small:test") -> list[tuple[str, bytes]]:
@@ -103,7 +160,7 @@ def test_hub_stream_stops_at_max_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(("me/set", "small"), {"split": "test", "streaming": True})]
     hub(DataSpec(max_bytes=1), "hf:me/set")
     assert seen[1] == (("me/set", None), {"split": "train", "streaming": True})
-    with pytest.raises(OuroborosError, match=r"row 1: no field 'body'"):
+    with pytest.raises(OuroborosError, match=r"row 1: no column 'body'"):
         hub(DataSpec(max_bytes=5, text_field="body"))
 
 
@@ -112,9 +169,47 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(OuroborosError, match=r"^source 'hf:me/set': cannot be streamed: ConnectionError: no route$"):
+    with pytest.raises(StreamError, match=r"^source 'hf:me/set': cannot be streamed: ConnectionError: no route$"):
         hub(DataSpec(max_bytes=5), "hf:me/set")
-    with pytest.raises(OuroborosError, match=r"needs data\.max_bytes"):
+    with pytest.raises(OuroborosError, match=r"needs data\.stream or data\.max_bytes"):
         hub(DataSpec(), "hf:me/set")
     with pytest.raises(OuroborosError, match="no name after 'hf:'"):
         hub(DataSpec(max_bytes=5), "hf:")
+
+
+def rows(count: int, texts: str = "row {}") -> datasets.IterableDataset:
+    def generate() -> Iterator[dict]:
+        for index in range(count):
+            yield {"query": texts.format(index), "response": "r", "original_question": f"o{index % 3}"}
+
+    return datasets.IterableDataset.from_generator(generate)
+
+
+def test_hub_rows_have_formats_groups_and_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows(6))
+    ref = parse_source("hf:me/set@metamath")
+    found = list(read_documents(ref, DataSpec(stream=True), start=4, limit=None))
+    assert found == [
+        Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1"),
+        Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2"),
+    ]
+
+
+def test_a_hub_stream_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate() -> Iterator[dict]:
+        yield {"text": "one"}
+        raise ConnectionError("reset")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: generate())
+    documents = read_documents(parse_source("hf:me/set"), DataSpec(stream=True))
+    assert next(documents).data == b"one"
+    with pytest.raises(StreamError, match="source 'hf:me/set': cannot be streamed: ConnectionError: reset"):
+        next(documents)
+
+
+def test_a_hub_stream_of_dropped_rows_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_HOPELESS", 50)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: itertools.repeat({"text": "short"}))
+    spec = DataSpec(stream=True, filters=FilterSpec(min_characters=100))
+    with pytest.raises(OuroborosError, match=r"every document was dropped \(50 read, 0 kept, 50 short\)"):
+        list(read_documents(parse_source("hf:me/set"), spec))

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ouroboros.config import DataSpec
+from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import shards
 from ouroboros.data.shards import prepare
+from ouroboros.data.sources import Document
+from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
 
@@ -79,6 +81,73 @@ def test_manifest_describes_the_files(here: Path) -> None:
     assert prepared.tokens("train", 0).dtype == np.dtype("<u2")
 
 
+def records(path: str, texts: list[str | None]) -> None:
+    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def test_manifest_counts_what_was_dropped(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records("r.jsonl", [*(f"record number {i}" for i in range(200)), None, "ab", "x" * 99, "", "cd"])
+    caplog.set_level("INFO")
+    spec = DataSpec(sources=("r.jsonl",), filters=FilterSpec(min_characters=3, max_characters=50))
+    entry = prepare(spec, "out").manifest["sources"][0]
+    assert (entry["read"], entry["kept"]) == (205, 200)
+    assert entry["dropped"] == {"long": 1, "no text": 2, "short": 2}
+    assert "source 'r.jsonl': 205 read, 200 kept, 2 no text, 2 short, 1 long" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_losing_most_of_a_source_is_warned_of(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records("r.jsonl", [*(f"record number {i}" for i in range(50)), *("x" * 60 for _ in range(51))])
+    prepare(DataSpec(sources=("r.jsonl",), filters=FilterSpec(max_characters=50)), "out")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "source 'r.jsonl': 101 read, 50 kept, 51 long; more than half was dropped" in warnings[0]
+
+
+def test_manifest_has_lengths_and_what_a_block_cut_loses(here: Path) -> None:
+    prepared = prepare(DataSpec(sources=("many", "long.txt"), sequence_length=29), "out")
+    entry = prepared.manifest["sources"][0]
+    lengths = np.diff(prepared.offsets("train", 0)).tolist()
+    assert sum(entry["lengths"]) == len(lengths)
+    for power, count in enumerate(entry["lengths"]):
+        assert count == sum(2**power <= length < 2 ** (power + 1) for length in lengths)
+    assert min(lengths) <= 29 < max(lengths)
+    cut = entry["block_cut"]
+    assert cut["block"] == 29
+    assert cut["documents_lost"] == sum(length <= 29 for length in lengths)
+    assert cut["blocks"] == sum(length > 29 for length in lengths)  # two blocks need 59 tokens
+    assert cut["tokens_lost"] + 29 * cut["blocks"] == entry["splits"]["train"]["tokens"]
+
+
+def test_filters_off_change_nothing(here: Path) -> None:
+    off = prepare(DataSpec(sources=SPEC.sources, filters=FilterSpec(symbol_rule="ascii")), "off")
+    assert off.fingerprint == prepare(SPEC, "plain").fingerprint
+
+
+def test_only_the_head_of_a_stream_is_read(here: Path) -> None:
+    records("r.jsonl", [f"record number {i}" for i in range(1000)])
+    spec = DataSpec(sources=("r.jsonl",), stream=True, max_bytes=5000, tokenizer="bpe:300")
+    prepared = prepare(spec, "out")
+    entry = prepared.manifest["sources"][0]
+    everything = [text for split in ("train", "valid", "test") for text in prepared.documents(split)]
+    assert len(everything) == entry["read"] == entry["kept"] < 400
+    assert 5000 <= sum(map(len, everything)) < 5020
+    assert sorted(everything) == sorted(b"record number %d" % i for i in range(len(everything)))
+    assert not entry["cut"]
+    for split in ("train", "valid", "test"):
+        documents = [Document("", text) for text in prepared.documents(split)]
+        assert {part_of(document, 0.05, 0.05) for document in documents} == {split}
+    assert prepare(spec, "again").fingerprint == prepared.fingerprint
+    records("r.jsonl", [f"record number {i}" for i in range(900)])
+    prepared.check_sources()
+
+
+def test_a_stream_that_cannot_be_divided(here: Path) -> None:
+    with pytest.raises(OuroborosError, match=r"source 'long\.txt': the 1 documents .* raise data\.valid_fraction"):
+        prepare(DataSpec(sources=("long.txt",), stream=True), "out")
+    assert not Path("out").exists()
+
+
 def test_large_vocabularies_use_four_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.vocab_size = 65_537
@@ -118,6 +187,8 @@ def test_reuse_notices_a_changed_tokenizer_directory(here: Path) -> None:
         (("single.txt",), r"source 'single\.txt': too little text"),
         (("none.txt",), r"source 'none\.txt': no such file"),
         (("long.txt", "whole"), "both held out and in training"),
+        (("mix:rhrm:many",), r"part 'tinygsm' is missing: no tinygsm\.jsonl"),
+        (("hf:me/set",), r"source 'hf:me/set': needs data\.stream or data\.max_bytes"),
     ],
 )
 def test_bad_sources_leave_nothing(here: Path, sources: tuple[str, ...], message: str) -> None:

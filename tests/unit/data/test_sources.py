@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.config import DataSpec
-from ouroboros.data.sources import SourceRef, character_floor, parse_source, read_documents
+from ouroboros.config import DataSpec, FilterSpec
+from ouroboros.data.sources import SourceRef, character_floor, head_bytes, parse_source, read_documents
 from ouroboros.errors import OuroborosError
 
 SPEC = DataSpec()
@@ -34,6 +36,143 @@ def test_a_file_named_with_an_equals_sign_wins(tmp_path: Path) -> None:
     (tmp_path / "a=2").write_text("x")
     assert parse_source("a=2", base=tmp_path) == SourceRef("a=2", 1.0, tmp_path)
     assert parse_source("a=2=3", base=tmp_path) == SourceRef("a=2", 3.0, tmp_path)
+
+
+def test_formats_are_read(tmp_path: Path) -> None:
+    assert parse_source("a.jsonl@gsm8k") == SourceRef("a.jsonl", format="gsm8k")
+    assert parse_source("a.jsonl@gsm8k=0.4") == SourceRef("a.jsonl", 0.4, format="gsm8k")
+    assert parse_source("hf:a/b:c@qa=2") == SourceRef("hf:a/b:c", 2, format="qa")
+    assert parse_source("*.jsonl@chat") == SourceRef("*.jsonl", format="chat")
+    assert parse_source("a.jsonl@{t}: {b}") == SourceRef("a.jsonl", format="{t}: {b}")
+    assert parse_source("a.jsonl@{t} = {b}@{t}") == SourceRef("a.jsonl", format="{t} = {b}@{t}")
+    assert parse_source("a.jsonl@{t} = {b}=3") == SourceRef("a.jsonl", 3.0, format="{t} = {b}")
+
+
+def test_at_signs_in_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / "me@home").mkdir()
+    for name in ("a@qa", "me@home/x.jsonl", "b@2.jsonl"):
+        (tmp_path / name).write_text("{}")
+    named = {
+        "a@qa": ("a@qa", None),
+        "a@qa=2": ("a@qa", None),
+        "a@qa@qa": ("a@qa", "qa"),
+        "me@home": ("me@home", None),
+        "me@home/*.jsonl": ("me@home/*.jsonl", None),
+        "me@home/x.jsonl@chat": ("me@home/x.jsonl", "chat"),
+        "b@2.jsonl@{a}@{b}": ("b@2.jsonl", "{a}@{b}"),
+        "gone@3.jsonl": ("gone@3.jsonl", None),
+    }
+    refs = {text: parse_source(text, base=tmp_path) for text in named}
+    assert {text: (ref.text, ref.format) for text, ref in refs.items()} == named
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hf:a/b@gsm8", "source 'hf:a/b@gsm8': format 'gsm8': unknown; did you mean 'gsm8k'"),
+        ("known.jsonl@gsm8=2", "format 'gsm8': unknown; did you mean 'gsm8k'"),
+        ("*.jsonl@{a", "has no partner"),
+        ("@qa", "no name before '@'"),
+        ("mix:rhrm", "a mixture is several sources"),
+    ],
+)
+def test_bad_formats(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "known.jsonl").touch()
+    with pytest.raises(OuroborosError, match=message):
+        parse_source(text, base=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.txt@qa", "python:@qa", "dir@{a}", "dir/*@qa"])
+def test_a_format_needs_records(tmp_path: Path, name: str) -> None:
+    (tmp_path / "dir").mkdir()
+    for file in ("a.txt", "dir/b.txt"):
+        (tmp_path / file).write_text("text")
+    with pytest.raises(OuroborosError, match=r"source '[^']*': has no records \(jsonl, json, parquet\), so it cannot"):
+        list(read_documents(parse_source(name, base=tmp_path), SPEC))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two files of records and a text in between; the records have texts of different kinds."""
+    texts: list[list[str | None]] = [["zero", None, "", "three!", "four"], ["x" * 50, "seven"]]
+    for name, values in zip(("a", "c"), texts, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": value}) for value in values))
+    (tmp_path / "b.txt").write_bytes(b"f\xffive")
+    return tmp_path
+
+
+def test_positions_and_counts(mixed: Path) -> None:
+    counts = Counter({"read": 100, "kept": 1})
+    spec = DataSpec(filters=FilterSpec(min_characters=5, max_characters=40))
+    documents = list(read_documents(parse_source(str(mixed)), spec, counts=counts))
+    assert [(document.name, document.index) for document in documents] == [
+        ("a.jsonl:4", 3),
+        ("b.txt", 5),
+        ("c.jsonl:2", 7),
+    ]
+    assert documents[1].data == b"f\xffive"
+    assert counts == {"read": 108, "kept": 4, "no text": 2, "short": 2, "long": 1}
+
+
+@pytest.mark.parametrize("start", range(10))
+def test_start_is_a_position(mixed: Path, start: int) -> None:
+    ref = parse_source(str(mixed))
+    documents = list(read_documents(ref, SPEC))
+    assert list(read_documents(ref, SPEC, start=start)) == [d for d in documents if d.index >= start]
+
+
+def test_limits(mixed: Path) -> None:
+    ref = parse_source(str(mixed))
+
+    def read_lengths(spec: DataSpec, **limit: int | None) -> list[int]:
+        return [len(document.data) for document in read_documents(ref, spec, **limit)]
+
+    assert read_lengths(SPEC) == [4, 6, 4, 5, 50, 5]
+    assert read_lengths(DataSpec(max_bytes=7)) == read_lengths(SPEC, limit=7) == [4, 3]
+    assert read_lengths(DataSpec(max_bytes=7), limit=None) == [4, 6, 4, 5, 50, 5]
+    # documents of a stream stay whole
+    assert read_lengths(DataSpec(max_bytes=7, stream=True)) == [4, 6]
+    assert read_lengths(DataSpec(max_bytes=4, stream=True)) == [4]
+
+
+def test_head_of_a_stream(tmp_path: Path) -> None:
+    assert head_bytes(SPEC) is None
+    assert head_bytes(DataSpec(stream=True)) == 4_000_000
+    assert head_bytes(DataSpec(stream=True, max_bytes=5)) == 5
+    (tmp_path / "a.txt").write_text("long text")
+    assert read(tmp_path / "a.txt", DataSpec(stream=True, max_bytes=2)) == [("a.txt", b"long text")]
+
+
+def test_a_file_named_by_itself_is_not_filtered(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("long text")
+    (tmp_path / "b.txt").write_text("short")
+    spec = DataSpec(filters=FilterSpec(max_characters=5))
+    assert read(tmp_path / "a.txt", spec) == [("a.txt", b"long text")]
+    assert read(tmp_path, spec) == [("b.txt", b"short")]
+
+
+def test_a_file_is_filtered_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("long text")
+    (tmp_path / "b.txt").write_text("short")
+    assert read(tmp_path, DataSpec(max_bytes=3, filters=FilterSpec(max_characters=8))) == [("b.txt", b"sho")]
+
+
+def test_all_documents_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": "b"}\n')
+    with pytest.raises(
+        OuroborosError, match=r"source '.*a\.jsonl': every document was dropped \(3 read, 0 kept, 2 short, 1 no text\)"
+    ):
+        read(tmp_path / "a.jsonl", DataSpec(filters=FilterSpec(min_characters=2)))
+
+
+def test_what_nobody_counts_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    caplog.set_level("INFO")
+    read(tmp_path / "a.jsonl")
+    assert "2 read, 1 kept, 1 no text" in caplog.text
+    caplog.clear()
+    list(read_documents(parse_source(str(tmp_path / "a.jsonl")), SPEC, counts=Counter()))
+    assert caplog.text == ""
 
 
 def test_kinds(tmp_path: Path) -> None:

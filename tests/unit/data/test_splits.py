@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.data.sources import Document
-from ouroboros.data.splits import Splits, check_disjoint, fraction_of, split_documents
+from ouroboros.data.splits import Splits, check_disjoint, fraction_of, part_of, split_documents
 from ouroboros.errors import OuroborosError
 
 
@@ -127,3 +127,61 @@ def test_differently_cut_copies_of_one_text_are_refused() -> None:
     text = Document("a", b"".join(b"line %d\n" % i for i in range(500)))
     with pytest.raises(OuroborosError, match="both held out"):
         check_disjoint([split_documents([text], 0.05, 0.05), split_documents([text], 0.2, 0.2)])
+
+
+def grouped(groups: int, rewrites: int = 4) -> list[Document]:
+    return [
+        Document(f"{g}.{r}", f"rewrite {r} of problem {g} and its answer\n".encode(), group=f"problem {g}".encode())
+        for r in range(rewrites)
+        for g in range(groups)
+    ]
+
+
+def groups_of(splits: Splits) -> list[set[bytes | None]]:
+    return [{document.group for document in splits.documents(split)} for split in ("train", "valid", "test")]
+
+
+@pytest.mark.parametrize("groups", [3, 5, 30, 400])
+def test_a_group_stays_on_one_side(groups: int) -> None:
+    splits = split_documents(grouped(groups), 0.05, 0.1)
+    train, valid, test = groups_of(splits)
+    assert not splits.is_cut
+    assert all((train, valid, test))
+    assert not (train & valid or train & test or valid & test)
+    assert len(train | valid | test) == groups
+    held_out = sum(len(splits.documents(split)) for split in ("valid", "test"))
+    assert held_out < 0.25 * 4 * groups or groups < 30
+
+
+def test_many_groups_go_by_hash_of_the_group() -> None:
+    for document in split_documents(grouped(400), 0.05, 0.1).documents("valid"):
+        assert document.group is not None
+        assert fraction_of(document.group) < 0.05
+        assert part_of(document, 0.05, 0.1) == "valid"
+
+
+def test_two_groups_cannot_give_three_parts() -> None:
+    with pytest.raises(OuroborosError, match="too little text: 2 groups"):
+        split_documents(grouped(2), 0.05, 0.1)
+
+
+def test_one_text_in_two_groups_is_kept_once() -> None:
+    documents = grouped(400)
+    held_out = split_documents(documents, 0.05, 0.1).documents("valid")[0]
+    again = Document("again", held_out.data, group=next(d.group for d in documents if part_of(d, 0.05, 0.1) == "train"))
+    splits = split_documents([*documents, again], 0.05, 0.1)
+    assert "again" not in {document.name for document in splits.documents("train")}
+    assert held_out in splits.documents("valid")
+
+
+def test_part_of_is_what_splits_do() -> None:
+    documents = numbered(500)
+    splits = split_documents(documents, 0.05, 0.1, allow_cut=False)
+    for split in ("train", "valid", "test"):
+        assert splits.documents(split) == [d for d in documents if part_of(d, 0.05, 0.1) == split]
+
+
+def test_streams_are_not_cut() -> None:
+    with pytest.raises(OuroborosError, match=r"the 1 documents of 5 bytes .* raise data\.valid_fraction"):
+        split_documents([Document("a", b"hello")], 0.05, 0.0, allow_cut=False)
+    assert len(split_documents(numbered(5), 0.0, 0.0, allow_cut=False).train) == 5

@@ -113,6 +113,8 @@ def test_compare_lists_both_amounts_of_training_text() -> None:
     assert found[3].bits_per_byte < found[0].bits_per_byte
     for seen in (None, train):
         assert len(compare_baselines(train, seen, held, orders=(2,), compressors=())) == 1
+    (named,) = compare_baselines(train, None, held, orders=(2,), compressors=(), whole="head")
+    assert named.name == "order-2 n-gram (head)"
 
 
 def test_refusals() -> None:

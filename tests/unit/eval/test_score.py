@@ -38,7 +38,7 @@ def test_a_uniform_model_has_log2_of_the_vocabulary(fakes: SimpleNamespace, text
     assert found.bytes == found.tokens == sum(map(len, texts))
     assert (found.documents, found.empty_documents, found.window, found.stride) == (8, 1, 64, 64)
     assert found.unit_bytes.tolist() == [700, 1, 64, 65, 63, 128, 4500, 4500, 333] and found.units == 9
-    assert found.stderr == pytest.approx(0, abs=1e-6)
+    assert found.stderr == pytest.approx(0, abs=1e-6) == found.nats_per_token_stderr
 
 
 def naive_nats(model: Any, document: bytes, window: int, stride: int) -> float:
@@ -61,6 +61,7 @@ def test_scores_equal_one_forward_pass_per_byte(
     expected = [naive_nats(model, text, window, stride or window) for text in short if text]
     assert found.unit_nats == pytest.approx(expected, rel=1e-6)
     assert found.nats == pytest.approx(sum(expected), rel=1e-6)
+    assert found.nats_per_token_stderr == pytest.approx(found.stderr * math.log(2))  # a token is a byte
     assert found.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / sum(map(len, short)), rel=1e-6)
 
 
@@ -120,7 +121,11 @@ def test_the_record_is_json(fakes: SimpleNamespace) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     wanted = "bits_per_byte nats_per_token bytes tokens stderr loops window stride data_sha256 model bos_rule units"
     assert set(wanted.split()) <= set(found) and not {"unit_nats", "unit_bytes"} & set(found)
-    assert found["stderr"] is None and found["interval"] is None and found["loops"] is None
+    assert (
+        found["stderr"] is None is found["nats_per_token_stderr"]
+        and found["interval"] is None
+        and found["loops"] is None
+    )
     assert found["data_sha256"] == hashlib.sha256(b"abc").hexdigest()
 
 

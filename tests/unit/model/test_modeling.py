@@ -130,8 +130,23 @@ def test_registers_run_once_per_checkpoint(ids: Tensor, monkeypatch: pytest.Monk
         model.with_loops(3)(ids)
         assert len(runs) == 5
     model(ids)
-    model.train()(ids)
-    assert len(runs) == 7
+    assert len(runs) == 6
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_registers_train_with_the_text_as_one_sequence(ids: Tensor, positions: Any) -> None:
+    """Training without padding takes another way to the same numbers and gradients."""
+    model, found = build(registers=3, positions=positions), []
+    for training in (False, True):
+        states: list[Tensor] = []
+        model.train(training)
+        model.zero_grad()
+        loss = model(ids, labels=ids, use_cache=False, probe=lambda *seen, kept=states: kept.append(seen[-1])).loss
+        loss.backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        found.append((loss, *states[-2:], *gradients))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
 
 
 def test_learned_positions(ids: Tensor) -> None:

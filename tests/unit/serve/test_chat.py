@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from ouroboros.data.formats import FORMATS
 from ouroboros.errors import OuroborosError
 from ouroboros.serve.chat import HELP, Chat, Turn, converse
 from ouroboros.serve.sampling import Sampling
+from ouroboros.serve.stream import text_ids
+from ouroboros.serve.transcript import Transcript
 
 
 class Writer:
@@ -52,7 +55,7 @@ def test_turns_grow_into_one_text(scripted, tokenizer):
     chat = Chat(scripted(b"hello\n\nmore", prompt), tokenizer, Sampling(temperature=0.0, stop=("\n\n",)), Writer())
     chat.say("hi")
     assert chat.turns == [Turn("hi", "hello")] and chat.write.text == "hello\n"
-    assert chat._prompt("and you?") == "hi\nhello\n\nand you?\n"
+    assert chat._prompt("and you?") == ([], b"hi\nhello\n\nand you?\n")
 
 
 def test_lines_are_answered_until_the_end(chat):
@@ -98,12 +101,17 @@ def test_controls_are_set_by_name_and_checked(chat):
     assert (chat.sampling.temperature, chat.sampling.top_k, chat.sampling.max_new_tokens) == (0.5, 7, 9)
     chat.command("/show")
     assert "loops=2" in chat.write.text and "temperature=0.5" in chat.write.text and "stop" not in chat.write.text
+    assert "template=none" in chat.write.text and "window=none" in chat.write.text
+    assert "ban_triples=off" in chat.write.text
+    for line in ("/set window 40", "/set ban_triples on", "/set penalty occurrences"):
+        chat.command(line)
+    assert (chat.sampling.window, chat.sampling.ban_triples, chat.sampling.penalty) == (40, True, "occurrences")
     for line, words in (
         ("/set tempratur 1", "did you mean 'temperature'?"),
-        ("/set temperature", "takes a name and a number"),
-        ("/set", "takes a name and a number"),
-        ("/set stop x", "takes a name and a number"),
-        ("/set temperature warm", "'warm' is not a number of the right kind"),
+        ("/set temperature", "takes a name and a value"),
+        ("/set", "takes a name and a value"),
+        ("/set stop x", "unknown control 'stop'"),
+        ("/set temperature warm", "/set temperature: 'warm' is not a number of the right kind"),
         ("/set top_k 1.5", "'1.5' is not a number"),
         ("/set top_p 2", r"top_p must be in \(0, 1\]"),
     ):
@@ -114,7 +122,7 @@ def test_controls_are_set_by_name_and_checked(chat):
 
 def test_every_command_of_the_help_exists(chat, tmp_path):
     named = [line.split()[0] for line in HELP.splitlines()]
-    assert named == ["/loops", "/set", "/show", "/clear", "/save", "/help", "/quit"]
+    assert named == ["/loops", "/set", "/template", "/show", "/clear", "/save", "/help", "/quit"]
     chat.command("/help")
     assert chat.write.text == HELP + "\n"
 
@@ -129,7 +137,7 @@ def test_unknown_commands_offer_the_nearest(chat):
 def test_clear_forgets(chat):
     chat.say("hello")
     chat.command("/clear")
-    assert chat.turns == [] and chat._prompt("new") == "new\n"
+    assert chat.turns == [] and chat._prompt("new") == ([], b"new\n")
 
 
 def test_save_writes_json_once(chat, tmp_path):
@@ -158,7 +166,7 @@ def test_a_full_context_drops_the_oldest_turns_and_says_so(chat):
     chat.turns = [Turn("one", "1" * 10), Turn("two", "2" * 11), Turn("six", "6" * 5)]
     prompt = chat._prompt("now")
     # Half of the 63 usable tokens stay free for the answer; with the second turn the text would have 32 bytes.
-    assert prompt == "six\n66666\n\nnow\n" and [turn.user for turn in chat.turns] == ["six"]
+    assert prompt == ([], b"six\n66666\n\nnow\n") and [turn.user for turn in chat.turns] == ["six"]
     assert chat.write.text == "[the context is full: 2 oldest turn(s) forgotten]\n"
     assert chat._prompt("now") == prompt and chat.write.text.count("forgotten") == 1
     chat.turns = [Turn("two", "2" * 10), Turn("six", "6" * 5)]  # 31 bytes
@@ -190,4 +198,99 @@ def test_ctrl_c_at_the_prompt_tells_how_to_leave(chat):
 def test_bytes_that_are_no_text_pass_through(chat, model):
     converse(chat, reader("caf\udce9"))
     assert [turn.user for turn in chat.turns] == ["caf\udce9"] and "error" not in chat.write.text
-    assert chat._prompt("x").startswith("caf\udce9\n")
+    assert chat._prompt("x")[1].startswith(b"caf\xe9\n")
+
+
+def test_with_a_template_every_turn_is_a_document_of_its_form(scripted, tokenizer):
+    prompt = b"Q: hi\nA:"
+    model = scripted(b" hello\nQ: what next?", prompt)
+    chat = Chat(model, tokenizer, Sampling(temperature=0.0), Writer(), template=FORMATS["qa"])
+    chat.say("hi")
+    assert chat.turns == [Turn("hi", " hello")]  # the template's stop string ended it
+    earlier, prompt = chat._prompt("and?")
+    assert (earlier, prompt) == ([b"Q: hi\nA: hello"], b"Q: and?\nA:")
+    # As the shards of training: an end-of-text token (256) before every document.
+    assert text_ids(tokenizer, prompt, earlier) == [256, *earlier[0], 256, *prompt]
+    chat.command("/template none")
+    assert chat._prompt("and?") == ([], b"hi\n hello\n\nand?\n")
+
+
+def test_answers_end_where_template_and_user_say(chat):
+    assert chat._stop() == ("\n\n",)
+    chat.sampling = Sampling(stop=("END",))
+    assert chat._stop() == ("END",)
+    chat.template = FORMATS["qa"]
+    assert chat._stop() == ("END", *FORMATS["qa"].stop) and len(chat._stop()) > 1
+
+
+def test_templates_are_named_or_written(chat):
+    chat.command("/template qa")
+    chat.command("/show")
+    assert "[template qa]" in chat.write.text and "template=qa" in chat.write.text
+    chat.command("/template Ask: {a}\\nTell: {b}")
+    assert chat._prompt("x") == ([], b"Ask: x\nTell:")
+    for line, words in (
+        ("/template", "takes a format's name"),
+        ("/template qaa", "format 'qaa': unknown"),
+        ("/template cosmopedia", "no second column"),
+    ):
+        with pytest.raises(OuroborosError, match=words):
+            chat.command(line)
+    assert chat._prompt("x") == ([], b"Ask: x\nTell:")
+
+
+def test_a_full_context_counts_earlier_documents(chat):
+    chat.template = FORMATS["qa"]
+    chat.turns = [Turn("one", "1" * 10), Turn("six", "6" * 5)]
+    earlier, _ = chat._prompt("now")
+    assert earlier == [b"Q: six\nA:66666"] and "1 oldest turn(s) forgotten" in chat.write.text
+
+
+def test_a_long_line_is_an_error_or_seen_through_a_window(chat):
+    converse(chat, reader("x" * 10_000, "/set window 16", "y" * 10_000, "short", "/set window 65", "no"))
+    text = chat.write.text
+    assert "error: the prompt has 10002 tokens but the model's context holds 64" in text
+    assert [turn.user[0] for turn in chat.turns] == ["s"] and "forgotten" in text
+    assert "error: the window is 65 tokens but the model's context holds 64" in text
+
+
+def test_turns_go_to_the_transcript_as_they_happen(chat, tmp_path):
+    chat.transcript = Transcript(tmp_path / "talk.jsonl")
+    converse(chat, reader("hello", "/loops 3", "/template qa", "again"))
+    lines = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert [(line["user"], line["loops"], line["template"]) for line in lines] == [
+        ("hello", 2, None),
+        ("again", 3, "qa"),
+    ]
+    assert [line["model"] for line in lines] == [turn.model for turn in chat.turns]
+    assert lines[0]["sampling"]["max_new_tokens"] == 5 and lines[0]["stopped"] is False
+
+
+def test_an_interrupted_turn_is_in_the_transcript(scripted, tokenizer, tmp_path):
+    writer = Writer(interrupt_at=3)
+    chat = Chat(scripted(b"abcdefgh", b"hi\n"), tokenizer, Sampling(temperature=0.0, max_new_tokens=8), writer)
+    chat.transcript = Transcript(tmp_path / "talk.jsonl")
+    converse(chat, reader("hi"))
+    (line,) = (json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines())
+    assert line["stopped"] is True and line["model"] == chat.turns[0].model and line["model"].startswith("abc")
+
+
+def test_a_transcript_that_cannot_be_written_does_not_end_the_conversation(chat, tmp_path, monkeypatch):
+    chat.transcript = Transcript(tmp_path / "talk.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        converse(chat, reader("one", "two"))
+    assert chat.write.text.count("No space left on device") == 2
+    assert (tmp_path / "talk.jsonl").read_bytes() == b""
+    converse(chat, reader("three"))
+    lines = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert [line["user"] for line in lines] == ["one", "two", "three"] == [turn.user for turn in chat.turns]
+
+
+def test_ctrl_c_around_an_answer_does_not_leave(chat, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "say", interrupted)
+    converse(chat, reader("hello", "/show"))
+    assert " [stopped]" in chat.write.text and "loops=2" in chat.write.text

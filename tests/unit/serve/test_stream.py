@@ -1,5 +1,6 @@
 """Streaming: bytes become text as they arrive, stop strings and cancellation end it, nothing is lost."""
 
+import dataclasses
 import time
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from ouroboros.data.tokenize import train_bpe
 from ouroboros.errors import OuroborosError
-from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.stream import Continuation, _ByteStreamer
+from ouroboros.serve.fast import FastDecoder
+from ouroboros.serve.sampling import STYLES, Sampling
+from ouroboros.serve.stream import Continuation, _ByteStreamer, text_ids
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=40)
 
@@ -171,3 +173,52 @@ def test_a_failure_while_writing_is_raised_to_the_reader(model, tokenizer, monke
     monkeypatch.setattr(type(model), "forward", broken)
     with pytest.raises(OuroborosError, match="generation failed: out of memory"):
         list(Continuation(model, tokenizer, b"", GREEDY))
+
+
+def test_earlier_documents_come_before_the_prompt_each_after_an_end_of_text(model, tokenizer):
+    continuation = Continuation(model, tokenizer, b"c", GREEDY, earlier=[b"ab", b""])
+    assert continuation.input_ids.tolist() == [[256, 97, 98, 256, 256, 99]]
+    assert text_ids(tokenizer, b"c", [b"ab", b""]) == continuation.input_ids[0].tolist()
+
+
+def test_a_window_takes_a_text_of_any_length_and_bounds_nothing(model, tokenizer):
+    windowed = Sampling(temperature=0.0, max_new_tokens=90, window=8)
+    continuation = Continuation(model, tokenizer, b"x" * 10_000, windowed)
+    list(continuation)
+    assert continuation.input_ids.shape == (1, 10_000) and continuation.room == 90
+    same = Continuation(model, tokenizer, b"x" * 8, windowed)
+    list(same)
+    assert continuation.text == same.text and len(same.text) > 64  # past the context, which a window does not fill
+
+
+def test_a_window_shows_text_and_no_beginning_unless_there_is_no_text(model, tokenizer):
+    windowed = Sampling(window=8)
+    assert Continuation(model, tokenizer, b"ab", windowed).input_ids.tolist() == [[97, 98]]
+    assert Continuation(model, tokenizer, b"", windowed).input_ids.tolist() == [[256]]
+    earlier = Continuation(model, tokenizer, b"b", windowed, earlier=[b"a"])
+    assert earlier.input_ids.tolist() == [[97, 256, 98]]
+
+
+def test_a_window_and_fast_decoding_exclude_each_other(model, tokenizer):
+    with pytest.raises(OuroborosError, match="a window needs the whole of it at every step, which fast decoding"):
+        Continuation(model, tokenizer, b"a", Sampling(window=8), FastDecoder())
+
+
+def test_processors_of_our_own_are_applied(scripted, tokenizer):
+    """The model wants to write one letter for ever; the ban of triples allows three."""
+    ban = Sampling(temperature=0.0, max_new_tokens=4, ban_triples=True)
+    continuation = Continuation(scripted(b"a" * 12, b"b"), tokenizer, b"b", ban)
+    list(continuation)
+    assert continuation.text[:3] == b"aaa" and continuation.text[3:4] != b"a"
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"penalty": "distinct", "repetition_window": 5}])
+def test_fast_decoding_applies_them_too(changes, model, tokenizer):
+    sampling = dataclasses.replace(STYLES["published"], window=None, max_new_tokens=30, **changes)
+    written = []
+    for decoder in (None, FastDecoder(compile=False)):
+        torch.manual_seed(5)
+        continuation = Continuation(model, tokenizer, b"abab", sampling, decoder)
+        list(continuation)
+        written.append(continuation.text)
+    assert written[0] == written[1] != b""

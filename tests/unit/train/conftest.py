@@ -9,6 +9,7 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,28 @@ def trainer_of(tmp_path: Path) -> Callable[[Recipe], Trainer]:
         return Trainer(recipe, model, data, Workers())
 
     return build
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``scores(3.0, OSError("gone"), 2.5)``: what the validations of a run give, in bits per byte, or raise.
+
+    Nats per token are twice the bits per byte, with the standard error ``stderr``.
+    """
+
+    def use(*results: float | BaseException, stderr: float | None = 0.0) -> None:
+        left = iter(results)
+
+        def validate(trainer: Trainer, sample: list[bytes]) -> SimpleNamespace:
+            result = next(left)
+            if isinstance(result, BaseException):
+                raise result
+            found = {"bits_per_byte": result, "stderr": None, "nats_per_token": 2 * result}
+            return SimpleNamespace(**found, nats_per_token_stderr=stderr, bytes=256)
+
+        monkeypatch.setattr("ouroboros.train.validate.validate", validate)
+
+    return use
 
 
 class StopAt(Progress):

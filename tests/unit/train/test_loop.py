@@ -40,7 +40,8 @@ def test_every_parameter_of_every_recipe_is_in_one_group(name, size, matrix_opti
     members = Counter(id(p) for o in optimizers for group in o.param_groups for p in group["params"])
     assert members == Counter(id(p) for p in model.parameters())
     decayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]}
-    assert decayed == {id(p) for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
+    matrices = (id(p) for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "registers" not in n)
+    assert decayed == (set(members) if chosen.optim.decay == "all" else set(matrices))
 
 
 def test_the_loss_is_the_mean_next_token_cross_entropy(make, trainer_of):
@@ -84,6 +85,36 @@ def test_the_learning_rate_is_that_of_the_middle_of_the_step(make, trainer_of):
     trainer = trainer_of(make(**spec))
     assert [trainer.step().lr_factor for _ in range(4)] == pytest.approx([0.5, 1.0, 0.75, 0.25])
     assert trainer.done
+
+
+ONE_CYCLE = {
+    "optim.schedule": "one_cycle",
+    "optim.warmup_fraction": 0.4,
+    "optim.start_lr": 0.04,
+    "optim.final_lr": 0.1,
+    "optim.momentum_cycle": [0.85, 0.95],
+}
+
+
+@pytest.mark.parametrize("budget", [{"train.steps": 10}, {"train.steps": None, "train.tokens": 1280}])
+def test_one_cycle_has_its_ends_at_the_first_and_last_step(budget, make, trainer_of):
+    trainer = trainer_of(make(**ONE_CYCLE, **budget))
+    found = [trainer.step() for _ in range(10)]
+    assert trainer.done
+    factors, betas = [r.lr_factor for r in found], [r.beta for r in found]
+    assert [factors[0], factors[3], factors[9]] == pytest.approx([0.04, 1.0, 0.1])
+    assert [betas[0], betas[3], betas[9]] == pytest.approx([0.95, 0.85, 0.95])
+    used = {group["betas"] for o in trainer.optimizers for group in o.param_groups if "betas" in group}
+    assert used == {(betas[9], 0.95)}
+
+
+def test_one_cycle_of_a_timed_run_counts_its_steps_at_the_pace_so_far(make, trainer_of):
+    trainer = trainer_of(make(**ONE_CYCLE, **{"train.steps": None, "train.minutes": 1.0}))
+    assert trainer.step().lr_factor == pytest.approx(0.04)
+    trainer.counters.step, trainer.counters.seconds = 3, 18.0  # ten steps at 6 s each
+    assert trainer.step().lr_factor == pytest.approx(1.0)
+    trainer.counters.step, trainer.counters.seconds = 9, 54.0
+    assert trainer.step().lr_factor == pytest.approx(0.1)
 
 
 def test_telemetry_is_taken_on_request_alone(make, trainer_of):

@@ -28,7 +28,7 @@ def trainer():
     )
 
 
-RESULT = StepResult(loss=2.0, grad_norm=0.5, lr_factor=0.25, loops=3, skipped=False, telemetry=None)
+RESULT = StepResult(loss=2.0, grad_norm=0.5, lr_factor=0.25, beta=0.9, loops=3, skipped=False, telemetry=None)
 
 
 def test_a_record_has_the_rates_since_the_last(trainer):
@@ -41,6 +41,12 @@ def test_a_record_has_the_rates_since_the_last(trainer):
     assert (record["lr"], record["loops"], record["skipped"], record["step"]) == (0.005, 3, 1, 10)
     trainer.counters = Counters(step=11, tokens=22_000, seconds=13.0)
     assert meter.record(RESULT)["tokens_per_second"] == pytest.approx(1000)
+
+
+def test_a_cycled_coefficient_is_recorded(trainer):
+    assert "beta1" not in Meter(trainer).record(RESULT)
+    trainer.recipe.optim = OptimSpec(schedule="one_cycle", momentum_cycle=(0.85, 0.95))
+    assert Meter(trainer).record(RESULT)["beta1"] == 0.9
 
 
 def test_the_status_shows_progress_and_skipped_steps(trainer):

@@ -342,3 +342,88 @@ def test_progress_says_what_is_about_to_run(make, tmp_path, stop_at, monkeypatch
     assert opening[0].startswith("small 1 (1)x2 1: ") and "128 tokens/step, float32, compile: off" in opening[0]
     assert "resumed at step 4" in opening[1] and "resumed" not in opening[0]
     assert sum("validation" in line for line in said) == 2 and any("SIGTERM: saving" in line for line in said)
+
+
+def records(path: Path, lines: int = 120) -> Path:
+    """A jsonl or parquet file of question-like records."""
+    rows = [{"text": f"Record {n} of the stream: {n} times {n} is {n * n}.\n"} for n in range(lines)]
+    if path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path, row_group_size=32)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def streamed(make, path: Path, text: Path):
+    """``make``'s recipe over two streams, of which the second is read more than once."""
+    sources = [f"{records(path)}=2", str(records(text.with_name("few.jsonl"), 40))]
+    return make(**{"data.sources": sources, "data.stream": True, "data.valid_fraction": 0.1})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_streamed_run_resumes_bit_for_bit(kind, everything, stop_at, sha, text, tmp_path):
+    recipe = streamed(everything, tmp_path / f"records.{kind}", text)
+    whole = start(recipe, tmp_path / "whole")
+    run = tmp_path / "parts"
+    assert start(recipe, run, progress=stop_at(5, signal.SIGTERM)).counters.step == 5
+    assert resume(run, progress=stop_at(8, signal.SIGTERM)).counters.step == 8
+    assert resume(run).finished
+    assert sha(run) == sha(tmp_path / "whole") and whole.counters.step == 12
+    streams = [
+        [record for record in read_metrics(path / "metrics.jsonl") if record["kind"] == "stream"]
+        for path in (run, tmp_path / "whole")
+    ]
+    assert streams[0] == streams[1] and [record["step"] for record in streams[0]] == [1, 2, 4, 6, 8, 10, 12]
+    ends = streams[0][-1]["sources"]
+    assert ends[0]["source"].endswith(f"records.{kind}") and [end["restarts"] for end in ends] == [0, 0]
+    assert ends[0]["epoch"] == 0 < ends[0]["record"] and ends[0]["counts"]["read"] == ends[0]["record"]
+
+
+def test_a_stream_that_breaks_changes_no_weight(make, sha, text, tmp_path, monkeypatch):
+    from ouroboros.data import stream
+
+    recipe = streamed(make, tmp_path / "records.jsonl", text)
+    start(recipe, tmp_path / "whole")
+    read, broken = stream.read_documents, iter([7, 7, 21])
+
+    def breaking(ref, spec, **options):
+        fails = next(broken, None) if options["start"] else 3
+        for document in read(ref, spec, **options):
+            if fails is not None and document.index >= max(fails, options["start"]):
+                raise ConnectionError("the line is dead")
+            yield document
+
+    monkeypatch.setattr(stream, "read_documents", breaking)
+    monkeypatch.setattr(stream.StreamLoader, "sleep", staticmethod(lambda seconds: None))
+    start(recipe, tmp_path / "broken")
+    assert sha(tmp_path / "broken") == sha(tmp_path / "whole")
+    record = [r for r in read_metrics(tmp_path / "broken" / "metrics.jsonl") if r["kind"] == "stream"][-1]
+    assert sum(source["restarts"] for source in record["sources"]) > 3
+
+
+def test_a_source_that_cannot_be_streamed_leaves_no_run(make, text, tmp_path, monkeypatch):
+    from ouroboros.data import stream
+
+    recipe = streamed(make, tmp_path / "records.jsonl", text)
+
+    def closed(ref, spec, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(stream, "read_documents", closed)
+    with pytest.raises(OuroborosError, match=r"source '.*': cannot be opened: ConnectionError: no route"):
+        start(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_streamed_source_may_grow_but_not_change_where_it_is_read(make, stop_at, text, tmp_path):
+    path = tmp_path / "records.jsonl"
+    recipe = streamed(make, path, text)
+    for run in ("grown", "changed"):
+        start(recipe, tmp_path / run, progress=stop_at(5, signal.SIGTERM))
+    with path.open("a") as file:
+        file.write('{"text": "one more"}\n' * 20)
+    assert resume(tmp_path / "grown").finished
+    path.write_text(path.read_text().replace("Record", "Entry"))
+    with pytest.raises(OuroborosError, match="next training batch is not the recorded one; a source or the prepared"):
+        resume(tmp_path / "changed")

@@ -1,5 +1,6 @@
 """Sessions: what is saved, kept, measured and exported, and what happens when a disk fails."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -13,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from ouroboros.api import load_model, model_directory
+from ouroboros.config import Recipe, from_dict
 from ouroboros.errors import OuroborosError
 from ouroboros.train import session
 from ouroboros.train.checkpoint import load, verify
-from ouroboros.train.log import read_metrics
+from ouroboros.train.log import Progress, read_metrics
 from ouroboros.train.loop import Trainer
 from ouroboros.train.run import resume, start
 
@@ -25,11 +27,8 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_the_last_checkpoints_and_the_best_are_kept(make, tmp_path, monkeypatch):
-    scores = iter([5.0, 3.0, 4.0, 4.5, 4.2])
-    monkeypatch.setattr(
-        session, "validate", lambda trainer, sample: type("S", (), {"bits_per_byte": next(scores), "stderr": None})
-    )
+def test_the_last_checkpoints_and_the_best_are_kept(make, tmp_path, scores):
+    scores(5.0, 3.0, 4.0, 4.5, 4.2)
     recipe = make(**{"train.steps": 5, "train.eval_every": 1, "train.checkpoint_every": 1, "train.keep_last": 2})
     result = start(recipe, tmp_path / "run")
     assert (result.counters.best_step, result.counters.best_bits_per_byte) == (2, 3.0)
@@ -37,11 +36,8 @@ def test_the_last_checkpoints_and_the_best_are_kept(make, tmp_path, monkeypatch)
     assert all(verify(path) == [] for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_a_score_that_is_no_number_is_never_the_best(make, tmp_path, monkeypatch):
-    scores = iter([float("nan"), 3.0, float("inf")])
-    monkeypatch.setattr(
-        session, "validate", lambda trainer, sample: type("S", (), {"bits_per_byte": next(scores), "stderr": None})
-    )
+def test_a_score_that_is_no_number_is_never_the_best(make, tmp_path, scores):
+    scores(float("nan"), 3.0, float("inf"))
     result = start(make(**{"train.steps": 3, "train.eval_every": 1, "train.checkpoint_every": 1}), tmp_path / "run")
     assert result.finished and result.counters.best_step == 2
 
@@ -174,3 +170,177 @@ def test_handlers_are_given_back(make, stop_at, tmp_path, caplog):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").read_text())
     assert state["counters"]["step"] == 1
+
+
+EACH = {"train.steps": 8, "train.eval_every": 1}
+
+
+def told(run: Path, kind: str) -> list[dict]:
+    return [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == kind]
+
+
+class Told(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_target_reached_ends_the_run_with_a_checkpoint_and_a_model(make, tmp_path, scores, sha):
+    """2.2 + 2 * 0.1 is above 2.3, 2.0 + 2 * 0.1 is not; the target is said at the start, the reason at the end."""
+    run, shown = tmp_path / "run", Told()
+    scores(1.5, 1.1, 1.0, stderr=0.1)
+    recipe = make(**EACH, **{"train.target_loss": 2.3})
+    result = start(recipe, run, progress=shown)
+    assert result.finished and (result.reason, result.counters.step, result.exported_step) == ("target_loss", 3, 3)
+    sentence = (
+        "validation 2.0000 nats per token (1.0000 bits per byte) is at or below the target 2.3,"
+        " two standard errors (0.2000) included"
+    )
+    assert result.message == sentence and shown.lines[-1] == f"stopped early: {sentence}"
+    # One token of this text is one byte.
+    assert shown.lines[0].endswith("; stops at 2.3 nats per token (3.3182 bits per byte) of validation or below")
+    assert told(run, "early_stop") == [
+        {"kind": "early_stop", "step": 3, "reason": "target_loss", "message": sentence},
+    ]
+    assert "step-00000003" in checkpoints(run) and load_model(run).schedule.loops == 2
+    with pytest.raises(
+        OuroborosError, match=r"the run is complete \(3 steps\), stopped early: .* --train.target-loss None"
+    ):
+        resume(run)
+    scores(*[1.0] * 5)
+    saved = from_dict(Recipe, load(run / "checkpoints" / "step-00000003").documents["recipe.json"])
+    again = dataclasses.replace(saved, train=dataclasses.replace(saved.train, target_loss=None))
+    assert resume(run, recipe=again, allow_changes=True).counters.step == 8
+    scores(*[3.0] * 8)
+    start(make(**EACH), tmp_path / "whole")
+    assert sha(run) == sha(tmp_path / "whole")  # the stop left no trace
+
+
+def test_a_target_needs_a_standard_error(make, tmp_path, scores, caplog):
+    scores(*[0.1] * 8, stderr=None)
+    result = start(make(**EACH, **{"train.target_loss": 2.3}), tmp_path / "run")
+    assert result.reason is None and result.counters.step == 8
+    assert caplog.text.count("train.target_loss cannot be confirmed") == 1 and "raise train.eval_bytes" in caplog.text
+
+
+def test_a_model_that_was_not_written_before_a_kill_is_written_by_resume(make, tmp_path, scores, monkeypatch):
+    run = tmp_path / "run"
+    scores(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "export", full)
+        with pytest.raises(OSError):
+            start(make(**EACH, **{"train.target_loss": 2.3}), run)
+    result = resume(run)
+    assert result.finished and (result.reason, result.counters.step) == ("target_loss", 1)
+    assert (run / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("patience", "steps", "reason"), [(2, 4, "patience"), (9, 6, None)])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_with_patience_the_best_weights_are_exported(patience, steps, reason, decay, make, tmp_path, scores):
+    """Also where the budget ended the run, and without checkpoints on the way."""
+    run, shown = tmp_path / "run", Told()
+    scores(3.0, 2.0, 2.5, 2.6, 2.7, 2.8)
+    changes = {"train.steps": 6, "train.patience": patience, "train.ema_decay": decay, "optim.lr": 0.01}
+    result = start(make(**{**EACH, **changes}), run, progress=shown)
+    assert (result.counters.step, result.reason, result.exported_step) == (steps, reason, 2)
+    exported = load_file(run / "model.safetensors")
+    file = "ema.safetensors" if decay else "model.safetensors"
+    best, last = (load_file(run / "checkpoints" / f"step-0000000{step}" / file) for step in (2, steps))
+    names = [name for name in exported if name in best]
+    assert names and all(torch.equal(exported[name], best[name]) for name in names)
+    assert not all(torch.equal(exported[name], last[name]) for name in names)
+    assert "exporting the weights of step 2, the best validation (2.0000 bits/byte)" in shown.lines
+    if reason:
+        words = "2 validations in a row without a new best, which is 2.0000 bits per byte at step 2"
+        assert result.message == words and "stops after 2 validations without a new best" in shown.lines[0]
+        with pytest.raises(OuroborosError, match=r"stopped early: 2 validations .* --train.patience 0 --allow-changes"):
+            resume(run)
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_weights_are_exported(make, tmp_path, scores, caplog):
+    run = tmp_path / "run"
+    scores(2.0, 2.5, 2.6)
+
+    class Removes(Told):
+        def update(self, status):
+            if status.step == 3:
+                (run / "checkpoints" / "step-00000001" / "model.safetensors").unlink()
+
+    result = start(make(**EACH, **{"train.patience": 2}), run, progress=Removes())
+    assert result.exported_step == 3 and "the last ones are exported" in caplog.text
+
+
+def test_a_resumed_run_counts_validations_as_if_it_had_not_stopped(make, tmp_path, scores, stop_at, sha):
+    sequence = [3.0, 2.9, OSError("gone"), 2.95, 3.0, RuntimeError("odd"), 2.99]
+    recipe = make(**EACH, **{"train.patience": 3})
+    scores(*sequence)
+    whole = start(recipe, tmp_path / "whole")
+    scores(*sequence)
+    for step in (4, 6):
+        (start if step == 4 else lambda _, run, progress: resume(run, progress=progress))(
+            recipe, tmp_path / "run", progress=stop_at(step, signal.SIGTERM)
+        )
+    parts = resume(tmp_path / "run")
+    assert (whole.reason, whole.counters.step, whole.counters.failed_validations) == ("patience", 7, 2)
+    assert dataclasses.replace(parts.counters, seconds=0.0) == dataclasses.replace(whole.counters, seconds=0.0)
+    assert sha(tmp_path / "run") == sha(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of\nmemory"), MemoryError(), OuroborosError("odd"), OSError("gone")]
+)
+def test_a_failed_validation_is_reported_and_training_goes_on(error, make, tmp_path, scores, caplog, sha):
+    scores(*[3.0] * 4)
+    changes = {"train.steps": 4, "train.eval_every": 1, "train.max_bad_validations": 2, "model.dropout": 0.1}
+    start(make(**changes), tmp_path / "whole")
+    scores(error, 3.0, error, 2.0)
+    result = start(make(**changes), tmp_path / "run")
+    assert result.finished and (result.counters.failed_validations, result.counters.best_step) == (2, 4)
+    assert result.counters.failed_validations_in_a_row == 0 and sha(tmp_path / "run") == sha(tmp_path / "whole")
+    name = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    assert f"step 1: validation failed ({name}): 1 in a row, 2 end the run" in caplog.text
+    failed = told(tmp_path / "run", "valid_failed")
+    assert [(r["step"], r["error"], r["in_a_row"]) for r in failed] == [(1, name, 1), (3, name, 1)]
+    assert [r["nats_per_token"] for r in told(tmp_path / "run", "valid")] == [6.0, 4.0]
+
+
+def test_validation_that_keeps_failing_saves_and_stops(make, tmp_path, scores, sha):
+    run = tmp_path / "run"
+    recipe = make(**EACH, **{"train.max_bad_validations": 2})
+    scores(3.0, RuntimeError("one"), OSError("the disk is gone"))
+    message = r"2 validations in a row failed, the last one with OSError: the disk is gone; step 3 is saved: `ouroboros"
+    with pytest.raises(OuroborosError, match=message):
+        start(recipe, run)
+    assert "step-00000003" in checkpoints(run) and not (run / "model.safetensors").exists()
+    scores(*[3.0] * 8)
+    assert resume(run).counters.step == 8
+    scores(*[3.0] * 8)
+    start(recipe, tmp_path / "whole")
+    assert sha(run) == sha(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TypeError("a defect")])
+def test_what_is_no_failure_of_validation_is_not_swallowed(error, make, tmp_path, scores):
+    scores(error)
+    with pytest.raises(type(error)):
+        start(make(**EACH), tmp_path / "run")
+
+
+def test_the_time_validation_takes_may_end_a_timed_run(make, tmp_path, monkeypatch):
+    """Its last step is then saved all the same."""
+    real = session.Validator.run
+
+    def slow(self) -> bool:
+        best = real(self)
+        self.trainer.counters.seconds += 60.0
+        return best
+
+    monkeypatch.setattr(session.Validator, "run", slow)
+    result = start(make(**{"train.steps": None, "train.minutes": 1.0, "train.eval_every": 2}), tmp_path / "run")
+    assert result.counters.step == 2 and checkpoints(tmp_path / "run") == ["step-00000002"]

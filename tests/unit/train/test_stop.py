@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import ouroboros
 from ouroboros.config import TrainSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.train.stop import Budget, StopControl
+from ouroboros.train.loop import Counters
+from ouroboros.train.stop import Budget, StopControl, early_stop
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,34 @@ def test_the_second_interrupt_ends_at_once():
     env = {**os.environ, "PYTHONPATH": source}
     done = subprocess.run([sys.executable, "-c", TWICE], env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, "first\n")
+
+
+GOOD = {"valid_nats_per_token": 2.0, "valid_nats_stderr": 0.05, "valid_bits_per_byte": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "stops"),
+    [
+        (2.1, {}, True),
+        (2.0999, {}, False),
+        (None, {}, False),
+        (2.1, {"valid_nats_stderr": None}, False),
+        (2.1, {"valid_nats_stderr": 0.06}, False),
+        (9.9, dict.fromkeys(GOOD), False),
+    ],
+)
+def test_a_target_is_reached_with_two_standard_errors(target, changes, stops):
+    found = early_stop(TrainSpec(target_loss=target), Counters(**{**GOOD, **changes}))
+    assert (found is not None) == stops
+    if found is not None:
+        assert found.reason == "target_loss" and "2.0000 nats per token (0.9000 bits per byte)" in found.message
+
+
+def test_patience_counts_validations_without_a_best():
+    spec = TrainSpec(patience=3)
+    best = {"best_step": 40, "best_bits_per_byte": 1.25}
+    assert early_stop(spec, Counters(**best, validations_without_best=2)) is None
+    found = early_stop(spec, Counters(**best, validations_without_best=3))
+    assert found is not None and found.reason == "patience" and "1.2500 bits per byte at step 40" in found.message
+    assert early_stop(spec, Counters(validations_without_best=3)) is None  # there is nothing to go back to
+    assert early_stop(TrainSpec(), Counters(**best, validations_without_best=99)) is None

@@ -1,0 +1,135 @@
+"""Which documents are left out, in any language: length, runs of symbols, share of letters, repetition.
+
+Nothing here knows a language or an alphabet: a character is what its Unicode category says.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+from ouroboros.config import FilterSpec
+
+NGRAM = 8
+"""Words (characters where there are no spaces) in a row whose repetition counts."""
+_LONGEST_MEAN_WORD = 16
+"""A text whose words are longer on average has no spaces between words (Chinese, Japanese, Thai)."""
+_TABLE = re.compile("[-|:+=\u2500-\u257f]+")
+"""What the borders of tables are made of: Markdown, reStructuredText, box drawing."""
+_REPEATED = re.compile(r"(.)\1+", re.DOTALL)
+_UNDERSCORE = "\0"  # a symbol for the regular expressions, which take an underscore for a letter
+_ASCII_SPACE = bytes(code for code in range(128) if chr(code).isspace())
+_ASCII_SYMBOLS = bytes(code for code in range(128) if not (chr(code).isalnum() or chr(code).isspace()))
+_MAYBE_SYMBOL = bytes(ord(" " if code < 128 and code not in _ASCII_SYMBOLS else "!") for code in range(256))
+"""Translates a byte that is or may be part of a symbol to ``!``, others to a space."""
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+class Filters:
+    """The rules of a :class:`~ouroboros.config.FilterSpec`; false when every rule is off."""
+
+    def __init__(self, spec: FilterSpec) -> None:
+        self.spec = spec
+        self._is_on = spec != FilterSpec(symbol_rule=spec.symbol_rule)
+
+    def __bool__(self) -> bool:
+        return self._is_on
+
+    def reason(self, text: str) -> str | None:
+        """Why ``text`` is left out, in the words of the specification; None: it stays. The first rule broken counts."""
+        spec = self.spec
+        if len(text) < spec.min_characters:
+            return "short"
+        if spec.max_characters is not None and len(text) > spec.max_characters:
+            return "long"
+        if spec.symbol_run is not None and _has_symbol_run(text, spec.symbol_run, spec.symbol_rule == "ascii"):
+            return "symbols"
+        if spec.min_letters > 0 and letter_share(text) < spec.min_letters:
+            return "letters"
+        if spec.max_repeated_lines < 1 and repeated_lines(text) > spec.max_repeated_lines:
+            return "repeated lines"
+        if spec.max_repeated_ngrams < 1 and repeated_ngrams(text, spec.max_repeated_ngrams) > spec.max_repeated_ngrams:
+            return "repeated n-grams"
+        return None
+
+
+def _has_symbol_run(text: str, length: int, is_ascii_rule: bool) -> bool:
+    """Whether ``length`` symbols stand in a row.
+
+    In the Unicode rule a symbol repeated in a row counts once, and a run made of table borders does not count.
+    """
+    if is_ascii_rule:
+        return _ascii_runs(length).search(text) is not None
+    # Ten times faster than the regular expressions: what is not ASCII counts as symbols, each of its bytes.
+    if b"!" * length not in text.encode("utf-8", "surrogatepass").translate(_MAYBE_SYMBOL):
+        return False
+    for candidate in _unicode_runs(length).finditer(text.replace("_", _UNDERSCORE)):
+        for run in _without_marks(candidate[0]).split(" "):
+            if len(_REPEATED.sub(r"\1", run)) >= length and not _TABLE.fullmatch(run):
+                return True
+    return False
+
+
+@functools.lru_cache(maxsize=32)
+def _ascii_runs(length: int) -> re.Pattern[str]:
+    return re.compile(rf"[^A-Za-z0-9\s]{{{length},}}")
+
+
+@functools.lru_cache(maxsize=32)
+def _unicode_runs(length: int) -> re.Pattern[str]:
+    """Runs of symbols and marks: ``\\w`` is every letter and number, and the underscore, which the caller replaces."""
+    return re.compile(rf"[^\w\s]{{{length},}}")
+
+
+def _without_marks(text: str) -> str:
+    """Symbols with a space in place of each mark."""
+    if text.isascii():
+        return text
+    return "".join(" " if unicodedata.category(character)[0] == "M" else character for character in text)
+
+
+def letter_share(text: str) -> float:
+    """Share of letters, marks and numbers among what is not white space; 0 where there is nothing else."""
+    data = text.encode("utf-8", "surrogatepass")
+    symbols = len(data) - len(data.translate(None, _ASCII_SYMBOLS))
+    spaces = len(data) - len(data.translate(None, _ASCII_SPACE))
+    if not text.isascii():
+        for character, count in Counter("".join(_NOT_ASCII.findall(text))).items():
+            if character.isspace():
+                spaces += count
+            elif unicodedata.category(character)[0] not in "LMN":
+                symbols += count
+    return 1 - symbols / (len(text) - spaces) if len(text) > spaces else 0.0
+
+
+def repeated_lines(text: str) -> float:
+    """Share of characters in lines that stood before in ``text``; blank lines and white space at the ends aside."""
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    total = sum(map(len, lines))
+    return 1 - sum(map(len, set(lines))) / total if total else 0.0
+
+
+def repeated_ngrams(text: str, enough: float = 0.0) -> float:
+    """Share of 8-grams of words that stood before in ``text``; of characters where words are not set apart by spaces.
+
+    Args:
+        text: any text; fewer than nine words give 0.
+        enough: an upper bound of the share may be returned in its place if it is no more than this, which is faster.
+    """
+    words: Sequence[str] = text.split()
+    if sum(map(len, words)) > _LONGEST_MEAN_WORD * len(words):
+        words = "".join(words)
+    count = len(words) - NGRAM + 1
+    if count <= 1:
+        return 0.0
+    share = 1.0
+    for size in (1, 2, NGRAM):
+        distinct = len(set(zip(*(words[place:] for place in range(size)), strict=False)))
+        # The 8-gram that begins with the first sight of a word, or of two, is itself seen for the first time.
+        share = min(share, 1 - (distinct - NGRAM + size) / count)
+        if share <= enough:
+            break
+    return share

@@ -1,0 +1,341 @@
+"""Windows of tokens from sources that are read while training runs, without end and without storing them.
+
+Each source is one stream of ids: its training documents in the order of the source, each after its end-of-text id,
+again from the first document when the source ends. Window ``w`` of a source is ids ``w*T`` to ``w*T + T`` inclusive,
+as for stored text, so every id but the very first is a target once in every pass and no document is lost, however
+short or long it is. Windows are mixed by :func:`ouroboros.data.loader.choose_source`: weights are shares of *tokens*.
+(The R-HRM pipeline as published draws documents, so that sources of long documents get more than their weight.)
+
+The position of a source is the document at which its unread ids begin, how many ids of it are used, and the pass. All
+that was read ahead is read again from there, so a restored loader gives the same batches, whatever failed before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.loader import Loader, WindowLoader
+from ouroboros.data.prepared import PreparedData
+from ouroboros.data.sources import Document, SourceRef, read_documents
+from ouroboros.data.splits import part_of
+from ouroboros.data.tokenize import TextTokenizer
+from ouroboros.errors import OuroborosError, check
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 5
+"""Failures of a source in a row, without a document between them, that end the run."""
+FIRST_WAIT = 0.5
+"""Seconds between a failure and the next attempt; each further failure in a row doubles them."""
+BLOCK_DOCUMENTS = 64
+BLOCK_BYTES = 1 << 18
+"""Documents are tokenised together until there are this many, or this many bytes of them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A document of a source, and what had been counted before it."""
+
+    record: int = 0
+    """Number of the document in the source, from 0, dropped ones counted too."""
+    epoch: int = 0
+    """Passes over the source before this one."""
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Documents before it, over all passes: ``read``, ``kept`` by the filters, ``held out`` of these, and one entry
+    per reason that documents were dropped for."""
+
+
+class DocumentStream:
+    """The training documents of one source, endlessly, from a place on; a failed reader is opened again.
+
+    Attributes:
+        restarts: how often the reader was opened again after a failure.
+    """
+
+    def __init__(
+        self,
+        ref: SourceRef,
+        spec: DataSpec,
+        is_training: Callable[[Document], bool],
+        sleep: Callable[[float], None],
+        *,
+        place: Place,
+        restarts: int = 0,
+    ) -> None:
+        self.name, self.restarts = ref.text, restarts
+        self._ref, self._spec, self._is_training, self._sleep = ref, spec, is_training, sleep
+        self._record, self._epoch = place.record, place.epoch
+        self._counts, self._counting = Counter(place.counts), Counter[str]()
+        self._documents: Iterator[Document] | None = None
+        self._failures = 0
+        self._expected: int | None = place.record if place != Place() else None
+        self._has_begun = self._has_text = False
+
+    def __next__(self) -> tuple[Place, Document]:
+        """The next training document.
+
+        Raises:
+            OuroborosError: the source cannot be opened, fails again and again, or has no training document; names it.
+        """
+        while True:
+            document = self._read()
+            if document is None:
+                self._begin_again()
+                continue
+            self._record = document.index + 1
+            if self._is_training(document):
+                self._has_text = True
+                before = self._counts - Counter(read=1, kept=1)
+                return Place(document.index, self._epoch, dict(before)), document
+            self._counting["held out"] += 1
+            self._counts = Counter(self._counting)
+
+    def _read(self) -> Document | None:
+        """The next document of any part; None at the end of the source."""
+        while True:
+            # Whatever is raised leaves the reader unusable, an interruption too.
+            documents, self._documents = self._documents, None
+            try:
+                if documents is None:
+                    # Counted apart, because a reader that fails has counted what the next one will count again.
+                    self._counting = Counter(self._counts)
+                    documents = read_documents(
+                        self._ref, self._spec, start=self._record, limit=None, counts=self._counting
+                    )
+                document = next(documents, None)
+            except Exception as error:  # network, hub and parser errors share no base class
+                self._fail(error)
+                continue
+            self._documents, self._failures = documents, 0
+            self._counts = Counter(self._counting)
+            self._check_first(document)
+            return document
+
+    def _fail(self, error: Exception) -> None:
+        """Wait before the next attempt, or give up."""
+        line = (str(error).strip().splitlines() or [""])[0]
+        reason = line if isinstance(error, OuroborosError) else f"{type(error).__name__}: {line}".removesuffix(": ")
+        if not self._has_begun:
+            if isinstance(error, OuroborosError) and self.name in str(error):
+                raise error
+            raise OuroborosError(f"source {self.name!r}: cannot be opened: {reason}") from error
+        self._failures += 1
+        where = f"source {self.name!r}: reading record {self._record + 1} failed"
+        if self._failures >= MAX_FAILURES:
+            raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
+        wait = FIRST_WAIT * 2 ** (self._failures - 1)
+        logger.warning("%s (%s); opening it again in %g s", where, reason, wait)
+        self._sleep(wait)
+        self.restarts += 1
+
+    def _check_first(self, document: Document | None) -> None:
+        """A restored place must still be there; a source must have something to read."""
+        if self._has_begun:
+            return
+        found = None if document is None else document.index
+        check(
+            self._expected in (None, found),
+            f"source {self.name!r}: record {self._record + 1} is not there any more; the source has changed since the"
+            " checkpoint",
+        )
+        self._has_begun = True
+
+    def _begin_again(self) -> None:
+        check(
+            self._has_text,
+            f"source {self.name!r}: a whole pass gave no training document; everything in it is filtered out, held out"
+            " or empty",
+        )
+        self._documents, self._has_text = None, False
+        self._record, self._epoch = 0, self._epoch + 1
+        logger.info("source %r: begins again, pass %d", self.name, self._epoch + 1)
+
+
+class TokenStream:
+    """The ids of one source, endlessly; windows are looked at, then passed."""
+
+    def __init__(self, documents: DocumentStream, tokenizer: TextTokenizer, place: Place, offset: int) -> None:
+        self._documents, self._tokenizer = documents, tokenizer
+        self._ids = np.zeros(0, dtype=np.int32)
+        self._heads: deque[tuple[Place, int]] = deque()
+        # Read, not tokenised yet; they stay here if the source fails for good.
+        self._taken: list[tuple[Place, Document]] = []
+        self._start, self._offset = place, offset
+        # Ids of the first document that a restored position has passed.
+        self._skip = offset
+
+    @property
+    def place(self) -> Place:
+        """The document at which the unread ids begin."""
+        return self._heads[0][0] if self._heads else self._start
+
+    def position(self) -> dict[str, Any]:
+        """The place of the unread ids, as JSON values."""
+        return {**dataclasses.asdict(self.place), "offset": self._offset}
+
+    @property
+    def restarts(self) -> int:
+        """How often the source was opened again after a failure."""
+        return self._documents.restarts
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """``length`` ids, ``start`` ids after the position, which stays."""
+        self.fill(start + length)
+        return self._ids[start : start + length]
+
+    def fill(self, count: int) -> None:
+        """Read until ``count`` ids after the position are there."""
+        while len(self._ids) < count:
+            self._ids = np.concatenate([self._ids, *self._block()])
+
+    def advance(self, count: int) -> None:
+        """Pass ``count`` ids, of which one more must have been read."""
+        self._ids = self._ids[count:]
+        self._offset += count
+        while self._offset >= self._heads[0][1]:
+            self._offset -= self._heads.popleft()[1]
+
+    def _block(self) -> list[np.ndarray]:
+        """The ids of the next documents, an end-of-text id before each."""
+        size = sum(len(document.data) for _, document in self._taken)
+        while len(self._taken) < BLOCK_DOCUMENTS and size < BLOCK_BYTES:
+            self._taken.append(next(self._documents))
+            size += len(self._taken[-1][1].data)
+        names = [f"source {self._documents.name!r}: {document.name}" for _, document in self._taken]
+        encoded = list(self._tokenizer.encode_many([document.data for _, document in self._taken], names=names))
+        skipped, self._skip = self._skip, 0
+        check(
+            skipped <= len(encoded[0]),
+            f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",
+        )
+        self._heads += [(place, 1 + len(ids)) for (place, _), ids in zip(self._taken, encoded, strict=True)]
+        self._taken.clear()
+        eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
+        parts = [part for ids in encoded for part in (eos, ids)]
+        return [np.concatenate(parts[:2])[skipped:], *parts[2:]]
+
+
+class StreamLoader(Loader):
+    """Batches of windows over sources that are read as training goes; its position is saved and restored exactly.
+
+    Has the interface of :class:`ouroboros.data.loader.WindowLoader`. Sources are opened at the first use of a batch:
+    one that cannot be read then is an error at once, one that breaks later is opened again at the same record (see
+    :data:`MAX_FAILURES`). Every process reads and tokenises the whole stream and takes its rows of each global batch,
+    so that any number of processes sees the same batches; the work of reading is not shared between them.
+
+    The order is that of the sources; ``seed`` only marks whose position it is.
+    """
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Wait between two attempts to open a source."""
+        time.sleep(seconds)
+
+    def _open(self, prepared: PreparedData) -> None:
+        self._prepared = prepared
+        held_out = [document for split in ("valid", "test") for document in prepared.documents(split)]
+        self._held_out = {hashlib.sha256(document).digest() for document in held_out}
+        self._streams = [self._stream(source, Place(), 0) for source in range(len(self.names))]
+
+    def _stream(self, source: int, place: Place, offset: int, restarts: int = 0) -> TokenStream:
+        prepared = self._prepared
+        documents = DocumentStream(
+            prepared.sources[source], prepared.spec, self._is_training, self.sleep, place=place, restarts=restarts
+        )
+        return TokenStream(documents, prepared.tokenizer, place, offset)
+
+    def _is_training(self, document: Document) -> bool:
+        spec = self._prepared.spec
+        if part_of(document, spec.valid_fraction, spec.test_fraction) != "train":
+            return False
+        # A copy of a held-out text may belong to another group.
+        return hashlib.sha256(document.data).digest() not in self._held_out
+
+    @property
+    def epochs(self) -> list[float]:
+        """Whole passes over each source so far."""
+        return [float(stream.place.epoch) for stream in self._streams]
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Where each source is: its name, :class:`Place`, ``offset`` and ``restarts``, as JSON values."""
+        return [
+            {"source": name, **stream.position(), "restarts": stream.restarts}
+            for name, stream in zip(self.names, self._streams, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it belongs to, as JSON values."""
+        positions = [{**stream.position(), "restarts": stream.restarts} for stream in self._streams]
+        return {**super().state_dict(), "positions": positions}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position; the sources are read from there at the next use.
+
+        Raises:
+            OuroborosError: the state is of another seed, window length, mixture, tokenizer, source or filter; names
+                which.
+        """
+        positions = state.get("positions")
+        if positions is None:
+            raise OuroborosError("data position: lacks positions; it is of stored data, not of a stream")
+        super().load_state_dict(state)
+        streams = []
+        for source, saved in enumerate(positions):
+            values = dict(saved)
+            offset, restarts = values.pop("offset"), values.pop("restarts")
+            streams.append(self._stream(source, Place(**values), offset, restarts))
+        self._streams = streams
+
+    def _identity(self) -> dict[str, Any]:
+        prepared, spec = self._prepared, self._prepared.spec
+        return {
+            **super()._identity(),
+            "tokenizer": prepared.tokenizer.fingerprint,
+            "sources": [ref.text if ref.format is None else f"{ref.text}@{ref.format}" for ref in prepared.sources],
+            "text_field": spec.text_field,
+            "filters": to_dict(spec.filters),
+            "held_out": [spec.valid_fraction, spec.test_fraction],
+        }
+
+    def _window(self, source: int, draw: int) -> np.ndarray:
+        start = (draw - self._counts[source]) * self.sequence_length
+        return self._streams[source].window(start, self.sequence_length + 1)
+
+    def _advance(self, counts: list[int]) -> None:
+        passed = [(new - old) * self.sequence_length for new, old in zip(counts, self._counts, strict=True)]
+        for stream, size in zip(self._streams, passed, strict=True):
+            if size:
+                stream.fill(size + 1)
+        # Nothing below fails, so the sources move together or not at all.
+        for stream, size in zip(self._streams, passed, strict=True):
+            if size:
+                stream.advance(size)
+        super()._advance(counts)
+
+
+def open_loader(
+    prepared: PreparedData, *, batch_size: int, sequence_length: int, seed: int, rank: int = 0, world_size: int = 1
+) -> Loader:
+    """The loader of ``prepared``: over its stored text, or over its sources as they are read with ``data.stream``.
+
+    The arguments are those of :class:`ouroboros.data.loader.Loader`.
+    """
+    made = StreamLoader if prepared.spec.stream else WindowLoader
+    return made(
+        prepared,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )

@@ -1,0 +1,101 @@
+"""A conversation kept as it happens: one JSON object a line, appended when a turn has ended."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from ouroboros.errors import OuroborosError, check
+
+FIELDS = frozenset({"time", "user", "model"})
+"""What every line has: when (UTC), what was asked and what was answered."""
+
+
+class Transcript:
+    """Appends turns to a file.
+
+    A turn that cannot be written (a full disk) is kept and written before the next one; what was written of it is taken
+    back, so every line of the file is always whole.
+
+    Args:
+        path: a new file, an empty one or a transcript.
+
+    Raises:
+        OuroborosError: another file, which is left as it is, or one that cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[bytes] = []
+        """Lines that are not in the file yet."""
+        try:
+            # Looked at first: to open a pipe or a device could wait for ever.
+            check(not path.exists() or stat.S_ISREG(path.stat().st_mode), f"transcript {path}: not a regular file")
+            self._check_content()
+            path.touch()
+        except OSError as error:
+            raise OuroborosError(f"transcript {path}: {error.strerror or error}") from None
+
+    def add(self, user: str, model: str, **facts: Any) -> None:
+        """Append one turn, with the time and what else is known of it.
+
+        Raises:
+            OuroborosError: it cannot be written; it waits for the next call.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        turn = {"time": now.isoformat(timespec="seconds"), "user": user, "model": model, **facts}
+        self.waiting.append(json.dumps(turn).encode("ascii") + b"\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the turns that wait, if any.
+
+        Raises:
+            OuroborosError: they cannot be written, and go on waiting.
+        """
+        if not self.waiting:
+            return
+        try:
+            self._append(b"".join(self.waiting))
+        except OSError as error:
+            reason = f"{error.strerror or error}; {len(self.waiting)} turn(s) are not in it yet"
+            raise OuroborosError(f"transcript {self.path}: {reason}") from None
+        self.waiting.clear()
+
+    def _append(self, content: bytes) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                written = 0
+                while written < len(content):
+                    written += os.write(descriptor, content[written:])
+                os.fsync(descriptor)
+            except BaseException:  # also Ctrl-C: no half line stays
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+    def _check_content(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                check(
+                    line.endswith(b"\n") and _is_turn(line),
+                    f"transcript {self.path}: line {number} is no turn of a conversation, so nothing is appended;"
+                    " choose another file",
+                )
+
+
+def _is_turn(line: bytes) -> bool:
+    try:
+        turn = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(turn, dict) and turn.keys() >= FIELDS

@@ -1,0 +1,79 @@
+"""``convert``: a published checkpoint becomes a model that the other verbs use."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ouroboros.data.tokenize import byte_tokenizer
+
+WIDTH, HEADS, LATENT, INNER = 12, 3, 5, 20
+
+
+def tensors() -> dict[str, Tensor]:
+    """A published checkpoint of small sizes."""
+    torch.manual_seed(0)
+    attention = {
+        "q_down": (LATENT, WIDTH),
+        "kv_down": (LATENT, WIDTH),
+        "q_up": (WIDTH, LATENT),
+        "k_up": (WIDTH, LATENT),
+        "v_up": (WIDTH, LATENT),
+        "out_proj": (WIDTH, WIDTH),
+    }
+    found = {f"shared_block.attn.{name}.weight": torch.randn(shape) for name, shape in attention.items()}
+    for name, shape in {"w1": (INNER, WIDTH), "w2": (INNER, WIDTH), "w3": (WIDTH, INNER)}.items():
+        found[f"shared_block.ffn.{name}.weight"] = torch.randn(shape)
+        found[f"shared_block.ffn.{name}.bias"] = torch.randn(shape[0])
+    found |= {f"shared_block.attn.{name}.scale": torch.ones(WIDTH // HEADS) for name in ("q_norm", "k_norm")}
+    found |= {f"{name}.scale": torch.ones(WIDTH) for name in ("ln_f", "shared_block.ln1", "shared_block.ln2")}
+    found["token_embedding.weight"] = found["lm_head.weight"] = torch.randn(257, WIDTH)
+    return {**found, "reasoning_tokens": torch.randn(1, 2, WIDTH)}
+
+
+@pytest.fixture
+def source(tmp_path):
+    torch.save(tensors(), tmp_path / "best_model.pth")
+    byte_tokenizer().save(tmp_path / "tokenizer")
+    return tmp_path / "best_model.pth"
+
+
+def test_a_published_checkpoint_can_be_talked_to(cli, source, tmp_path):
+    out = tmp_path / "model"
+    result = cli("convert", source, "--out", out, "--loops", 3, "--tokenizer", tmp_path / "tokenizer")
+    assert result.status == 0 and result.err == ""
+    assert "3 heads, 3 loops, 2 registers, vocabulary 257" in result.out and result.out.count("\n") == 1
+    options = ["--style", "published", "--max-new-tokens", "5", "--json"]
+    facts = cli("generate", out, "--prompt", "y" * 300, *options).json  # a window takes any prompt
+    assert facts["loops"] == 3 and facts["prompt"] == "y" * 300
+
+
+def test_as_json(cli, source, tmp_path, caplog):
+    facts = cli("convert", source, "--out", tmp_path / "model", "--loops", 3, "--json").json
+    expected = {"d_model": 12, "heads": 3, "loops": 3, "d_latent": 5, "d_ff": 20, "prefix_tokens": 2, "head_dim": 4}
+    assert facts.items() >= expected.items() and facts["vocab_size"] == 257 and facts["tokenizer"] is False
+    assert facts["source"] == str(source) and facts["out"] == str(tmp_path / "model")
+    assert "has no tokenizer; give --tokenizer DIR" in caplog.text
+    assert "holds no tokenizer" in cli("generate", tmp_path / "model", "--prompt", "x").error()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ([], 1, "the number of loops leaves no trace in a checkpoint, and width 12 is no published preset's"),
+        (["--loops", "2", "--tokenizer", "nowhere"], 1, "tokenizer 'nowhere': no such directory"),
+        (["--loops", "two"], 2, "--loops"),
+        (["--loop", "2"], 2, "did you mean --loops?"),
+        (["--loops", "0"], 1, "0"),
+    ],
+)
+def test_bad_options_leave_nothing(options, status, words, cli, source, tmp_path):
+    assert words in cli("convert", source, "--out", tmp_path / "model", *options).error(status)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model.pth", "tokenizer"]
+
+
+def test_other_sources_and_places(cli, source, trained, tmp_path):
+    for other in (trained, trained / "recipe.json", "nowhere.pth"):
+        assert "give the weights of a published R-HRM model" in cli("convert", other, "--out", tmp_path / "m").error()
+    assert "Missing" in cli("convert", source).error(2)
+    assert "exists and is not an empty directory" in cli("convert", source, "--out", tmp_path, "--loops", 2).error()
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,25 @@
+"""The demo's options: no framework is needed to read them."""
+
+import subprocess
+import sys
+
+from ouroboros import demo
+from ouroboros.config.demo import DemoOptions
+
+HELP = """
+import sys
+from ouroboros.cli import main
+try:
+    main(["demo", "--help"])
+finally:
+    assert not {"torch", "transformers"} & set(sys.modules), "imported"
+"""
+
+
+def test_help_needs_no_framework():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--minutes" in done.stdout, done.stderr
+
+
+def test_the_demo_takes_these():
+    assert demo.DemoOptions is DemoOptions and DemoOptions().size == "small"

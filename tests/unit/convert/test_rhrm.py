@@ -1,0 +1,298 @@
+"""Published R-HRM checkpoints: sizes from shapes, names, numbers of the original, files that are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ouroboros.api import load, load_model
+from ouroboros.config import BottleneckAttentionSpec
+from ouroboros.convert import rhrm
+from ouroboros.convert.rhrm import convert, published_loops, published_sizing, read_checkpoint, shape_sizing, to_model
+from ouroboros.data.tokenize import byte_tokenizer, train_bpe
+from ouroboros.errors import OuroborosError
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "data" / "r-hrm"
+
+
+def checkpoint(
+    width: int = 12,
+    heads: int = 3,
+    latent: int = 5,
+    inner: int = 20,
+    registers: int | None = 2,
+    vocab: int = 257,
+    table: int | None = None,
+) -> dict[str, Tensor]:
+    """Tensors of a published model; ``table`` rows of positions make it the first revision."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.1
+
+    block = "shared_block."
+    head_dim = width // heads
+    tensors = {
+        "token_embedding.weight": random(vocab, width),
+        "ln_f.scale": 1 + random(width),
+        block + "ln1.scale": 1 + random(width),
+        block + "ln2.scale": 1 + random(width),
+        block + "attn.q_down.weight": random(latent, width),
+        block + "attn.kv_down.weight": random(latent, width),
+        block + "attn.q_up.weight": random(width, latent),
+        block + "attn.k_up.weight": random(width, latent),
+        block + "attn.v_up.weight": random(width, latent),
+        block + "attn.out_proj.weight": random(width, width),
+        block + "ffn.w1.weight": random(inner, width),
+        block + "ffn.w1.bias": random(inner),
+        block + "ffn.w2.weight": random(inner, width),
+        block + "ffn.w2.bias": random(inner),
+        block + "ffn.w3.weight": random(width, inner),
+        block + "ffn.w3.bias": random(width),
+    }
+    tensors["lm_head.weight"] = tensors["token_embedding.weight"]
+    if registers is not None:
+        tensors["reasoning_tokens"] = random(1, registers, width)
+    if table is not None:
+        return {**tensors, "position_embedding.weight": random(table, width)}
+    frequencies = 10_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
+    return {
+        **tensors,
+        block + "attn.q_norm.scale": 1 + random(head_dim),
+        block + "attn.k_norm.scale": 1 + random(head_dim),
+        block + "attn.rotary_emb.inv_freq": frequencies,
+    }
+
+
+def plain_logits(tensors: dict[str, Tensor], ids: Tensor, loops: int, heads: int) -> Tensor:
+    """Logits (T, V) by the published formulas, for one sequence, written out."""
+    t = {name.removeprefix("shared_block."): value.double() for name, value in tensors.items()}
+
+    def norm(x: Tensor, gain: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt() * gain
+
+    x = t["token_embedding.weight"][ids]
+    if "position_embedding.weight" in t:
+        x = x + t["position_embedding.weight"][: len(ids)]
+    registers = t["reasoning_tokens"][0] if "reasoning_tokens" in t else x[:0]
+    x = torch.cat((registers, x))
+    n, head_dim = len(x), x.shape[1] // heads
+    angle = torch.arange(n).double()[:, None] * 10_000.0 ** -(torch.arange(0, head_dim, 2).double() / head_dim)
+
+    def rotated(v: Tensor) -> Tensor:
+        a, b = v.chunk(2, dim=-1)
+        return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1)
+
+    for _ in range(loops):
+        h = norm(x, t["ln1.scale"])
+        q, k, v = (
+            (h @ t[f"attn.{down}.weight"].T @ t[f"attn.{up}.weight"].T).view(n, heads, head_dim).transpose(0, 1)
+            for down, up in (("q_down", "q_up"), ("kv_down", "k_up"), ("kv_down", "v_up"))
+        )
+        if "attn.q_norm.scale" in t:
+            q, k = rotated(norm(q, t["attn.q_norm.scale"])), rotated(norm(k, t["attn.k_norm.scale"]))
+        scores = q @ k.mT / head_dim**0.5 + torch.full((n, n), -torch.inf).triu(1)
+        x = x + (scores.softmax(-1) @ v).transpose(0, 1).reshape(n, -1) @ t["attn.out_proj.weight"].T
+        h = norm(x, t["ln2.scale"])
+        gate, up = (h @ t[f"ffn.{w}.weight"].T + t[f"ffn.{w}.bias"] for w in ("w1", "w2"))
+        x = x + (nn.functional.silu(gate) * up) @ t["ffn.w3.weight"].T + t["ffn.w3.bias"]
+    return 0.1 * norm(x, t["ln_f.scale"])[len(registers) :] @ t["token_embedding.weight"].T
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"registers": None}, {"registers": 0}, {"table": 16}, {"table": 16, "registers": None}]
+)
+def test_the_model_computes_the_published_formulas(options):
+    tensors = checkpoint(**options)
+    model = to_model(tensors, loops=3, heads=3)
+    ids = torch.tensor([5, 200, 17, 17, 3, 99, 256, 0])
+    with torch.no_grad():
+        found = model(ids[None]).logits[0]
+    torch.testing.assert_close(found, plain_logits(tensors, ids, 3, 3).float(), rtol=0, atol=1e-6)
+    assert model.schedule.notation == "(1)x3" and not model.training
+    kept = sum(t.numel() for name, t in tensors.items() if name not in ("lm_head.weight", FREQUENCIES))
+    assert sum(p.numel() for p in model.parameters()) == kept
+
+
+FREQUENCIES = "shared_block.attn.rotary_emb.inv_freq"
+
+
+def test_the_recorded_logits_of_the_original():
+    cases = sorted(GOLDEN.glob("model-*.json"))
+    assert cases
+    for path in cases:
+        case, tensors = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+        config = case["config"]
+        stored = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
+        model = to_model(stored, loops=config["loops"], heads=config["num_heads"])
+        with torch.no_grad():
+            logits = model(tensors["in.ids"].long()).logits
+        torch.testing.assert_close(logits, tensors["out.logits"], rtol=0, atol=case["tolerance"]["logits_atol"])
+
+
+def test_sizes_come_from_shapes():
+    sizing = shape_sizing(checkpoint())
+    assert (sizing.d_model, sizing.heads, sizing.head_dim, sizing.d_latent) == (12, 3, 4, 5)
+    assert (sizing.d_ff, sizing.prefix_tokens, sizing.vocab_size, sizing.loops) == (20, 2, 257, None)
+    spec = to_model(checkpoint(table=16), loops=2, heads=2).config.model_spec
+    assert isinstance(spec.mixer, BottleneckAttentionSpec)
+    assert (spec.positions, spec.max_position_embeddings, spec.mixer.qk_norm) == ("learned", 16, "none")
+    assert (spec.mixer.num_heads, spec.mixer.head_dim, spec.mixer.latent_rank) == (2, 6, 5)
+    assert (spec.logit_scale, spec.norm.eps, spec.register_std) == (0.1, 1e-8, 1.0)
+
+
+def test_the_first_revision_does_not_tell_its_heads():
+    with pytest.raises(OuroborosError, match="number of heads leaves no trace.*width 12 .*give --heads"):
+        shape_sizing(checkpoint(table=16))
+    assert shape_sizing(checkpoint(width=256, heads=8, table=16, vocab=9)).heads == 4  # the preset of this width
+    with pytest.raises(OuroborosError, match="the checkpoint has 3 heads of 4 channels, not 4"):
+        shape_sizing(checkpoint(), heads=4)
+    with pytest.raises(OuroborosError, match="5 heads do not divide the 12 channels"):
+        shape_sizing(checkpoint(table=16), heads=5)
+
+
+def test_loops_of_the_presets_are_a_guess_that_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert [published_loops(width) for width in (256, 512, 768)] == [4, 8, 12]
+    assert len(caplog.records) == 3 and "leaves no trace in a checkpoint: 4, as in the published" in caplog.text
+    with pytest.raises(OuroborosError, match=r"width 384 is no published preset's \(256, 512, 768\): give --loops"):
+        published_loops(384)
+    assert published_sizing(384).loops == 8  # what the published chat would have assumed
+
+
+@pytest.mark.parametrize("place", ["", "shared_block."])
+def test_a_compiled_models_prefix_is_removed(place):
+    """Of the whole model, or of the block alone."""
+    stored = {n.replace(place, f"{place}_orig_mod.", 1) if place in n else n: t for n, t in checkpoint().items()}
+    assert any("_orig_mod." in name for name in stored)
+    expected, found = (to_model(tensors, loops=2).state_dict() for tensors in (checkpoint(), stored))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def changed(**edits: Tensor | None) -> dict[str, Tensor]:
+    tensors = checkpoint()
+    for name, tensor in edits.items():
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"ln_f.scale": None}, "ln_f.scale missing"),
+        ({"wte.weight": torch.zeros(2)}, "wte.weight unknown"),
+        ({"lm_head.weight": torch.zeros(257, 12)}, "lm_head.weight differs from token_embedding.weight"),
+        ({"lm_head.weight": torch.zeros(3)}, "lm_head.weight differs"),
+        ({FREQUENCIES: torch.ones(2)}, "inv_freq is not that of base 10000 and 4 channels"),
+        ({"reasoning_tokens": torch.zeros(2, 12)}, r"reasoning_tokens has shape \(2, 12\), expected \(1, tokens, 12\)"),
+        ({"token_embedding.weight": torch.zeros(12)}, r"token_embedding.weight has shape \(12,\), expected a matrix"),
+        ({"shared_block.ln1.scale": torch.zeros(13)}, "tensors do not belong together: .*input_layernorm"),
+        ({"ln_f.scale": torch.full((12,), torch.nan)}, "tensor 'ln_f.scale' holds NaN or infinity"),
+        ({"shared_block.attn.k_norm.scale": None}, "tensors do not belong together: Missing.*k_norm"),
+    ],
+)
+def test_tensors_that_are_no_such_model_are_named(edits, words):
+    with pytest.raises(OuroborosError, match=words) as caught:
+        to_model(changed(**edits), loops=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["best_model.pth", "old.pt", "weights.safetensors"])
+def test_files_are_read(name, tmp_path):
+    path = tmp_path / name
+    tensors = checkpoint()
+    if path.suffix == ".safetensors":
+        save_file({n: t.clone() for n, t in tensors.items()}, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=path.suffix == ".pth")
+    found = read_checkpoint(path)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[n], tensors[n]) for n in tensors)
+
+
+class Harmful:
+    """Would make a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
+    torch.save({**checkpoint(), "harm": Harmful(tmp_path / "ran")}, tmp_path / "best_model.pth")
+    with pytest.raises(OuroborosError, match="it holds more than tensors, and reading it could run code") as caught:
+        read_checkpoint(tmp_path / "best_model.pth")
+    assert not (tmp_path / "ran").exists() and "\n" not in str(caught.value)
+
+
+def test_other_files_say_what_is_supported(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    for name in ("empty.pth", "bad.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    torch.save({"step": 3}, tmp_path / "state.pth")
+    for name, words in (
+        ("nowhere.pth", "no such file; give the weights of a published R-HRM model"),
+        ("", "is a directory; give the weights"),
+        ("notes.txt", "unknown kind of file; give .*safetensors.*best_model.pth"),
+        ("empty.pth", "cannot be read: ."),
+        ("bad.safetensors", "cannot be read: ."),
+        ("list.pth", "holds no dictionary of tensors"),
+        ("state.pth", "entry 'step' is a int, not a tensor"),
+    ):
+        with pytest.raises(OuroborosError, match=words) as caught:
+            read_checkpoint(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_directory_is_written_that_loads_as_the_same_model(tmp_path, caplog):
+    torch.save(checkpoint(), tmp_path / "best_model.pth")
+    byte_tokenizer().save(tmp_path / "tokenizer")
+    made = convert(tmp_path / "best_model.pth", tmp_path / "out", loops=3, tokenizer=tmp_path / "tokenizer")
+    model, tokenizer = load(tmp_path / "out")
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, to_model(checkpoint(), loops=3)(ids).logits)
+    assert tokenizer("a").input_ids == [97] and model.config.eos_token_id == 256
+    assert (made.sizing.loops, made.tokenizer, made.positions) == (3, True, "rope") and caplog.text == ""
+    assert made.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_without_a_tokenizer_it_says_so(tmp_path, caplog):
+    torch.save(checkpoint(), tmp_path / "best_model.pth")
+    assert not convert(tmp_path / "best_model.pth", tmp_path / "out", loops=1).tokenizer
+    assert "has no tokenizer; give --tokenizer DIR" in caplog.text
+    assert load_model(tmp_path / "out").schedule.loops == 1
+    with pytest.raises(OuroborosError, match="holds no tokenizer"):
+        load(tmp_path / "out")
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    torch.save(checkpoint(), tmp_path / "best_model.pth")
+    train_bpe([b"some words " * 30], 260).save(tmp_path / "bpe")
+    before = sorted(tmp_path.rglob("*"))
+    source, out = tmp_path / "best_model.pth", tmp_path / "out"
+    for options, words in (
+        ({}, r"best_model.pth: the number of loops leaves no trace"),
+        ({"loops": 0}, "loops must be >= 1|x0"),
+        ({"loops": 2, "tokenizer": tmp_path / "bpe"}, "vocabulary of 257 and the tokenizer .*bpe of 260"),
+        ({"loops": 2, "tokenizer": tmp_path / "none"}, "tokenizer .*none': no such directory"),
+        ({"loops": 2, "heads": 7}, "has 3 heads of 4 channels, not 7"),
+    ):
+        with pytest.raises(OuroborosError, match=words):
+            convert(source, out, **options)
+    monkeypatch.setattr(rhrm, "to_model", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out, loops=2)
+    assert sorted(tmp_path.rglob("*")) == before
