@@ -56,6 +56,16 @@ def check_train_vs_llama(found: dict[str, Any]) -> None:
         assert {"matmul", "attention", "optimiser"} <= set(shares)
 
 
+def check_rhrm_decode(found: dict[str, Any]) -> None:
+    sizes = found["cache_bytes_per_token"]
+    assert sizes["published, latents"] < sizes["rhrm"] < sizes["published, keys and values"]
+
+
+def check_rhrm_train(found: dict[str, Any]) -> None:
+    """Float32 or not, compiled or not: the losses are those of one model."""
+    assert found["mean_difference_of_losses"]["ours - baseline"]["largest"] < 1e-3
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmark(name: str) -> None:
     found = run(name)
