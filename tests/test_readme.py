@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -48,6 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("readme")
     sentences = [f"Note {n}: {n} times {n} is {n * n}, and the moon is {n} days old.\n" for n in range(3000)]
     (where / "notes.txt").write_text("".join(sentences))
+    facts = [{"question": f"What is {n} times 7?", "answer": f"{n} times 7 is {7 * n}."} for n in range(2000)]
+    (where / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     return where
 
 

@@ -31,7 +31,7 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
     """
     from pydantic import ValidationError
 
-    _refuse_unknown_keys(cls, values, where or cls.__name__)
+    values = _known(cls, values, where or cls.__name__)
     try:
         return _adapter(cls).validate_python(values)
     except ValidationError as error:
@@ -53,9 +53,8 @@ def _is_meant(place: tuple[int | str, ...], values: Any) -> bool:
     members = _union_members()
     for part in place:
         if part in members:
-            kinds = [member.__dataclass_fields__["kind"].default for member in members.values()]
-            kind = values.get("kind", kinds[0]) if isinstance(values, dict) else kinds[0]
-            return members[str(part)].__dataclass_fields__["kind"].default == kind
+            kind = members[str(part)].__dataclass_fields__["kind"].default
+            return not isinstance(values, dict) or values["kind"] == kind
         values = values.get(part) if isinstance(values, dict) else None
     return True
 
@@ -81,17 +80,19 @@ def _adapter(cls: Any) -> Any:
 _type_hints = functools.cache(typing.get_type_hints)
 
 
-def _refuse_unknown_keys(cls: Any, values: Any, where: str) -> None:
-    """Walk nested dataclasses and refuse keys they do not have."""
+def _known(cls: Any, values: Any, where: str) -> Any:
+    """``values`` with the ``kind`` of every choice filled in; keys that nested dataclasses do not have are refused."""
     if not dataclasses.is_dataclass(cls) or not isinstance(values, dict):
-        return
-    hints = _type_hints(cls)
+        return values
+    hints, found = _type_hints(cls), {}
     for key, value in values.items():
         if key not in hints:
             raise OuroborosError(f"{where}: unknown key {key!r}{nearest(key, hints)}")
         candidate = _dataclass_for(hints[key], value, f"{where}.{key}")
-        if candidate is not None:
-            _refuse_unknown_keys(candidate, value, f"{where}.{key}")
+        found[key] = value if candidate is None else _known(candidate, value, f"{where}.{key}")
+    if "kind" in hints and "kind" not in found:
+        found["kind"] = cls.__dataclass_fields__["kind"].default
+    return found
 
 
 def _dataclass_for(hint: Any, value: Any, where: str) -> Any:

@@ -5,6 +5,8 @@ Shapes: B batch, T positions, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
@@ -15,7 +17,7 @@ from ouroboros.nn.memory import Memory
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.residual import build_residual
 
-MIXERS = {
+MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": Attention,
     "latent_attention": LatentAttention,
     "bottleneck_attention": BottleneckAttention,

@@ -60,7 +60,7 @@ def rhrm(size: str = "lite") -> Recipe:
             ),
         ),
         optim=OptimSpec(lr=5e-3, embedding_lr=1e-2),
-        train=TrainSpec(batch_size=batch, target_loss=2.1),
+        train=TrainSpec(batch_size=max(batch // 2, 8), target_loss=2.1),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ouroboros.report.canvas import canvas, label
 from ouroboros.report.content import Arm, LoopPoint, Row
 from ouroboros.report.palette import LIGHT, NUM_LOOPS, arm_color
-from ouroboros.report.series import at_steps, evenly, loop_series, points, smoothed, thinned
+from ouroboros.report.series import at_steps, evenly, loop_series, points, smoothed, target_bits, thinned
 from ouroboros.report.text import bits, finite, tick
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def loss_chart(arms: Sequence[Arm], *, reference: Row | None = None, ident: str 
     """Bits per byte of training (smoothed, and each record faintly) and of validation (marked) over training tokens.
 
     Args:
-        arms: their ``metrics`` are drawn; an arm without any is passed over.
+        arms: their ``metrics`` are drawn, and their ``target_loss`` as a level line; an arm without any metrics is
+            passed over.
         reference: a score drawn as a level line, for example the best baseline.
         ident: unique on the page.
     """
@@ -43,11 +44,17 @@ def loss_chart(arms: Sequence[Arm], *, reference: Row | None = None, ident: str 
         return ""
     with canvas(ident) as drawing:
         axes = drawing.axes
-        ceilings, floors = [], []
+        ceilings, floors, has_target = [], [], False
         for index, arm in drawn:
             high, low = _draw_loss(axes, index, arm, x_key)
             ceilings.append(high)
             floors.append(low)
+            if (target := target_bits(arm.metrics, arm.target_loss)) is not None:
+                name = f"target: {arm.target_loss:g} nats/token, {bits(target)} bits/byte"
+                _level(axes, target, name, LIGHT["ink"])
+                floors.append(target)
+                ceilings.append(target)
+                has_target = True
         if reference is not None:
             _level(axes, reference.bits_per_byte, reference.name)
             floors.append(reference.bits_per_byte)
@@ -59,7 +66,8 @@ def loss_chart(arms: Sequence[Arm], *, reference: Row | None = None, ident: str 
         axes.set_xlabel("training tokens" if with_tokens else "step")
         axes.set_ylabel("bits per byte")
         axes.xaxis.set_major_formatter(lambda value, _: tick(value))
-        axes.legend(loc="upper right")
+        # Curves fall, so the upper right is free, unless a distant target presses them together there.
+        axes.legend(loc="best" if has_target else "upper right")
         return drawing.svg("Bits per byte in training and validation over training " + x_key)
 
 

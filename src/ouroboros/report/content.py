@@ -11,6 +11,7 @@ from ouroboros.report.text import bits, finite
 
 if TYPE_CHECKING:
     from ouroboros.eval.stats import Difference
+    from ouroboros.report.data import DataFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Arm:
     """95 % interval of ``bits_per_byte``."""
     metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     """Records of ``metrics.jsonl``: of ``kind`` train, valid and telemetry; others are passed over."""
+    target_loss: float | None = None
+    """Nats per token of validation that end the training early; drawn in bits per byte."""
     recipe: str = field(default="", repr=False)
     """The resolved recipe as JSON text."""
 
@@ -112,6 +115,8 @@ class Report:
     samples: Sequence[Sample] = ()
     notes: Sequence[str] = ()
     """Honest caveats, for example that there is one seed."""
+    data: DataFacts | None = None
+    """The data of the only arm."""
     difference: Difference | None = None
     """``arms[0]`` minus ``arms[1]`` on the same text."""
 

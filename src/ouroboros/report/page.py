@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.errors import OuroborosError
+from ouroboros.report.bars import heaviest, length_chart, share_chart
 from ouroboros.report.charts import TELEMETRY, loop_chart, loss_chart, telemetry_chart
 from ouroboros.report.content import Report, Row, Sample
 from ouroboros.report.drawing import schedule_svg
 from ouroboros.report.palette import DARK, LIGHT, arm_color, css_variables
-from ouroboros.report.text import bits, displayable, quantity, signed_bits
+from ouroboros.report.text import bits, displayable, percent, plural, quantity, signed_bits
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -60,6 +61,8 @@ def to_html(report: Report) -> str:
         loss=loss_chart(report.arms, reference=next((r for r in rows if r.arm is None), None)),
         loops=loop_chart(report.loop_curve, report.arms),
         telemetry=_telemetry(report),
+        shares=share_chart(report.data.sources) if report.data else "",
+        lengths=_lengths(report),
         samples=[_cut(sample) for sample in report.samples],
         recipes=[(arm.name, arm.recipe) for arm in report.arms if arm.recipe],
     )
@@ -86,7 +89,9 @@ def _environment() -> Environment:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
     )
-    environment.filters.update(bits=bits, signed=signed_bits, quantity=quantity, color=arm_color)
+    environment.filters.update(
+        bits=bits, signed=signed_bits, quantity=quantity, color=arm_color, percent=percent, plural=plural
+    )
     return environment
 
 
@@ -116,6 +121,17 @@ def _telemetry(report: Report) -> list[dict[str, Any]]:
         if charts:
             found.append({"name": arm.name, "charts": charts})
     return found
+
+
+def _lengths(report: Report) -> list[dict[str, Any]]:
+    """For each source whose documents' lengths are known the source and its chart."""
+    sources = heaviest(report.data.sources) if report.data else []
+    found = [
+        {"source": source, "svg": length_chart(source.lengths, ident=f"lengths{index}")}
+        for index, source in enumerate(sources)
+        if source.lengths is not None
+    ]
+    return [entry for entry in found if entry["svg"]]
 
 
 def _cut(sample: Sample) -> dict[str, Any]:

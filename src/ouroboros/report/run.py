@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -12,14 +13,19 @@ from ouroboros.accounting import cost, describe
 from ouroboros.config import Recipe, from_json, to_json
 from ouroboros.errors import OuroborosError
 from ouroboros.report.content import Arm, LoopPoint, Report
+from ouroboros.report.data import DataFacts, data_facts
 from ouroboros.report.series import points
-from ouroboros.report.text import finite
+from ouroboros.report.text import finite, plural
 from ouroboros.schedule import parse
 from ouroboros.train.log import read_metrics
+
+logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.json"
 METRICS = "metrics.jsonl"
 SCORES = "eval.json"
+MAX_STEPS = 5
+"""Steps that a note names; the rest is in the metrics."""
 
 
 def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
@@ -50,6 +56,8 @@ def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
                 f"The score is the last validation of the run (step {steps[-1]:,.0f}), on a part of the validation "
                 "text and without an interval; `ouroboros eval` gives a full one."
             )
+    notes += _incidents(metrics)
+    data = _read_data(run, metrics, notes)
     return Report(
         title=f"{run.resolve().name}: {recipe.name}",
         subtitle=recipe.description,
@@ -58,6 +66,7 @@ def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
         arms=[arm],
         loop_curve={recipe.name: curve} if len(curve := _curve(chosen, trained)) > 1 else {},
         notes=notes,
+        data=data,
     )
 
 
@@ -101,6 +110,37 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
             f"{path}: expected a list of scores, each with a number bits_per_byte; run `ouroboros eval` again"
         )
     return scores
+
+
+def _read_data(run: Path, metrics: Sequence[Mapping[str, Any]], notes: list[str]) -> DataFacts | None:
+    """What is known of the data; if it cannot be read the page goes without it and ``notes`` says so."""
+    try:
+        return data_facts(run, metrics)
+    except OuroborosError as error:
+        logger.warning("the part about the data is left out: %s", error)
+        notes.append(
+            "The run's prepared data is damaged or was written by another release, so the page says nothing of it."
+        )
+        return None
+
+
+def _incidents(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on an early end of the training and one on validations that failed."""
+    found = []
+    last = max((r["step"] for r in metrics if r.get("kind") == "train"), default=0)
+    # One that was followed by training, after a resume with other settings, was not the end.
+    ends = [r for r in metrics if r.get("kind") == "early_stop" and r["step"] >= last]
+    if ends:
+        found.append(f"Training stopped early, at step {ends[-1]['step']:,}: {ends[-1]['message']}.")
+    failed = [r for r in metrics if r.get("kind") == "valid_failed"]
+    if failed:
+        steps = ", ".join(f"{r['step']:,}" for r in failed[:MAX_STEPS]) + ", ..." * (len(failed) > MAX_STEPS)
+        # The message may hold a path of the machine; its kind is enough here, metrics.jsonl has all of it.
+        kind = str(failed[-1]["error"]).partition(":")[0]
+        found.append(
+            f"{plural(len(failed), 'validation')} failed (step {steps}; last with {kind}), so the curve has gaps."
+        )
+    return found
 
 
 def _text(path: Path) -> str:
@@ -168,6 +208,7 @@ def _arm(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[st
         bits_per_byte=finite(score.get("bits_per_byte")),
         interval=_interval(score),
         metrics=metrics,
+        target_loss=recipe.train.target_loss,
         recipe=to_json(recipe),
     )
 

@@ -71,6 +71,14 @@ def at_steps(records: Sequence[Mapping[str, Any]], steps: Sequence[float], key: 
     return out
 
 
+def target_bits(records: Iterable[Mapping[str, Any]], nats: float | None) -> float | None:
+    """Nats per token as bits per byte of the validation text, by what its records say in both units; None if unknown."""
+    per_token, per_byte = points(records, "valid", "nats_per_token", "bits_per_byte")
+    # The sample is fixed, so every record has the same ratio.
+    known = [bits / each for each, bits in zip(per_token, per_byte, strict=True) if each > 0]
+    return None if nats is None or not known else nats * known[-1]
+
+
 def loop_series(records: Iterable[Mapping[str, Any]], key: str) -> dict[tuple[int, int], Points]:
     """``key`` of every loop over the training steps, by ``(segment, loop)`` in order."""
     found: dict[tuple[int, int], Points] = {}

@@ -65,6 +65,29 @@ def quantity(value: float | None, unit: str = "") -> str:
     return f"{_three_digits(number)} {unit}".rstrip()
 
 
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal.
+
+    >>> percent(0.5512), percent(0.0002), percent(0.0)
+    ('55.1 %', '< 0.1 %', '0 %')
+    """
+    number = finite(share)
+    if number is None:
+        return MISSING
+    if number in (0, 1):
+        return f"{100 * number:.0f} %"
+    return "< 0.1 %" if 0 < number < 0.0005 else "> 99.9 %" if 0.9995 <= number < 1 else f"{100 * number:.1f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "document"), plural(1_718, "document")
+    ('1 document', '1,718 documents')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def tick(value: float) -> str:
     """A round number on an axis, as short as it goes.
 

@@ -95,3 +95,12 @@ def test_two_looped_segments_are_told_apart() -> None:
     entries = [{"segment": s, "loop": i, "state_norm": 1.0 + i} for s in (0, 2) for i in range(2)]
     found = texts(telemetry_chart([{"kind": "telemetry", "step": 1, "loops": entries}], "state_norm", ident="t"))
     assert {"part 1, loop 1", "part 3, loop 2"} <= set(found)
+
+
+def test_loss_chart_draws_the_target_in_both_units() -> None:
+    records = [{"kind": "train", "step": s, "bits_per_byte": 2.0} for s in range(1, 5)]
+    records.append({"kind": "valid", "step": 4, "bits_per_byte": 2.0, "nats_per_token": 4.0})
+    arm = Arm(name="x", metrics=records, target_loss=2.1)
+    assert "target: 2.1 nats/token, 1.050 bits/byte" in texts(loss_chart([arm]))
+    for other in (dataclasses.replace(arm, target_loss=None), dataclasses.replace(arm, metrics=records[:-1])):
+        assert not any("target" in text for text in texts(loss_chart([other])))

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from ouroboros.accounting import cost
-from ouroboros.config import to_json
+from ouroboros.config import DataSpec, to_json
+from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
 from ouroboros.report import render, report_from_run
+from ouroboros.report.page import to_html
 
 
 def score(loops: int | None, bits: float, **other: Any) -> dict[str, Any]:
@@ -112,3 +114,83 @@ def test_damaged_files_are_named(name: str, content: bytes, message: str, run_di
     (run_dir / name).write_bytes(content)
     with pytest.raises(OuroborosError, match=message):
         report_from_run(run_dir)
+
+
+def append(run: Path, *records: dict[str, Any]) -> None:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def test_early_end_and_failed_validations_are_told(run_dir: Path) -> None:
+    failure = {"kind": "valid_failed", "error": "OSError: /home/somebody/x", "in_a_row": 1}
+    append(run_dir, *(failure | {"step": step} for step in (20, 1_000)))
+    append(run_dir, {"kind": "early_stop", "step": 200, "reason": "patience", "message": "3 validations in a row"})
+    notes = report_from_run(run_dir).notes
+    assert "Training stopped early, at step 200: 3 validations in a row." in notes
+    assert "2 validations failed (step 20, 1,000; last with OSError), so the curve has gaps." in notes
+    assert not any("somebody" in note for note in notes)
+    append(run_dir, *(failure | {"step": step} for step in range(2_000, 2_009)))
+    assert any("2,002, ...; last" in note for note in report_from_run(run_dir).notes)
+
+
+def test_early_stop_that_was_gone_on_from_is_not_the_end(run_dir: Path) -> None:
+    append(run_dir, {"kind": "early_stop", "step": 200, "reason": "target_loss", "message": "at the target"})
+    append(run_dir, {"kind": "train", "step": 210, "tokens": 21_000, "bits_per_byte": 1.0})
+    assert not any("stopped early" in note for note in report_from_run(run_dir).notes)
+
+
+def test_target_of_the_recipe_is_drawn(run_dir: Path) -> None:
+    goal = recipe("loop", "tiny")
+    goal = dataclasses.replace(goal, train=dataclasses.replace(goal.train, target_loss=2.5))
+    (run_dir / "recipe.json").write_text(to_json(goal), encoding="utf-8")
+    append(run_dir, {"kind": "valid", "step": 200, "bits_per_byte": 1.0, "nats_per_token": 2.0})
+    report = report_from_run(run_dir)
+    assert report.arms[0].target_loss == 2.5
+    assert "target: 2.5 nats/token, 1.250 bits/byte" in to_html(report)
+
+
+def write_data(run: Path, *sources: str) -> None:
+    prepare(DataSpec(sources=sources, sequence_length=16), run / "data")
+
+
+def test_page_of_a_run_with_data(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a<b>&c.jsonl", "d.jsonl"):
+        lines = [json.dumps({"text": f"{name} {n} " + "word " * (n % 7)}) for n in range(60)]
+        Path(name).write_text("\n".join(lines) + "\n" + '{"text": null}\n')
+    write_data(run_dir, "a<b>&c.jsonl=3", "d.jsonl")
+    report = report_from_run(run_dir)
+    html = to_html(report)
+    for wanted in (
+        'id="data"',
+        "a&lt;b&gt;&amp;c",
+        "75.0 %",
+        "dropped: no text",
+        "122 documents of 2 sources were read",
+    ):
+        assert wanted in html, wanted
+    assert "a<b>" not in html and str(tmp_path) not in html
+    assert html.count("<figcaption>Length of the documents") == 2 and 'class="shares"' in html
+    assert html == to_html(report)
+
+
+def test_one_plain_text_has_no_table_and_no_charts(run_dir: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("All of this is one document. " * 40)
+    write_data(run_dir, str(text))
+    html = to_html(report_from_run(run_dir))
+    assert 'id="data"' in html and "nothing was dropped" in html and "plain text" in html
+    assert 'class="shares"' not in html and "Length of the documents" not in html
+
+
+def test_page_without_data_or_with_damaged_data_lacks_the_section(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = report_from_run(run_dir)
+    assert plain.data is None and 'id="data"' not in to_html(plain)
+    (run_dir / "data").mkdir()
+    (run_dir / "data" / "manifest.json").write_text('{"format_version": 1}')
+    report = report_from_run(run_dir)
+    assert report.data is None and "the part about the data is left out" in caplog.text
+    assert any("prepared data is damaged or was written by another release" in note for note in report.notes)
+    assert str(tmp_path) not in to_html(report)

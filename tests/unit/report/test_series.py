@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.report.series import at_steps, evenly, loop_series, points, smoothed, thinned
+from ouroboros.report.series import at_steps, evenly, loop_series, points, smoothed, target_bits, thinned
 
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=50)
 
@@ -65,3 +65,11 @@ def test_loop_series_by_segment_and_loop() -> None:
         {"kind": "train", "step": 4},
     ]
     assert loop_series(records, "cosine") == {(1, 1): ([1.0, 2.0], [0.5, 0.4])}
+
+
+def test_target_in_bits_per_byte_follows_the_validation_records() -> None:
+    records = [{"kind": "valid", "step": s, "nats_per_token": 4.0 / s, "bits_per_byte": 2.0 / s} for s in (1, 2)]
+    assert target_bits(records, 2.1) == pytest.approx(1.05)
+    assert target_bits(records, None) is None
+    assert target_bits([{"kind": "valid", "step": 1, "bits_per_byte": 2.0}], 2.1) is None
+    assert target_bits([{"kind": "valid", "nats_per_token": 0.0, "bits_per_byte": 0.0}], 2.1) is None

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.report.text import MISSING, REPLACEMENT, bits, displayable, finite, quantity, signed_bits, tick
+from ouroboros.report.text import (
+    MISSING,
+    REPLACEMENT,
+    bits,
+    displayable,
+    finite,
+    percent,
+    plural,
+    quantity,
+    signed_bits,
+    tick,
+)
 
 
 def any_text() -> st.SearchStrategy[str]:
@@ -71,3 +82,10 @@ def test_bits_and_ticks() -> None:
 def test_finite_takes_numbers_only() -> None:
     assert finite(2) == 2.0
     assert [finite(v) for v in (True, "1", None, float("nan"), float("inf"), [1])] == [None] * 6
+
+
+def test_percentages_and_counts() -> None:
+    shares = (0.5512, 1.0, 0.0, 0.0004, 0.9996, 0.0005, None, float("nan"))
+    expected = ["55.1 %", "100 %", "0 %", "< 0.1 %", "> 99.9 %", "0.1 %", MISSING, MISSING]
+    assert [percent(share) for share in shares] == expected
+    assert (plural(1, "time"), plural(0, "time"), plural(12_345, "byte")) == ("1 time", "0 times", "12,345 bytes")
