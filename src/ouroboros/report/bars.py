@@ -68,10 +68,10 @@ def length_chart(lengths: Lengths, *, ident: str) -> str:
     kept = [max(lengths.documents[k] - lengths.lost[k], 0.0) for k in bins]
     with canvas(ident) as drawing:
         axes = drawing.axes
-        style = {"width": 0.92, "align": "edge"}
-        left = [k + 0.04 for k in bins]
-        axes.bar(left, kept, color=LIGHT["arm0"], label="in a block", **style)
-        axes.bar(left, lost, bottom=kept, color=LIGHT["arm1"], label="lost by the block cut", **style)
+        # A bar lies between the lengths it stands for.
+        middle = [k + 0.5 for k in bins]
+        axes.bar(middle, kept, width=0.92, color=LIGHT["arm0"], label="in a block")
+        axes.bar(middle, lost, width=0.92, bottom=kept, color=LIGHT["arm1"], label="lost by the block cut")
         axes.axvline(edge, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"{lengths.block:,} tokens")
         first, last = min(used[0], math.floor(edge)), max(used[-1] + 1, math.ceil(edge))
         every = max(1, math.ceil((last - first) / 9))

@@ -72,7 +72,7 @@ def at_steps(records: Sequence[Mapping[str, Any]], steps: Sequence[float], key: 
 
 
 def target_bits(records: Iterable[Mapping[str, Any]], nats: float | None) -> float | None:
-    """Nats per token as bits per byte of the validation text, by what its records say in both units; None if unknown."""
+    """Nats per token as bits per byte of the validation text, by its records in both units; None without such."""
     per_token, per_byte = points(records, "valid", "nats_per_token", "bits_per_byte")
     # The sample is fixed, so every record has the same ratio.
     known = [bits / each for each, bits in zip(per_token, per_byte, strict=True) if each > 0]
