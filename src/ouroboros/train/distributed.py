@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 20.0
+"""Seconds that a finished run waits for its process group to end."""
 
 
 @dataclass(frozen=True)
@@ -68,4 +75,16 @@ def workers() -> Iterator[Workers]:
             torch.cuda.set_device(dist.get_node_local_rank())
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
+        _leave(backend)
+
+
+def _leave(backend: str, patience: float = PATIENCE) -> None:
+    """Leave the group; with gloo, whose teardown can wait for a peer that has gone first, for a limited time only."""
+    if backend != "gloo":
         dist.destroy_process_group()
+        return
+    teardown = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    teardown.start()
+    teardown.join(patience)
+    if teardown.is_alive():
+        logger.warning("the process group did not end within %.0f s; leaving without it", patience)

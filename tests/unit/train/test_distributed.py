@@ -1,8 +1,13 @@
 """Workers alone; several of them are tested in tests/distributed."""
 
+import logging
+import threading
+
+import pytest
 import torch
 from torch import nn
 
+from ouroboros.train import distributed
 from ouroboros.train.distributed import Workers, workers
 
 
@@ -20,3 +25,17 @@ def test_alone_everything_is_the_identity():
 
 def test_the_first_process_is_the_main_one():
     assert Workers(0, 2).is_main and not Workers(1, 2).is_main and Workers(1, 2).distributed
+
+
+def test_a_group_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    release = threading.Event()
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: release.wait(30))
+    with caplog.at_level(logging.WARNING, logger="ouroboros"):
+        distributed._leave("gloo", patience=0.01)
+    release.set()
+    assert "did not end within 0 s" in caplog.text
+    ended = []
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ended.append(True))
+    for backend in ("gloo", "nccl"):
+        distributed._leave(backend)
+    assert ended == [True, True]
