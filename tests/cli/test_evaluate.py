@@ -84,6 +84,27 @@ def test_loop_lists():
     assert parse_loops(None) == [None] and parse_loops("4") == [4] and parse_loops("1,2, 8") == [1, 2, 8]
 
 
+def test_each_source_by_itself(cli, text, tiny, tmp_path):
+    """The parts add up to the whole, and the n-gram of a source knows that source's text alone."""
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"{n:b} is {n} in binary\n" for n in range(3000)))
+    run = tmp_path / "run"
+    assert cli("train", "loop", "--data", text, other, "--out", run, "--steps", "2", *tiny).status == 0
+    whole = cli("eval", run, "--json").json
+    parts = cli("eval", run, "--by-source", "--baselines", "--json").json["sources"]
+    assert list(parts) == [str(text), str(other)]
+    assert sum(part["bytes"] for part in parts.values()) == whole["bytes"]
+    for path, part in parts.items():
+        alone = cli("train", "loop", "--data", path, "--out", tmp_path / part["data_sha256"][:8], "--steps", "1", *tiny)
+        assert alone.status == 0
+        same = cli("eval", tmp_path / part["data_sha256"][:8], "--by-source", "--baselines", "--json").json["sources"]
+        assert same[path]["baselines"] == part["baselines"]
+    table = cli("eval", run, "--by-source").out
+    assert table.splitlines()[0] == str(text) and str(other) in table
+    assert "leave out --data" in cli("eval", run, "--by-source", "--data", text).error()
+    assert "give --split train, valid or test" in cli("eval", run, "--by-source", "--split", "all").error()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

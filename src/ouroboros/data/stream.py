@@ -33,8 +33,8 @@ from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 5
-"""Failures of a source in a row, without a document between them, that end the run."""
+MAX_FAILURES = 8
+"""Failures of a source in a row, without a document between them, that end the run: after a minute of waiting."""
 FIRST_WAIT = 0.5
 """Seconds between a failure and the next attempt; each further failure in a row doubles them."""
 BLOCK_DOCUMENTS = 64

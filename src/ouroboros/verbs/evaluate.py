@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -43,6 +43,8 @@ class EvalOptions:
     """Also score n-grams, bz2 and xz on the same bytes (needs the run's training data)."""
     text_field: str = "text"
     """Field of records that holds the text."""
+    by_source: bool = False
+    """Score the held-out part of each of the run's sources by itself; baselines get that source's training text."""
     json: bool = False
     """Print one JSON object."""
 
@@ -60,24 +62,30 @@ def eval(arguments: Sequence[str]) -> int:
 
     directory = model_directory(options.model)
     model, tokenizer = load_with_text_tokenizer(directory)
-    documents = _documents(options)
     window = options.window
     if window is None:
         window = default_window(options.model, model.config.max_position_embeddings)
-    scores = [
-        score(
-            model,
-            tokenizer,
-            documents,
-            window=window,
-            stride=options.stride,
-            loops=count,
-            max_bytes=options.max_bytes,
-            model_name=str(options.model),
-            amp=torch.bfloat16 if options.precision == "bf16" else None,
-        )
-        for count in loops
-    ]
+
+    def score_all(documents: list[bytes]) -> list[Score]:
+        return [
+            score(
+                model,
+                tokenizer,
+                documents,
+                window=window,
+                stride=options.stride,
+                loops=count,
+                max_bytes=options.max_bytes,
+                model_name=str(options.model),
+                amp=torch.bfloat16 if options.precision == "bf16" else None,
+            )
+            for count in loops
+        ]
+
+    if options.by_source:
+        return _eval_sources(options, score_all)
+    documents = _documents(options)
+    scores = score_all(documents)
     if not options.data and options.split in (None, "test") and options.max_bytes is None:
         _keep(options.model, scores)
     cheap = _baselines(options.model, documents) if options.baselines else []
@@ -86,6 +94,40 @@ def eval(arguments: Sequence[str]) -> int:
     else:
         show_scores(scores, cheap)
     return 0
+
+
+def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[Score]]) -> int:
+    """Scores, and baselines if asked for, of each source's own held-out part."""
+    from ouroboros.data import open_prepared
+    from ouroboros.eval.baselines import compare_baselines
+
+    check(not options.data, "--by-source scores the run's own sources: leave out --data")
+    _check_has_data(options.model)
+    data, split = open_prepared(options.model / "data"), options.split or "test"
+    check(split != "all", "--by-source scores one part: give --split train, valid or test")
+    found = {}
+    for index, ref in enumerate(data.sources):
+        documents = data.documents(split, index)
+        check(bool(documents), f"source {ref.text!r} has no {split} part; choose another --split")
+        train = data.documents("train", index)
+        whole = "head" if data.spec.stream else "all"
+        cheap = compare_baselines(train, None, documents, whole=whole) if options.baselines else []
+        found[ref.text] = score_all(documents), cheap
+    if options.json:
+        emit_json({"sources": {name: as_json(*pair) for name, pair in found.items()}})
+        return 0
+    for name, pair in found.items():
+        say(name)
+        show_scores(*pair)
+        say()
+    return 0
+
+
+def _check_has_data(run: Path) -> None:
+    check(
+        (run / "data" / "manifest.json").is_file(),
+        f"{run} has no held-out data of its own; name the text with --data FILE",
+    )
 
 
 def parse_loops(text: str | None) -> list[int | None]:
@@ -121,10 +163,7 @@ def _documents(options: EvalOptions) -> list[bytes]:
     from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
 
     if not options.data:
-        check(
-            (options.model / "data" / "manifest.json").is_file(),
-            f"{options.model} has no held-out data of its own; name the text with --data FILE",
-        )
+        _check_has_data(options.model)
         data = open_prepared(options.model / "data")
         split = options.split or "test"
         parts = ("train", "valid", "test") if split == "all" else (split,)

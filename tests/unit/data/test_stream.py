@@ -243,9 +243,9 @@ def test_a_source_that_breaks_for_ever_is_an_error(loader, waits):
     reader = Reader(s=[b"one", b"two", b"three"])
     reader.failures["s"] = [2] * 9
     made = loader(reader)
-    with pytest.raises(OuroborosError, match=r"source 's': reading record 3 failed 5 times in a row: ConnectionError:"):
+    with pytest.raises(OuroborosError, match=r"source 's': reading record 3 failed 8 times in a row: ConnectionError:"):
         made.next_batch()
-    assert waits == [0.5, 1, 2, 4] and made.samples == 0
+    assert waits == [0.5, 1, 2, 4, 8, 16, 32] and made.samples == 0
     reader.failures["s"] = []
     whole = loader(Reader(s=reader.sources["s"]))
     for _ in range(5):  # the line is mended, and nothing that was read is lost
