@@ -57,6 +57,7 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
     parameters = embeddings + schedule.num_blocks * block_parameters(spec) + spec.hidden_size  # final norm
     parameters += spec.registers * spec.hidden_size + loop_parameters(spec, schedule)
+    parameters += compressor_parameters(spec) + expansion_parameters(spec)
     parameters += spec.max_position_embeddings * spec.hidden_size if spec.positions == "learned" else 0
     flops = run.num_visits * block_flops(spec, context + spec.registers) + loop_flops(spec, run)
     flops += 2 * spec.vocab_size * spec.hidden_size
@@ -83,12 +84,50 @@ def block_parameters(spec: ModelSpec) -> int:
         mixer_parameters(spec.mixer, spec.hidden_size)
         + ffn_parameters(spec.ffn, spec.hidden_size)
         + norms * spec.hidden_size
+        + 2 * residual_parameters(spec)
+        + compressor_parameters(spec)
     )
 
 
 def block_flops(spec: ModelSpec, context: int) -> int:
     """Operations of one visit for one token that attends to ``context`` positions."""
-    return mixer_flops(spec.mixer, spec.hidden_size, context) + ffn_flops(spec.ffn, spec.hidden_size)
+    total = mixer_flops(spec.mixer, spec.hidden_size, context) + ffn_flops(spec.ffn, spec.hidden_size)
+    return total + 2 * residual_flops(spec)
+
+
+def residual_parameters(spec: ModelSpec) -> int:
+    """Parameters of one residual connection."""
+    if spec.residual == "additive":
+        return 0
+    delta, d = spec.delta, spec.hidden_size
+    gate = d + 1 if delta.gate == "linear" else (d + 1) * delta.gate_hidden + 1
+    return gate + ((d + 1) * delta.values if delta.value != "constant" else 0)
+
+
+def residual_flops(spec: ModelSpec) -> int:
+    """Operations of one residual connection for one token, those of its matrix products."""
+    if spec.residual == "additive":
+        return 0
+    delta, d = spec.delta, spec.hidden_size
+    gate = d if delta.gate == "linear" else (d + 1) * delta.gate_hidden
+    return 2 * (gate + (d * delta.values if delta.value != "constant" else 0))
+
+
+def compressor_parameters(spec: ModelSpec) -> int:
+    """Parameters of what reads an expanded state."""
+    delta = spec.delta
+    if spec.residual == "additive" or not delta.expanded:
+        return 0
+    filters = spec.hidden_size * delta.kernel * (delta.values if delta.compressor == "token" else 1)
+    return filters + delta.values
+
+
+def expansion_parameters(spec: ModelSpec) -> int:
+    """Parameters of what starts an expanded state."""
+    delta = spec.delta
+    if spec.residual == "additive" or not (delta.expanded and delta.embedding_conv):
+        return 0
+    return spec.hidden_size * delta.values * delta.embedding_kernel
 
 
 def mixer_parameters(mixer: MixerSpec, hidden_size: int) -> int:

@@ -14,6 +14,7 @@ from ouroboros.config.data import DataSpec, FilterSpec
 from ouroboros.config.model import (
     AttentionSpec,
     BottleneckAttentionSpec,
+    DeltaSpec,
     FeedForwardSpec,
     LatentAttentionSpec,
     LoopSpec,
@@ -28,6 +29,7 @@ __all__ = [
     "AttentionSpec",
     "BottleneckAttentionSpec",
     "DataSpec",
+    "DeltaSpec",
     "FeedForwardSpec",
     "FilterSpec",
     "LatentAttentionSpec",

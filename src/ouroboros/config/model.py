@@ -199,6 +199,54 @@ class NormSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeltaSpec:
+    """The delta residual ``X + b k (v - k.X)``: along the sublayer's direction ``k``, erase and write (Deep Delta
+    Learning, arXiv 2601.00417; used when ``residual`` is ``delta``)."""
+
+    values: int = 1
+    """Value channels of the state: 1 is a vector of hidden_size, more are as many of them (the paper's d_v)."""
+    compressor: Literal["channel", "token"] = "channel"
+    """What a sublayer reads of an expanded state: a mixture of its value channels, or of the last tokens too."""
+    kernel: int = 4
+    """Taps of the compressor: along the value channels, or over tokens."""
+    embedding_conv: bool = False
+    """Start an expanded state with a causal convolution over the embeddings instead of copies of each."""
+    embedding_kernel: int = 4
+    """Taps of that convolution, tokens."""
+    gate: Literal["linear", "two_layer"] = "linear"
+    gate_hidden: int = 128
+    """Width of the two-layer gate's hidden layer."""
+    beta_init: float = 1.0
+    """The gate b in (0, 2) at the start: 0 keeps, 1 overwrites along k, 2 reflects."""
+    value: Literal["sigmoid", "linear", "constant"] = "sigmoid"
+    """The target v: ``value_scale * sigmoid(W x)``, ``W x``, or ``value_constant``."""
+    value_scale: float = 4.0
+    value_constant: float = 2.0
+    guard: Literal["additive", "clamped"] = "additive"
+    """Of the direction: ``h / sqrt(|h|^2 + eps^2)``, or ``h / max(|h|, eps)`` (the earliest form)."""
+    eps: float = 1e-6
+    erase: bool = True
+    """False writes ``b k v`` and erases nothing: the control arm."""
+
+    def __post_init__(self) -> None:
+        for name in ("values", "kernel", "embedding_kernel", "gate_hidden"):
+            check(getattr(self, name) >= 1, f"delta.{name} must be >= 1, got {getattr(self, name)}")
+        check(0 <= self.beta_init <= 2, f"delta.beta_init must be in [0, 2], got {self.beta_init}")
+        check(self.eps > 0, f"delta.eps must be > 0, got {self.eps}")
+        check(self.value_scale > 0, f"delta.value_scale must be > 0, got {self.value_scale}")
+        check(
+            self.values == 1 or self.compressor == "token" or self.kernel >= self.values,
+            f"delta.kernel ({self.kernel}) must be at least delta.values ({self.values}) with the channel compressor:"
+            " a smaller one leaves value channels unread",
+        )
+
+    @property
+    def expanded(self) -> bool:
+        """Whether the state has several value channels."""
+        return self.values > 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopSpec:
     """What enters at loop boundaries. Everything is off by default, and off is the same as absent."""
 
@@ -238,7 +286,8 @@ class ModelSpec:
     mixer: MixerSpec = field(default_factory=AttentionSpec)
     ffn: FeedForwardSpec = field(default_factory=FeedForwardSpec)
     norm: NormSpec = field(default_factory=NormSpec)
-    residual: Literal["additive"] = "additive"
+    residual: Literal["additive", "delta"] = "additive"
+    delta: DeltaSpec = field(default_factory=DeltaSpec)
     loop: LoopSpec = field(default_factory=LoopSpec)
     registers: int = 0
     """Learned prefix tokens that every position can see; they never see the text."""
@@ -283,4 +332,9 @@ class ModelSpec:
                 f"hidden_size ({self.hidden_size}) must be a multiple of mixer.num_heads ({self.mixer.num_heads})"
                 " unless mixer.head_dim is given",
             )
+        check(
+            not (self.residual == "delta" and self.zero_init_outputs),
+            "zero_init_outputs starts every sublayer's output at 0, where the delta residual's direction has a gradient"
+            " of 1 / delta.eps: leave it off",
+        )
         parse(self.layout)  # the notation's own errors, at construction

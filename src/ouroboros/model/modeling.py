@@ -27,6 +27,7 @@ from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.topology import Chain, MemoryOf, Probe
 from ouroboros.nn.attention import Attention, MixerInput
 from ouroboros.nn.block import Block
+from ouroboros.nn.delta import DELTA_PARTS, build_compressor, build_expansion
 from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
 from ouroboros.nn.memory import Memory, Prefixed, Recorder
 from ouroboros.nn.norm import RMSNorm
@@ -51,7 +52,7 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         spec = self.config.model_spec
-        if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate)):
+        if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate, *DELTA_PARTS)):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=spec.init_std)
@@ -82,7 +83,9 @@ class OuroborosModel(OuroborosPreTrainedModel):
             self.embed_positions = nn.Embedding(spec.max_position_embeddings, spec.hidden_size)
         if spec.registers:
             self.registers = nn.Parameter(torch.empty(spec.registers, spec.hidden_size))
+        self.expansion = build_expansion(spec)
         self.decoder = Chain(spec)
+        self.readout = build_compressor(spec)
         self.norm = RMSNorm(spec.hidden_size, spec.norm.eps)
         rope = spec.mixer.rope if spec.positions == "rope" else dataclasses.replace(spec.mixer.rope, fraction=0.0)
         self.rotary = Rope(rope, spec.mixer.rotary_width(spec.hidden_size))
@@ -143,7 +146,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
             prefix = self._register_prefix(schedule, past_key_values)
             given = self._mixer_input(x_BTD, attention_mask, position_ids, past_key_values)
             memory_of = functools.partial(self._memory, past_key_values, prefix)
-            x_BTD = decode(x_BTD, given=given, memory_of=memory_of, probe=probe)
+            x_BTD = self._through(x_BTD, decode, given, memory_of, None, probe)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
 
     def _together(self, x_BTD: Tensor, decode: Callable[..., Tensor], probe: Probe | None) -> Tensor:
@@ -160,7 +163,21 @@ class OuroborosModel(OuroborosPreTrainedModel):
             probe(segment, loop, before[:, R:], after[:, R:])
 
         seen = None if probe is None else text
-        return decode(x_BND, given=given, memory_of=lambda visit, last: None, probe=seen)[:, R:]
+        return self._through(x_BND, decode, given, lambda visit, last: None, None, seen)[:, R:]
+
+    def _through(
+        self,
+        x_BTD: Tensor,
+        decode: Callable[..., Tensor],
+        given: MixerInput,
+        memory_of: MemoryOf,
+        outer: Memory | None,
+        probe: Probe | None = None,
+    ) -> Tensor:
+        """Embeddings to the state, the decoder, and what the head reads of the state; (B, T, D) to (B, T, D)."""
+        state = x_BTD if self.expansion is None else self.expansion(x_BTD, outer, given.padding)
+        state = decode(state, given=given, memory_of=memory_of, probe=probe)
+        return state if self.readout is None else self.readout(state, outer, given.padding, "readout")
 
     def step(self, token_B1: Tensor, position: Tensor, seen: Tensor, memory_of: MemoryOf) -> Tensor:
         """Final states (B, 1, D) of one new token, for a decoding loop that keeps the memories itself.
@@ -177,7 +194,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
         rotary = self.rotary(position[None] + self.spec.registers)
         keys = self.rotary(torch.arange(seen.shape[0], device=seen.device)[None]) if self._rebuilds_keys else None
         given = MixerInput(rotary, seen[None, None, None], None, keys)
-        return self.norm(self.decoder(x_BTD, self.schedule, given, memory_of))
+        decode = functools.partial(self.decoder, schedule=self.schedule)
+        return self.norm(self._through(x_BTD, decode, given, memory_of, None))
 
     @property
     def _rebuilds_keys(self) -> bool:
@@ -272,7 +290,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
         recorders = [Recorder() for _ in schedule.visits]
         positions = torch.arange(R, device=self.registers.device)[None]
         given = MixerInput(self.rotary(positions), None, None)
-        self.decoder(self.registers[None], schedule, given, lambda visit, last: recorders[visit.slot])
+        decode = functools.partial(self.decoder, schedule=schedule)
+        self._through(self.registers[None], decode, given, lambda visit, last: recorders[visit.slot], None)
         return [recorder.prefix for recorder in recorders if recorder.prefix is not None]
 
     def _memory(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
 from ouroboros.nn.attention import Attention, MixerInput
+from ouroboros.nn.delta import build_compressor
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.nn.latent import BottleneckAttention, LatentAttention
 from ouroboros.nn.memory import Memory
@@ -42,16 +43,23 @@ class Block(nn.Module):
         if self.sandwich:
             self.mixer_output_layernorm = RMSNorm(width, eps)
             self.mlp_output_layernorm = RMSNorm(width, eps)
+        self.compressor = build_compressor(spec)
         self.mixer_residual = build_residual(spec)
         self.mlp_residual = build_residual(spec)
 
-    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
-        """One visit: (B, T, D) to (B, T, D)."""
-        context = self.input_layernorm(x_BTD)
+    def forward(self, x: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+        """One visit: the state (B, T, D), or an expanded one (B, T, V, D), to the same."""
+        read_BTD = self._read(x, given, memory, "mixer")
+        context = self.input_layernorm(read_BTD)
         update = self.self_attn(context, given, memory)
         update = self.mixer_output_layernorm(update) if self.sandwich else update
-        x_BTD = self.mixer_residual(x_BTD, update, context)
-        context = self.post_attention_layernorm(x_BTD)
+        x = self.mixer_residual(x, update, context, read_BTD)
+        read_BTD = self._read(x, given, memory, "mlp")
+        context = self.post_attention_layernorm(read_BTD)
         update = self.mlp(context)
         update = self.mlp_output_layernorm(update) if self.sandwich else update
-        return self.mlp_residual(x_BTD, update, context)
+        return self.mlp_residual(x, update, context, read_BTD)
+
+    def _read(self, x: Tensor, given: MixerInput, memory: Memory | None, name: str) -> Tensor:
+        """What a sublayer reads of the state: one vector of width D."""
+        return x if self.compressor is None else self.compressor(x, memory, given.padding, name)

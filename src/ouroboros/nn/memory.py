@@ -20,6 +20,22 @@ class Memory(Protocol):
         """Add T new keys and values; return all that the new queries may attend to, (B, K, S, C) each."""
         ...
 
+    def recent(self, name: str, x: Tensor, count: int) -> Tensor:
+        """``x`` (B, T, ...) behind the ``count`` entries that came before it under ``name``, zeros where there were none.
+
+        The last ``count`` of the result are remembered. For causal filters over tokens.
+        """
+        ...
+
+
+def with_recent(memory: Memory | None, name: str, x: Tensor, count: int) -> Tensor:
+    """:meth:`Memory.recent`, or zeros in front without a memory."""
+    if count == 0:
+        return x
+    if memory is not None:
+        return memory.recent(name, x, count)
+    return torch.cat((x.new_zeros(x.shape[0], count, *x.shape[2:]), x), dim=1)
+
 
 class Recorder:
     """Keeps the keys and values it is given: how registers become a constant prefix."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
+from ouroboros.nn.delta import DeltaResidual
 
 
 class AdditiveResidual(nn.Module):
@@ -14,17 +15,20 @@ class AdditiveResidual(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
 
-    def forward(self, x_BTD: Tensor, update_BTD: Tensor, context_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, update_BTD: Tensor, context_BTD: Tensor, read_BTD: Tensor) -> Tensor:
         """Join ``update`` (the sublayer's output) to the stream ``x``.
 
         Args:
             x_BTD: the stream.
             update_BTD: the sublayer's output.
             context_BTD: what the sublayer read (the normalised stream); gates of other kinds depend on it.
+            read_BTD: the same before the norm.
         """
         return x_BTD + (update_BTD if self.dropout is None else self.dropout(update_BTD))
 
 
 def build_residual(spec: ModelSpec) -> nn.Module:
     """The residual that ``spec.residual`` names."""
-    return {"additive": AdditiveResidual}[spec.residual](spec.dropout)
+    if spec.residual == "delta":
+        return DeltaResidual(spec.delta, spec.hidden_size, spec.dropout)
+    return AdditiveResidual(spec.dropout)

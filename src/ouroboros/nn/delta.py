@@ -1,0 +1,235 @@
+"""The delta residual: along one direction erase what is there and write a value (Deep Delta Learning, 2601.00417).
+
+Shapes: B batch, T positions, D model width, V value channels, K taps. A state of one value channel is (B, T, D), of
+several (B, T, V, D): the width stays last, so that norms and loop parts act on each channel by itself. ``...`` stands
+for the leading axes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ouroboros.config import DeltaSpec, ModelSpec
+from ouroboros.nn.memory import Memory, with_recent
+
+SATURATION = 1e-6
+"""Gate probabilities at the start stay this far from 0 and 1, where a logit would be infinite."""
+
+
+def gate_bias(beta_init: float) -> float:
+    """The logit of ``beta_init / 2``, clamped: -13.8 for 0, 0 for 1, 13.8 for 2."""
+    share = min(max(beta_init / 2, SATURATION), 1 - SATURATION)
+    return math.log(share / (1 - share))
+
+
+class SmallLinear(nn.Linear):
+    """A linear map to a few numbers: too flat to orthogonalise, so the optimiser treats it as vectors."""
+
+    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
+
+
+class Gate(nn.Module):
+    """``b = 2 sigmoid(w . c + bias)``, or ``2 sigmoid(w_2 . tanh(W_1 c) + bias)``; (..., D) to (..., 1), float32."""
+
+    def __init__(self, spec: DeltaSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.starting_bias = gate_bias(spec.beta_init)
+        inner = hidden_size
+        if spec.gate == "two_layer":
+            self.hidden_proj = nn.Linear(hidden_size, spec.gate_hidden, bias=False)
+            inner = spec.gate_hidden
+        self.proj = SmallLinear(inner, 1)
+
+    def reset_parameters(self) -> None:
+        """The bias at its starting value; the weights are drawn with all others."""
+        nn.init.constant_(self.proj.bias, self.starting_bias)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """The gate in (0, 2) of the normalised input (..., D)."""
+        if hasattr(self, "hidden_proj"):
+            context = torch.tanh(self.hidden_proj(context))
+        return 2 * torch.sigmoid(_linear(self.proj, context))
+
+
+class DeltaResidual(nn.Module):
+    """``X' = X + b k (v - k.X)`` with ``k`` the direction of the sublayer's output (sections 2 and 3 of the paper).
+
+    ``b`` comes from the sublayer's normalised input and ``v`` from the raw one, as in the published code. Sums and
+    products are float32, whatever the stream's dtype; the result is cast once. A sublayer that returns exactly 0 leaves
+    the state as it is.
+    """
+
+    def __init__(self, spec: DeltaSpec, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gate = Gate(spec, hidden_size)
+        if spec.value != "constant":
+            self.value_proj = SmallLinear(hidden_size, spec.values)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+
+    def forward(self, x: Tensor, update_BTD: Tensor, context_BTD: Tensor, read_BTD: Tensor) -> Tensor:
+        """Join ``update`` to the state.
+
+        Args:
+            x: the state, (B, T, D) or (B, T, V, D).
+            update_BTD: the sublayer's output, of which the direction alone counts.
+            context_BTD: what the sublayer read, normalised.
+            read_BTD: the same before the norm: the state, or what the compressor made of it.
+        """
+        update = update_BTD if self.dropout is None else self.dropout(update_BTD)
+        k_D = direction(update.float(), self.spec)
+        beta = self.gate(context_BTD)
+        value = self._value(read_BTD)
+        if self.spec.expanded:
+            k_D, beta, value = k_D[..., None, :], beta[..., None], value[..., None]
+        state = x.float()
+        error = value - (k_D * state).sum(-1, keepdim=True) if self.spec.erase else value
+        return (state + beta * error * k_D).to(x.dtype)
+
+    def _value(self, read_BTD: Tensor) -> Tensor:
+        """The target (..., V), float32."""
+        spec = self.spec
+        if spec.value == "constant":
+            return torch.full((*read_BTD.shape[:-1], spec.values), spec.value_constant, device=read_BTD.device)
+        logits = _linear(self.value_proj, read_BTD)
+        return spec.value_scale * torch.sigmoid(logits) if spec.value == "sigmoid" else logits
+
+
+def direction(h: Tensor, spec: DeltaSpec) -> Tensor:
+    """``h`` (..., D) at unit length, guarded: 0 stays 0."""
+    square = h.square().sum(-1, keepdim=True)
+    if spec.guard == "additive":
+        return h * torch.rsqrt(square + spec.eps**2)
+    return h / square.sqrt().clamp(min=spec.eps)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer(x)`` in float32, also where lower precision is the rule."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+class ChannelCompressor(nn.Module):
+    """Reads one width-D vector of an expanded state: a short filter along the value channels, then a sum (CC).
+
+    With the filter folded into the sum: ``y_i = sum_u W_iu X_ui``, ``W_iu = sum_j read_j w_i,u-j+p``,
+    ``p = (K - 1) // 2``. Starts as the mean of the channels.
+    """
+
+    PARAMETER_ROLES = {"weight": "vector", "read": "vector"}
+
+    def __init__(self, spec: DeltaSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.values, self.kernel = spec.values, spec.kernel
+        self.weight = nn.Parameter(torch.empty(hidden_size, spec.kernel))
+        self.read = nn.Parameter(torch.empty(spec.values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """One tap passes a channel through, and the channels are averaged."""
+        nn.init.zeros_(self.weight)
+        nn.init.ones_(self.weight[:, (self.kernel - 1) // 2])
+        nn.init.constant_(self.read, 1 / self.values)
+
+    def folded(self) -> Tensor:
+        """``W`` (D, V), float32."""
+        V, start = self.values, self.values + (self.kernel - 1) // 2
+        padded = F.pad(self.weight.float(), (V, V))
+        taps = [self.read[j].float() * padded[:, start - j : start - j + V] for j in range(V)]
+        return torch.stack(taps).sum(0)
+
+    def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
+        """(B, T, V, D) to (B, T, D); needs no memory."""
+        return (x_BTVD.float() * self.folded().T).sum(-2).to(x_BTVD.dtype)
+
+
+class TokenCompressor(nn.Module):
+    """Reads one width-D vector of an expanded state: a causal filter over tokens for each channel, then a sum (TC).
+
+    ``y_t,i = sum_j read_j sum_s w_s,j,i X_(t-K+1+s),j,i``. Starts as the mean of the channels of the present token.
+    """
+
+    PARAMETER_ROLES = {"weight": "vector", "read": "vector"}
+
+    def __init__(self, spec: DeltaSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(spec.kernel, spec.values, hidden_size))
+        self.read = nn.Parameter(torch.empty(spec.values))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The last tap passes the present token through, and the channels are averaged."""
+        nn.init.zeros_(self.weight)
+        nn.init.ones_(self.weight[-1])
+        nn.init.constant_(self.read, 1 / self.read.numel())
+
+    def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
+        """(B, T, V, D) to (B, T, D).
+
+        Args:
+            x_BTVD: the state.
+            memory: remembers the last K - 1 states under ``name``.
+            padding_BT: 1 where the token is real; padded states count as zero.
+            name: of this use within the memory.
+        """
+        mixed = causal_taps(x_BTVD, self.weight, memory, padding_BT, name)
+        return (mixed * self.read.float()[:, None]).sum(-2).to(x_BTVD.dtype)
+
+
+class Expansion(nn.Module):
+    """The start of an expanded state: copies of the embedding, or for each channel a causal filter over embeddings (EC).
+
+    The filter starts as a copy.
+    """
+
+    PARAMETER_ROLES = {"weight": "vector"}
+
+    def __init__(self, spec: DeltaSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.values = spec.values
+        if spec.embedding_conv:
+            self.weight = nn.Parameter(torch.empty(spec.embedding_kernel, spec.values, hidden_size))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The last tap is 1."""
+        if hasattr(self, "weight"):
+            nn.init.zeros_(self.weight)
+            nn.init.ones_(self.weight[-1])
+
+    def forward(self, e_BTD: Tensor, memory: Memory | None, padding_BT: Tensor | None) -> Tensor:
+        """(B, T, D) to (B, T, V, D)."""
+        if not hasattr(self, "weight"):
+            return e_BTD[..., None, :].expand(*e_BTD.shape[:-1], self.values, e_BTD.shape[-1])
+        return causal_taps(e_BTD[..., None, :], self.weight, memory, padding_BT, "expand").to(e_BTD.dtype)
+
+
+def causal_taps(x: Tensor, weight_KVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
+    """``y_t = sum_s w_s X_(t-K+1+s)``, zeros before the start; (B, T, V or 1, D) to (B, T, V, D), float32."""
+    K, T = weight_KVD.shape[0], x.shape[1]
+    if padding_BT is not None:
+        x = x * padding_BT[..., None, None].to(x.dtype)
+    longer = with_recent(memory, name, x, K - 1).float()
+    taps = [weight_KVD[s].float() * longer[:, s : s + T] for s in range(K)]
+    return torch.stack(taps).sum(0) if K > 1 else taps[0]
+
+
+DELTA_PARTS = (Gate, ChannelCompressor, TokenCompressor, Expansion)
+"""Modules with starting values of their own."""
+
+
+def build_compressor(spec: ModelSpec) -> nn.Module | None:
+    """What reads the state for a sublayer or the head; None for a vector state, which is read as it is."""
+    if spec.residual != "delta" or not spec.delta.expanded:
+        return None
+    kinds = {"channel": ChannelCompressor, "token": TokenCompressor}
+    return kinds[spec.delta.compressor](spec.delta, spec.hidden_size)
+
+
+def build_expansion(spec: ModelSpec) -> Expansion | None:
+    """What starts an expanded state; None for a vector state."""
+    return Expansion(spec.delta, spec.hidden_size) if spec.residual == "delta" and spec.delta.expanded else None
