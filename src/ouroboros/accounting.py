@@ -67,7 +67,7 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
         flops_per_token=flops,
         training_flops_per_token=3 * flops,
         cache_values_per_token=cached_visits(spec, run) * cache_values(spec),
-        state_values=0,
+        state_values=filter_values(spec, run),
         context=context,
     )
 
@@ -75,6 +75,20 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
 def cached_visits(spec: ModelSpec, schedule: Schedule) -> int:
     """Cache entries that are filled: one per visit, or one per block with ``share_last_kv``."""
     return schedule.num_blocks if spec.loop.share_last_kv else schedule.num_visits
+
+
+def filter_values(spec: ModelSpec, schedule: Schedule) -> int:
+    """Numbers that filters over tokens remember per sequence: one fewer entries than a filter has taps.
+
+    Each cache entry's own filters, and those of the embeddings and of what the head reads.
+    """
+    delta, d = spec.delta, spec.hidden_size
+    visit, outer = mixer_state_values(spec.mixer, d), 0
+    if spec.residual == "delta" and delta.expanded:
+        compressor = (delta.kernel - 1) * delta.values * d if delta.compressor == "token" else 0
+        visit += 2 * compressor  # before the mixer and before the feed-forward network
+        outer += compressor + ((delta.embedding_kernel - 1) * d if delta.embedding_conv else 0)
+    return cached_visits(spec, schedule) * visit + outer
 
 
 def block_parameters(spec: ModelSpec) -> int:
@@ -110,7 +124,8 @@ def residual_flops(spec: ModelSpec) -> int:
         return 0
     delta, d = spec.delta, spec.hidden_size
     gate = d if delta.gate == "linear" else (d + 1) * delta.gate_hidden
-    return 2 * (gate + (d * delta.values if delta.value != "constant" else 0))
+    erased = d * delta.values if delta.expanded and delta.erase else 0  # of a vector state an elementwise sum
+    return 2 * (gate + (d * delta.values if delta.value != "constant" else 0) + erased)
 
 
 def compressor_parameters(spec: ModelSpec) -> int:
@@ -164,7 +179,16 @@ def _mixer_weights(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
     keys = mixer.kv_heads * width
     biases = ((queries + 2 * keys) if mixer.qkv_bias else 0) + (hidden_size if mixer.out_bias else 0)
     gains = mixer.num_heads if mixer.query_gain is not None else 0
-    return hidden_size * (queries + 2 * keys) + queries * hidden_size, norms + biases + gains
+    gains += width if mixer.normalises_heads else 0
+    gates = mixer.kv_heads * (mixer.k_shift + mixer.v_shift) + (queries if mixer.output_gate else 0)
+    return hidden_size * (queries + 2 * keys + gates) + queries * hidden_size, norms + biases + gains
+
+
+def mixer_state_values(mixer: MixerSpec, hidden_size: int) -> int:
+    """Numbers of constant size that one visit's mixer remembers per sequence: the last keys and values it mixes in."""
+    if not isinstance(mixer, AttentionSpec):
+        return 0
+    return (mixer.k_shift + mixer.v_shift) * mixer.kv_heads * mixer.width(hidden_size)
 
 
 def _latent_weights(mixer: LatentAttentionSpec, hidden_size: int) -> tuple[int, int]:
@@ -218,10 +242,11 @@ def loop_parameters(spec: ModelSpec, schedule: Schedule) -> int:
 
 
 def loop_flops(spec: ModelSpec, schedule: Schedule) -> int:
-    """Operations of the loop parts for one token."""
+    """Operations of the loop parts for one token: every value channel of an expanded state is mapped by itself."""
     d, loop = spec.hidden_size, spec.loop
+    channels = spec.delta.values if spec.residual == "delta" else 1
     per_loop = (4 * d * d if loop.inject == "concat" else 0) + (4 * d * d if loop.gate else 0)
-    return sum(per_loop * segment.loops for segment in schedule.segments if segment.looped)
+    return channels * sum(per_loop * segment.loops for segment in schedule.segments if segment.looped)
 
 
 def describe(spec: ModelSpec, *, context: int = 512) -> str:

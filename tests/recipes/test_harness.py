@@ -12,6 +12,7 @@ import pytest
 from ouroboros.config import (
     AttentionSpec,
     BottleneckAttentionSpec,
+    DeltaSpec,
     FeedForwardSpec,
     LatentAttentionSpec,
     LoopSpec,
@@ -59,6 +60,11 @@ def loop(**changes: Any) -> ModelSpec:
     return dataclasses.replace(BASE, loop=LoopSpec(**changes))
 
 
+def delta(**changes: Any) -> ModelSpec:
+    """The base with the delta residual."""
+    return dataclasses.replace(BASE, residual="delta", delta=DeltaSpec(**changes))
+
+
 def model(**changes: Any) -> ModelSpec:
     """The base with other surroundings."""
     return dataclasses.replace(BASE, **changes)
@@ -100,6 +106,18 @@ VARIANTS = {
     "loop all, registers, gqa": combined(mixer(num_kv_heads=2), loop=ALL_LOOP_PARTS, registers=2),
     "share last kv": loop(share_last_kv=True),
     "share last kv, registers": combined(loop(share_last_kv=True), layout="1 (2)x3 1", registers=2),
+    "key and value shift, output gate": combined(
+        mixer(k_shift=True, v_shift=True, output_gate=True, q_activation="silu", k_activation="elu+1"),
+        output_init="depth_scaled",
+    ),
+    "key shift, head norm, registers, gqa": combined(
+        mixer(num_kv_heads=2, k_shift=True, head_norm=True, q_activation="relu", v_activation="silu"), registers=3
+    ),
+    "value shift, head norm and gate": mixer(v_shift=True, head_norm=True, output_gate=True, v_activation="relu"),
+    "activations of queries and keys": combined(
+        mixer(q_activation="elu+1", k_activation="silu", v_activation="elu+1"), embedding_std=0.1
+    ),
+    "relu of keys": combined(mixer(k_activation="relu"), layout="2"),
     "dropout": model(dropout=0.1, layout="3"),
     "attention dropout": combined(mixer(dropout=0.2), layout="(1)x1"),
     "latent": latent(),
@@ -114,6 +132,46 @@ VARIANTS = {
         bottleneck(head_dim=10, dropout=0.1, rope=RopeSpec(base=300.0, fraction=0.5, scale=2.0)), layout="3"
     ),
     "learned positions": combined(bottleneck(qk_norm="none"), positions="learned", registers=2),
+    "delta": delta(value_scale=2.0),
+    "delta linear, sandwich": combined(
+        delta(value="linear", guard="clamped", eps=1e-3, beta_init=0.5), norm=NormSpec(placement="sandwich")
+    ),
+    "delta constant, dropout": combined(
+        delta(gate="two_layer", gate_hidden=12, value="constant", value_constant=1.5, erase=False), dropout=0.1
+    ),
+    "delta channel, loop all": combined(delta(values=3, kernel=5), loop=ALL_LOOP_PARTS),
+    "delta channel, embedding filter": combined(
+        delta(values=4, embedding_conv=True, embedding_kernel=6), registers=2, embedding_norm=True
+    ),
+    "delta token": delta(values=2, compressor="token"),
+    "delta token, latent, dropout": combined(
+        delta(values=2, compressor="token", kernel=3, compressor_init="normal"), latent(), layout="3", dropout=0.1
+    ),
+    "delta token, loop all": combined(
+        delta(values=3, compressor="token", embedding_conv=True),
+        mixer(k_shift=True, v_shift=True, num_kv_heads=2),
+        loop=ALL_LOOP_PARTS,
+        registers=2,
+        norm=NormSpec(placement="sandwich"),
+    ),
+    "delta token, learned positions": combined(
+        delta(values=2, compressor="token", kernel=2, embedding_conv=True),
+        bottleneck(cache="latent"),
+        positions="learned",
+        registers=5,
+    ),
+    "delta token, share last kv": combined(
+        delta(values=2, compressor="token", embedding_conv=True), loop(share_last_kv=True), registers=2
+    ),
+    "shifts": mixer(k_shift=True, v_shift=True),
+    "activations, head norm": combined(
+        mixer(q_activation="silu", k_activation="relu", v_activation="elu+1", head_norm=True), embedding_std=0.5
+    ),
+    "other activations, gate": combined(
+        mixer(q_activation="relu", k_activation="elu+1", v_activation="silu", output_gate=True),
+        output_init="depth_scaled",
+    ),
+    "third activations": mixer(q_activation="elu+1", k_activation="silu", v_activation="relu"),
     "one block": model(layout="(1)x3"),
     "two blocks": model(layout="(2)x2"),
     "two loops": model(layout="1 (1)x2 1 (2)x2 1"),
@@ -166,14 +224,20 @@ def test_variants_cover_every_option() -> None:
     """A field of the model that no variant changes, or a choice that none makes, is untested."""
     mixers = typing.get_args(MixerSpec)
     sizes = {"vocab_size", "hidden_size", "max_position_embeddings", "ffn.intermediate_size"}
-    one_choice = {"residual"}
+    one_choice = set()
     for kind in mixers:
         sizes.add(f"{kind.__name__}.num_heads")
         one_choice.add(f"{kind.__name__}.kind")
     taken = options(ModelSpec, [BASE, *VARIANTS.values()])
     unchanged = {name for name, values in taken.items() if len(values) < 2}
     assert unchanged == sizes | one_choice
-    classes = [(ModelSpec, ""), (FeedForwardSpec, "ffn."), (LoopSpec, "loop."), (NormSpec, "norm.")]
+    classes = [
+        (ModelSpec, ""),
+        (FeedForwardSpec, "ffn."),
+        (LoopSpec, "loop."),
+        (NormSpec, "norm."),
+        (DeltaSpec, "delta."),
+    ]
     for cls, prefix in (*classes, *((kind, f"{kind.__name__}.") for kind in mixers)):
         for name, hint in typing.get_type_hints(cls).items():
             if typing.get_origin(hint) is typing.Literal:

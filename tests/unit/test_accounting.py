@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.accounting import Cost, cached_visits, cost, describe
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LatentAttentionSpec, LoopSpec, ModelSpec, NormSpec
+from ouroboros.accounting import Cost, cached_visits, cost, describe, mixer_state_values
+from ouroboros.config import (
+    AttentionSpec,
+    DeltaSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    LoopSpec,
+    ModelSpec,
+    NormSpec,
+)
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
 from ouroboros.schedule import parse
@@ -46,6 +54,12 @@ def test_parameters_of_mixer_options() -> None:
         ({"out_bias": True}, 8),
         ({"qk_norm": "after_rope"}, 2 + 2),
         ({"query_gain": 1.0}, 4),
+        ({"k_shift": True}, 2 * D),
+        ({"k_shift": True, "v_shift": True}, 2 * 2 * D),
+        ({"head_norm": True}, 2),
+        ({"output_gate": True}, D * D + 2),
+        ({"output_gate": True, "head_norm": True}, D * D + 2),
+        ({"q_activation": "silu", "k_activation": "relu"}, 0),
     ):
         assert cost(change(mixer=dataclasses.replace(SPEC.mixer, **option))).parameters == base + 4 * added, option
 
@@ -124,7 +138,47 @@ def test_cache() -> None:
     assert cost(shared, loops=99).cache_values_per_token == 4 * 2 * 4
     assert (cached_visits(SPEC, parse(SPEC.layout)), cached_visits(shared, parse(SPEC.layout))) == (8, 4)
     assert cost(SPEC).state_bytes() == 0
+    assert cost(change(residual="delta", delta=DeltaSpec(values=4))).state_values == 0
     assert Cost(1, 1, 1, 3, 0, 5, 1).state_bytes(2) == 10
+
+
+def test_a_shift_remembers_the_last_key_or_value() -> None:
+    assert mixer_state_values(SPEC.mixer, D) == mixer_state_values(LatentAttentionSpec(), D) == 0
+    for shifts in ({"k_shift": True}, {"k_shift": True, "v_shift": True}):
+        mixer = dataclasses.replace(SPEC.mixer, **shifts)
+        assert mixer_state_values(mixer, D) == len(shifts) * 2 * 2
+        assert cost(change(mixer=mixer)).state_values == 8 * len(shifts) * 2 * 2
+        assert cost(change(mixer=mixer)).cache_values_per_token == cost(SPEC).cache_values_per_token
+
+
+def test_state_of_filters_over_tokens() -> None:
+    """At the published sizes of the delta residual; per visit, so that loops add to it."""
+    spec = change(layout="12", hidden_size=768, mixer=AttentionSpec(num_heads=6), residual="delta")
+    token = DeltaSpec(values=4, compressor="token")
+    assert cost(dataclasses.replace(spec, delta=token)).state_values == (2 * 12 + 1) * 3 * 768 * 4 == 230_400
+    both = dataclasses.replace(spec, delta=dataclasses.replace(token, embedding_conv=True))
+    assert cost(both).state_values == 230_400 + 3 * 768
+    assert cost(dataclasses.replace(both, layout="(6)x2")).state_values == cost(both).state_values
+    assert cost(dataclasses.replace(both, layout="(6)x2"), loops=1).state_values == (2 * 6 + 1) * 3 * 768 * 4 + 3 * 768
+    shared = dataclasses.replace(both, layout="(6)x9", loop=LoopSpec(share_last_kv=True))
+    assert cost(shared).state_values == cost(dataclasses.replace(both, layout="6")).state_values
+    assert cost(dataclasses.replace(both, delta=DeltaSpec(values=1, compressor="token"))).state_values == 0
+    assert cost(dataclasses.replace(both, residual="additive")).state_values == 0
+
+
+def test_state_of_shifts() -> None:
+    for shifts in (0, 1, 2):
+        mixer = AttentionSpec(num_heads=4, num_kv_heads=2, k_shift=shifts > 0, v_shift=shifts > 1)
+        assert cost(change(mixer=mixer)).state_values == 8 * shifts * 2 * 2
+
+
+def test_loop_maps_meet_every_value_channel() -> None:
+    loop = LoopSpec(inject="concat", gate=True)
+    more = [
+        cost(change(loop=loop, **given)).flops_per_token - cost(change(**given)).flops_per_token  # type: ignore
+        for given in ({}, {"residual": "delta"}, {"residual": "delta", "delta": DeltaSpec(values=3)})
+    ]
+    assert more == [3 * 8 * D * D, 3 * 8 * D * D, 3 * 3 * 8 * D * D]
 
 
 @given(st.integers(1, 30), st.integers(1, 30))

@@ -26,6 +26,9 @@ class RopeSpec:
         check(self.scale > 0, f"rope.scale must be > 0, got {self.scale}")
 
 
+Activation = Literal["none", "silu", "relu", "elu+1"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """Grouped-query causal self-attention (Ainslie et al. 2023)."""
@@ -42,6 +45,20 @@ class AttentionSpec:
     """RMS-normalise queries and keys per head, before or after the rotation."""
     query_gain: float | None = None
     """Initial value of a learned gain per query head; None leaves it out."""
+    q_activation: Activation = "none"
+    """Function of the queries, before rotation and norm."""
+    k_activation: Activation = "none"
+    """The same of the keys, after ``k_shift``."""
+    v_activation: Activation = "none"
+    """The same of the values, after ``v_shift``."""
+    k_shift: bool = False
+    """Mix each key with the previous token's: ``a u_{t-1} + (1 - a) u_t`` per head, ``a`` from the present token."""
+    v_shift: bool = False
+    """The same of the values."""
+    head_norm: bool = False
+    """RMS-normalise what each head returns."""
+    output_gate: bool = False
+    """Multiply what each head returns, RMS-normalised, by ``silu`` of a linear map of the input."""
     dropout: float = 0.0
     """Dropout of attention probabilities in training."""
     rope: RopeSpec = field(default_factory=RopeSpec)
@@ -72,6 +89,11 @@ class AttentionSpec:
     def cached_heads(self) -> int:
         """Heads of what a cache keeps."""
         return self.kv_heads
+
+    @property
+    def normalises_heads(self) -> bool:
+        """Whether what a head returns is normalised: the output gate includes it."""
+        return self.head_norm or self.output_gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +231,9 @@ class DeltaSpec:
     """What a sublayer reads of an expanded state: a mixture of its value channels, or of the last tokens too."""
     kernel: int = 4
     """Taps of the compressor: along the value channels, or over tokens."""
+    compressor_init: Literal["average", "normal"] = "average"
+    """The compressors' filters at the start: the mean of the value channels, or drawn like every weight (as published,
+    which makes the first states so small that the norms' eps decides their size)."""
     embedding_conv: bool = False
     """Start an expanded state with a causal convolution over the embeddings instead of copies of each."""
     embedding_kernel: int = 4
@@ -305,6 +330,12 @@ class ModelSpec:
     dropout: float = 0.0
     """Dropout of each sublayer's output in training."""
     init_std: float = 0.02
+    """Standard deviation of every weight matrix at the start."""
+    embedding_std: float | None = None
+    """That of embeddings and the untied head; None means ``init_std``."""
+    output_init: Literal["normal", "depth_scaled"] = "normal"
+    """Output projections of mixers and feed-forward networks start as every matrix, or divided by the square root of
+    the number of visits."""
     zero_init_outputs: bool = False
     """Start output projections at zero, so that every block starts as the identity."""
 
@@ -322,6 +353,14 @@ class ModelSpec:
         )
         check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         check(self.init_std > 0, f"init_std must be > 0, got {self.init_std}")
+        check(
+            self.embedding_std is None or self.embedding_std > 0,
+            f"embedding_std must be > 0 or null, got {self.embedding_std}",
+        )
+        check(
+            not (self.zero_init_outputs and self.output_init != "normal"),
+            f"zero_init_outputs and output_init {self.output_init!r} exclude each other",
+        )
         check(
             self.logit_softcap is None or self.logit_softcap > 0,
             f"logit_softcap must be > 0 or null, got {self.logit_softcap}",

@@ -1,12 +1,14 @@
 """Caches: one entry per visit, in transformers' own cache objects.
 
-The classes here are what :class:`~ouroboros.nn.memory.Memory` looks like on top of a transformers ``Cache``, and one
-cache layer for mixers with a state of constant size.
+The classes here are what :class:`~ouroboros.nn.memory.Memory` looks like on top of a transformers ``Cache``, and the
+cache layers that transformers lacks: for mixers with a state of constant size, and for visits whose filters over tokens
+remember the last few entries beside keys and values.
 Shapes: B batch, K key/value heads, T new and S all keys, C channels per head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,17 +18,87 @@ from transformers.cache_utils import (
     STATIC_LAYER_TYPE_MAPPING,
     Cache,
     CacheLayerMixin,
+    DynamicLayer,
     LinearAttentionLayer,
     StaticLayer,
 )
 
 from ouroboros.errors import OuroborosError
+from ouroboros.model.configuration import FILTERED
+from ouroboros.nn.memory import Store
 
 CONSTANT_STATE = "ouroboros_constant_state"
 """``layer_types`` entry of a visit whose mixer keeps a state of constant size."""
 
 
-class SlotMemory:
+class RecentEntries:
+    """What a cache entry keeps for filters over tokens, beside keys and values: the last few entries, by name."""
+
+    is_croppable = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recent: dict[str, Tensor] = {}
+
+    def remember(self, name: str, x: Tensor) -> None:
+        """Keep ``x`` (B, count, ...) under ``name``."""
+        self.recent[name] = x.clone()  # a copy, for ``x`` may be a view of all tokens
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()  # pyrefly: ignore[missing-attribute]
+        self.recent.clear()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Select sequences for beam search."""
+        super().reorder_cache(beam_idx)  # pyrefly: ignore[missing-attribute]
+        self._each(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """A filter cannot get back what it has forgotten."""
+        if tokens_to_remove != 0:
+            raise OuroborosError(
+                "the cache of a model with filters over tokens (delta.compressor token, delta.embedding_conv,"
+                " mixer.k_shift, mixer.v_shift) cannot be rolled back; generate without an assistant model"
+            )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.recent.update({name: change(x) for name, x in self.recent.items()})
+
+
+class FilteredDynamicLayer(RecentEntries, DynamicLayer):
+    """A growing cache entry with :class:`RecentEntries`."""
+
+    _layer_type = FILTERED
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence ``repeats`` times."""
+        super().batch_repeat_interleave(repeats)
+        self._each(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the sequences ``indices``."""
+        super().batch_select_indices(indices)
+        self._each(lambda x: x[indices])
+
+
+class FilteredStaticLayer(RecentEntries, StaticLayer):
+    """A preallocated cache entry with :class:`RecentEntries`, which stay at their addresses for compiled steps."""
+
+    _layer_type = FILTERED
+
+    def remember(self, name: str, x: Tensor) -> None:
+        """Keep ``x`` (B, count, ...) under ``name``."""
+        kept = self.recent.get(name)
+        if kept is not None and kept.shape == x.shape:
+            kept.copy_(x)
+            return
+        super().remember(name, x)
+        if not torch.compiler.is_compiling():
+            torch._dynamo.mark_static_address(self.recent[name])
+
+
+class SlotMemory(Store):
     """The keys and values of one visit, kept in entry ``slot`` of ``store``."""
 
     def __init__(self, store: Cache, slot: int) -> None:
@@ -36,12 +108,27 @@ class SlotMemory:
         """Append and keep."""
         return self.store.update(k_BKTC, v_BKTC, self.slot)
 
+    def last(self, name: str) -> Tensor | None:
+        """What the entry keeps under ``name``."""
+        return _filtered(self.store, self.slot).recent.get(name)
 
-class PeekMemory:
-    """Reads entry ``slot`` without keeping the new keys and values (``share_last_kv``: loops before the last)."""
+    def remember(self, name: str, x: Tensor) -> None:
+        """Keep ``x`` in the entry."""
+        _filtered(self.store, self.slot).remember(name, x)
+
+
+class PeekMemory(Store):
+    """Reads entry ``slot`` without keeping anything new (``share_last_kv``: loops before the last)."""
 
     def __init__(self, store: Cache, slot: int) -> None:
         self.store, self.slot = store, slot
+
+    def last(self, name: str) -> Tensor | None:
+        """What the last loop left under ``name``."""
+        return _filtered(self.store, self.slot).recent.get(name)
+
+    def remember(self, name: str, x: Tensor) -> None:
+        """Nothing: the entry stays as it was."""
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Append to a copy; the entry stays as it was."""
@@ -59,6 +146,12 @@ class PeekMemory:
             return torch.cat((keys, k_BKTC), dim=2), torch.cat((values, v_BKTC), dim=2)
         at = torch.arange(k_BKTC.shape[2], device=k_BKTC.device) + layer.cumulative_length
         return keys.index_copy(2, at, k_BKTC), values.index_copy(2, at, v_BKTC)
+
+
+def _filtered(store: Cache, slot: int) -> RecentEntries:
+    layer = store.layers[slot]
+    assert isinstance(layer, RecentEntries)
+    return layer
 
 
 class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ignore[inconsistent-inheritance]
@@ -137,7 +230,10 @@ class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ign
 
 
 def register_cache_layers() -> None:
-    """Enter :class:`ConstantStateLayer` in transformers' maps of growing and preallocated caches."""
+    """Enter :class:`ConstantStateLayer` in transformers' maps of growing and preallocated caches.
+
+    Layers of one map alone say so themselves, by ``_layer_type``.
+    """
     DYNAMIC_LAYER_TYPE_MAPPING[CONSTANT_STATE] = ConstantStateLayer
     STATIC_LAYER_TYPE_MAPPING[CONSTANT_STATE] = ConstantStateLayer
 
@@ -147,9 +243,14 @@ def cache_bytes(store: Cache) -> int:
     total = 0
     for layer in store.layers:
         states = [getattr(layer, "keys", None), getattr(layer, "values", None)]
-        states += list(getattr(layer, "recurrent_states", {}).values())
+        states += [*getattr(layer, "recurrent_states", {}).values(), *getattr(layer, "recent", {}).values()]
         total += sum(t.numel() * t.element_size() for t in states if t is not None)
     return total
+
+
+def seen_tokens(store: Cache | None) -> int:
+    """Tokens that ``store`` holds, declared as transformers does: a preallocated one counts in a tensor."""
+    return 0 if store is None else store.get_seq_length()
 
 
 def check_cache_fits(store: Cache, entries: int, layout: str) -> None:
@@ -173,4 +274,20 @@ def check_cache_fits(store: Cache, entries: int, layout: str) -> None:
             + (f" for layout {made_for!r}" if made_for != layout else "")
             + f" but layout {layout!r} fills {entries}:"
             " it was made for another loop count; make a new cache after with_loops()"
+        )
+
+
+def prepare_for_filters(store: Cache, entries: int) -> None:
+    """Give a cache made without a configuration its entries; refuse one whose entries cannot remember for filters.
+
+    Raises:
+        OuroborosError: names the entries and the fix.
+    """
+    if not store.layers and store.layer_class_to_replicate is DynamicLayer:
+        store.layers.extend(FilteredDynamicLayer() for _ in range(entries))
+    unfit = sorted({type(layer).__name__ for layer in store.layers if not isinstance(layer, RecentEntries)})
+    if unfit or not store.layers:
+        raise OuroborosError(
+            f"a cache of {', '.join(unfit) or type(store).__name__} has no room for what the model's filters over"
+            " tokens remember: make it with DynamicCache(config=model.config) or StaticCache(config=model.config, ...)"
         )

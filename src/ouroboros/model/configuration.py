@@ -8,10 +8,13 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ouroboros.accounting import cached_visits
+from ouroboros.accounting import cached_visits, filter_values
 from ouroboros.config import ModelSpec, from_dict, to_dict
 from ouroboros.errors import OuroborosError
 from ouroboros.schedule import Schedule, parse
+
+FILTERED = "ouroboros_filtered_attention"
+"""``layer_types`` entry of a visit that remembers recent entries for filters over tokens beside keys and values."""
 
 
 @strict
@@ -65,7 +68,7 @@ class OuroborosConfig(PreTrainedConfig):
         self.head_dim = spec.mixer.width(spec.hidden_size)
         self.intermediate_size = spec.ffn.intermediate_size
         self.max_position_embeddings = spec.max_position_embeddings
-        self.layer_types = ["full_attention"] * entries
+        self.layer_types = [FILTERED if filter_values(spec, schedule) else "full_attention"] * entries
         self.tie_word_embeddings = spec.tie_embeddings
 
     def at_loops(self, loops: int) -> OuroborosConfig:

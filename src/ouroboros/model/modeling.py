@@ -22,19 +22,22 @@ from transformers.utils.generic import can_return_tuple
 
 from ouroboros.config import BottleneckAttentionSpec, ModelSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits
-from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits, prepare_for_filters, seen_tokens
+from ouroboros.model.configuration import FILTERED, OuroborosConfig
+from ouroboros.model.padding import leading_padding, padding_of
 from ouroboros.model.topology import Chain, MemoryOf, Probe
 from ouroboros.nn.attention import Attention, MixerInput
 from ouroboros.nn.block import Block
-from ouroboros.nn.delta import DELTA_PARTS, build_compressor, build_expansion
+from ouroboros.nn.delta import COMPRESSORS, DELTA_PARTS, SmallLinear, build_compressor, build_expansion
 from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
-from ouroboros.nn.memory import Memory, Prefixed, Recorder
+from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, Store
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope
-from ouroboros.schedule import Schedule, Visit
+from ouroboros.schedule import Schedule, Visit, parse
 
 _M = TypeVar("_M", bound=nn.Module)
+FIRST_VISIT = Visit(slot=0, block=0, loop=0)
+"""Its memory also serves what filters tokens outside every visit, under names of its own."""
 
 
 class OuroborosPreTrainedModel(PreTrainedModel):
@@ -55,8 +58,12 @@ class OuroborosPreTrainedModel(PreTrainedModel):
         if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate, *DELTA_PARTS)):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=spec.init_std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            table = isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None)
+            std = spec.init_std if spec.embedding_std is None or not table else spec.embedding_std
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, SmallLinear):
+                module.reset_bias()
+            elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
@@ -66,6 +73,8 @@ class OuroborosPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.registers, std=spec.init_std if spec.register_std is None else spec.register_std)
         if isinstance(module, Attention) and module.spec.query_gain is not None:
             nn.init.constant_(module.query_gain, module.spec.query_gain)
+        elif isinstance(module, COMPRESSORS) and spec.delta.compressor_init == "normal":
+            nn.init.normal_(module.weight, std=spec.init_std)
 
 
 class OuroborosModel(OuroborosPreTrainedModel):
@@ -130,6 +139,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
             # With share_last_kv an entry belongs to a block, whatever the loop count.
             layout = self.spec.layout if self.spec.loop.share_last_kv else schedule.notation
             check_cache_fits(past_key_values, self.config.num_hidden_layers, layout)
+            if self._filters_tokens:
+                prepare_for_filters(past_key_values, self.config.num_hidden_layers)
         plain = attention_mask is None and position_ids is None and past_key_values is None
         position_ids = self._positions(x_BTD, attention_mask, position_ids, past_key_values)
         if self.spec.positions == "learned":
@@ -143,10 +154,15 @@ class OuroborosModel(OuroborosPreTrainedModel):
         if plain and self.training and self.spec.registers:
             x_BTD = self._together(x_BTD, decode, probe)
         else:
+            if isinstance(attention_mask, dict):
+                attention_mask = attention_mask["full_attention"]
             prefix = self._register_prefix(schedule, past_key_values)
             given = self._mixer_input(x_BTD, attention_mask, position_ids, past_key_values)
-            memory_of = functools.partial(self._memory, past_key_values, prefix)
-            x_BTD = self._through(x_BTD, decode, given, memory_of, None, probe)
+            leading_B = None
+            if prefix is not None and self._filters_tokens:
+                leading_B = leading_padding(attention_mask, x_BTD.shape[1], seen_tokens(past_key_values))
+            memory_of = functools.partial(self._memory, past_key_values, prefix, leading_B)
+            x_BTD = self._through(x_BTD, decode, given, memory_of, probe)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
 
     def _together(self, x_BTD: Tensor, decode: Callable[..., Tensor], probe: Probe | None) -> Tensor:
@@ -158,12 +174,12 @@ class OuroborosModel(OuroborosPreTrainedModel):
         x_BND = torch.cat((self.registers.to(x_BTD.dtype).expand(x_BTD.shape[0], -1, -1), x_BTD), dim=1)
         given = MixerInput(self.rotary(torch.arange(x_BND.shape[1], device=x_BTD.device)[None]), None, None)
 
-        def text(segment: int, loop: int, before: Tensor, after: Tensor) -> None:
+        def text(segment: int, loop: int, before_BTD: Tensor, after_BTD: Tensor) -> None:
             assert probe is not None
-            probe(segment, loop, before[:, R:], after[:, R:])
+            probe(segment, loop, before_BTD[:, R:], after_BTD[:, R:])
 
         seen = None if probe is None else text
-        return self._through(x_BND, decode, given, lambda visit, last: None, None, seen)[:, R:]
+        return self._through(x_BND, decode, given, lambda visit, last: None, seen)[:, R:]
 
     def _through(
         self,
@@ -171,10 +187,10 @@ class OuroborosModel(OuroborosPreTrainedModel):
         decode: Callable[..., Tensor],
         given: MixerInput,
         memory_of: MemoryOf,
-        outer: Memory | None,
         probe: Probe | None = None,
     ) -> Tensor:
         """Embeddings to the state, the decoder, and what the head reads of the state; (B, T, D) to (B, T, D)."""
+        outer = memory_of(FIRST_VISIT, True)
         state = x_BTD if self.expansion is None else self.expansion(x_BTD, outer, given.padding)
         state = decode(state, given=given, memory_of=memory_of, probe=probe)
         return state if self.readout is None else self.readout(state, outer, given.padding, "readout")
@@ -186,7 +202,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
             token_B1: token ids.
             position: how many tokens precede, shape (1,).
             seen: (R + S) boolean, which of the keys the memories return may be attended to.
-            memory_of: the memory of each visit, register keys included.
+            memory_of: the memory of each visit, registers included.
         """
         x_BTD = self._embed(token_B1)
         if self.spec.positions == "learned":
@@ -195,7 +211,12 @@ class OuroborosModel(OuroborosPreTrainedModel):
         keys = self.rotary(torch.arange(seen.shape[0], device=seen.device)[None]) if self._rebuilds_keys else None
         given = MixerInput(rotary, seen[None, None, None], None, keys)
         decode = functools.partial(self.decoder, schedule=self.schedule)
-        return self.norm(self._through(x_BTD, decode, given, memory_of, None))
+        return self.norm(self._through(x_BTD, decode, given, memory_of))
+
+    @property
+    def _filters_tokens(self) -> bool:
+        """Whether filters over tokens remember something from call to call."""
+        return FILTERED in (self.config.layer_types or ())
 
     @property
     def _rebuilds_keys(self) -> bool:
@@ -214,7 +235,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
     ) -> Tensor:
         """Positions (B or 1, T) of this call's tokens in the text: as given, from a padding mask, or counted on."""
         T, limit = x_BTD.shape[1], self.spec.max_position_embeddings
-        past = store.get_seq_length() if store is not None else 0
+        past = seen_tokens(store)
         if self.spec.positions == "learned" and isinstance(past, int) and past + T > limit:
             raise OuroborosError(
                 f"the text has {past + T} tokens but the model's table of positions {limit}; shorten the text"
@@ -225,14 +246,10 @@ class OuroborosModel(OuroborosPreTrainedModel):
             return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
         return (torch.arange(T, device=x_BTD.device) + past)[None]
 
-    def _mixer_input(
-        self, x_BTD: Tensor, mask: Tensor | dict[str, Tensor] | None, positions: Tensor, store: Cache | None
-    ) -> MixerInput:
+    def _mixer_input(self, x_BTD: Tensor, mask: Tensor | None, positions: Tensor, store: Cache | None) -> MixerInput:
         """Rotary tables and masks of this call; register keys come first, so positions start at R."""
         T, R = x_BTD.shape[1], self.spec.registers
-        if isinstance(mask, dict):
-            mask = mask["full_attention"]
-        padding = mask[:, -T:] if mask is not None and mask.ndim == 2 else None
+        padding = padding_of(mask, T, seen_tokens(store))
         attend_to: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BTD,
@@ -243,7 +260,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
         )
         keys = None
         if self._rebuilds_keys:
-            past = store.get_seq_length() if store is not None else 0
+            past = seen_tokens(store)
             text = attend_to.shape[-1] if attend_to is not None else past + T
             # A cache is filled without gaps, so the position of the last token tells those of all keys.
             at = positions[:, -1:] - (past + T - 1) + torch.arange(text, device=x_BTD.device)
@@ -254,8 +271,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
             attend_to = torch.cat((see_all((*attend_to.shape[:-1], R)), attend_to), dim=-1)
         return MixerInput(self.rotary(positions + R), attend_to, padding, keys)
 
-    def _register_prefix(self, schedule: Schedule, store: Cache | None) -> list[tuple[Tensor, Tensor]] | None:
-        """Keys and values of the registers at every visit; they never see the text, so a cache keeps them."""
+    def _register_prefix(self, schedule: Schedule, store: Cache | None) -> list[Prefix] | None:
+        """What every visit remembers of the registers; they never see the text, so a cache keeps them."""
         if not self.spec.registers:
             return None
         made_for, kept = getattr(store, "register_prefix", (None, None))
@@ -266,8 +283,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
             store.register_prefix = (schedule.notation, prefix)  # pyrefly: ignore
         return prefix
 
-    def _kept_prefix(self, schedule: Schedule) -> list[tuple[Tensor, Tensor]]:
-        """The registers' keys and values, computed once per checkpoint: again only when a weight has changed."""
+    def _kept_prefix(self, schedule: Schedule) -> list[Prefix]:
+        """What the registers leave, computed once per checkpoint: again only when a weight has changed."""
         tracked = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
         if tracked or self.registers.is_inference():  # such tensors do not count their changes
             return self._compute_prefix(schedule)
@@ -284,26 +301,28 @@ class OuroborosModel(OuroborosPreTrainedModel):
         """The parameters that the registers meet."""
         yield self.registers
         yield from self.decoder.parameters()
+        if self.expansion is not None:
+            yield from self.expansion.parameters()
 
-    def _compute_prefix(self, schedule: Schedule) -> list[tuple[Tensor, Tensor]]:
+    def _compute_prefix(self, schedule: Schedule) -> list[Prefix]:
         R = self.spec.registers
         recorders = [Recorder() for _ in schedule.visits]
         positions = torch.arange(R, device=self.registers.device)[None]
         given = MixerInput(self.rotary(positions), None, None)
         decode = functools.partial(self.decoder, schedule=schedule)
-        self._through(self.registers[None], decode, given, lambda visit, last: recorders[visit.slot], None)
-        return [recorder.prefix for recorder in recorders if recorder.prefix is not None]
+        self._through(self.registers[None], decode, given, lambda visit, last: recorders[visit.slot])
+        return [recorder.recorded() for recorder in recorders]
 
     def _memory(
-        self, store: Cache | None, prefix: list[tuple[Tensor, Tensor]] | None, visit: Visit, last: bool
+        self, store: Cache | None, prefix: list[Prefix] | None, leading_B: Tensor | None, visit: Visit, last: bool
     ) -> Memory | None:
-        memory: Memory | None = None
+        memory: Store | None = None
         if store is not None:
             if not self.spec.loop.share_last_kv:
                 memory = SlotMemory(store, visit.slot)
             else:
                 memory = SlotMemory(store, visit.block) if last else PeekMemory(store, visit.block)
-        return memory if prefix is None else Prefixed(prefix[visit.slot], memory)
+        return memory if prefix is None else Prefixed(prefix[visit.slot], memory, leading_B)
 
     def _checkpointed(self, block: nn.Module, *arguments: Any) -> Tensor:
         return torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
@@ -319,11 +338,23 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         self.model = OuroborosModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        if config.model_spec.zero_init_outputs:
-            for block in self.model.decoder.layers:
-                assert isinstance(block, Block)
-                nn.init.zeros_(block.self_attn.o_proj.weight)
-                nn.init.zeros_(block.mlp.down_proj.weight)
+        self._start_outputs()
+
+    @torch.no_grad()
+    def _start_outputs(self) -> None:
+        """Output projections at their start, where that is not the start of every matrix."""
+        spec = self.config.model_spec
+        if spec.output_init == "normal" and not spec.zero_init_outputs:
+            return
+        scale = parse(spec.layout).num_visits ** -0.5
+        for block in self.model.decoder.layers:
+            assert isinstance(block, Block)
+            for projection in (block.self_attn.o_proj, block.mlp.down_proj):
+                assert isinstance(projection, nn.Linear)
+                if spec.zero_init_outputs:
+                    nn.init.zeros_(projection.weight)
+                else:
+                    projection.weight.mul_(scale)
 
     @can_return_tuple
     def forward(
@@ -371,6 +402,20 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         if spec.logit_softcap is not None:
             logits = spec.logit_softcap * torch.tanh(logits / spec.logit_softcap)
         return logits
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: OuroborosConfig,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """One mask for all visits, whatever they keep: ``generate`` asks for it before steps with a preallocated cache,
+        where its shape must not grow."""
+        mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        return {"full_attention": mask}
 
     @property
     def schedule(self) -> Schedule:

@@ -6,6 +6,7 @@ C channels per head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,14 @@ from ouroboros.nn import causal
 from ouroboros.nn.memory import Memory
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import rotate
+from ouroboros.nn.shift import TokenShift
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "elu+1": lambda x: F.elu(x) + 1,
+}
+"""Functions of queries, keys and values by name; ``none`` is absent."""
 
 
 class MixerInput(NamedTuple):
@@ -35,7 +44,8 @@ class MixerInput(NamedTuple):
 class Attention(nn.Module):
     """``softmax(q k^T / sqrt(C) + mask) v``, K key/value heads shared by H query heads (Ainslie et al. 2023).
 
-    Optional: biases, RMS norm of queries and keys before or after rotation, a learned gain per query head.
+    Optional: biases, RMS norm of queries and keys before or after rotation, a learned gain per query head; activations
+    of queries, keys and values; keys and values mixed with the previous token's; norm and gate of what heads return.
     """
 
     def __init__(self, spec: AttentionSpec, hidden_size: int, norm_eps: float) -> None:
@@ -52,6 +62,14 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, norm_eps)
         if spec.query_gain is not None:
             self.query_gain = nn.Parameter(torch.full((spec.num_heads,), spec.query_gain))
+        if spec.k_shift:
+            self.k_shift = TokenShift(hidden_size, spec.kv_heads)
+        if spec.v_shift:
+            self.v_shift = TokenShift(hidden_size, spec.kv_heads)
+        if spec.normalises_heads:
+            self.head_norm = RMSNorm(self.head_dim, norm_eps)
+        if spec.output_gate:
+            self.gate_proj = nn.Linear(hidden_size, queries, bias=False)
 
     def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
         """Mix (B, T, D) over time.
@@ -62,17 +80,29 @@ class Attention(nn.Module):
             memory: this visit's past keys and values, extended by the call; None without a cache or registers.
         """
         B, T, _ = x_BTD.shape
-        q_BHTC = self.q_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
-        k_BKTC = self.k_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
-        v_BKTC = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        spec = self.spec
+        q_BTHC = self.q_proj(x_BTD).view(B, T, -1, self.head_dim)
+        k_BTKC = self.k_proj(x_BTD).view(B, T, -1, self.head_dim)
+        v_BTKC = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
+        if spec.k_shift:
+            k_BTKC = self.k_shift(k_BTKC, x_BTD, memory, given.padding, "k_shift")
+        if spec.v_shift:
+            v_BTKC = self.v_shift(v_BTKC, x_BTD, memory, given.padding, "v_shift")
+        q_BHTC = _activate(q_BTHC, spec.q_activation).transpose(1, 2)
+        k_BKTC = _activate(k_BTKC, spec.k_activation).transpose(1, 2)
+        v_BKTC = _activate(v_BTKC, spec.v_activation).transpose(1, 2)
         q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, given.rotary)
-        if self.spec.query_gain is not None:
+        if spec.query_gain is not None:
             q_BHTC = q_BHTC * self.query_gain.to(q_BHTC.dtype)[:, None, None]
         if memory is not None:
             k_BKTC, v_BKTC = memory.extend(k_BKTC, v_BKTC)
-        dropout = self.spec.dropout if self.training else 0.0
-        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, given.mask, dropout)
-        return self.o_proj(y_BHTC.transpose(1, 2).reshape(B, T, -1))
+        dropout = spec.dropout if self.training else 0.0
+        y_BTHC = attend(q_BHTC, k_BKTC, v_BKTC, given.mask, dropout).transpose(1, 2)
+        if spec.normalises_heads:
+            y_BTHC = self.head_norm(y_BTHC)
+        if spec.output_gate:
+            y_BTHC = y_BTHC * F.silu(self.gate_proj(x_BTD)).view(y_BTHC.shape)
+        return self.o_proj(y_BTHC.reshape(B, T, -1))
 
     def _position(self, q: Tensor, k: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Rotation and query/key norm, in the order the specification names."""
@@ -82,6 +112,10 @@ class Attention(nn.Module):
         if self.spec.qk_norm == "after_rope":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k
+
+
+def _activate(x: Tensor, name: str) -> Tensor:
+    return x if name == "none" else ACTIVATIONS[name](x)
 
 
 def attend(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ouroboros.config import DeltaSpec, ModelSpec
+from ouroboros.nn.delta_kernel import ChannelSum, DeltaUpdate, inverse_length, wide
 from ouroboros.nn.memory import Memory, with_recent
 
 SATURATION = 1e-6
@@ -31,27 +32,34 @@ class SmallLinear(nn.Linear):
 
     PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
 
+    def __init__(self, inputs: int, outputs: int, bias: tuple[float, float] | None = None) -> None:
+        """Biases start uniformly in the range ``bias``; None leaves them out. Weights are drawn with all others."""
+        super().__init__(inputs, outputs, bias=bias is not None)
+        self.bias_range = bias
+        self.reset_bias()
+
+    def reset_bias(self) -> None:
+        """The biases at their start."""
+        if self.bias_range is not None:
+            nn.init.uniform_(self.bias, *self.bias_range)
+
 
 class Gate(nn.Module):
     """``b = 2 sigmoid(w . c + bias)``, or ``2 sigmoid(w_2 . tanh(W_1 c) + bias)``; (..., D) to (..., 1), float32."""
 
     def __init__(self, spec: DeltaSpec, hidden_size: int) -> None:
         super().__init__()
-        self.starting_bias = gate_bias(spec.beta_init)
         inner = hidden_size
         if spec.gate == "two_layer":
             self.hidden_proj = nn.Linear(hidden_size, spec.gate_hidden, bias=False)
             inner = spec.gate_hidden
-        self.proj = SmallLinear(inner, 1)
-
-    def reset_parameters(self) -> None:
-        """The bias at its starting value; the weights are drawn with all others."""
-        nn.init.constant_(self.proj.bias, self.starting_bias)
+        start = gate_bias(spec.beta_init)
+        self.proj = SmallLinear(inner, 1, bias=(start, start))
 
     def forward(self, context: Tensor) -> Tensor:
         """The gate in (0, 2) of the normalised input (..., D)."""
         if hasattr(self, "hidden_proj"):
-            context = torch.tanh(self.hidden_proj(context))
+            context = torch.tanh(_linear(self.hidden_proj, context))
         return 2 * torch.sigmoid(_linear(self.proj, context))
 
 
@@ -68,7 +76,8 @@ class DeltaResidual(nn.Module):
         self.spec = spec
         self.gate = Gate(spec, hidden_size)
         if spec.value != "constant":
-            self.value_proj = SmallLinear(hidden_size, spec.values)
+            bound = hidden_size**-0.5
+            self.value_proj = SmallLinear(hidden_size, spec.values, bias=(-bound, bound))
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
 
     def forward(self, x: Tensor, update_BTD: Tensor, context_BTD: Tensor, read_BTD: Tensor) -> Tensor:
@@ -81,36 +90,34 @@ class DeltaResidual(nn.Module):
             read_BTD: the same before the norm: the state, or what the compressor made of it.
         """
         update = update_BTD if self.dropout is None else self.dropout(update_BTD)
-        k_D = direction(update.float(), self.spec)
-        beta = self.gate(context_BTD)
-        value = self._value(read_BTD)
-        if self.spec.expanded:
-            k_D, beta, value = k_D[..., None, :], beta[..., None], value[..., None]
-        state = x.float()
-        error = value - (k_D * state).sum(-1, keepdim=True) if self.spec.erase else value
-        return (state + beta * error * k_D).to(x.dtype)
+        spec, beta, value = self.spec, self.gate(context_BTD), self._value(read_BTD)
+        state = x if spec.expanded else x.unsqueeze(-2)
+        state = DeltaUpdate.apply(state, update, beta, value, spec.guard, spec.eps, spec.erase)
+        return state if spec.expanded else state.squeeze(-2)
+
+    def terms(self, update_BTD: Tensor, context_BTD: Tensor, read_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The direction ``k`` (..., D), the gate ``b`` (..., 1) and the target ``v`` (..., V), float32."""
+        return direction(wide(update_BTD), self.spec), self.gate(context_BTD), self._value(read_BTD)
 
     def _value(self, read_BTD: Tensor) -> Tensor:
         """The target (..., V), float32."""
         spec = self.spec
         if spec.value == "constant":
-            return torch.full((*read_BTD.shape[:-1], spec.values), spec.value_constant, device=read_BTD.device)
+            return wide(read_BTD.new_full((*read_BTD.shape[:-1], spec.values), spec.value_constant))
         logits = _linear(self.value_proj, read_BTD)
         return spec.value_scale * torch.sigmoid(logits) if spec.value == "sigmoid" else logits
 
 
 def direction(h: Tensor, spec: DeltaSpec) -> Tensor:
     """``h`` (..., D) at unit length, guarded: 0 stays 0."""
-    square = h.square().sum(-1, keepdim=True)
-    if spec.guard == "additive":
-        return h * torch.rsqrt(square + spec.eps**2)
-    return h / square.sqrt().clamp(min=spec.eps)
+    return h * inverse_length(h, spec.guard, spec.eps)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)`` in float32, also where lower precision is the rule."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        x, bias = wide(x), layer.bias
+        return F.linear(x, layer.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class ChannelCompressor(nn.Module):
@@ -137,14 +144,13 @@ class ChannelCompressor(nn.Module):
 
     def folded(self) -> Tensor:
         """``W`` (D, V), float32."""
-        V, start = self.values, self.values + (self.kernel - 1) // 2
-        padded = F.pad(self.weight.float(), (V, V))
-        taps = [self.read[j].float() * padded[:, start - j : start - j + V] for j in range(V)]
-        return torch.stack(taps).sum(0)
+        V, start = self.values, (self.kernel - 1) // 2 + 1
+        windows = F.pad(wide(self.weight), (V, V)).unfold(1, V, 1)[:, start : start + V]
+        return (windows.transpose(0, 1) * self.read.flip(0)[:, None, None]).sum(0)
 
     def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
         """(B, T, V, D) to (B, T, D); needs no memory."""
-        return (x_BTVD.float() * self.folded().T).sum(-2).to(x_BTVD.dtype)
+        return ChannelSum.apply(x_BTVD, self.folded().T.contiguous())
 
 
 class TokenCompressor(nn.Module):
@@ -181,7 +187,7 @@ class TokenCompressor(nn.Module):
 
 
 class Expansion(nn.Module):
-    """The start of an expanded state: copies of the embedding, or for each channel a causal filter over embeddings (EC).
+    """The start of an expanded state: copies of the embedding, or per channel a causal filter over embeddings (EC).
 
     The filter starts as a copy.
     """
@@ -218,7 +224,8 @@ def causal_taps(x: Tensor, weight_KVD: Tensor, memory: Memory | None, padding_BT
     return torch.stack(taps).sum(0) if K > 1 else taps[0]
 
 
-DELTA_PARTS = (Gate, ChannelCompressor, TokenCompressor, Expansion)
+COMPRESSORS = (ChannelCompressor, TokenCompressor)
+DELTA_PARTS = (*COMPRESSORS, Expansion)
 """Modules with starting values of their own."""
 
 

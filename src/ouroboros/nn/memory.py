@@ -1,13 +1,15 @@
 """What a visit remembers: the seam between mixers and caches.
 
-A mixer is handed a :class:`Memory` for its slot and asks it to extend keys and values; where they are kept (a growing
-cache, a preallocated one, nowhere) and what precedes them (registers) is not the mixer's business.
-Shapes: B batch, K key/value heads, R registers, S keys, C channels per head.
+A mixer is handed a :class:`Memory` for its slot and asks it to extend keys and values, and filters over tokens ask it
+for what came just before; where that is kept (a growing cache, a preallocated one, nowhere) and what precedes it
+(registers) is not their business.
+Shapes: B batch, T new tokens, K key/value heads, R registers, S keys, C channels per head.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import abc
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +23,10 @@ class Memory(Protocol):
         ...
 
     def recent(self, name: str, x: Tensor, count: int) -> Tensor:
-        """``x`` (B, T, ...) behind the ``count`` entries that came before it under ``name``, zeros where there were none.
+        """``x`` (B, T, ...) behind the ``count`` entries that came before it under ``name``; zeros where none were.
 
-        The last ``count`` of the result are remembered. For causal filters over tokens.
+        The last ``count`` of the result are remembered. For causal filters over tokens: every use has its own name, and
+        one ``count``. Padded entries of ``x`` are 0.
         """
         ...
 
@@ -34,32 +37,116 @@ def with_recent(memory: Memory | None, name: str, x: Tensor, count: int) -> Tens
         return x
     if memory is not None:
         return memory.recent(name, x, count)
-    return torch.cat((x.new_zeros(x.shape[0], count, *x.shape[2:]), x), dim=1)
+    return behind(None, x, count)
 
 
-class Recorder:
-    """Keeps the keys and values it is given: how registers become a constant prefix."""
+def behind(past: Tensor | None, x: Tensor, count: int, leading_B: Tensor | None = None) -> Tensor:
+    """``x`` (B, T, ...) behind the ``count`` entries of ``past``: (B, count + T, ...) in the dtype of ``x``.
+
+    Args:
+        past: (B or 1, count, ...); None means zeros.
+        x: new entries, 0 where padded.
+        count: entries of ``past``.
+        leading_B: how many of the first new entries are padding that no real one precedes. ``past`` then moves behind
+            them, next to the first real entry, where it is without padding.
+    """
+    shape = (x.shape[0], count, *x.shape[2:])
+    past = x.new_zeros(shape) if past is None else past.to(x.dtype).expand(shape)
+    longer = torch.cat((past, x), dim=1)
+    if leading_B is None:
+        return longer
+    at = torch.arange(longer.shape[1], device=x.device) - leading_B[:, None]
+    at = at.expand(x.shape[0], -1)
+    moved = past[torch.arange(x.shape[0], device=x.device)[:, None], at.clamp(0, count - 1)]
+    rest = (...,) + (None,) * (x.ndim - 2)
+    return torch.where((at < count)[rest], moved * (at >= 0)[rest], longer)
+
+
+class Store(abc.ABC):
+    """A memory that keeps what it is given."""
+
+    @abc.abstractmethod
+    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Memory.extend`."""
+
+    @abc.abstractmethod
+    def last(self, name: str) -> Tensor | None:
+        """What :meth:`remember` was given last under ``name``; None before the first time."""
+
+    @abc.abstractmethod
+    def remember(self, name: str, x: Tensor) -> None:
+        """Keep ``x`` (B, count, ...) under ``name``."""
+
+    def recent(self, name: str, x: Tensor, count: int) -> Tensor:
+        """See :meth:`Memory.recent`."""
+        longer = behind(self.last(name), x, count)
+        self.remember(name, longer[:, -count:])
+        return longer
+
+
+class Prefix(NamedTuple):
+    """What a visit remembers of the registers."""
+
+    keys: Tensor
+    """(1, K, R, C)."""
+    values: Tensor
+    """(1, K, R, C)."""
+    ends: dict[str, Tensor]
+    """For each filter over tokens the last entries it saw, (1, count, ...)."""
+
+
+class Recorder(Store):
+    """Keeps the keys and values it is given, and the ends of what filters saw: registers become a constant prefix."""
 
     def __init__(self) -> None:
         self.prefix: tuple[Tensor, Tensor] | None = None
+        self.ends: dict[str, Tensor] = {}
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Record and return them unchanged."""
         self.prefix = (k_BKTC, v_BKTC)
         return k_BKTC, v_BKTC
 
+    def last(self, name: str) -> Tensor | None:
+        """None: nothing precedes what is recorded."""
+        return None
+
+    def remember(self, name: str, x: Tensor) -> None:
+        """Record the end."""
+        self.ends[name] = x
+
+    def recorded(self) -> Prefix:
+        """All of it, once a mixer has run."""
+        assert self.prefix is not None
+        return Prefix(*self.prefix, self.ends)
+
 
 class Prefixed:
-    """Register keys and values in front of another memory (or of none)."""
+    """Registers in front of another memory (or of none).
 
-    def __init__(self, prefix: tuple[Tensor, Tensor], rest: Memory | None) -> None:
+    Args:
+        prefix: what they left at this visit.
+        rest: remembers the text.
+        leading_B: how many of this call's first positions are padding that no text precedes; None means none.
+    """
+
+    def __init__(self, prefix: Prefix, rest: Store | None, leading_B: Tensor | None = None) -> None:
         self.prefix = prefix
         self.rest = rest
+        self.leading_B = leading_B
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Extend the rest, then put the R constant entries in front."""
         if self.rest is not None:
             k_BKTC, v_BKTC = self.rest.extend(k_BKTC, v_BKTC)
         batch = k_BKTC.shape[0]
-        k_prefix, v_prefix = (t.to(k_BKTC.dtype).expand(batch, -1, -1, -1) for t in self.prefix)
+        k_prefix, v_prefix = (t.to(k_BKTC.dtype).expand(batch, -1, -1, -1) for t in self.prefix[:2])
         return torch.cat((k_prefix, k_BKTC), dim=2), torch.cat((v_prefix, v_BKTC), dim=2)
+
+    def recent(self, name: str, x: Tensor, count: int) -> Tensor:
+        """Before any text the registers' end precedes ``x``, afterwards what the rest remembers."""
+        past = None if self.rest is None else self.rest.last(name)
+        longer = behind(self.prefix.ends[name] if past is None else past, x, count, self.leading_B)
+        if self.rest is not None:
+            self.rest.remember(name, longer[:, -count:])
+        return longer

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ouroboros.config import Recipe
 from ouroboros.errors import OuroborosError, nearest
+from ouroboros.recipes import delta as _delta
 from ouroboros.recipes import rhrm as _rhrm
 from ouroboros.recipes.gpt import gpt
 from ouroboros.recipes.loop import loop
@@ -16,11 +17,24 @@ SIZES = ("tiny", "small", "base")
 _MAKERS: dict[str, Callable[[str], Recipe]] = {
     "gpt": gpt,
     "loop": loop,
+    "delta": _delta.delta,
+    "delta-published": _delta.delta_published,
     "rhrm": _rhrm.rhrm,
     "rhrm-published": _rhrm.rhrm_published,
 }
-_OWN_SIZES: dict[str, tuple[str, ...]] = {"rhrm": _rhrm.SIZES, "rhrm-published": _rhrm.SIZES}
-_ALIASES = {"small": "lite", "base": "pro"}
+_OWN_SIZES: dict[str, tuple[str, ...]] = {
+    "delta": _delta.SIZES,
+    "delta-published": _delta.SIZES,
+    "rhrm": _rhrm.SIZES,
+    "rhrm-published": _rhrm.SIZES,
+}
+_DELTA_ALIASES, _RHRM_ALIASES = {"base": "published"}, {"small": "lite", "base": "pro"}
+_ALIASES: dict[str, dict[str, str]] = {
+    "delta": _DELTA_ALIASES,
+    "delta-published": _DELTA_ALIASES,
+    "rhrm": _RHRM_ALIASES,
+    "rhrm-published": _RHRM_ALIASES,
+}
 """Sizes of the contract, for recipes whose presets have names of their own."""
 
 PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"rhrm": _rhrm.PRESETS, "rhrm-published": _rhrm.PRESETS}
@@ -42,7 +56,7 @@ def recipe(name: str, size: str = "small") -> Recipe:
     if name not in _MAKERS:
         raise OuroborosError(f"unknown recipe {name!r}{nearest(name, _MAKERS)}")
     own = sizes(name)
-    chosen = size if size in own else _ALIASES.get(size, size)
+    chosen = size if size in own else _ALIASES.get(name, {}).get(size, size)
     if chosen not in own:
         raise OuroborosError(f"unknown size {size!r}{nearest(size, (*own, *SIZES))}")
     return _MAKERS[name](chosen)

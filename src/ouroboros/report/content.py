@@ -12,6 +12,7 @@ from ouroboros.report.text import bits, finite
 if TYPE_CHECKING:
     from ouroboros.eval.stats import Difference
     from ouroboros.report.data import DataFacts
+    from ouroboros.report.delta import DeltaFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ class Report:
     """Honest caveats, for example that there is one seed."""
     data: DataFacts | None = None
     """The data of the only arm."""
+    delta: DeltaFacts | None = None
+    """The delta residuals of the only arm's model."""
     difference: Difference | None = None
     """``arms[0]`` minus ``arms[1]`` on the same text."""
 

@@ -15,6 +15,7 @@ from ouroboros.report.charts import TELEMETRY, loop_chart, loss_chart, telemetry
 from ouroboros.report.content import Report, Row, Sample
 from ouroboros.report.drawing import schedule_svg
 from ouroboros.report.palette import DARK, LIGHT, arm_color, css_variables
+from ouroboros.report.pictures import lead, pictures, table
 from ouroboros.report.text import bits, displayable, percent, plural, quantity, signed_bits
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def to_html(report: Report) -> str:
         rows=rows,
         axis=axis(rows) if len(rows) > 1 else None,
         tone=_tone(report),
-        style=_resource("style.css"),
+        style=_resource("style.css") + (_resource("delta.css") if report.delta else ""),
         light=css_variables(LIGHT),
         dark=css_variables(DARK),
         drawings=[schedule_svg(a.layout, color=arm_color(i)) if a.layout else "" for i, a in enumerate(report.arms)],
@@ -63,6 +64,7 @@ def to_html(report: Report) -> str:
         telemetry=_telemetry(report),
         shares=share_chart(report.data.sources) if report.data else "",
         lengths=_lengths(report),
+        delta=_delta(report),
         samples=[_cut(sample) for sample in report.samples],
         recipes=[(arm.name, arm.recipe) for arm in report.arms if arm.recipe],
     )
@@ -132,6 +134,14 @@ def _lengths(report: Report) -> list[dict[str, Any]]:
         if source.lengths is not None
     ]
     return [entry for entry in found if entry["svg"]]
+
+
+def _delta(report: Report) -> dict[str, Any] | None:
+    """The words, pictures and numbers of the delta residuals."""
+    facts = report.delta
+    if facts is None:
+        return None
+    return {"headline": facts.headline, "lead": lead(facts), "pictures": pictures(facts), "rows": table(facts)}
 
 
 def _cut(sample: Sample) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ouroboros.config import Recipe, from_json, to_json
 from ouroboros.errors import OuroborosError
 from ouroboros.report.content import Arm, LoopPoint, Report
 from ouroboros.report.data import DataFacts, data_facts
+from ouroboros.report.delta import DeltaFacts, delta_facts
 from ouroboros.report.series import points
 from ouroboros.report.text import finite, plural
 from ouroboros.schedule import parse
@@ -67,6 +68,7 @@ def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
         loop_curve={recipe.name: curve} if len(curve := _curve(chosen, trained)) > 1 else {},
         notes=notes,
         data=data,
+        delta=_read_delta(run, recipe, notes),
     )
 
 
@@ -120,6 +122,18 @@ def _read_data(run: Path, metrics: Sequence[Mapping[str, Any]], notes: list[str]
         logger.warning("the part about the data is left out: %s", error)
         notes.append(
             "The run's prepared data is damaged or was written by another release, so the page says nothing of it."
+        )
+        return None
+
+
+def _read_delta(run: Path, recipe: Recipe, notes: list[str]) -> DeltaFacts | None:
+    """What the delta residuals do; if they cannot be looked at the page goes without them and ``notes`` says so."""
+    try:
+        return delta_facts(run, recipe)
+    except OuroborosError as error:
+        logger.warning("the part about the delta residuals is left out: %s", error)
+        notes.append(
+            "The page says nothing of the delta residuals: that takes a checkpoint of the run and its held-out text."
         )
         return None
 

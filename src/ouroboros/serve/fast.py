@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
 from ouroboros.errors import check
-from ouroboros.nn.memory import Memory, Prefixed
+from ouroboros.model.configuration import FILTERED
+from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
 from ouroboros.schedule import Visit
 from ouroboros.train.precision import from_compiler, missing_compiler
 
@@ -35,15 +36,16 @@ logger = logging.getLogger(__name__)
 SMALLEST = 256
 """Positions preallocated at first; doubled when they are used up: a step attends to at most twice the need."""
 
-Prefix = list[tuple[Tensor, Tensor]] | None
+Recent = dict[str, Tensor]
 Step = Callable[..., Tensor]
 
 
-class BufferMemory:
-    """The keys and values of one visit in preallocated buffers (1, K, S, C), written at position ``at``."""
+class BufferMemory(Store):
+    """One visit's keys and values in preallocated buffers (1, K, S, C), written at position ``at``, and what its
+    filters over tokens remember, at fixed addresses too."""
 
-    def __init__(self, keys: Tensor, values: Tensor, at: Tensor, keep: bool) -> None:
-        self.keys, self.values, self.at, self.keep = keys, values, at, keep
+    def __init__(self, keys: Tensor, values: Tensor, entries: Recent, at: Tensor, keep: bool) -> None:
+        self.keys, self.values, self.entries, self.at, self.keep = keys, values, entries, at, keep
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """All S positions with the new one filled in: in place, or in a copy when the entry is only read."""
@@ -51,9 +53,24 @@ class BufferMemory:
             return self.keys.index_copy_(2, self.at, k_BKTC), self.values.index_copy_(2, self.at, v_BKTC)
         return self.keys.index_copy(2, self.at, k_BKTC), self.values.index_copy(2, self.at, v_BKTC)
 
+    def last(self, name: str) -> Tensor | None:
+        """What the prompt or the last step left."""
+        return self.entries.get(name)
+
+    def remember(self, name: str, x: Tensor) -> None:
+        """In place; nothing when the entry is only read."""
+        if self.keep:
+            self.entries[name].copy_(x)
+
 
 def next_logits(
-    model: OuroborosForCausalLM, token_B1: Tensor, at: Tensor, keys: list[Tensor], values: list[Tensor], prefix: Prefix
+    model: OuroborosForCausalLM,
+    token_B1: Tensor,
+    at: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    recent: list[Recent],
+    prefix: list[Prefix] | None,
 ) -> Tensor:
     """Logits (1, V) after one more token; its keys and values enter the buffers at ``at``, shape (1,)."""
     inner = model.model
@@ -61,7 +78,7 @@ def next_logits(
 
     def memory_of(visit: Visit, last: bool) -> Memory:
         entry = visit.block if share else visit.slot
-        memory = BufferMemory(keys[entry], values[entry], at, keep=last or not share)
+        memory = BufferMemory(keys[entry], values[entry], recent[entry], at, keep=last or not share)
         return memory if prefix is None else Prefixed(prefix[visit.slot], memory)
 
     # Registers come first and every position sees them.
@@ -131,8 +148,9 @@ class FastDecoder:
         _refuse_what_is_not_served(model, input_ids, generation_config, prepared)
         store = DynamicCache(config=model.config)
         logits = model(input_ids, past_key_values=store, use_cache=True, logits_to_keep=1).logits[:, -1]
-        prefix: Prefix = getattr(store, "register_prefix", (None, None))[1]
+        prefix: list[Prefix] | None = getattr(store, "register_prefix", (None, None))[1]
         keys, values = ([getattr(layer, name) for layer in store.layers] for name in ("keys", "values"))
+        recent: list[Recent] = [getattr(layer, "recent", {}) for layer in store.layers]
         at = torch.tensor([input_ids.shape[1]], device=input_ids.device)
         step = self._step(model)
         while True:
@@ -146,7 +164,7 @@ class FastDecoder:
                 token_streamer.put(token_B1[0].cpu())
             if done:
                 break
-            logits = step(model, token_B1, at, keys, values, prefix)
+            logits = step(model, token_B1, at, keys, values, recent, prefix)
             at += 1
         if token_streamer is not None:
             token_streamer.end()
@@ -212,7 +230,7 @@ def _refuse_what_is_not_served(
         "a cache that holds tokens": past is not None and past.get_seq_length() > 0,
         "use_cache=False": not config.use_cache,
         "return_dict_in_generate": config.return_dict_in_generate,
-        "mixers without keys and values": set(model.config.layer_types or ()) != {"full_attention"},
+        "mixers without keys and values": not set(model.config.layer_types or ()) <= {"full_attention", FILTERED},
     }
     found = [what for what, is_so in refused.items() if is_so]
     check(not found, f"fast decoding does not serve {', '.join(found)}: use model.generate()")

@@ -39,6 +39,9 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (ModelSpec, {"init_std": 0}, "init_std"),
     (ModelSpec, {"logit_softcap": 0}, "logit_softcap"),
     (ModelSpec, {"layout": ""}, "layout ''"),
+    (ModelSpec, {"embedding_std": 0}, "embedding_std"),
+    (ModelSpec, {"zero_init_outputs": True, "output_init": "depth_scaled"}, "exclude each other"),
+    (ModelSpec, {"zero_init_outputs": True, "residual": "delta"}, "delta residual's direction"),
     (LatentAttentionSpec, {"kv_rank": 0}, "mixer.kv_rank"),
     (LatentAttentionSpec, {"rope_dim": 3}, "mixer.rope_dim must be even"),
     (LatentAttentionSpec, {"query_rank": -1}, "mixer.query_rank"),
@@ -54,6 +57,11 @@ def test_ranges(cls: type, values: dict[str, Any], message: str) -> None:
     with pytest.raises(OuroborosError, match=message) as caught:
         cls(**values)
     assert "\n" not in str(caught.value)
+
+
+def test_the_output_gate_includes_the_norm() -> None:
+    assert not AttentionSpec().normalises_heads
+    assert AttentionSpec(output_gate=True).normalises_heads and AttentionSpec(head_norm=True).normalises_heads
 
 
 def test_resolved_sizes() -> None:

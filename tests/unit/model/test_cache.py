@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ouroboros.errors import OuroborosError
 from ouroboros.model.cache import (
     CONSTANT_STATE,
     ConstantStateLayer,
+    FilteredDynamicLayer,
+    FilteredStaticLayer,
     PeekMemory,
     SlotMemory,
     cache_bytes,
     check_cache_fits,
+    prepare_for_filters,
     register_cache_layers,
+    seen_tokens,
 )
+from ouroboros.model.configuration import FILTERED
 
 VOCABULARY, WIDTH, EOS = 23, 8, 22
 
@@ -225,6 +231,126 @@ def test_peek_into_an_empty_entry_sees_the_new_tokens(make: Any) -> None:
     k, v = torch.randn(2, 1, 2, 5, 4)
     keys, values = PeekMemory(make(), 1).extend(k, v)
     assert torch.equal(keys[:, :, :5], k) and torch.equal(values[:, :, :5], v)
+
+
+def filtered_config() -> PreTrainedConfig:
+    config = PreTrainedConfig()
+    config.num_hidden_layers, config.layer_types = 2, [FILTERED] * 2
+    return config
+
+
+def filtered_store(kind: str) -> Any:
+    """A cache of two entries that keep recent entries too."""
+    if kind == "dynamic":
+        return DynamicCache(config=filtered_config())
+    return StaticCache(config=filtered_config(), max_cache_len=16)
+
+
+def feed(store: Any, x: Tensor) -> Tensor:
+    """Keys, values and the filter's window for entry 1; returns the latter."""
+    keys = x[:, None].expand(-1, 2, -1, -1)
+    memory = SlotMemory(store, 1)
+    memory.extend(keys, keys)
+    return memory.recent("n", x, 2)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+class TestRecentEntries:
+    def test_layers(self, kind: str) -> None:
+        expected = {"dynamic": FilteredDynamicLayer, "static": FilteredStaticLayer}[kind]
+        store = filtered_store(kind)
+        assert [type(layer) for layer in store.layers] == [expected] * 2
+        assert not store.is_croppable and store.is_compileable == (kind == "static")
+
+    def test_keeps_the_last(self, kind: str) -> None:
+        store, x = filtered_store(kind), torch.randn(3, 6, 4)
+        for chunk in ([0], [1, 2, 3, 4], [5]):
+            longer = feed(store, x[:, chunk])
+        assert torch.equal(longer, x[:, 3:]) and int(store.get_seq_length(1)) == 6
+        assert store.layers[0].recent == {}
+
+    def test_peek_reads_without_keeping(self, kind: str) -> None:
+        store, x = filtered_store(kind), torch.randn(3, 6, 4)
+        assert torch.equal(PeekMemory(store, 1).recent("n", x, 2)[:, 2:], x)
+        feed(store, x)
+        for _ in range(2):
+            longer = PeekMemory(store, 1).recent("n", x[:, :1], 2)
+            assert torch.equal(longer, torch.cat((x[:, 4:], x[:, :1]), dim=1))
+
+    def test_keeps_no_more_than_it_needs(self, kind: str) -> None:
+        store, x = filtered_store(kind), torch.randn(3, 6, 4)
+        before = cache_bytes(store)
+        longer = feed(store, x)
+        kept = store.layers[1].recent["n"]
+        assert kept.untyped_storage().nbytes() == 3 * 2 * 4 * 4
+        keys = 2 * 3 * 2 * (16 if kind == "static" else 6) * 4 * 4
+        assert cache_bytes(store) - before == keys + kept.untyped_storage().nbytes()
+        longer.zero_()
+        assert torch.equal(kept, x[:, 4:])
+
+    def test_beams_and_selection(self, kind: str) -> None:
+        store, x = filtered_store(kind), torch.randn(3, 4, 4)
+        feed(store, x)
+        order = torch.tensor([2, 0, 0])
+        store.reorder_cache(order)
+        assert torch.equal(store.layers[1].recent["n"], x[order][:, 2:])
+        assert torch.equal(store.layers[1].keys[:, 0, :4], x[order])
+        if kind == "static":  # transformers' own has no such operation
+            return
+        store.batch_repeat_interleave(2)
+        assert torch.equal(store.layers[1].recent["n"], x[order].repeat_interleave(2, 0)[:, 2:])
+        store.batch_select_indices(torch.tensor([1, 5]))
+        assert torch.equal(store.layers[1].recent["n"], x[torch.tensor([2, 0])][:, 2:])
+
+    def test_reset(self, kind: str) -> None:
+        store, x = filtered_store(kind), torch.randn(3, 4, 4)
+        first = feed(store, x)
+        store.reset()
+        assert int(seen_tokens(store)) == 0 and torch.equal(feed(store, x), first)
+
+    def test_copies_are_apart(self, kind: str) -> None:
+        store, x = filtered_store(kind), torch.randn(3, 4, 4)
+        feed(store, x)
+        one, two = copy.deepcopy(store), copy.deepcopy(store)
+        expected = feed(one, x[:, :1])
+        feed(one, x[:, 1:])
+        assert torch.equal(feed(two, x[:, :1]), expected)
+        assert torch.equal(store.layers[1].recent["n"], x[:, 2:])
+
+    def test_no_rollback(self, kind: str) -> None:
+        store = filtered_store(kind)
+        feed(store, torch.randn(3, 4, 4))
+        with pytest.raises(OuroborosError, match="filters over tokens .* cannot be rolled back"):
+            store.crop(-1)
+        store.crop(0)
+
+
+def test_static_entries_stay_where_they_are() -> None:
+    store, x = filtered_store("static"), torch.randn(3, 4, 4)
+    feed(store, x)
+    kept = store.layers[1].recent["n"]
+    feed(store, x[:, :1])
+    assert store.layers[1].recent["n"] is kept and torch.equal(kept[:, 1], x[:, 0])
+
+
+def test_cache_without_a_configuration_gets_its_entries() -> None:
+    store = DynamicCache()
+    prepare_for_filters(store, 2)
+    assert [type(layer) for layer in store.layers] == [FilteredDynamicLayer] * 2
+    layers = list(store.layers)
+    prepare_for_filters(store, 2)
+    assert store.layers == layers
+    store.layers[1] = DynamicLayer()
+    with pytest.raises(
+        OuroborosError, match=r"cache of DynamicLayer has no room .*DynamicCache\(config=model\.config\)"
+    ):
+        prepare_for_filters(store, 2)
+    with pytest.raises(OuroborosError, match="cache of StaticLayer has no room"):
+        prepare_for_filters(static_store(), 2)
+
+
+def test_seen_tokens() -> None:
+    assert seen_tokens(None) == 0 and seen_tokens(filled(2)) == 3
 
 
 def filled(entries: int) -> DynamicCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, to_dict
+from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, ModelSpec, to_dict
 from ouroboros.errors import OuroborosError
-from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.configuration import FILTERED, OuroborosConfig
 
 SPEC = ModelSpec(
     layout="1 (2)x3 1",
@@ -39,6 +40,21 @@ def test_layers_count_cache_entries() -> None:
     shared = OuroborosConfig(spec={**to_dict(SPEC), "loop": {"share_last_kv": True}})
     assert shared.num_hidden_layers == 4
     assert shared.at_loops(9).num_hidden_layers == 4
+
+
+def test_entries_remember_for_filters_only_where_there_are_some() -> None:
+    token = DeltaSpec(values=2, compressor="token")
+    for changes, kind in (
+        ({}, "full_attention"),
+        ({"residual": "delta", "delta": DeltaSpec(values=2)}, "full_attention"),
+        ({"delta": token}, "full_attention"),
+        ({"residual": "delta", "delta": token}, FILTERED),
+        ({"residual": "delta", "delta": dataclasses.replace(token, kernel=1)}, "full_attention"),
+        ({"residual": "delta", "delta": DeltaSpec(values=2, embedding_conv=True)}, FILTERED),
+        ({"mixer": dataclasses.replace(SPEC.mixer, k_shift=True)}, FILTERED),
+    ):
+        config = OuroborosConfig.from_spec(dataclasses.replace(SPEC, **changes))
+        assert config.layer_types == [kind] * 8 and config.at_loops(1).layer_types == [kind] * 4
 
 
 def test_spec_wins_over_fields_beside_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +28,26 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "relu": lambda x: x.clamp(min=0),
+    "elu+1": lambda x: torch.where(x > 0, x + 1, torch.exp(x)),
+}
+
+
+def mixed(layer: Attention, name: str, u: Tensor, x: Tensor, head: int) -> Tensor:
+    """Keys or values of one head after the shift, if the layer has one."""
+    if not getattr(layer.spec, f"{name}_shift"):
+        return u
+    weight = getattr(layer, f"{name}_shift").proj.weight[head]
+    y = []
+    for t in range(u.shape[1]):
+        a = torch.sigmoid(x[:, t] @ weight)[:, None]
+        y.append((1 - a) * u[:, t] + (a * u[:, t - 1] if t else 0))
+    return torch.stack(y, dim=1)
+
+
 def naive(layer: Attention, x: Tensor, inputs: MixerInput, allowed: Tensor) -> Tensor:
     """The formula of the class, one query at a time; ``allowed`` (T, T) says who sees whom."""
     spec, C, heads = layer.spec, layer.head_dim, []
@@ -36,13 +57,21 @@ def naive(layer: Attention, x: Tensor, inputs: MixerInput, allowed: Tensor) -> T
         q, k, v = q[..., h * C : (h + 1) * C], k[..., kv * C : (kv + 1) * C], v[..., kv * C : (kv + 1) * C]
         if spec.qk_norm == "before_rope":
             q, k = rms(q, layer.q_norm.weight, 1e-6), rms(k, layer.k_norm.weight, 1e-6)
+        k, v = mixed(layer, "k", k, x, kv), mixed(layer, "v", v, x, kv)
+        q, k, v = (FUNCTIONS[getattr(spec, f"{n}_activation")](t) for n, t in zip("qkv", (q, k, v)))
         q, k = (rotate(t[:, None], *inputs.rotary)[:, 0] for t in (q, k))
         if spec.qk_norm == "after_rope":
             q, k = rms(q, layer.q_norm.weight, 1e-6), rms(k, layer.k_norm.weight, 1e-6)
         if spec.query_gain is not None:
             q = q * layer.query_gain[h]
         scores = (q @ k.mT / math.sqrt(C)).masked_fill(~allowed, -math.inf)
-        heads.append(scores.softmax(-1) @ v)
+        y = scores.softmax(-1) @ v
+        if spec.head_norm or spec.output_gate:
+            y = rms(y, layer.head_norm.weight, 1e-6)
+        if spec.output_gate:
+            gate = layer.gate_proj(x)[..., h * C : (h + 1) * C]
+            y = y * gate * torch.sigmoid(gate)
+        heads.append(y)
     return layer.o_proj(torch.cat(heads, dim=-1))
 
 
@@ -65,6 +94,12 @@ def build(**changes: Any) -> Attention:
         {"qk_norm": "before_rope", "query_gain": 1.5},
         {"qk_norm": "after_rope", "num_kv_heads": 2},
         {"rope": RopeSpec(fraction=0.5, scale=2.0)},
+        {"k_shift": True, "v_shift": True, "num_kv_heads": 2},
+        {"k_shift": True, "q_activation": "silu", "k_activation": "elu+1", "v_activation": "relu"},
+        {"v_shift": True, "q_activation": "relu", "v_activation": "elu+1", "qk_norm": "after_rope"},
+        {"head_norm": True, "head_dim": 10},
+        {"output_gate": True, "num_kv_heads": 2},
+        {"output_gate": True, "head_norm": True, "v_activation": "silu"},
     ],
     ids=str,
 )
@@ -128,3 +163,10 @@ def test_query_gain_starts_at_its_value() -> None:
     layer = Attention(AttentionSpec(num_heads=4, query_gain=1.5), HIDDEN, 1e-6)
     assert torch.equal(layer.query_gain, torch.full((4,), 1.5))
     assert not hasattr(Attention(AttentionSpec(num_heads=4), HIDDEN, 1e-6), "query_gain")
+
+
+def test_options_that_are_off_leave_nothing_behind() -> None:
+    names = {name for name, _ in Attention(AttentionSpec(num_heads=4), HIDDEN, 1e-6).named_parameters()}
+    assert names == {f"{name}_proj.weight" for name in "qkvo"}
+    gated = Attention(AttentionSpec(num_heads=4, output_gate=True, head_norm=True), HIDDEN, 1e-6)
+    assert {name for name, _ in gated.named_parameters()} == names | {"gate_proj.weight", "head_norm.weight"}

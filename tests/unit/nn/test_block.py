@@ -56,17 +56,19 @@ def test_norms_have_the_specified_eps() -> None:
 
 def test_residuals_see_stream_update_and_what_the_sublayer_read(given: MixerInput) -> None:
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    raw: list[Tensor] = []
 
     class Watching(nn.Module):
-        def forward(self, x: Tensor, update: Tensor, context: Tensor) -> Tensor:
+        def forward(self, x: Tensor, update: Tensor, context: Tensor, before_norm: Tensor) -> Tensor:
             seen.append((x, update, context))
+            raw.append(before_norm)
             return x + update
 
     block, x = randomised(Block(spec())), torch.randn(1, 5, 16)
     block.mixer_residual, block.mlp_residual = Watching(), Watching()
     block(x, given)
     (first, _, read), (second, update, _) = seen
-    assert first is x
+    assert first is x and raw[0] is x and raw[1] is second
     torch.testing.assert_close(read, block.input_layernorm(x))
     torch.testing.assert_close(second, x + seen[0][1])
     torch.testing.assert_close(update, block.mlp_output_layernorm(block.mlp(block.post_attention_layernorm(second))))

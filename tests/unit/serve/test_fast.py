@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ouroboros.api import build
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, Recipe, RopeSpec
+from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, Recipe, RopeSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.serve import fast
@@ -26,12 +26,19 @@ BASE = ModelSpec(
     init_std=0.2,  # far from ties
 )
 EVERY_LOOP_PART = LoopSpec(norm=True, embedding=True, inject="concat", gate=True, contractive=0.7)
+FILTERS: dict[str, Any] = {
+    "residual": "delta",
+    "delta": DeltaSpec(values=2, compressor="token", embedding_conv=True),
+    "mixer": AttentionSpec(num_heads=4, num_kv_heads=2, k_shift=True, v_shift=True),
+}
 SPECS = {
     "loop": BASE,
     "plain": dataclasses.replace(BASE, layout="3", norm=NormSpec(placement="sandwich"), tie_embeddings=False),
     "registers": dataclasses.replace(BASE, registers=3, logit_softcap=20.0, embedding_norm=True),
     "share_last_kv": dataclasses.replace(BASE, loop=dataclasses.replace(EVERY_LOOP_PART, share_last_kv=True)),
     "registers, share_last_kv": dataclasses.replace(BASE, registers=2, loop=LoopSpec(share_last_kv=True)),
+    "filters over tokens": dataclasses.replace(BASE, registers=2, **FILTERS),
+    "filters, share_last_kv": dataclasses.replace(BASE, loop=LoopSpec(share_last_kv=True), **FILTERS),
     "attention options": dataclasses.replace(
         BASE,
         mixer=AttentionSpec(

@@ -1,0 +1,131 @@
+"""Study: does the delta residual pay on the bundled text? Paired seeds, equal parameters, equal steps.
+
+Arms: ``additive``; ``write-only`` (the delta residual that erases nothing: its control); ``delta`` (vector state);
+``delta 4`` (four value channels, channel compressor, embedding convolution). Layouts: plain, and the same blocks with a
+loop. Arms of a seed see the same text in the same order. The feed-forward width makes up for the residual's own
+parameters. Prints one line of JSON; `docs/studies/delta.md` tells what came out.
+
+    python runs/delta_study.py --steps 400 --seeds 3 --out work
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+LAYOUTS = {"plain": "4", "loop": "1 (2)x2 1"}
+
+
+def main() -> None:
+    """Train every arm, score it on the held-out files, and compare with the additive arm seed by seed."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--steps", type=int, default=400)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--max-bytes", type=int, default=100_000, help="held-out bytes scored")
+    options.add_argument("--out", type=Path, required=True, help="working directory; finished runs in it are kept")
+    chosen = options.parse_args()
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    from ouroboros.accounting import cost
+    from ouroboros.eval.stats import mean_interval
+
+    scores: dict[str, dict[int, float]] = {}
+    sizes = {}
+    for layout in LAYOUTS:
+        for name, recipe in arms(layout, chosen.steps).items():
+            key = f"{layout}, {name}"
+            sizes[key] = cost(recipe.model).parameters
+            for seed in range(chosen.seeds):
+                run = chosen.out / f"{layout}-{name.replace(' ', '')}-{seed}"
+                scores.setdefault(key, {})[seed] = measure(recipe, seed, run, chosen.max_bytes)
+                print(key, seed, f"{scores[key][seed]:.4f}", file=sys.stderr, flush=True)
+    differences = {}
+    for key, found in scores.items():
+        base = scores[f"{key.partition(',')[0]}, additive"]
+        if found is not base:
+            interval = mean_interval([found[seed] - base[seed] for seed in found])
+            differences[key] = dataclasses.asdict(interval)
+    print(
+        json.dumps(
+            {
+                "study": "delta",
+                "steps": chosen.steps,
+                "seeds": chosen.seeds,
+                "parameters": sizes,
+                "bits_per_byte": {key: list(found.values()) for key, found in scores.items()},
+                "difference_from_additive": differences,
+            }
+        )
+    )
+
+
+def arms(layout: str, steps: int) -> dict[str, Any]:
+    """The recipes of one layout, with equal numbers of parameters to within 1 %."""
+    from ouroboros.config import DeltaSpec
+    from ouroboros.recipes import recipe
+
+    plain = recipe("gpt", "tiny")
+    plain = dataclasses.replace(
+        plain,
+        model=dataclasses.replace(plain.model, layout=LAYOUTS[layout]),
+        data=dataclasses.replace(plain.data, tokenizer="bpe:1024"),
+        train=dataclasses.replace(plain.train, steps=steps, eval_every=0, checkpoint_every=0, compile="off"),
+    )
+    kinds = {
+        "write-only": DeltaSpec(erase=False),
+        "delta": DeltaSpec(),
+        "delta 4": DeltaSpec(values=4, embedding_conv=True),
+    }
+    made = {"additive": plain}
+    for name, delta in kinds.items():
+        model = dataclasses.replace(plain.model, residual="delta", delta=delta)
+        made[name] = dataclasses.replace(plain, model=equal_size(model, plain.model))
+    return made
+
+
+def equal_size(model: Any, target: Any) -> Any:
+    """``model`` with the feed-forward width that brings its parameters closest to the target's."""
+    from ouroboros.accounting import cost
+
+    def at(width: int) -> Any:
+        return dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, intermediate_size=width))
+
+    wanted = cost(target).parameters
+    best = min(range(1, 2 * model.ffn.intermediate_size), key=lambda width: abs(cost(at(width)).parameters - wanted))
+    assert abs(cost(at(best)).parameters / wanted - 1) < 0.01
+    return at(best)
+
+
+def measure(recipe: Any, seed: int, run: Path, limit: int) -> float:
+    """Bits per byte on the held-out files of one run; trained now unless it is there already."""
+    from ouroboros.api import load_with_text_tokenizer
+    from ouroboros.data import open_prepared
+    from ouroboros.eval.score import score
+    from ouroboros.train.run import start
+
+    if not (run / "model.safetensors").is_file():
+        shutil.rmtree(run, ignore_errors=True)
+        prepared = run.parent / "data"
+        if prepared.is_dir():  # every run reads the same shards
+            shutil.copytree(prepared, run / "data")
+        start(dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed)), run)
+        if not prepared.is_dir():
+            shutil.copytree(run / "data", prepared)
+    model, tokenizer = load_with_text_tokenizer(run)
+    window = recipe.data.sequence_length
+    return score(
+        model, tokenizer, open_prepared(run / "data").documents("test"), window=window, max_bytes=limit
+    ).bits_per_byte
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The delta residual's passes over the state, with backward passes in closed form.
+
+A state is large beside what else a residual touches, and what costs time is to read, write and allocate tensors of its
+size. Autograd's own backward passes do that three times as often.
+
+Shapes: V value channels, D model width, ``...`` the leading axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def inverse_length(h_D: Tensor, guard: str, eps: float) -> Tensor:
+    """``1 / sqrt(|h|^2 + eps^2)``, or ``1 / max(|h|, eps)`` with the guard ``clamped``; (..., D) to (..., 1)."""
+    if guard == "additive":
+        return torch.rsqrt(h_D.square().sum(-1, keepdim=True) + eps**2)
+    # Unlike the root of a sum, a norm has the gradient 0 at 0; infinity times 0 would reach the weights as NaN.
+    return torch.linalg.vector_norm(h_D, dim=-1, keepdim=True).clamp(min=eps).reciprocal()
+
+
+class DeltaUpdate(torch.autograd.Function):
+    """``X' = X + b k (v - k.X)`` with ``k = s h``, ``s`` the guarded inverse length; or ``X + b k v`` without erasing.
+
+    With ``e = v - k.X``, ``G`` the gradient of ``X'`` and ``g = k.G``, sums over the value channels: ``dX = G - b k g``,
+    ``dv = b g``, ``db = g.e``, ``dk = b (G e - X g)``, ``dh = s (dk - k (k.dk))``. All of it is float32 at least,
+    whatever the state's dtype, also under autocast.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_VD: Tensor, h_D: Tensor, beta_1: Tensor, value_V: Tensor, guard: str, eps: float, erase: bool
+    ) -> Tensor:
+        """The new state (..., V, D).
+
+        Args:
+            ctx: keeps what the backward pass needs.
+            x_VD: the state (..., V, D).
+            h_D: the sublayer's output (..., D).
+            beta_1: the gate (..., 1), float32 or float64, as the value.
+            value_V: the target (..., V).
+            guard: see :func:`inverse_length`.
+            eps: of the guard.
+            erase: False writes ``b k v`` alone.
+        """
+        h_D = wide(h_D)
+        scale_1 = inverse_length(h_D, guard, eps)
+        k_D = h_D * scale_1
+        error_V = value_V - _dot(x_VD, k_D) if erase else value_V
+        ctx.save_for_backward(x_VD, k_D, scale_1, beta_1, value_V, error_V)
+        ctx.constant_below = 1 / eps if guard == "clamped" else None
+        ctx.erase = erase
+        return _write(x_VD, beta_1 * error_V, k_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the state, the sublayer's output, the gate and the value."""
+        x_VD, k_D, scale_1, beta_1, value_V, error_V = ctx.saved_tensors
+        out_VD = gradients[0]
+        along_V = _dot(out_VD, k_D)
+        dvalue_V = beta_1 * along_V
+        dbeta_1 = (along_V * error_V).sum(-1, keepdim=True)
+        # k.dk, without another pass: k.X = v - e, or nothing was erased and e = v.
+        radial_1 = (dvalue_V * (2 * error_V - value_V)).sum(-1, keepdim=True)
+        if ctx.constant_below is not None:
+            radial_1 = torch.where(scale_1 < ctx.constant_below, radial_1, 0.0)
+        dh_D = _mix(scale_1 * beta_1 * error_V, out_VD)
+        if ctx.erase:
+            dh_D -= _mix(scale_1 * dvalue_V, x_VD)
+        dh_D.addcmul_(k_D, scale_1 * radial_1, value=-1)
+        dx_VD = _write(out_VD, -dvalue_V, k_D) if ctx.erase else out_VD
+        return dx_VD, dh_D, dbeta_1, dvalue_V, None, None, None
+
+
+def _write(x_VD: Tensor, amount_V: Tensor, k_D: Tensor) -> Tensor:
+    """``X + a k``, in the dtype of ``X``."""
+    return torch.addcmul(wide(x_VD), amount_V[..., None], k_D[..., None, :]).to(x_VD.dtype)
+
+
+def _dot(x_VD: Tensor, k_D: Tensor) -> Tensor:
+    """``k.X`` (..., V)."""
+    if x_VD.shape[-2] == 1:
+        return (wide(x_VD) * k_D[..., None, :]).sum(-1)
+    return _product(k_D, wide(x_VD).mT)
+
+
+def _mix(amount_V: Tensor, x_VD: Tensor) -> Tensor:
+    """``sum_j a_j X_j`` (..., D)."""
+    if x_VD.shape[-2] == 1:
+        return amount_V * wide(x_VD)[..., 0, :]
+    return _product(amount_V, wide(x_VD))
+
+
+def _product(row: Tensor, matrix: Tensor) -> Tensor:
+    """Batched small products: they read a state of several channels once and write nothing of its size."""
+    with torch.autocast(row.device.type, enabled=False):
+        return torch.matmul(row[..., None, :], matrix)[..., 0, :]
+
+
+class ChannelSum(torch.autograd.Function):
+    """``y_i = sum_u W_ui X_ui``, float32 at least."""
+
+    @staticmethod
+    def forward(ctx: Any, x_VD: Tensor, weight_VD: Tensor) -> Tensor:
+        """A state (..., V, D) and weights (V, D) to (..., D), in the state's dtype."""
+        ctx.save_for_backward(x_VD, weight_VD)
+        first, *rest = zip(wide(x_VD).unbind(-2), weight_VD, strict=True)
+        y_D = first[0] * first[1]
+        for x_D, weight_D in rest:
+            y_D.addcmul_(x_D, weight_D)
+        return y_D.to(x_VD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the state and the weights."""
+        x_VD, weight_VD = ctx.saved_tensors
+        dy_D = wide(gradients[0])
+        dweight = [(dy_D * x_D).flatten(0, -2).sum(0) for x_D in wide(x_VD).unbind(-2)]
+        return (dy_D[..., None, :] * weight_VD).to(x_VD.dtype), torch.stack(dweight)

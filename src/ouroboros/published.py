@@ -1,0 +1,117 @@
+"""The published Python interface of the delta residual: ``logits, loss = model(input_ids, targets=...)``.
+
+A thin envelope around :class:`~ouroboros.model.modeling.OuroborosForCausalLM`, offered by
+:mod:`ouroboros.recipes.delta`. Shapes: B batch, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ouroboros.config import Recipe
+from ouroboros.errors import check
+from ouroboros.model import configuration
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.recipes.delta import OuroborosConfig, delta_published
+
+TARGETS_IGNORED, LABELS_IGNORED = -1, -100
+"""What marks a position without a target: as published, and as in transformers."""
+
+
+class OuroborosModel(nn.Module):
+    """The published model over this library's parts.
+
+    Args:
+        config: the published fields.
+    """
+
+    def __init__(self, config: OuroborosConfig) -> None:
+        super().__init__()
+        check(
+            isinstance(config, OuroborosConfig),
+            f"OuroborosModel takes an ouroboros.recipes.delta.OuroborosConfig, got {type(config).__name__}",
+        )
+        self.config = config
+        self.model = OuroborosForCausalLM(configuration.OuroborosConfig.from_spec(config.spec))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        output_all_seq: bool = False,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits in float32 and the mean cross-entropy.
+
+        Args:
+            input_ids: token ids (B, T).
+            targets: (B, T), already shifted: ``targets[:, t]`` is what follows ``input_ids[:, t]``; -1 is ignored.
+            labels: (B, T), shifted inside: pass the input ids; -100 is ignored. Give this or ``targets``.
+            output_all_seq: without either, logits of every position instead of the last one's.
+            attention_mask: (B, T), 0 on padding.
+
+        Returns:
+            ``(logits, loss)``: (B, T, V) and a number with targets or labels; else (B, 1, V) and None.
+
+        Raises:
+            OuroborosError: other shapes, both targets and labels, more than ``block_size`` tokens.
+        """
+        check(input_ids.ndim == 2, f"input_ids must be (batch, tokens), got shape {tuple(input_ids.shape)}")
+        length, limit = input_ids.shape[1], self.config.block_size
+        check(
+            length <= limit, f"input_ids has {length} tokens but block_size is {limit}: shorten it or raise block_size"
+        )
+        check(targets is None or labels is None, "give targets (already shifted) or labels (shifted inside), not both")
+        for name, given in (("targets", targets), ("labels", labels)):
+            check(
+                given is None or given.shape == input_ids.shape,
+                f"{name} must have the shape of input_ids {tuple(input_ids.shape)},"
+                f" got {tuple(given.shape) if given is not None else ()}",
+            )
+        if targets is not None:
+            _warn_of_copying(input_ids, targets)
+        keep = 0 if output_all_seq or targets is not None or labels is not None else 1
+        outputs = self.model(input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=keep)
+        logits = outputs.logits.float()
+        if labels is not None:
+            shifted = F.pad(labels[:, 1:], (0, 1), value=LABELS_IGNORED)
+            return logits, F.cross_entropy(logits.flatten(0, 1), shifted.flatten().long(), ignore_index=LABELS_IGNORED)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=TARGETS_IGNORED)
+
+    def get_num_params(self) -> int:
+        """Parameters; the embedding, which is the output matrix too, counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def to_transformers(self) -> OuroborosForCausalLM:
+        """The transformers model with these very weights: caches, ``generate``, ``save_pretrained``."""
+        return self.model
+
+    def to_recipe(self) -> Recipe:
+        """A recipe of this model, to be trained as published."""
+        recipe = delta_published()
+        return dataclasses.replace(
+            recipe,
+            model=self.config.spec,
+            data=dataclasses.replace(recipe.data, sequence_length=max(2, self.config.block_size)),
+        )
+
+
+def _warn_of_copying(input_ids: Tensor, targets: Tensor) -> None:
+    """Warn if the targets are the inputs themselves, which teaches a model to copy: the loss falls, for nothing."""
+    counted = targets != TARGETS_IGNORED
+    if input_ids.shape[1] > 1 and bool(counted.any()) and torch.equal(targets[counted], input_ids[counted].to(targets)):
+        warnings.warn(
+            "targets equal input_ids, so the model learns to copy its input: pass labels=input_ids, which shifts"
+            " inside, or targets shifted by one (targets[:, t] = input_ids[:, t + 1], -1 at the end)",
+            UserWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,112 @@
+"""Published Deep Delta Learning tensors: names, axes and what they say about sizes. The golden cases do the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ouroboros.convert.delta import our_layout, our_name, to_model, to_spec
+from ouroboros.errors import OuroborosError
+from ouroboros.nn.delta import TokenCompressor
+
+D, V, K, HEADS, WIDTH, HIDDEN = 12, 2, 3, 2, 4, 32
+SETTINGS = {"ddl_k_eps": 1e-5, "block_size": 16}
+
+
+def tensors(**changes: Tensor | None) -> dict[str, Tensor]:
+    """An expanded model with the token compressor; a change of None removes a tensor."""
+    torch.manual_seed(0)
+    block = {
+        "ln_1.weight": (D,),
+        "ln_2.weight": (D,),
+        "attn.c_q.weight": (HEADS * WIDTH, D),
+        "attn.c_k.weight": (HEADS * WIDTH, D),
+        "attn.c_v.weight": (HEADS * WIDTH, D),
+        "attn.c_proj.weight": (D, HEADS * WIDTH),
+        "attn.q_rms.weight": (WIDTH,),
+        "attn.k_rms.weight": (WIDTH,),
+        "mlp.c_fc1.weight": (HIDDEN, D),
+        "mlp.c_fc2.weight": (HIDDEN, D),
+        "mlp.c_proj.weight": (D, HIDDEN),
+        "compress.shortconv.weight": (D * V, K),
+        "compress.read": (V,),
+    }
+    for name in ("ddl_attn", "ddl_mlp"):
+        block |= {f"{name}.beta.weight": (1, D), f"{name}.beta.bias": (1,)}
+        block |= {f"{name}.v_proj.weight": (V, D), f"{name}.v_proj.bias": (V,)}
+    shapes: dict[str, tuple[int, ...]] = {f"transformer.h.0.{name}": shape for name, shape in block.items()}
+    shapes |= {"transformer.wte.weight": (9, D), "ln_f.weight": (D,), "input_embed.conv.weight": (D * V, 1, K)}
+    shapes |= {"readout.shortconv.weight": (D * V, K), "readout.read": (V,)}
+    found: dict[str, Any] = {name: torch.randn(shape) for name, shape in shapes.items()} | changes
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def test_sizes_are_read_from_tensors() -> None:
+    spec = to_spec(tensors(), SETTINGS)
+    assert (spec.vocab_size, spec.hidden_size, spec.layout, spec.max_position_embeddings) == (9, D, "1", 16)
+    assert (spec.mixer.num_heads, spec.mixer.head_dim, spec.ffn.intermediate_size) == (HEADS, WIDTH, HIDDEN)
+    assert (spec.delta.values, spec.delta.kernel, spec.delta.compressor) == (V, K, "token")
+    assert (spec.delta.embedding_conv, spec.delta.embedding_kernel, spec.delta.eps) == (True, K, 1e-5)
+    assert to_spec(tensors(), {**SETTINGS, "ddl_value_channels": V, "hidden_size": D}) == spec
+
+
+def test_the_model_computes_with_the_tensors() -> None:
+    given = tensors()
+    output = {**given, "lm_head.weight": given["transformer.wte.weight"]}
+    model = to_model(output, SETTINGS, eos_token_id=3)
+    assert model.config.eos_token_id == 3 and not model.training
+    assert sum(p.numel() for p in model.parameters()) == sum(t.numel() for t in given.values())
+    ids = torch.randint(0, 9, (2, 6))
+    assert torch.equal(model(ids).logits, to_model(given, SETTINGS)(ids).logits)
+
+
+def test_filters_change_their_axes() -> None:
+    """Channel ``i V + j`` of a stored filter is value channel j of width i."""
+    given = tensors()
+    name = "transformer.h.0.compress.shortconv.weight"
+    part = to_model(given, SETTINGS).model.decoder.layers[0].compressor
+    assert isinstance(part, TokenCompressor)
+    for i, j, s in ((0, 0, 0), (5, 1, 2), (11, 0, 1)):
+        assert part.weight[s, j, i] == given[name][i * V + j, s]
+        assert (
+            our_layout("input_embed.conv.weight", given["input_embed.conv.weight"], V)[s, j, i]
+            == (given["input_embed.conv.weight"][i * V + j, 0, s])
+        )
+    assert our_name("transformer.h.11.attn.o_norm.weight") == "model.decoder.layers.11.self_attn.head_norm.weight"
+
+
+def test_without_residual_parameters_it_is_the_additive_twin() -> None:
+    twin = {
+        name: t for name, t in tensors().items() if not any(p in name for p in ("ddl_", "compress", "read", "conv"))
+    }
+    assert to_spec(twin, {}).residual == "additive"
+    assert to_model(twin, {})(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 9)
+
+
+def test_constant_targets_ignore_the_stored_map() -> None:
+    spec = to_model(tensors(), {"ddl_v_constant": True}).model.spec
+    assert spec.delta.value == "constant"
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"other": torch.ones(1)}, {}, "other is unknown"),
+        ({"transformer.wte.weight": None}, {}, "transformer.wte.weight is missing"),
+        ({"ln_f.weight": None}, {}, "do not belong together"),
+        ({"ln_f.weight": torch.full((D,), torch.nan)}, {}, "'ln_f.weight' holds NaN"),
+        ({"transformer.h.2.ln_1.weight": torch.ones(D)}, {}, r"holds? blocks \[0, 2\]"),
+        ({"lm_head.weight": torch.ones(9, D)}, {}, "lm_head.weight differs from transformer.wte.weight"),
+        ({}, {"hidden_size": 24}, "hidden_size is 24 in the settings, but the tensors say 12"),
+        ({}, {"ddl_value_channels": 4}, "ouroboros_value_channels is 4 in the settings, but the tensors say 2"),
+        ({}, {"model_type": "ddl"}, "unknown field 'model_type'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message) as caught:
+        to_model(tensors(**changes), settings)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,152 @@
+"""The delta recipes and the published configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import ouroboros.recipes.delta as delta_module
+from ouroboros import published
+from ouroboros.accounting import cost
+from ouroboros.errors import OuroborosError
+from ouroboros.recipes import recipe, sizes
+from ouroboros.recipes.delta import OuroborosConfig
+
+MEDIUM = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8}
+CHANNEL = {"ouroboros_value_channels": 4}
+TOKEN = {"ouroboros_value_channels": 4, "ouroboros_compressor": "token"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "small", "medium"),
+    [
+        ({}, 123_627_312, 353_606_752),
+        (TOKEN, 123_842_476, 354_164_052),
+        ({**TOKEN, "ouroboros_embedding_conv": True}, 123_854_764, 354_180_436),
+        (CHANNEL, 123_722_668, 353_856_852),
+        ({**CHANNEL, "ouroboros_embedding_conv": True}, 123_734_956, 353_873_236),
+    ],
+    ids=str,
+)
+def test_published_parameter_counts(fields: dict[str, Any], small: int, medium: int) -> None:
+    for shape, expected, additive in (({}, small, 123_590_400), (MEDIUM, medium, 353_508_352)):
+        spec = OuroborosConfig(**shape, **fields).spec
+        assert cost(spec).parameters == expected
+        assert cost(dataclasses.replace(spec, residual="additive")).parameters == additive
+
+
+def test_recipes_have_the_published_sizes() -> None:
+    for name in ("delta", "delta-published"):
+        assert sizes(name) == ("tiny", "small", "published", "medium")
+        assert recipe(name, "base") == recipe(name, "published")
+        assert cost(recipe(name, "published").model).parameters == 123_627_312
+        assert cost(recipe(name, "medium").model).parameters == 353_606_752
+    assert recipe("delta-published", "published").model == OuroborosConfig().spec
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_the_additive_twin_is_the_plain_decoder(size: str) -> None:
+    """Parts and training are those of ``gpt``: what differs is the query/key norm and the start."""
+    ours, plain = recipe("delta", size), recipe("gpt", size)
+    changed = {"mixer", "residual", "embedding_std", "init_std", "output_init"}
+    for field in dataclasses.fields(plain.model):
+        same = getattr(ours.model, field.name) == getattr(plain.model, field.name)
+        assert same == (field.name not in changed), field.name
+    assert dataclasses.replace(ours.model.mixer, qk_norm="none", head_dim=None) == plain.model.mixer
+    assert (ours.data, ours.optim, ours.train) == (plain.data, plain.optim, plain.train)
+
+
+def test_the_shipped_recipe_differs_where_the_published_one_is_at_fault() -> None:
+    ours, published = recipe("delta", "published").model, recipe("delta-published", "published").model
+    assert (ours.mixer.qk_norm, published.mixer.qk_norm) == ("before_rope", "after_rope")
+    assert (ours.norm.eps, published.norm.eps) == (1e-6, 1e-5)
+    assert (ours.delta.compressor_init, published.delta.compressor_init) == ("average", "normal")
+    assert ours.init_std == published.init_std == 0.5 / math.sqrt(768)
+
+
+def test_fields_become_the_specification() -> None:
+    config = OuroborosConfig(
+        hidden_size=24,
+        num_attention_heads=2,
+        head_dim=8,
+        block_size=64,
+        ddl_k_eps=1e-5,
+        ddl_beta_init=0.5,
+        ddl_beta_single_linear=False,
+        ouroboros_beta_hidden_size=6,
+        ddl_v_sigmoid=False,
+        use_k_shift=True,
+        use_output_gate=True,
+        using_groupnorm=True,
+        use_qk_rmsnorm=False,
+        q_activation="silu",
+        rope_ratio=0.5,
+        mup=True,
+        hidden_size_base=48,
+    )
+    spec, delta, mixer = config.spec, config.spec.delta, config.spec.mixer
+    assert (delta.eps, delta.beta_init, delta.gate, delta.gate_hidden, delta.value) == (
+        1e-5,
+        0.5,
+        "two_layer",
+        6,
+        "linear",
+    )
+    assert (mixer.k_shift, mixer.v_shift, mixer.output_gate, mixer.head_norm) == (True, False, True, True)
+    assert (mixer.qk_norm, mixer.q_activation, mixer.k_activation) == ("none", "silu", "none")
+    assert (mixer.rope.fraction, spec.logit_scale, spec.ffn.intermediate_size) == (0.5, 2.0, 64)
+    assert (spec.max_position_embeddings, spec.output_init, spec.embedding_std) == (64, "depth_scaled", 0.02)
+    constant = OuroborosConfig(ddl_v_dim1_constant=True, ddl_v_constant_value=1).spec.delta
+    assert (constant.value, constant.value_constant) == ("constant", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hiden_size": 8}, r"unknown field 'hiden_size'; did you mean 'hidden_size'\?"),
+        ({"ddl_kk_eps": 8}, "unknown field 'ddl_kk_eps'; did you mean 'ouroboros_k_eps'"),
+        ({"ddl_state_dv_shortconv_causal": True}, "unknown field"),
+        ({"ddl_k_eps": 1e-5, "ouroboros_k_eps": 1e-5}, "both given: give one"),
+        ({"hidden_size": "8"}, "hidden_size must be of type int, got '8'"),
+        ({"hidden_size": True}, "hidden_size must be of type int"),
+        ({"mup": 1}, "mup must be of type bool"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be >= 1"),
+        ({"q_activation": "gelu"}, "q_activation must be null or one of none, silu"),
+        ({"ouroboros_compressor": "both"}, "must be 'channel' or 'token'"),
+        ({"ouroboros_beta_init": 2.5}, r"ouroboros_beta_init must be in \[0, 2\], the range of the gate"),
+        ({"hidden_init_std_factor": 0}, "weights of 0 give sublayer outputs of 0"),
+        ({"ouroboros_value_channels": 4, "ddl_state_shortconv_kernel_size": 3}, "leaves value channels unread"),
+        ({"ouroboros_compressor": "token"}, "set ouroboros_value_channels to more than 1"),
+        ({"ouroboros_k_eps": 0}, "ouroboros_k_eps must be > 0"),
+        ({"rope_ratio": 2}, r"rope_ratio must be in \[0, 1\]"),
+    ],
+    ids=str,
+)
+def test_bad_fields(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message) as caught:
+        OuroborosConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_frozen_gate_is_reported() -> None:
+    for start in (0, 2):
+        with pytest.warns(UserWarning, match=r"derivative is almost 0.*take 0.01 to 0.1"):
+            OuroborosConfig(ouroboros_beta_init=start)
+    assert OuroborosConfig(ouroboros_beta_init=0.01).ouroboros_beta_init == 0.01
+    assert OuroborosConfig(ddl_state_dv_shortconv_causal=False) == OuroborosConfig()
+
+
+def test_the_configuration_needs_no_torch_and_the_model_class_comes_on_first_use() -> None:
+    code = (
+        "import sys; from ouroboros.recipes.delta import OuroborosConfig; OuroborosConfig().spec;"
+        " sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert delta_module.OuroborosModel is published.OuroborosModel
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = delta_module.Nothing
