@@ -18,7 +18,7 @@ from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData, open_prepared
 from ouroboros.errors import check
 from ouroboros.report.text import plural
-from ouroboros.schedule import Schedule
+from ouroboros.schedule import Schedule, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,26 +170,41 @@ def delta_facts(run: Path, recipe: Recipe) -> DeltaFacts | None:
     """
     if recipe.model.residual != "delta":
         return None
+    import torch
+
     from ouroboros.api import load_model, model_directory
-    from ouroboros.eval.residuals import record
 
     directory = model_directory(run)
     model: Any = load_model(directory)
-    split, sample = held_out_sample(open_prepared(run / "data"), *_size(recipe, model))
+    split, sample = held_out_sample(open_prepared(run / "data"), *sample_size(recipe))
     check(sample.max() < model.config.vocab_size, f"{run}: the data has tokens that the model does not know")
-    import torch
+    name = "finished model" if directory == run else directory.name
+    split = {"valid": "validation"}.get(split, split)
+    return look_at(model, recipe, torch.from_numpy(sample), name=name, split=split)
 
-    ids = torch.from_numpy(sample)
+
+def look_at(model: Any, recipe: Recipe, ids: Tensor, *, name: str, split: str) -> DeltaFacts:
+    """What the delta residuals of ``model``, made by ``recipe``, do on ``ids`` (B, T).
+
+    Args:
+        model: a causal language model with the delta residual.
+        recipe: gives the seed and the cost of a pass.
+        ids: tokens.
+        name: :attr:`DeltaFacts.model`.
+        split: part of the data that ``ids`` come from.
+    """
+    from ouroboros.eval.residuals import record
+
     records = record(model, ids)
     limits = _target_range(records)
     start_gates, start_norms = _before_training(recipe, ids)
     forced = ids[: _ablation_sequences(recipe, len(records)), :ABLATION_LENGTH]
     coherence, signed = _coherence(records)
-    delta = model.model.spec.delta
+    delta = recipe.model.delta
     return DeltaFacts(
         schedule=model.model.schedule,
-        model="finished model" if directory == run else directory.name,
-        split={"valid": "validation"}.get(split, split),
+        model=name,
+        split=split,
         sequences=ids.shape[0],
         length=ids.shape[1],
         width=recipe.model.hidden_size,
@@ -237,10 +252,10 @@ def held_out_sample(data: PreparedData, count: int, length: int) -> tuple[str, n
     raise AssertionError
 
 
-def _size(recipe: Recipe, model: Any) -> tuple[int, int]:
-    """Sequences and tokens of each."""
+def sample_size(recipe: Recipe) -> tuple[int, int]:
+    """How many sequences of how many tokens to look at: few enough that the page is made in seconds."""
     length = min(recipe.data.sequence_length, recipe.model.max_position_embeddings, MAX_LENGTH)
-    entries = 2 * len(model.model.schedule.visits) * recipe.model.hidden_size
+    entries = 2 * parse(recipe.model.layout).num_visits * recipe.model.hidden_size
     return max(1, min(MAX_TOKENS, MAX_RECORDED // entries) // length), length
 
 

@@ -43,8 +43,8 @@ def lead(facts: DeltaFacts) -> str:
     visits = facts.schedule.num_visits
     if facts.schedule.is_looped:
         parts.append(
-            f"The axis is the order of visits: a looped block is visited again with the same weights, and then has"
-            f" other gates, because it reads another state ({facts.schedule.num_blocks} stored blocks, {visits} visits)."
+            "The axis is the order of visits: a looped block is visited again with the same weights, and then has"
+            f" other gates, because it reads another state ({facts.schedule.num_blocks} blocks, {visits} visits)."
         )
     if visits > MAX_VISITS:
         parts.append(f"Of the {visits:,} visits {MAX_VISITS} at even distances are drawn.")
@@ -159,7 +159,7 @@ def _amounts(facts: DeltaFacts) -> list[Picture]:
         Picture(
             "Distance from the target",
             charts.discrepancy_chart(facts),
-            "|v - k.X| before and after the update, mean over tokens. A gate of 1 brings it to 0, one near 0 or 2 leaves"
+            "|v - k.X| before and after the update, mean over tokens. A gate of 1 makes it 0, one near 0 or 2 leaves"
             " it as large as it was. It need not become small: v is what the residual writes, not a truth.",
         ),
         Picture(

@@ -44,11 +44,11 @@ def _shown(facts: DeltaFacts) -> tuple[Depth, list[tuple[int, Use]]]:
     return depth, [(index, use) for index, use in enumerate(facts.uses) if use.slot in slots]
 
 
-def _of(facts: DeltaFacts, sublayer: str) -> tuple[Depth, list[tuple[int, Use]], list[float]]:
-    """The axis, the uses of one sublayer and their places."""
+def _of(facts: DeltaFacts, sublayer: str) -> tuple[list[Use], list[float]]:
+    """The uses of one sublayer and their places."""
     depth, uses = _shown(facts)
-    chosen = [(index, use) for index, use in uses if use.sublayer == sublayer]
-    return depth, chosen, [depth.place(use.slot, sublayer) for _, use in chosen]
+    chosen = [use for _, use in uses if use.sublayer == sublayer]
+    return chosen, [depth.place(use.slot, sublayer) for use in chosen]
 
 
 def _histograms(
@@ -99,9 +99,9 @@ def gate_chart(facts: DeltaFacts, *, ident: str = "delta-gate") -> str:
 
 def _spread_chart(facts: DeltaFacts, get: Callable[[ResidualSummary], Sequence[float]], drawing: Canvas) -> None:
     for sublayer, color in COLORS.items():
-        depth, uses, places = _of(facts, sublayer)
-        spread(drawing.axes, places, [get(use.summary) for _, use in uses], color, NAMES[sublayer])
-    depth.mark(drawing.axes)
+        uses, places = _of(facts, sublayer)
+        spread(drawing.axes, places, [get(use.summary) for use in uses], color, NAMES[sublayer])
+    Depth(facts.schedule).mark(drawing.axes)
     legend_above(drawing.axes)
 
 
@@ -157,7 +157,8 @@ def product_chart(facts: DeltaFacts, *, ident: str = "delta-product") -> str:
         depth.mark(axes)
         axes.set_ylim(0, rows)
         axes.set_ylabel("singular values, smallest first")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        ticks = evenly(range(rows + 1), 9)
+        axes.set_yticks(ticks, [str(tick) for tick in ticks])
         legend_above(axes, 1)
         return drawing.svg("Singular values of the product of all shortcuts by depth")
 
@@ -217,10 +218,10 @@ def _pair_chart(facts: DeltaFacts, pairs: Sequence[tuple[str, str, str]], what: 
     with canvas(ident) as drawing:
         for field, name, color in pairs:
             for sublayer in NAMES:
-                depth, uses, places = _of(facts, sublayer)
-                values = [getattr(use.summary, field) for _, use in uses]
+                uses, places = _of(facts, sublayer)
+                values = [getattr(use.summary, field) for use in uses]
                 curve(drawing.axes, places, values, color, sublayer, f"{name}, {NAMES[sublayer]}")
-        depth.mark(drawing.axes)
+        Depth(facts.schedule).mark(drawing.axes)
         drawing.axes.set_ylim(bottom=0)
         drawing.axes.set_ylabel("mean over tokens")
         legend_above(drawing.axes)
