@@ -116,8 +116,13 @@ def direction(h: Tensor, spec: DeltaSpec) -> Tensor:
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)`` in float32, also where lower precision is the rule."""
     with torch.autocast(x.device.type, enabled=False):
-        x, bias = wide(x), layer.bias
-        return F.linear(x, layer.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        x = wide(x)
+        weight, bias = layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
+        if layer.out_features > 1:
+            return F.linear(x, weight, bias)
+        # Compiled, this joins the loops around it; a matrix product of one column would write and read its gradient.
+        y = torch.mv(x.reshape(-1, x.shape[-1]), weight[0]).view(*x.shape[:-1], 1)
+        return y if bias is None else y + bias
 
 
 class ChannelCompressor(nn.Module):
@@ -144,13 +149,14 @@ class ChannelCompressor(nn.Module):
 
     def folded(self) -> Tensor:
         """``W`` (D, V), float32."""
-        V, start = self.values, (self.kernel - 1) // 2 + 1
-        windows = F.pad(wide(self.weight), (V, V)).unfold(1, V, 1)[:, start : start + V]
-        return (windows.transpose(0, 1) * self.read.flip(0)[:, None, None]).sum(0)
+        V, K, start = self.values, self.kernel, (self.kernel - 1) // 2 + 1
+        reads_VK = F.pad(wide(self.read), (K, K)).unfold(0, K, 1)[start : start + V].flip(1)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return (reads_VK @ wide(self.weight).T).T
 
     def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
         """(B, T, V, D) to (B, T, D); needs no memory."""
-        return ChannelSum.apply(x_BTVD, self.folded().T.contiguous())
+        return ChannelSum.apply(x_BTVD, self.folded().T)
 
 
 class TokenCompressor(nn.Module):

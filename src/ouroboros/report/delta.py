@@ -32,11 +32,13 @@ MAX_LENGTH = 256
 """Tokens of a sequence."""
 MAX_RECORDED = 2**27
 """Entries of all recorded directions: larger models are looked at on fewer tokens."""
-ABLATION_FLOPS = 10**12
+ABLATION_FLOPS = 2 * 10**11
 """What the forward passes with forced gates may cost together; they need at least two short sequences."""
 ABLATION_LENGTH = 64
-MAX_ABLATION_FLOPS = 10**13
-"""A model too large even for those goes without."""
+MAX_ABLATION_FLOPS = 4 * 10**12
+"""A model too large even for those goes without: minutes on one core."""
+MAX_ABLATION_VISITS = 12_000
+"""So does one so deep that calling its blocks takes as long, however small they are."""
 PRODUCT_TOKENS = 32
 PRODUCT_WORK = 4 * 10**8
 """Bound of tokens times N^4, the order of N decompositions of N x N matrices each."""
@@ -135,7 +137,7 @@ class DeltaFacts:
     readings: Sequence[Reading]
     """Empty with one value channel."""
     ablations: Sequence[Ablation]
-    """Empty for a model that is too large."""
+    """Empty for a model that is too large or too deep."""
     ablation_tokens: int
 
     @property
@@ -260,10 +262,12 @@ def sample_size(recipe: Recipe) -> tuple[int, int]:
 
 
 def _ablation_sequences(recipe: Recipe, uses: int) -> int:
-    """How many short sequences the passes with forced gates are affordable on; 0 for a model that is too large."""
+    """How many short sequences the passes with forced gates are affordable on; 0 for too large a model."""
     passes = 3 * uses + 1
     each = passes * ABLATION_LENGTH * cost(recipe.model, context=ABLATION_LENGTH // 2).flops_per_token
-    return 0 if 2 * each > MAX_ABLATION_FLOPS else max(2, ABLATION_FLOPS // each)
+    if 2 * each > MAX_ABLATION_FLOPS or passes * uses // 2 > MAX_ABLATION_VISITS:
+        return 0
+    return max(2, ABLATION_FLOPS // each)
 
 
 def _ablations(model: Any, ids: Tensor) -> list[Ablation]:

@@ -14,7 +14,7 @@ from ouroboros.schedule import Schedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_VISITS = 48
+MAX_VISITS = 32
 """More would not be told apart; of more, this many at even distances are shown."""
 MAX_MARKED_LOOPS = 8
 LEVELS = 12
@@ -58,7 +58,7 @@ class Depth:
                     for start in [slot for slot in starts if slot in where]:
                         axes.axvline(where[start] - 0.5, color=LIGHT["faint"], linewidth=0.8, linestyle=(0, (2, 2)))
             first = last
-        ticks = evenly(slots, 12)
+        ticks = slots[:: math.ceil(len(slots) / 12)]
         axes.set_xticks([where[slot] for slot in ticks], [str(slot) for slot in ticks])
         axes.set_xlim(-0.5, len(slots) - 0.5)
         axes.grid(visible=False, axis="x")
@@ -113,9 +113,11 @@ def cells(
 def spread(axes: Axes, places: Sequence[float], quantiles: Sequence[Sequence[float]], color: str, name: str) -> None:
     """Five quantiles at each place: a thin line from the first to the last, a thick one, and a dot in the middle."""
     low, lower, middle, upper, high = zip(*quantiles, strict=True)
-    axes.vlines(places, low, high, color=LIGHT[color], linewidth=1.2, alpha=0.6)
-    axes.vlines(places, lower, upper, color=LIGHT[color], linewidth=4, alpha=0.5)
-    axes.plot(places, middle, color=LIGHT[color], marker="o", markersize=4.5, linestyle="none", label=name)
+    size = min(1.0, 16 / len(places))
+    axes.vlines(places, low, high, color=LIGHT[color], linewidth=0.7 + 0.5 * size, alpha=0.6)
+    axes.vlines(places, lower, upper, color=LIGHT[color], linewidth=4 * size, alpha=0.5)
+    dots = {"marker": "o", "markersize": 2 + 2.5 * size, "linestyle": "none"}
+    axes.plot(places, middle, color=LIGHT[color], label=name, **dots)
 
 
 def curve(axes: Axes, places: Sequence[float], values: Sequence[float], color: str, sublayer: str, name: str) -> None:

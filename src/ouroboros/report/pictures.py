@@ -48,6 +48,8 @@ def lead(facts: DeltaFacts) -> str:
         )
     if visits > MAX_VISITS:
         parts.append(f"Of the {visits:,} visits {MAX_VISITS} at even distances are drawn.")
+    if not facts.ablations:
+        parts.append("Forcing single gates would take too long for a model of this size, and is left out.")
     if not facts.erase:
         parts.append("This is the control that only writes, so there is no eigenvalue, product or coupling to show.")
     return _typeset(" ".join(parts))

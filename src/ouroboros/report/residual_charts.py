@@ -5,6 +5,7 @@ Attention and feed-forward network of a visit stand side by side, attention to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,7 @@ def regime_chart(facts: DeltaFacts, *, ident: str = "delta-regimes") -> str:
             axes.bar(places, shares, width=0.44, bottom=bottom, color=LIGHT[color], label=name)
             bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
         depth.mark(axes)
-        axes.set_ylim(0, 100)
+        axes.set_ylim(0, 106)  # above the bars, the shade of a loop is seen
         axes.set_ylabel("% of the tokens")
         legend_above(axes, 3)
         return drawing.svg("Shares of the tokens that each residual keeps, erases and reflects")
@@ -176,7 +177,9 @@ def coherence_chart(facts: DeltaFacts, *, signed: bool, ident: str = "delta-cohe
         cells(axes, columns, lefts=edges[:-1], width=1, edges=edges, color="arm0", negative="arm1")
         for line in (axes.axhline, axes.axvline):
             line(count / 2 - 0.5, color=LIGHT["soft"], linewidth=1.0)
-        ticks = [at for half in (0, count // 2) for at in evenly(range(half, half + count // 2), 6)]
+        # A last tick of the first half would touch the first of the second.
+        half, step = count // 2, math.ceil(count / 10)
+        ticks = [start + at for start in (0, half) for at in range(0, half - (step - 1) // 2, step)]
         names = [str(order[at][1].slot) for at in ticks]
         axes.set_xticks(ticks, names)
         axes.set_yticks(ticks, names)
@@ -370,19 +373,21 @@ def ablation_chart(facts: DeltaFacts, sublayer: str, *, ident: str) -> str:
                     low, high = one.change - 1.96 * one.stderr, one.change + 1.96 * one.stderr
                     axes.vlines(place, low, high, color=LIGHT["faint"], linewidth=1.4)
         axes.axhline(0, color=LIGHT["soft"], linewidth=1.0)
-        _change_axis(axes, [one.change for one in found])
+        reach = [1.96 * (one.stderr or 0.0) for one in found]
+        ends = [one.change + side * far for one, far in zip(found, reach, strict=True) for side in (-1, 1)]
+        _change_axis(axes, min(ends), max(ends))
         depth.mark(axes)
         axes.set_ylabel("loss change, nats per token")
         legend_above(axes, 3)
         return drawing.svg(f"Change of the loss when one gate of {NAMES[sublayer]} is forced")
 
 
-def _change_axis(axes: Axes, changes: Sequence[float]) -> None:
+def _change_axis(axes: Axes, low: float, high: float) -> None:
     """A vertical axis for changes of any size and sign: linear to 0.01, then logarithmic."""
-    low, high = min(0.0, *changes), max(0.0, *changes)
+    low, high = min(1.3 * low, -0.003), max(1.3 * high, 0.012)
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.5)
-    axes.set_ylim(1.5 * low - 0.003, 1.5 * high + 0.003)
-    log = [step * 10.0**power for power in (-2, -1, 0, 1) for step in (1, 3)]
-    ticks = [tick for tick in (*(-value for value in log[::2]), 0.0, *log) if 1.5 * low <= tick <= 1.5 * high]
+    axes.set_ylim(low, high)
+    rising = [step * 10.0**power for power in (-2, -1, 0, 1) for step in (1, 3)]
+    ticks = [tick for tick in (*(-value for value in rising[::2]), 0.0, *rising) if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:+g}".replace("-", chr(0x2212)) if tick else "0" for tick in ticks])
     axes.minorticks_off()
