@@ -303,8 +303,9 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         if config.model_spec.zero_init_outputs:
             for block in self.model.decoder.layers:
                 assert isinstance(block, Block)
-                nn.init.zeros_(block.self_attn.o_proj.weight)
-                nn.init.zeros_(block.mlp.down_proj.weight)
+                for part in (block.self_attn.o_proj, block.mlp.down_proj):
+                    assert isinstance(part, nn.Linear)
+                    nn.init.zeros_(part.weight)
 
     @can_return_tuple
     def forward(
