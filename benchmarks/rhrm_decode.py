@@ -15,7 +15,6 @@ from typing import Any
 
 from common import alternate, build, load, parser, progress, ratio, report, set_threads, spread, timed
 
-VOCABULARY = 50_257
 CONTEXTS = (64, 512, 1024)
 
 
@@ -24,6 +23,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--size", default="lite", choices=("tiny", "lite", "pro", "beast"))
     options.add_argument("--recipe", default="rhrm", choices=("rhrm", "rhrm-published"))
+    options.add_argument("--vocabulary", type=int, help="by default the recipe's own; 50257 is the published one")
     options.add_argument("--new", type=int, default=64)
     options.add_argument("--peer", help="directory of the published model.py and chat.py")
     chosen = options.parse_args()
@@ -33,7 +33,8 @@ def main() -> None:
     from ouroboros.recipes import recipe
 
     size, contexts = ("tiny", (16, 64)) if chosen.quick else (chosen.size, CONTEXTS)
-    spec = dataclasses.replace(recipe(chosen.recipe, size).model, vocab_size=VOCABULARY)
+    spec = recipe(chosen.recipe, size).model
+    spec = dataclasses.replace(spec, vocab_size=chosen.vocabulary or spec.vocab_size)
     model = build(spec)
     new = 4 if chosen.quick else chosen.new
     found: dict[str, Any] = {}
@@ -53,7 +54,7 @@ def main() -> None:
         "rhrm_decode",
         started,
         recipe=f"{chosen.recipe} {size}",
-        vocabulary=VOCABULARY,
+        vocabulary=spec.vocab_size,
         new_tokens=new,
         contexts=found,
         cache_bytes_per_token=cache_bytes(size),
@@ -67,7 +68,7 @@ def arms_of(model: Any, context: int, new: int, *, fast: bool) -> dict[str, Call
 
     from ouroboros.serve.fast import FastDecoder
 
-    ids = torch.randint(0, VOCABULARY, (1, context), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
     greedy = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": new, "min_new_tokens": new}
 
     def seconds(generate: Callable[..., Any]) -> float:
@@ -111,9 +112,9 @@ def published(directory: str, spec: Any, context: int, new: int) -> Callable[[],
     torch.manual_seed(0)
     loops = int(spec.layout.removeprefix("(1)x"))
     model = published_model.HierarchicalReasoningModel(
-        VOCABULARY, spec.hidden_size, spec.mixer.num_heads, 4 * spec.hidden_size, loops
+        spec.vocab_size, spec.hidden_size, spec.mixer.num_heads, 4 * spec.hidden_size, loops
     ).eval()
-    ids = torch.randint(0, VOCABULARY - 1, (1, context), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, spec.vocab_size - 1, (1, context), generator=torch.Generator().manual_seed(0))
 
     class Tokens:
         """What the loop asks of a tokenizer."""

@@ -2,9 +2,9 @@
 
 Every arm starts from the same weights and takes the published step: 4 sequences, 4 micro-batches, AdamW on everything
 at the peak rate. ``ours`` runs as ``ouroboros train`` does on this machine (precision by measurement, compiled blocks
-and loss, fused AdamW). ``--peer DIR`` (a checkout of Ouroboros-Recursive-LM) is what it is compared with; without it the
-float32 eager form of our own stands in. The losses are compared with the spread of the peer's own runs, whose dropout
-differs by seed.
+and loss, fused AdamW). ``--peer DIR`` (a checkout of Ouroboros-Recursive-LM) is what it is compared with; without it
+the float32 eager form of our own stands in. The losses are compared with the spread of the peer's own runs, whose
+dropout differs by seed.
 """
 
 from __future__ import annotations

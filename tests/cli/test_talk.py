@@ -201,11 +201,15 @@ def test_chat_at_a_terminal(spawn, trained, request):
     os.close(slave)
     seen = b""
 
-    def until(words: bytes, seconds: float = 90.0) -> None:
+    def until(words: bytes, seconds: float = 90.0, poke: bytes = b"") -> None:
         nonlocal seen
-        end = time.monotonic() + seconds
+        begun = time.monotonic()
+        poked = begun
         while words not in seen:
-            assert time.monotonic() < end, seen
+            assert time.monotonic() < begun + seconds, seen
+            if poke and time.monotonic() > poked + 3:
+                poked = time.monotonic()
+                os.write(master, poke)
             if select.select([master], [], [], 0.1)[0]:
                 seen += os.read(master, 4096)
         seen = seen[seen.index(words) + len(words) :]
@@ -215,9 +219,10 @@ def test_chat_at_a_terminal(spawn, trained, request):
     os.write(master, b"hello\n")
     until(b"hello")
     until(b"> ")
-    time.sleep(0.5)  # a signal between the prompt and the reading of the terminal is seen at the next key only
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    until(b"[Ctrl-D or /quit leaves]")
+    # A signal between the prompt and the reading of the terminal is seen at the next key only: Ctrl-U changes nothing.
+    until(b"[Ctrl-D or /quit leaves]", poke=b"\x15")
     until(b"> ")
     os.write(master, b"/loops x\n")
     until(b"error: /loops takes a number")

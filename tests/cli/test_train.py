@@ -321,6 +321,7 @@ def test_signals_stop_a_run_with_a_checkpoint(spawn, cli, tiny, text, tmp_path):
 def test_an_interruption_before_training_leaves_nothing(cli, tiny, text, tmp_path, monkeypatch):
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)  # another thread may be the one that is told first
 
     monkeypatch.setattr("ouroboros.train.run.resolve", interrupted)
     out: Path = tmp_path / "run"

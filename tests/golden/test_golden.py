@@ -50,6 +50,8 @@ KINDS: dict[str, Check] = {
     **kinds_of("rhrm_data"),
     **kinds_of("rhrm_optim"),
     **kinds_of("rhrm_chat"),
+    **kinds_of("delta_parts"),
+    **kinds_of("delta_model"),
 }
 """The check of every kind of case."""
 

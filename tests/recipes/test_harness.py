@@ -118,7 +118,8 @@ VARIANTS = {
         mixer(q_activation="elu+1", k_activation="silu", v_activation="elu+1"), embedding_std=0.1
     ),
     "relu of keys": combined(mixer(k_activation="relu"), layout="2"),
-    "dropout": model(dropout=0.1, layout="3"),
+    "dropout": combined(ffn(dropout=0.1), dropout=0.1, layout="3"),
+    "feed-forward dropout": combined(ffn(dropout=0.1), layout="(1)x1"),
     "attention dropout": combined(mixer(dropout=0.2), layout="(1)x1"),
     "latent": latent(),
     "latent, registers": combined(latent(query_rank=0, rope_dim=6, head_dim=10), registers=3, register_std=1.0),

@@ -203,9 +203,12 @@ class FeedForwardSpec:
     bias: bool = False
     negative_slope: float = 0.5
     """Slope of ``leaky_relu2`` below zero."""
+    dropout: float = 0.0
+    """Dropout of the network's output in training, besides that of every sublayer (``model.dropout``)."""
 
     def __post_init__(self) -> None:
         check(self.intermediate_size >= 1, f"ffn.intermediate_size must be >= 1, got {self.intermediate_size}")
+        check(0 <= self.dropout < 1, f"ffn.dropout must be in [0, 1), got {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -375,7 +375,8 @@ def check_dropout(subject: Subject) -> str:
     """Evaluation is deterministic; training is random exactly where the specification has dropout."""
     if not torch.equal(logits_of(subject.model, subject.ids), subject.logits):
         raise Mismatch("two evaluations of the same tokens differ")
-    random = subject.spec.dropout > 0 or getattr(subject.spec.mixer, "dropout", 0.0) > 0
+    spec = subject.spec
+    random = max(spec.dropout, spec.ffn.dropout, getattr(spec.mixer, "dropout", 0.0)) > 0
     subject.model.train()
     try:
         same = torch.equal(logits_of(subject.model, subject.ids), logits_of(subject.model, subject.ids))

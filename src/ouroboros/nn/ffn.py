@@ -24,14 +24,19 @@ class FeedForward(nn.Module):
             self.gate_proj = nn.Linear(hidden_size, spec.intermediate_size, bias=spec.bias)
         self.up_proj = nn.Linear(hidden_size, spec.intermediate_size, bias=spec.bias)
         self.down_proj = nn.Linear(spec.intermediate_size, hidden_size, bias=spec.bias)
+        self.dropout = nn.Dropout(spec.dropout) if spec.dropout > 0 else None
 
     def forward(self, x_D: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
+        y_D = self.down_proj(self._hidden(x_D))
+        return y_D if self.dropout is None else self.dropout(y_D)
+
+    def _hidden(self, x_D: Tensor) -> Tensor:
         up_F = self.up_proj(x_D)
         if self.spec.kind == "swiglu":
-            return self.down_proj(F.silu(self.gate_proj(x_D)) * up_F)
+            return F.silu(self.gate_proj(x_D)) * up_F
         if self.spec.kind == "relu2":
-            return self.down_proj(F.relu(up_F).square())
+            return F.relu(up_F).square()
         if self.spec.kind == "leaky_relu2":
-            return self.down_proj(F.leaky_relu(up_F, self.spec.negative_slope).square())
-        return self.down_proj(F.gelu(up_F))
+            return F.leaky_relu(up_F, self.spec.negative_slope).square()
+        return F.gelu(up_F)

@@ -78,7 +78,7 @@ def rhrm_published(size: str = "lite") -> Recipe:
             vocab_size=_GPT2_ENTRIES,
             hidden_size=hidden,
             mixer=mixer,
-            ffn=FeedForwardSpec(intermediate_size=4 * hidden, bias=True),
+            ffn=FeedForwardSpec(intermediate_size=4 * hidden, bias=True, dropout=0.1),
             norm=NormSpec(eps=1e-8),
             registers=5,
             register_std=1.0,

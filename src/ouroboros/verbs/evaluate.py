@@ -53,6 +53,7 @@ def eval(arguments: Sequence[str]) -> int:
     """The verb ``eval``."""
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops = parse_loops(options.loops)
+    check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
     log_to_stderr()
     quiet_transformers()
     import torch
@@ -62,9 +63,7 @@ def eval(arguments: Sequence[str]) -> int:
 
     directory = model_directory(options.model)
     model, tokenizer = load_with_text_tokenizer(directory)
-    window = options.window
-    if window is None:
-        window = default_window(options.model, model.config.max_position_embeddings)
+    window = options.window or default_window(options.model, model.config.max_position_embeddings)
 
     def score_all(documents: list[bytes]) -> list[Score]:
         return [

@@ -27,6 +27,7 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (AttentionSpec, {"num_heads": 4, "num_kv_heads": 3}, "multiple of mixer.num_kv_heads"),
     (AttentionSpec, {"dropout": 1.0}, "mixer.dropout"),
     (FeedForwardSpec, {"intermediate_size": 0}, "ffn.intermediate_size"),
+    (FeedForwardSpec, {"dropout": 1}, "ffn.dropout"),
     (NormSpec, {"eps": 0}, "norm.eps"),
     (LoopSpec, {"contractive": 1.5}, "loop.contractive"),
     (LoopSpec, {"max_loops": 0}, "loop.max_loops"),

@@ -43,3 +43,13 @@ def test_only_swiglu_has_a_gate() -> None:
         layer = FeedForward(FeedForwardSpec(kind=kind, intermediate_size=7), 5)
         assert hasattr(layer, "gate_proj") == (kind == "swiglu")
         assert (layer.down_proj.bias is None) and (layer.up_proj.bias is None)
+
+
+def test_dropout_of_the_output_in_training_alone() -> None:
+    layer = FeedForward(FeedForwardSpec(intermediate_size=7, bias=True, dropout=0.5), 5)
+    x = torch.randn(400, 5)
+    dropped = layer(x)
+    whole = layer.eval()(x)
+    kept = dropped != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])

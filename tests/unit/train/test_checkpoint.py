@@ -322,16 +322,21 @@ KILLER = """
     import torch
     from ouroboros.train.checkpoint import load_newest, retain, save
 
-    root, rounds = Path(sys.argv[1]), 20
+    root, rounds = Path(sys.argv[1]), 0
 
     def write(step):
         tensors = {name: torch.full((40_000,), float(step)) for name in "ab"}
         save(root, step, files={"model.safetensors": tensors}, documents={"state.json": {"step": step}})
 
     write(1)
+    begun = time.perf_counter()
+    write(1)
+    span = time.perf_counter() - begun  # disks differ, and a kill is to fall within a save
     random.seed(0)
-    torn = overwritten = 0
-    for _ in range(rounds):
+    torn = 0
+    newest = load_newest(root)
+    while rounds < 20 or (rounds < 300 and (torn < 5 or newest.step < 5)):
+        rounds += 1
         newest = load_newest(root)
         child = os.fork()
         if child == 0:
@@ -340,7 +345,7 @@ KILLER = """
                 write(step)  # the first one replaces a checkpoint
                 step += 1
                 retain(root, 2)
-        time.sleep(random.uniform(0.002, 0.06))
+        time.sleep(random.uniform(0.1, 4) * span)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         torn += any(path.name.startswith(".") for path in root.iterdir())
@@ -360,9 +365,9 @@ def test_a_kill_at_any_instant_leaves_a_loadable_newest(tmp_path):
         env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     assert "DAMAGED" not in done.stderr
     result = json.loads(done.stdout)
-    assert result["torn"] >= 5 and result["step"] > 10, result  # the kills fell within saves, and saves succeeded
+    assert result["torn"] >= 5 and result["step"] >= 5, result  # the kills fell within saves, and saves succeeded
