@@ -59,7 +59,9 @@ def main() -> None:
         started,
         shape={"blocks": layers, "batch": [batch, length], "width": twin.hidden_size},
         parameters={name: count(spec_of(twin, fields)) for name, fields in ARMS.items()},
-        seconds_per_step={mode: {name: spread(values) for name, values in arms.items()} for mode, arms in seconds.items()},
+        seconds_per_step={
+            mode: {name: spread(values) for name, values in arms.items()} for mode, arms in seconds.items()
+        },
         ratio_to_additive={
             mode: {name: ratio(values, arms["additive"]) for name, values in arms.items() if name != "additive"}
             for mode, arms in seconds.items()
@@ -134,7 +136,9 @@ def our_arms(twin: Any, batches: Sequence[Any], *, compiled: bool) -> dict[str, 
 def peer_arms(directory: str, twin: Any, batches: Sequence[Any]) -> dict[str, Step]:
     """The published models that need no CUDA, and their additive twin."""
     import torch
+    import transformers.configuration_utils
 
+    transformers.configuration_utils.torch = torch  # pyrefly: ignore  # its annotations name it, and are evaluated here
     package = types.ModuleType("published")
     package.__path__ = [str(Path(directory).resolve())]
     sys.modules["published"] = package

@@ -66,6 +66,13 @@ def check_rhrm_train(found: dict[str, Any]) -> None:
     assert found["mean_difference_of_losses"]["ours - baseline"]["largest"] < 1e-3
 
 
+def check_delta_step(found: dict[str, Any]) -> None:
+    """Gate and value alone are what a vector state adds: (D + 1) (1 + V) at each of two residuals per block."""
+    parameters, shape = found["parameters"], found["shape"]
+    assert parameters["1 value"] - parameters["additive"] == shape["blocks"] * 2 * (shape["width"] + 1) * 2
+    assert set(found["ratio_to_additive"]["eager"]) == set(parameters) - {"additive"}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmark(name: str) -> None:
     found = run(name)

@@ -18,6 +18,16 @@ def test_a_page_about_a_run(cli, trained, files, tmp_path):
     assert files(trained) == before
 
 
+def test_a_page_about_a_delta_residual(cli, text, tiny, tmp_path):
+    options = ["--model.residual", "delta", "--model.delta.values", "2", "--train.telemetry-every", "0", *tiny]
+    cli("train", "loop", "--data", text, "--out", tmp_path / "run", "--size", "tiny", "--steps", 2, "--quiet", *options)
+    result = cli("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert result.status == 0, result
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Inside the delta residuals" in page and "Of 8 residuals" in page and "Read vectors" in page
+    assert "left out" not in result.err and page.count("<figure") >= 18
+
+
 def test_bad_input(cli, trained, text, tmp_path):
     page = tmp_path / "page.html"
     assert "nowhere" in cli("report", tmp_path / "nowhere", "--out", page).error()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ouroboros.config import DeltaSpec, ModelSpec
-from ouroboros.nn.delta_kernel import ChannelSum, DeltaUpdate, inverse_length, wide
+from ouroboros.nn.delta_kernel import CausalMix, DeltaUpdate, inverse_length, wide
 from ouroboros.nn.memory import Memory, with_recent
 
 SATURATION = 1e-6
@@ -156,7 +156,8 @@ class ChannelCompressor(nn.Module):
 
     def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
         """(B, T, V, D) to (B, T, D); needs no memory."""
-        return ChannelSum.apply(x_BTVD, self.folded().T)
+        weight_VD = self.folded().T
+        return CausalMix.apply(x_BTVD, weight_VD[None, None]).squeeze(2).to(x_BTVD.dtype)
 
 
 class TokenCompressor(nn.Module):
@@ -188,8 +189,8 @@ class TokenCompressor(nn.Module):
             padding_BT: 1 where the token is real; padded states count as zero.
             name: of this use within the memory.
         """
-        mixed = causal_taps(x_BTVD, self.weight, memory, padding_BT, name)
-        return (mixed * self.read.float()[:, None]).sum(-2).to(x_BTVD.dtype)
+        weight_KVD = self.weight * self.read[:, None]
+        return causal_taps(x_BTVD, weight_KVD[:, None], memory, padding_BT, name).squeeze(2)
 
 
 class Expansion(nn.Module):
@@ -217,17 +218,15 @@ class Expansion(nn.Module):
         """(B, T, D) to (B, T, V, D)."""
         if not hasattr(self, "weight"):
             return e_BTD[..., None, :].expand(*e_BTD.shape[:-1], self.values, e_BTD.shape[-1])
-        return causal_taps(e_BTD[..., None, :], self.weight, memory, padding_BT, "expand").to(e_BTD.dtype)
+        return causal_taps(e_BTD[..., None, :], self.weight[:, :, None], memory, padding_BT, "expand")
 
 
-def causal_taps(x: Tensor, weight_KVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
-    """``y_t = sum_s w_s X_(t-K+1+s)``, zeros before the start; (B, T, V or 1, D) to (B, T, V, D), float32."""
-    K, T = weight_KVD.shape[0], x.shape[1]
+def causal_taps(x: Tensor, weight_KVUD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
+    """``y_t,v = sum_s sum_u w_s,v,u X_(t-K+1+s),u``, zeros before the start; (B, T, U, D) to (B, T, V, D)."""
     if padding_BT is not None:
         x = x * padding_BT[..., None, None].to(x.dtype)
-    longer = with_recent(memory, name, x, K - 1).float()
-    taps = [weight_KVD[s].float() * longer[:, s : s + T] for s in range(K)]
-    return torch.stack(taps).sum(0) if K > 1 else taps[0]
+    longer = with_recent(memory, name, x, weight_KVUD.shape[0] - 1)
+    return CausalMix.apply(longer, weight_KVUD).to(x.dtype)
 
 
 COMPRESSORS = (ChannelCompressor, TokenCompressor)

@@ -3,16 +3,19 @@
 A state is large beside what else a residual touches, and what costs time is to read, write and allocate tensors of its
 size. Autograd's own backward passes do that three times as often.
 
-Shapes: V value channels, D model width, ``...`` the leading axes.
+Shapes: V value channels, D model width, ``...`` the leading axes; B batch, T positions, K taps, S = T + K - 1, U
+channels in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 def wide(x: Tensor) -> Tensor:
@@ -31,8 +34,8 @@ def inverse_length(h_D: Tensor, guard: str, eps: float) -> Tensor:
 class DeltaUpdate(torch.autograd.Function):
     """``X' = X + b k (v - k.X)`` with ``k = s h``, ``s`` the guarded inverse length; or ``X + b k v`` without erasing.
 
-    With ``e = v - k.X``, ``G`` the gradient of ``X'`` and ``g = k.G``, sums over the value channels: ``dX = G - b k g``,
-    ``dv = b g``, ``db = g.e``, ``dk = b (G e - X g)``, ``dh = s (dk - k (k.dk))``. All of it is float32 at least,
+    With ``e = v - k.X``, ``G`` the gradient of ``X'`` and ``g = k.G``: ``dX = G - b k g``, ``dv = b g``, ``db = g.e``,
+    ``dk = b (G e - X g)``, ``dh = s (dk - k (k.dk))``, sums over the value channels. All of it is float32 at least,
     whatever the state's dtype, also under autocast.
     """
 
@@ -52,7 +55,7 @@ class DeltaUpdate(torch.autograd.Function):
             eps: of the guard.
             erase: False writes ``b k v`` alone.
         """
-        h_D = wide(h_D)
+        ctx.update_dtype, h_D = h_D.dtype, wide(h_D)
         scale_1 = inverse_length(h_D, guard, eps)
         k_D = h_D * scale_1
         error_V = value_V - _dot(x_VD, k_D) if erase else value_V
@@ -79,7 +82,7 @@ class DeltaUpdate(torch.autograd.Function):
             dh_D -= _mix(scale_1 * dvalue_V, x_VD)
         dh_D.addcmul_(k_D, scale_1 * radial_1, value=-1)
         dx_VD = _write(out_VD, -dvalue_V, k_D) if ctx.erase else out_VD
-        return dx_VD, dh_D, dbeta_1, dvalue_V, None, None, None
+        return dx_VD, dh_D.to(ctx.update_dtype), dbeta_1, dvalue_V, None, None, None
 
 
 def _write(x_VD: Tensor, amount_V: Tensor, k_D: Tensor) -> Tensor:
@@ -107,24 +110,46 @@ def _product(row: Tensor, matrix: Tensor) -> Tensor:
         return torch.matmul(row[..., None, :], matrix)[..., 0, :]
 
 
-class ChannelSum(torch.autograd.Function):
-    """``y_i = sum_u W_ui X_ui``, float32 at least."""
+class CausalMix(torch.autograd.Function):
+    """``y_t,v = sum_s sum_u W_s,v,u X_(t+s),u``: each feature by itself, over channels and K successive tokens.
+
+    Computed in float32 at least, without a tensor of all products.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_VD: Tensor, weight_VD: Tensor) -> Tensor:
-        """A state (..., V, D) and weights (V, D) to (..., D), in the state's dtype."""
-        ctx.save_for_backward(x_VD, weight_VD)
-        first, *rest = zip(wide(x_VD).unbind(-2), weight_VD, strict=True)
-        y_D = first[0] * first[1]
-        for x_D, weight_D in rest:
-            y_D.addcmul_(x_D, weight_D)
-        return y_D.to(x_VD.dtype)
+    def forward(ctx: Any, x_BSUD: Tensor, weight_KVUD: Tensor) -> Tensor:
+        """``x`` (B, T + K - 1, U, D) and weights (K, V, U, D) to (B, T, V, D), float32 at least."""
+        ctx.save_for_backward(x_BSUD, weight_KVUD)
+        return _mixed(wide(x_BSUD), wide(weight_KVUD))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the state and the weights."""
-        x_VD, weight_VD = ctx.saved_tensors
-        dy_D = wide(gradients[0])
-        dweight = [(dy_D * x_D).flatten(0, -2).sum(0) for x_D in wide(x_VD).unbind(-2)]
-        return (dy_D[..., None, :] * weight_VD).to(x_VD.dtype), torch.stack(dweight)
+        """``dX`` is the same operation with taps in reverse and channels exchanged."""
+        x_BSUD, weight_KVUD = ctx.saved_tensors
+        dy_BTVD, more = gradients[0], weight_KVUD.shape[0] - 1
+        padded = F.pad(dy_BTVD, (0, 0, 0, 0, more, more)) if more else dy_BTVD
+        dx_BSUD = _mixed(padded, wide(weight_KVUD).flip(0).transpose(1, 2))
+        products = [(dy_BTVD * term).sum((0, 1)) for _, _, term in _terms(wide(x_BSUD), weight_KVUD)]
+        K, V, U, D = weight_KVUD.shape
+        dweight_KVUD = torch.stack(products).view(K, U, V, D).transpose(1, 2)
+        return dx_BSUD.to(x_BSUD.dtype), dweight_KVUD.to(weight_KVUD.dtype)
+
+
+def _terms(x_BSUD: Tensor, weight_KVUD: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Tap, input channel and the inputs (B, T, 1, D) that it weights."""
+    K, _, U, _ = weight_KVUD.shape
+    T = x_BSUD.shape[1] - K + 1
+    for tap in range(K):
+        for channel in range(U):
+            yield tap, channel, x_BSUD[:, tap : tap + T, channel : channel + 1]
+
+
+def _mixed(x_BSUD: Tensor, weight_KVUD: Tensor) -> Tensor:
+    """The sum of :class:`CausalMix`, one term after another into the same tensor."""
+    y_BTVD: Tensor | None = None
+    for tap, channel, term in _terms(x_BSUD, weight_KVUD):
+        weight_VD = weight_KVUD[tap, :, channel]
+        y_BTVD = term * weight_VD if y_BTVD is None else y_BTVD.addcmul_(term, weight_VD)
+    assert y_BTVD is not None
+    return y_BTVD

@@ -152,11 +152,12 @@ class DeltaFacts:
 
         found = headline([use.summary for use in self.uses])
         above = sum(use.summary.median_beta > 1 for use in self.uses)
-        sign = ", so they turn round what lies along their direction" if self.erase else ""
+        turns = "it turns round what lies along its" if above == 1 else "they turn round what lies along their"
+        sign = f", so {turns} direction" if self.erase and above else ""
         return (
             f"Of {plural(found.residuals, 'residual')}, {found.keep} keep{_s(found.keep)} (median gate below 0.5),"
             f" {found.erase} erase{_s(found.erase)} and {found.reflect} reflect{_s(found.reflect)} (1.5 or more);"
-            f" {above} {'has' if above == 1 else 'have'} a median gate above 1{sign if above else ''}."
+            f" {above} {'has' if above == 1 else 'have'} a median gate above 1{sign}."
         )
 
 

@@ -138,12 +138,14 @@ def matrix_edges(count: int) -> list[float]:
 
 
 def log_axis(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic vertical axis from ``low`` to ``high`` with a few ticks, however short it is."""
+    """A logarithmic vertical axis around ``low`` to ``high``, from one round number to another."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(powers) <= 4 else (1,)
-    ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    first = max(tick for tick in ticks if tick <= low)
+    last = min(tick for tick in ticks if tick >= high)
+    shown = evenly([tick for tick in ticks if first <= tick <= last], 8)
     axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    shown = evenly(ticks, 8)
+    axes.set_ylim(first, last)
     axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     axes.minorticks_off()

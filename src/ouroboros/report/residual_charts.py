@@ -281,7 +281,7 @@ def output_chart(facts: DeltaFacts, *, ident: str = "delta-outputs") -> str:
         floor = facts.eps  # an output of exactly 0 has no place on a logarithmic axis
         _spread_chart(facts, lambda summary: [max(value, floor) for value in summary.h_norm], drawing)
         ends = [max(use.summary.h_norm[at], floor) for use in facts.uses for at in (0, -1)]
-        log_axis(axes, 0.8 * min(ends), 1.25 * max(ends))
+        log_axis(axes, 0.95 * min(ends), 1.05 * max(ends))
         axes.set_ylabel("|h|")
         return drawing.svg("Length of each sublayer's output by depth")
 

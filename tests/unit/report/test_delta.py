@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,11 @@ from ouroboros.report import delta as module
 from ouroboros.report import report_from_run
 from ouroboros.report.delta import DeltaFacts, delta_facts, held_out_sample, look_at, sample_size
 
-from .conftest import DeltaModel
+DeltaModel = Callable[..., tuple[Any, Recipe, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, delta_model: Callable[..., DeltaModel]) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, delta_model: DeltaModel) -> Path:
     """A finished run of a delta model."""
     place = tmp_path_factory.mktemp("made")
     model, made, _ = delta_model()
@@ -61,9 +62,7 @@ def test_a_plain_model_is_not_even_loaded(tmp_path: Path) -> None:
     assert delta_facts(tmp_path, recipe("gpt", "tiny")) is None
 
 
-def test_a_run_that_cannot_be_looked_at_says_so(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_that_cannot_be_looked_at_says_so(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     (copy / "model.safetensors").unlink()
     with caplog.at_level(logging.WARNING):
@@ -81,7 +80,7 @@ def test_sample_is_seeded_and_does_not_overlap(run: Path, monkeypatch: pytest.Mo
     assert {tuple(row) for row in sample} <= blocks
     whole = held_out_sample(data, 10**6, 10**6)[1]
     assert np.array_equal(whole[0], data.tokens("test", 0))
-    parts = {"valid": np.arange(9), "test": np.zeros(1, np.uint16)}
+    parts: dict[str, Any] = {"valid": np.arange(9), "test": np.zeros(1, np.uint16)}
     monkeypatch.setattr(type(data), "tokens", lambda self, split, source: parts[split])
     assert held_out_sample(data, 2, 4)[0] == "valid"
     parts["valid"] = np.zeros(0, np.uint16)
@@ -96,7 +95,7 @@ def test_large_models_are_looked_at_on_less(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.prod(sample_size(small)) <= 300 and sample_size(small)[0] >= 1
 
 
-def test_numbers_are_those_of_the_records(delta_model: Callable[..., DeltaModel], facts: DeltaFacts) -> None:
+def test_numbers_are_those_of_the_records(delta_model: DeltaModel, facts: DeltaFacts) -> None:
     model, _, ids = delta_model("1 (1)x2", values=3)
     records = record(model, ids)
     assert [(use.slot, use.sublayer) for use in facts.uses] == [(one.slot, one.sublayer) for one in records]
@@ -129,7 +128,7 @@ def test_product_ends_with_at_most_as_many_small_values_as_residuals(facts: Delt
     assert product.values[0][0] <= max(abs(value) for value in use.eigenvalue) + 1e-3
 
 
-def test_coupling_is_of_the_strongest_features(delta_model: Callable[..., DeltaModel], facts: DeltaFacts) -> None:
+def test_coupling_is_of_the_strongest_features(delta_model: DeltaModel, facts: DeltaFacts) -> None:
     model, _, ids = delta_model("1 (1)x2", values=3)
     coupling = facts.coupling
     assert coupling is not None
@@ -141,7 +140,7 @@ def test_coupling_is_of_the_strongest_features(delta_model: Callable[..., DeltaM
     assert abs(k[a]) == k.abs().max() and 0 < coupling.share <= 1 + 1e-6
 
 
-def test_readings_of_every_compressor(delta_model: Callable[..., DeltaModel], facts: DeltaFacts) -> None:
+def test_readings_of_every_compressor(delta_model: DeltaModel, facts: DeltaFacts) -> None:
     model, _, _ = delta_model("1 (1)x2", values=3)
     assert [reading.name for reading in facts.readings] == ["block 0", "block 1", "read-out"]
     assert facts.readings[0].read == pytest.approx([1 / 3] * 3)
@@ -152,7 +151,7 @@ def test_readings_of_every_compressor(delta_model: Callable[..., DeltaModel], fa
     assert look_at(model, made, ids, name="x", split="test").readings[-1].weights == pytest.approx([0.25, 0.25])
 
 
-def test_before_training_is_a_new_model_of_the_seed(delta_model: Callable[..., DeltaModel], facts: DeltaFacts) -> None:
+def test_before_training_is_a_new_model_of_the_seed(delta_model: DeltaModel, facts: DeltaFacts) -> None:
     _, made, ids = delta_model("1 (1)x2", values=3)
     before = torch.get_rng_state()
     look = module._before_training(made, ids)
@@ -164,7 +163,7 @@ def test_before_training_is_a_new_model_of_the_seed(delta_model: Callable[..., D
 
 
 def test_forced_gates_within_a_budget(
-    delta_model: Callable[..., DeltaModel], facts: DeltaFacts, monkeypatch: pytest.MonkeyPatch
+    delta_model: DeltaModel, facts: DeltaFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(facts.ablations) == 18 and facts.ablation_tokens == facts.tokens
     model, made, ids = delta_model("1")
@@ -177,14 +176,14 @@ def test_forced_gates_within_a_budget(
         assert found.ablations == [] and found.ablation_tokens == 0
 
 
-def test_control_that_only_writes(delta_model: Callable[..., DeltaModel]) -> None:
+def test_control_that_only_writes(delta_model: DeltaModel) -> None:
     model, made, ids = delta_model("1", erase=False)
     found = look_at(model, made, ids, name="x", split="test")
     assert found.product is None and found.coupling is None and not found.erase and found.readings == []
     assert "turn round" not in found.headline
 
 
-def test_ranges_of_targets(delta_model: Callable[..., DeltaModel], facts: DeltaFacts) -> None:
+def test_ranges_of_targets(delta_model: DeltaModel, facts: DeltaFacts) -> None:
     assert facts.target_range == (0.0, 4.0)
     model, made, ids = delta_model("1", value="constant")
     found = look_at(model, made, ids, name="x", split="test")
