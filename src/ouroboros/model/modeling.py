@@ -21,7 +21,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from ouroboros.config import BottleneckAttentionSpec, ModelSpec
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits, prepare_for_filters, seen_tokens
 from ouroboros.model.configuration import FILTERED, OuroborosConfig
 from ouroboros.model.padding import leading_padding, padding_of
@@ -134,13 +134,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         schedule = self.schedule if loops is None else self.schedule.with_loops(loops)
         if past_key_values is not None:
-            if loops is not None:
-                raise OuroborosError("loops cannot change under a cache: use model.with_loops(n)")
-            # With share_last_kv an entry belongs to a block, whatever the loop count.
-            layout = self.spec.layout if self.spec.loop.share_last_kv else schedule.notation
-            check_cache_fits(past_key_values, self.config.num_hidden_layers, layout)
-            if self._filters_tokens:
-                prepare_for_filters(past_key_values, self.config.num_hidden_layers)
+            check(loops is None, "loops cannot change under a cache: use model.with_loops(n)")
+            self._check_cache(past_key_values, schedule)
         plain = attention_mask is None and position_ids is None and past_key_values is None
         position_ids = self._positions(x_BTD, attention_mask, position_ids, past_key_values)
         if self.spec.positions == "learned":
@@ -164,6 +159,14 @@ class OuroborosModel(OuroborosPreTrainedModel):
             memory_of = functools.partial(self._memory, past_key_values, prefix, leading_B)
             x_BTD = self._through(x_BTD, decode, given, memory_of, probe)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
+
+    def _check_cache(self, store: Cache, schedule: Schedule) -> None:
+        """Refuse a cache of another model or loop count; give a new one what filters over tokens need."""
+        # With share_last_kv an entry belongs to a block, whatever the loop count.
+        layout = self.spec.layout if self.spec.loop.share_last_kv else schedule.notation
+        check_cache_fits(store, self.config.num_hidden_layers, layout)
+        if self._filters_tokens:
+            prepare_for_filters(store, self.config.num_hidden_layers)
 
     def _together(self, x_BTD: Tensor, decode: Callable[..., Tensor], probe: Probe | None) -> Tensor:
         """Registers and text as one sequence under one causal mask: in training this is faster than two passes.

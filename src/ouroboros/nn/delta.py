@@ -118,9 +118,9 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x = wide(x)
         weight, bias = layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
-        if layer.out_features > 1:
+        if layer.out_features > 1 or not torch.compiler.is_compiling():
             return F.linear(x, weight, bias)
-        # Compiled, this joins the loops around it; a matrix product of one column would write and read its gradient.
+        # Compiled, this joins the loops around it; a matrix product would write its gradient, an outer product, apart.
         y = torch.mv(x.reshape(-1, x.shape[-1]), weight[0]).view(*x.shape[:-1], 1)
         return y if bias is None else y + bias
 
@@ -151,8 +151,7 @@ class ChannelCompressor(nn.Module):
         """``W`` (D, V), float32."""
         V, K, start = self.values, self.kernel, (self.kernel - 1) // 2 + 1
         reads_VK = F.pad(wide(self.read), (K, K)).unfold(0, K, 1)[start : start + V].flip(1)
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return (reads_VK @ wide(self.weight).T).T
+        return (reads_VK[..., None] * wide(self.weight).T).sum(1).T
 
     def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
         """(B, T, V, D) to (B, T, D); needs no memory."""

@@ -27,8 +27,12 @@ def inverse_length(h_D: Tensor, guard: str, eps: float) -> Tensor:
     """``1 / sqrt(|h|^2 + eps^2)``, or ``1 / max(|h|, eps)`` with the guard ``clamped``; (..., D) to (..., 1)."""
     if guard == "additive":
         return torch.rsqrt(h_D.square().sum(-1, keepdim=True) + eps**2)
-    # Unlike the root of a sum, a norm has the gradient 0 at 0; infinity times 0 would reach the weights as NaN.
-    return torch.linalg.vector_norm(h_D, dim=-1, keepdim=True).clamp(min=eps).reciprocal()
+    return _length(h_D).clamp(min=eps).reciprocal()
+
+
+def _length(h_D: Tensor) -> Tensor:
+    """``|h|`` (..., 1). Unlike a root's, its gradient at 0 is 0: infinity times 0 would reach the weights as NaN."""
+    return torch.linalg.vector_norm(h_D, dim=-1, keepdim=True)
 
 
 class DeltaUpdate(torch.autograd.Function):
@@ -59,24 +63,25 @@ class DeltaUpdate(torch.autograd.Function):
         scale_1 = inverse_length(h_D, guard, eps)
         k_D = h_D * scale_1
         error_V = value_V - _dot(x_VD, k_D) if erase else value_V
-        ctx.save_for_backward(x_VD, k_D, scale_1, beta_1, value_V, error_V)
-        ctx.constant_below = 1 / eps if guard == "clamped" else None
+        # Below the clamp the length is a constant.
+        free_1 = _length(h_D) >= eps if guard == "clamped" else None
+        ctx.save_for_backward(x_VD, k_D, scale_1, beta_1, value_V, error_V, free_1)
         ctx.erase = erase
         return _write(x_VD, beta_1 * error_V, k_D)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         """Gradients of the state, the sublayer's output, the gate and the value."""
-        x_VD, k_D, scale_1, beta_1, value_V, error_V = ctx.saved_tensors
+        x_VD, k_D, scale_1, beta_1, value_V, error_V, free_1 = ctx.saved_tensors
         out_VD = gradients[0]
         along_V = _dot(out_VD, k_D)
         dvalue_V = beta_1 * along_V
         dbeta_1 = (along_V * error_V).sum(-1, keepdim=True)
         # k.dk, without another pass: k.X = v - e, or nothing was erased and e = v.
         radial_1 = (dvalue_V * (2 * error_V - value_V)).sum(-1, keepdim=True)
-        if ctx.constant_below is not None:
-            radial_1 = torch.where(scale_1 < ctx.constant_below, radial_1, 0.0)
+        if free_1 is not None:
+            radial_1 = radial_1 * free_1
         dh_D = _mix(scale_1 * beta_1 * error_V, out_VD)
         if ctx.erase:
             dh_D -= _mix(scale_1 * dvalue_V, x_VD)
@@ -124,7 +129,7 @@ class CausalMix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
         """``dX`` is the same operation with taps in reverse and channels exchanged."""
         x_BSUD, weight_KVUD = ctx.saved_tensors
         dy_BTVD, more = gradients[0], weight_KVUD.shape[0] - 1
