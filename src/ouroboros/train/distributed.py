@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 20.0
-"""Seconds that a finished run waits for its process group to end."""
+PATIENCE = 60.0
+"""Seconds that a finished process waits for its peers, and for its process group to end."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,35 @@ def workers() -> Iterator[Workers]:
         yield Workers()
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend)
+    store, rank, world_size = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         if backend == "nccl":
             torch.cuda.set_device(dist.get_node_local_rank())
-        yield Workers(dist.get_rank(), dist.get_world_size())
+        yield Workers(rank, world_size)
+        _part(store, rank, world_size)
     finally:
         _leave(backend)
+
+
+def _part(store: dist.Store, rank: int, world_size: int, patience: float = PATIENCE) -> None:
+    """Wait until no process is within a collective any more, by way of the store.
+
+    A process that tears its connections down while a peer is still in the last barrier can leave the peer there for
+    ever: gloo's barrier ends on one side before the other. The store does not depend on those connections; where the
+    first process keeps it, that process goes last.
+    """
+    limit = datetime.timedelta(seconds=patience)
+    try:
+        if store.add("ouroboros/arrived", 1) == world_size:
+            store.set("ouroboros/all", "arrived")
+        store.wait(["ouroboros/all"], limit)
+        if store.add("ouroboros/gone", 0 if rank == 0 else 1) == world_size - 1:
+            store.set("ouroboros/others", "gone")
+        if rank == 0:
+            store.wait(["ouroboros/others"], limit)
+    except dist.DistError as error:
+        logger.warning("a process ends without its peers: %s", str(error).splitlines()[0])
 
 
 def _leave(backend: str, patience: float = PATIENCE) -> None:

@@ -27,6 +27,31 @@ def test_the_first_process_is_the_main_one():
     assert Workers(0, 2).is_main and not Workers(1, 2).is_main and Workers(1, 2).distributed
 
 
+def test_processes_part_when_all_have_arrived():
+    """The first one, which may keep the store, goes last."""
+    store, order = torch.distributed.HashStore(), []
+
+    def part(rank: int) -> None:
+        distributed._part(store, rank, 3)
+        order.append(rank)
+
+    threads = [threading.Thread(target=part, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(0.2)
+    assert order == []
+    part(2)
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == [0, 1, 2] and store.add("ouroboros/gone", 0) == 2
+
+
+def test_a_process_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, logger="ouroboros"):
+        distributed._part(torch.distributed.HashStore(), 0, 2, patience=0.05)
+    assert "a process ends without its peers" in caplog.text
+
+
 def test_a_group_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     release = threading.Event()
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: release.wait(30))
