@@ -1,7 +1,7 @@
 """The delta residual's passes over the state, with backward passes in closed form.
 
 A state is large beside what else a residual touches, and what costs time is to read, write and allocate tensors of its
-size. Autograd's own backward passes do that three times as often.
+size. Autograd's own backward passes do that more often.
 
 Shapes: V value channels, D model width, ``...`` the leading axes; B batch, T positions, K taps, S = T + K - 1, U
 channels in.
