@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.config import Recipe
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, first_line
 from ouroboros.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each kind of tokenizer has its own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the tokenizer: {_first_line(error)}") from error
+        raise OuroborosError(f"{directory}: cannot load the tokenizer: {first_line(error)}") from error
     _check_vocabulary(directory, model, max(tokenizer.get_vocab().values(), default=-1) + 1)
     return model, tokenizer
 
@@ -107,7 +107,7 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
     except OuroborosError:
         raise
     except Exception as error:  # safetensors, JSON and transformers all have their own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the model: {_first_line(error)}") from error
+        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
     wrong = {key: sorted(map(_described, names)) for key, names in info.items() if names}
     if wrong:
         listed = "; ".join(f"{key.replace('_', ' ')}: {', '.join(names[:5])}" for key, names in wrong.items())
@@ -147,10 +147,6 @@ def model_directory(path: str | Path) -> Path:
     raise OuroborosError(
         f"{path}: neither a finished model (config.json, model.safetensors) nor a run with checkpoints"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _described(entry: Any) -> str:

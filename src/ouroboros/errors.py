@@ -31,3 +31,9 @@ def check(condition: bool, message: str) -> None:
     """Raise :class:`OuroborosError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise OuroborosError(message)
+
+
+def first_line(error: BaseException, otherwise: str | None = None) -> str:
+    """The first line of what ``error`` says; if it says nothing, ``otherwise`` or the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__ if otherwise is None else otherwise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ouroboros.errors import OuroborosError, nearest
+from ouroboros.errors import OuroborosError, first_line, nearest
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,9 @@ def test_nearest(name: str, known: list[str], hint: str) -> None:
 def test_is_a_value_error() -> None:
     """transformers and pydantic pass ValueError on or name it; neither knows ours."""
     assert issubclass(OuroborosError, ValueError)
+
+
+def test_first_line() -> None:
+    assert first_line(ValueError("\n one \ntwo")) == "one "
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError(), otherwise="") == ""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import ModelSpec
-from ouroboros.errors import OuroborosError, check
+from ouroboros.convert.tensors import model_of
+from ouroboros.errors import check
 from ouroboros.recipes.delta import OuroborosConfig
 
 if TYPE_CHECKING:
@@ -184,14 +185,5 @@ def to_model(
     tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, eos_token_id: int | None = None
 ) -> OuroborosForCausalLM:
     """The published model with these tensors, float32, in evaluation mode; arguments and errors as :func:`to_spec`."""
-    from ouroboros.model.configuration import OuroborosConfig as ModelConfig
-    from ouroboros.model.modeling import OuroborosForCausalLM
-
     spec = to_spec(tensors, settings)
-    model = OuroborosForCausalLM(ModelConfig.from_spec(spec, eos_token_id=eos_token_id))
-    try:
-        model.load_state_dict(to_state(tensors, spec))
-    except RuntimeError as error:  # torch lists the misfits over several lines
-        misfits = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise OuroborosError(f"the tensors do not belong together: {misfits}") from None
-    return model.eval()
+    return model_of(spec, to_state(tensors, spec), eos_token_id=eos_token_id)

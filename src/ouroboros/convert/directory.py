@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import flush
 
 
 @contextlib.contextmanager
@@ -38,8 +39,4 @@ def _flush(directory: Path) -> None:
     for path in (*directory.rglob("*"), directory):
         if path.is_file():
             path.chmod(mode)  # the tensor writer makes files private to the user
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(path)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import BottleneckAttentionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec
-from ouroboros.errors import OuroborosError, check
+from ouroboros.convert.tensors import model_of
+from ouroboros.errors import OuroborosError, check, first_line
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -227,9 +228,6 @@ def to_model(
         OuroborosError: names or shapes that do not belong together, an output matrix that is not the embedding, weights
             that are not finite.
     """
-    from ouroboros.model.configuration import OuroborosConfig
-    from ouroboros.model.modeling import OuroborosForCausalLM
-
     tensors = published_names(tensors)
     spec = to_spec(tensors, loops=loops, heads=heads, logit_scale=logit_scale, norm_eps=norm_eps, rope_base=rope_base)
     _check_derived(tensors, spec)
@@ -241,12 +239,7 @@ def to_model(
     else:
         state.pop("model.registers", None)
     state["lm_head.weight"] = tensors["token_embedding.weight"]
-    model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec, eos_token_id=eos_token_id))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # torch lists the misfits over several lines
-        raise OuroborosError(f"the tensors do not belong together: {_misfits(error)}") from None
-    return model.eval()
+    return model_of(spec, state, eos_token_id=eos_token_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +339,7 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
     except Exception as error:  # unpickling a damaged or foreign file can fail in any way; the user needs one line
         reason = "it holds more than tensors, and reading it could run code" if "weights_only" in str(error) else ""
-        raise OuroborosError(f"{path}: cannot be read: {reason or _first_line(error)}") from None
+        raise OuroborosError(f"{path}: cannot be read: {reason or first_line(error)}") from None
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -355,15 +348,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:  # the reader has its own exceptions; the user needs one line
-        raise OuroborosError(f"{path}: cannot be read: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _misfits(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _check_names(tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ouroboros.config import DataSpec
 from ouroboros.data.formats import TextFormat
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, first_line
 
 
 class StreamError(OuroborosError):
@@ -125,7 +125,7 @@ def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
                     row += 1
                     yield _record(value, form, row, f"{path}: row {row}")
     except pyarrow.ArrowException as error:
-        raise OuroborosError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+        raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
 
 
 def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Iterator[tuple[str, Record]]:
@@ -154,5 +154,5 @@ def _hub_rows(text: str, name: str, config: str | None, split: str, start: int) 
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
         yield from rows.skip(start) if start else rows
     except Exception as error:  # network, hub and parser errors share no base class; the user needs one line
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line(error, otherwise="")
         raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error

@@ -38,6 +38,7 @@ from ouroboros.data.sources import Document, SourceRef, describe_counts, read_do
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError
+from ouroboros.files import flush, process_alive
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
                 if not (path / MANIFEST).exists():
                     raise
                 return _reuse(spec, path)  # another process was faster
-            _sync(path.parent)
+            flush(path.parent)
     except OSError as error:
         raise OuroborosError(f"data {str(path)!r}: cannot be written: {error.strerror or error}") from error
     return open_prepared(path)
@@ -227,7 +228,7 @@ def _write_manifest(
 ) -> None:
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(p for p in work.rglob("*") if p.is_file()):
-        _sync(file)
+        flush(file)
         name = file.relative_to(work).as_posix()
         files[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     manifest = {
@@ -247,7 +248,7 @@ def _write_manifest(
     path = work / MANIFEST
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
     for place in (path, work / "tokenizer", work):
-        _sync(place)
+        flush(place)
 
 
 @contextlib.contextmanager
@@ -268,26 +269,5 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
     """Remove what killed processes of this machine left behind."""
     for entry in parent.glob(f"{prefix}*"):
         pid = entry.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
+        if pid.isdigit() and not process_alive(int(pid)):
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # signal 0 asks on POSIX only
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's process
-    return True
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

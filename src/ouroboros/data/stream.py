@@ -29,7 +29,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.data.sources import Document, SourceRef, read_documents
 from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError, check, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class DocumentStream:
 
     def _fail(self, error: Exception) -> None:
         """Wait before the next attempt, or give up."""
-        line = (str(error).strip().splitlines() or [""])[0]
+        line = first_line(error, otherwise="")
         reason = line if isinstance(error, OuroborosError) else f"{type(error).__name__}: {line}".removesuffix(": ")
         if not self._has_begun:
             if isinstance(error, OuroborosError) and self.name in str(error):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ouroboros.errors import OuroborosError, nearest
+from ouroboros.errors import OuroborosError, first_line, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         hf: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         backend = hf.backend_tokenizer
     except Exception as error:  # any reader of any format may fail in its own way; the user needs one line
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {reason}") from error
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
     if eos_id is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
-from ouroboros.errors import check
+from ouroboros.errors import check, first_line
 from ouroboros.model.configuration import FILTERED
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
 from ouroboros.schedule import Visit
@@ -189,7 +189,7 @@ class FastDecoder:
                 except Exception as error:
                     if not from_compiler(error):
                         raise
-                    self._give_up(f"failed: {str(error).splitlines()[0]}")
+                    self._give_up(f"failed: {first_line(error)}")
             return next_logits(*arguments)
 
         return step

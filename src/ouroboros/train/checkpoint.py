@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ouroboros.errors import OuroborosError, check
-from ouroboros.train.lock import process_alive
+from ouroboros.files import flush, process_alive
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def save(
     try:
         if not root.is_dir():
             root.mkdir(parents=True)
-            _fsync(root.parent)
+            flush(root.parent)
         with _removed_on_failure(temporary), system_errors():
             temporary.mkdir()
             for name in sorted(files):
@@ -263,13 +263,13 @@ def _seal(directory: Path, step: int, documents: list[str]) -> None:
     entries = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):
         file.chmod(mode)
-        _fsync(file)
+        flush(file)
         entries[file.relative_to(directory).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
     body = {"format_version": FORMAT_VERSION, "step": step, "documents": documents, "files": entries}
     (directory / MARKER).write_bytes(_marker_bytes(body))
-    _fsync(directory / MARKER)
+    flush(directory / MARKER)
     for folder in (*(p for p in directory.rglob("*") if p.is_dir()), directory):
-        _fsync(folder)
+        flush(folder)
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
@@ -285,17 +285,9 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         if replaced is not None:
             replaced.rename(target)
         raise
-    _fsync(root)
+    flush(root)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

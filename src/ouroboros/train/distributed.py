@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from ouroboros.errors import first_line
+
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
@@ -99,7 +101,7 @@ def _part(store: dist.Store, rank: int, world_size: int, patience: float = PATIE
         if rank == 0:
             store.wait(["ouroboros/others"], limit)
     except dist.DistError as error:
-        logger.warning("a process ends without its peers: %s", str(error).splitlines()[0])
+        logger.warning("a process ends without its peers: %s", first_line(error))
 
 
 def _leave(backend: str, patience: float = PATIENCE) -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ouroboros.errors import OuroborosError
+from ouroboros.files import process_alive
 
 logger = logging.getLogger(__name__)
 
@@ -93,14 +94,3 @@ def _refusal(run_dir: Path, holder: dict[str, Any]) -> str:
     if holder["host"] == socket.gethostname() and not process_alive(holder["pid"]):
         return f"{run_dir} was in use by {who}, which has ended but left a child process running; stop that first"
     return f"{run_dir} is in use by {who}; stop it or choose another directory"
-
-
-def process_alive(pid: int) -> bool:
-    """Whether a process with this id exists on this machine."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # it is there, and someone else's
-        return True
-    return True

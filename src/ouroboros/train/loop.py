@@ -22,7 +22,7 @@ from ouroboros.accounting import cost
 from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import open_loader
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -271,7 +271,7 @@ class Trainer:
         except Exception as error:
             if self.compiled != COMPILED or not from_compiler(error):
                 raise
-            logger.warning("compile: failed (%s); training runs uncompiled", str(error).splitlines()[0])
+            logger.warning("compile: failed (%s); training runs uncompiled", first_line(error))
             self.compiled, self._cross_entropy = "compile: off (the compiler failed)", cross_entropy
             for block in self.model.model.decoder.layers:
                 block._compiled_call_impl = None

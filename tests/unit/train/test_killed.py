@@ -116,9 +116,9 @@ assert status == 0, (here / "failure.txt").read_text()
 short = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=3 * every))
 assert end(live(here / "short", short)) == 0, (here / "failure.txt").read_text()
 places = [
-    (checkpoint, "_fsync", 0, False),
-    (checkpoint, "_fsync", 5, False),
-    (checkpoint, "_fsync", 20, False),
+    (checkpoint, "flush", 0, False),
+    (checkpoint, "flush", 5, False),
+    (checkpoint, "flush", 20, False),
     (checkpoint, "_write_tensors", 1, False),
     (checkpoint, "_move_into_place", 0, True),
     (session, "retain", 2, False),

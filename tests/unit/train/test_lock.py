@@ -13,7 +13,7 @@ import pytest
 
 import ouroboros
 from ouroboros.errors import OuroborosError
-from ouroboros.train.lock import RunLock, process_alive
+from ouroboros.train.lock import RunLock
 
 HOLD = """
 import sys, time
@@ -90,10 +90,3 @@ def test_a_directory_that_is_not_there_is_named(tmp_path):
         RunLock(tmp_path / "missing"),
     ):
         pass
-
-
-def test_process_alive():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    assert process_alive(os.getpid()) and process_alive(1)
-    assert not process_alive(child.pid) and not process_alive(2**80)
