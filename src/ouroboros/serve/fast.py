@@ -22,12 +22,11 @@ from ouroboros.errors import check, first_line
 from ouroboros.model.configuration import FILTERED
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
 from ouroboros.schedule import Visit
+from ouroboros.serve.decoder import Advance, LoopDecoder
 from ouroboros.train.precision import from_compiler, missing_compiler
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
-    from transformers.generation import LogitsProcessorList, StoppingCriteriaList
-    from transformers.generation.streamers import BaseStreamer
 
     from ouroboros.model.modeling import OuroborosForCausalLM
 
@@ -107,7 +106,7 @@ def compiled_step() -> Step:
     return torch.compile(step, fullgraph=True, isolate_recompiles=True, options=options)  # pyrefly: ignore
 
 
-class FastDecoder:
+class FastDecoder(LoopDecoder):
     """A decoding loop of our own in place of the one of ``generate``: one sequence, greedy or sampled.
 
     One decoder serves a model and its ``with_loops`` views; each loop count is compiled on its first use.
@@ -121,31 +120,15 @@ class FastDecoder:
         self.compile = compile
         self._steps: dict[Any, Step] = {}
 
-    def generate(
-        self, model: OuroborosForCausalLM, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any
-    ) -> Tensor:
-        """What ``model.generate(input_ids, streamer=streamer, **options)`` returns: prompt and new tokens, (1, T).
+    def begin(
+        self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
+    ) -> Advance:
+        """Read the prompt now, then one token at each call.
 
         Raises:
             OuroborosError: several sequences, beams, padding, a cache that holds tokens, or scores asked for.
         """
-        # generate() shows the prompt to the streamer but does not hand it on to a loop that is not its own.
-        return model.generate(  # pyrefly: ignore
-            input_ids, custom_generate=self._write, streamer=streamer, token_streamer=streamer, **options
-        )
-
-    def _write(
-        self,
-        model: OuroborosForCausalLM,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        token_streamer: BaseStreamer | None = None,
-        **prepared: Any,
-    ) -> Tensor:
-        """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
-        _refuse_what_is_not_served(model, input_ids, generation_config, prepared)
+        _refuse_what_is_not_served(model, input_ids, config, prepared)
         store = DynamicCache(config=model.config)
         logits = model(input_ids, past_key_values=store, use_cache=True, logits_to_keep=1).logits[:, -1]
         prefix: list[Prefix] | None = getattr(store, "register_prefix", (None, None))[1]
@@ -153,22 +136,17 @@ class FastDecoder:
         recent: list[Recent] = [getattr(layer, "recent", {}) for layer in store.layers]
         at = torch.tensor([input_ids.shape[1]], device=input_ids.device)
         step = self._step(model)
-        while True:
-            # A copy in float32: processors may change it in place.
-            scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))  # pyrefly: ignore
-            token_B1 = _choose(scores, generation_config.do_sample)
-            keys, values = (_with_room(buffers, input_ids.shape[1] + 1) for buffers in (keys, values))
-            input_ids = torch.cat((input_ids, token_B1), dim=1)
-            done = stopping_criteria(input_ids, None).all()  # pyrefly: ignore
-            if token_streamer is not None:
-                token_streamer.put(token_B1[0].cpu())
-            if done:
-                break
-            logits = step(model, token_B1, at, keys, values, recent, prefix)
-            at += 1
-        if token_streamer is not None:
-            token_streamer.end()
-        return input_ids
+
+        def advance(ids: Tensor, token_B1: Tensor | None) -> Tensor:
+            nonlocal keys, values
+            if token_B1 is None:
+                return logits
+            keys, values = (_with_room(buffers, ids.shape[1]) for buffers in (keys, values))
+            found = step(model, token_B1, at, keys, values, recent, prefix)
+            at.add_(1)
+            return found
+
+        return advance
 
     def _step(self, model: OuroborosForCausalLM) -> Step:
         """The step for ``model``, compiled if wanted and possible."""
@@ -197,13 +175,6 @@ class FastDecoder:
     def _give_up(self, reason: str) -> None:
         logger.warning("compile: %s; decoding runs uncompiled", reason)
         self.compile = False
-
-
-def _choose(scores_1V: Tensor, sample: bool) -> Tensor:
-    """The next token, (1, 1)."""
-    if sample:
-        return torch.multinomial(scores_1V.softmax(dim=-1), num_samples=1)
-    return scores_1V.argmax(dim=-1, keepdim=True)
 
 
 def _with_room(buffers: list[Tensor], positions: int) -> list[Tensor]:
