@@ -11,21 +11,20 @@ from dataclasses import dataclass, field
 
 from ouroboros.config.codec import from_dict, from_json, to_dict, to_json
 from ouroboros.config.data import DataSpec, FilterSpec
-from ouroboros.config.model import (
+from ouroboros.config.mixers import (
+    AttentionKind,
     AttentionSpec,
     BottleneckAttentionSpec,
-    DeltaSpec,
-    FeedForwardSpec,
     LatentAttentionSpec,
-    LoopSpec,
     MixerSpec,
-    ModelSpec,
-    NormSpec,
+    OsamSpec,
     RopeSpec,
 )
+from ouroboros.config.model import DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec
 from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
 
 __all__ = [
+    "AttentionKind",
     "AttentionSpec",
     "BottleneckAttentionSpec",
     "DataSpec",
@@ -39,6 +38,7 @@ __all__ = [
     "ModelSpec",
     "NormSpec",
     "OptimSpec",
+    "OsamSpec",
     "Recipe",
     "RopeSpec",
     "TrainSpec",

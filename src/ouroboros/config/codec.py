@@ -43,7 +43,7 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
 
 def _union_members() -> dict[str, Any]:
     """The classes a field may choose from by ``kind``, by name: pydantic names them within the place of an error."""
-    from ouroboros.config.model import MixerSpec
+    from ouroboros.config.mixers import MixerSpec
 
     return {c.__name__: c for c in typing.get_args(MixerSpec)}
 

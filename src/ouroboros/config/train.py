@@ -19,6 +19,9 @@ class OptimSpec:
     """Peak rate of embeddings and the untied head; None means ``lr``."""
     vector_lr: float | None = None
     """Peak rate of norms, gains, biases and per-loop vectors; None means ``lr``."""
+    scalar_lr: float | None = None
+    """Peak rate of single numbers that steer a part as a whole (phases, frequencies, decays and gates of a constant-size
+    memory); None means ``vector_lr``."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""
     decay: Literal["matrices", "all"] = "matrices"
@@ -42,7 +45,7 @@ class OptimSpec:
     """Global gradient norm limit; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "embedding_lr", "vector_lr"):
+        for name in ("lr", "embedding_lr", "vector_lr", "scalar_lr"):
             value = getattr(self, name)
             check(value is None or value > 0, f"optim.{name} must be > 0, got {value}")
         for name in ("warmup_fraction", "decay_fraction", "final_lr", "start_lr"):
@@ -111,6 +114,11 @@ class TrainSpec:
     activation_checkpointing: bool = False
     ema_decay: float = 0.0
     """Decay of the averaged weights that are evaluated and exported; 0 is off."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over the vocabulary in the training loss. Validation, and every
+    loss that is reported as one, is without it."""
+    corruption: float = 0.0
+    """Probability that an input token is replaced by one drawn from the vocabulary; targets stay."""
     loops: LoopTraining = field(default_factory=LoopTraining)
     eval_every: int = 200
     """Steps between validations; 0 is off."""
@@ -161,4 +169,6 @@ class TrainSpec:
             "train.target_loss and train.patience need validation: set train.eval_every",
         )
         check(abs(self.seed) < 2**63, f"train.seed must be within 63 bits, got {self.seed}")
+        for name in ("label_smoothing", "corruption"):
+            check(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
         check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")

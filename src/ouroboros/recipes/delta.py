@@ -29,7 +29,7 @@ from ouroboros.config import (
     RopeSpec,
     TrainSpec,
 )
-from ouroboros.config.model import Activation
+from ouroboros.config.mixers import Activation
 from ouroboros.errors import check, nearest
 from ouroboros.recipes.gpt import gpt
 
