@@ -16,8 +16,22 @@ from ouroboros.config import (
     LatentAttentionSpec,
     MixerSpec,
     ModelSpec,
+    OsamSpec,
 )
 from ouroboros.schedule import Schedule, parse
+
+CHUNK = 64
+"""Tokens that a constant-size memory works on at a time. With decays of at most 1 per token, the powers within a chunk
+stay far inside float32."""
+BAND = 16
+"""Coordinates of one band of a bilinear map: where it is symmetric, only products of a band with itself and with later
+coordinates are formed."""
+
+
+def direct_is_faster(width: int, buckets: int) -> bool:
+    """Whether a map behind the convolution of two sketches works on products of coordinates, or on spectra (measured:
+    docs/benchmarks.md)."""
+    return width * width <= 4 * buckets
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,12 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     schedule = parse(spec.layout)
     run = schedule if loops is None else schedule.with_loops(loops)
     embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
-    parameters = embeddings + schedule.num_blocks * block_parameters(spec) + spec.hidden_size  # final norm
+    parameters = embeddings + schedule.num_blocks * block_parameters(spec) + norm_parameters(spec)
     parameters += spec.registers * spec.hidden_size + loop_parameters(spec, schedule)
     parameters += compressor_parameters(spec) + expansion_parameters(spec)
     parameters += spec.max_position_embeddings * spec.hidden_size if spec.positions == "learned" else 0
-    flops = run.num_visits * block_flops(spec, context + spec.registers) + loop_flops(spec, run)
+    seen = context if isinstance(spec.mixer, OsamSpec) else context + spec.registers  # of which a state remains
+    flops = run.num_visits * block_flops(spec, seen) + loop_flops(spec, run)
     flops += 2 * spec.vocab_size * spec.hidden_size
     return Cost(
         parameters=parameters,
@@ -67,7 +82,7 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
         flops_per_token=flops,
         training_flops_per_token=3 * flops,
         cache_values_per_token=cached_visits(spec, run) * cache_values(spec),
-        state_values=filter_values(spec, run),
+        state_values=filter_values(spec, run) + cached_visits(spec, run) * state_values(spec),
         context=context,
     )
 
@@ -93,20 +108,25 @@ def filter_values(spec: ModelSpec, schedule: Schedule) -> int:
 
 def block_parameters(spec: ModelSpec) -> int:
     """Parameters of one block."""
-    norms = 2 if spec.norm.placement == "pre" else 4
+    sublayers = 1 if spec.ffn.kind == "none" else 2
+    norms = {"final": 0, "pre": 1, "sandwich": 2}[spec.norm.placement]
     return (
         mixer_parameters(spec.mixer, spec.hidden_size)
         + ffn_parameters(spec.ffn, spec.hidden_size)
-        + norms * spec.hidden_size
-        + 2 * residual_parameters(spec)
+        + sublayers * (norms * norm_parameters(spec) + residual_parameters(spec))
         + compressor_parameters(spec)
     )
+
+
+def norm_parameters(spec: ModelSpec) -> int:
+    """Parameters of one norm of the stream."""
+    return spec.hidden_size * (1 if spec.norm.kind == "rms" else 2)
 
 
 def block_flops(spec: ModelSpec, context: int) -> int:
     """Operations of one visit for one token that attends to ``context`` positions."""
     total = mixer_flops(spec.mixer, spec.hidden_size, context) + ffn_flops(spec.ffn, spec.hidden_size)
-    return total + 2 * residual_flops(spec)
+    return total + (1 if spec.ffn.kind == "none" else 2) * residual_flops(spec)
 
 
 def residual_parameters(spec: ModelSpec) -> int:
@@ -153,6 +173,8 @@ def mixer_parameters(mixer: MixerSpec, hidden_size: int) -> int:
 
 def mixer_flops(mixer: MixerSpec, hidden_size: int, context: int) -> int:
     """Operations of a mixer for one token that attends to ``context`` positions, keys and values built from latents."""
+    if isinstance(mixer, OsamSpec):
+        return _osam_flops(mixer, hidden_size, context)
     keys = values = mixer.num_heads * mixer.width(hidden_size)
     if isinstance(mixer, LatentAttentionSpec):
         # The rotary channels are added to the keys, and the values padded to their width for the fused kernels.
@@ -162,13 +184,17 @@ def mixer_flops(mixer: MixerSpec, hidden_size: int, context: int) -> int:
 
 def rebuild_flops(mixer: MixerSpec, hidden_size: int) -> int:
     """Operations that make keys and values of one position whose latent alone is remembered; 0 if they are kept."""
-    if isinstance(mixer, AttentionSpec) or (isinstance(mixer, BottleneckAttentionSpec) and mixer.cache != "latent"):
+    if isinstance(mixer, (AttentionSpec, OsamSpec)) or (
+        isinstance(mixer, BottleneckAttentionSpec) and mixer.cache != "latent"
+    ):
         return 0
     return 2 * mixer.rank(hidden_size) * 2 * mixer.num_heads * mixer.width(hidden_size)
 
 
 def _mixer_weights(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
     """Parameters in matrices, which each token meets once, and in vectors."""
+    if isinstance(mixer, OsamSpec):
+        return _osam_weights(mixer, hidden_size)
     if isinstance(mixer, LatentAttentionSpec):
         return _latent_weights(mixer, hidden_size)
     width = mixer.width(hidden_size)
@@ -184,11 +210,60 @@ def _mixer_weights(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
     return hidden_size * (queries + 2 * keys + gates) + queries * hidden_size, norms + biases + gains
 
 
+def state_values(spec: ModelSpec) -> int:
+    """Numbers of the state that one visit's mixer carries per sequence: sums of keys, and of keys times values."""
+    d = spec.hidden_size
+    if not isinstance(spec.mixer, OsamSpec):
+        return 0
+    return 2 * d * (d + 1) if spec.mixer.value_path else 2 * d
+
+
 def mixer_state_values(mixer: MixerSpec, hidden_size: int) -> int:
     """Numbers of constant size that one visit's mixer remembers per sequence: the last keys and values it mixes in."""
     if not isinstance(mixer, AttentionSpec):
         return 0
     return (mixer.k_shift + mixer.v_shift) * mixer.kv_heads * mixer.width(hidden_size)
+
+
+def _osam_weights(mixer: OsamSpec, hidden_size: int) -> tuple[int, int]:
+    d, hidden = hidden_size, mixer.readout_hidden
+    matrices = 2 * d * d + hidden * (mixer.buckets + d)
+    numbers = 3 + mixer.frequencies * (2 if mixer.decay else 1)  # two phases and a gate
+    vectors = hidden + d + numbers
+    if mixer.value_path:
+        matrices, vectors = matrices + 3 * d * d, vectors + 4 * d + 1
+    return matrices, vectors
+
+
+def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
+    """Of the form that training uses: products of coordinates times a gathered matrix, or spectra times a folded one.
+
+    A token meets those of its chunk, and behind the first chunk the state.
+    """
+    d, chunk = hidden_size, min(context, CHUNK)
+    if direct_is_faster(d, mixer.buckets):
+        bands = [d] if mixer.independent_hashes else [d - low for low in range(0, d, BAND)]
+        ranks = 2 if mixer.independent_hashes else 4
+        columns = sum(min(BAND, later) * later for later in bands) if ranks == 4 else d * d
+        read = 2 * ranks * columns + 2 * columns * mixer.readout_hidden
+    else:
+        read = 2 * (2 * (mixer.buckets // 2 + 1)) * mixer.readout_hidden
+    total = 2 * 2 * d * d + 2 * mixer.readout_hidden * d
+    if mixer.value_path:
+        gram = 2 * 2 * d * d if mixer.sketch_values else 0
+        read += 2 * 2 * d * d
+        total += 2 * d * d + gram + 2 * chunk * 2 * d + 2 * chunk * d
+    if context > CHUNK:
+        total += sum(state_flops(mixer, d))
+    return total + read * -(-context // mixer.kupdate) // context
+
+
+def state_flops(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
+    """Operations of one token that add it to a state of constant size, and that read the state in front of a chunk."""
+    if not isinstance(mixer, OsamSpec):
+        return 0, 0
+    d = hidden_size
+    return 2 * 2 * d * (d + 1 if mixer.value_path else 1), 2 * 2 * d * d if mixer.value_path else 0
 
 
 def _latent_weights(mixer: LatentAttentionSpec, hidden_size: int) -> tuple[int, int]:
@@ -202,13 +277,13 @@ def _latent_weights(mixer: LatentAttentionSpec, hidden_size: int) -> tuple[int, 
 
 def ffn_matrices(ffn: FeedForwardSpec) -> int:
     """Weight matrices of a feed-forward network."""
-    return 3 if ffn.kind == "swiglu" else 2
+    return {"swiglu": 3, "none": 0}.get(ffn.kind, 2)
 
 
 def ffn_parameters(ffn: FeedForwardSpec, hidden_size: int) -> int:
     """Parameters of one feed-forward network."""
     matrices = ffn_matrices(ffn)
-    bias = (matrices - 1) * ffn.intermediate_size + hidden_size if ffn.bias else 0
+    bias = (matrices - 1) * ffn.intermediate_size + hidden_size if ffn.bias and matrices else 0
     return matrices * hidden_size * ffn.intermediate_size + bias
 
 
@@ -220,6 +295,8 @@ def ffn_flops(ffn: FeedForwardSpec, hidden_size: int) -> int:
 def cache_values(spec: ModelSpec) -> int:
     """Numbers one cache entry gains with each token."""
     mixer, hidden_size = spec.mixer, spec.hidden_size
+    if isinstance(mixer, OsamSpec):
+        return 0
     if isinstance(mixer, LatentAttentionSpec):
         return mixer.rank(hidden_size) + mixer.rotary_width(hidden_size)
     if isinstance(mixer, BottleneckAttentionSpec) and mixer.cache == "latent":

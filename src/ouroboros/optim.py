@@ -1,8 +1,9 @@
 """Optimisers by parameter role, and learning-rate schedules as pure functions of the run's progress.
 
-Every parameter has one role: ``matrix`` (Muon; decayed), ``embedding`` (AdamW: tables and the head) or ``vector``
-(AdamW: norms, gains, biases, per-loop rows). A module class whose direct parameters the rules cannot place declares
-``PARAMETER_ROLES = {"attribute": "role"}``.
+Every parameter has one role: ``matrix`` (Muon; decayed), ``embedding`` (AdamW: tables and the head), ``vector`` (AdamW:
+norms, gains, biases, per-loop rows) or ``scalar`` (AdamW: single numbers that steer a part as a whole). A module class
+with direct parameters that the rules cannot place, or that are scalars, declares ``PARAMETER_ROLES = {"attribute":
+"role"}``. Parameters that a module never trains, by its specification, stand in its ``untrained``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ouroboros.config import OptimSpec
 from ouroboros.errors import OuroborosError, check, nearest
 
-ROLES = ("matrix", "embedding", "vector")
+ROLES = ("matrix", "embedding", "vector", "scalar")
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:
@@ -29,8 +30,8 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     ``matrix``; a parameter of fewer than two dimensions is a ``vector``.
 
     Raises:
-        OuroborosError: a parameter no rule places, an unknown role, a ``matrix`` that is not two-dimensional, or a
-            tied parameter whose names have different roles.
+        OuroborosError: a parameter no rule places, an unknown role, a ``matrix`` that is not two-dimensional, a
+            ``scalar`` that is, or a tied parameter whose names have different roles.
     """
     roles: dict[str, str] = {}
     first_name: dict[Tensor, str] = {}
@@ -53,7 +54,9 @@ def _role(name: str, module_name: str, attribute: str, module: nn.Module, parame
         role = declared[attribute]
         where = f"{type(module).__name__}.PARAMETER_ROLES[{attribute!r}]"
         check(role in ROLES, f"{where} is {role!r}{nearest(role, ROLES)}")
-        check(role != "matrix" or parameter.ndim == 2, f"{where}: {name} has shape {tuple(parameter.shape)}, not 2-D")
+        shape = tuple(parameter.shape)
+        check(role != "matrix" or parameter.ndim == 2, f"{where}: {name} has shape {shape}, not 2-D")
+        check(role != "scalar" or parameter.ndim < 2, f"{where}: {name} has shape {shape}, not one number or a list")
         return role
     if attribute == "weight" and isinstance(module, nn.Embedding):
         return "embedding"
@@ -67,6 +70,27 @@ def _role(name: str, module_name: str, attribute: str, module: nn.Module, parame
     )
 
 
+def untrained_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that are never trained, by specification; a tied one under its first name.
+
+    A module declares its own in an instance attribute ``untrained``, a set of dotted names relative to the module. Its
+    arithmetic gives them no gradient, whatever their ``requires_grad`` says (``from_pretrained`` sets it everywhere).
+
+    Raises:
+        OuroborosError: a declared name that is no parameter of its module.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = set()
+    for path, module in model.named_modules():
+        declared: frozenset[str] = getattr(module, "untrained", frozenset())
+        own = dict(module.named_parameters(remove_duplicate=False)) if declared else {}
+        for name in declared:
+            where = f"{type(module).__name__}.untrained of {path or 'the model'}"
+            check(name in own, f"{where}: {name!r} is no parameter{nearest(name, own)}")
+            found.add(names[own[name]])
+    return found
+
+
 def build_optimizers(model: nn.Module, spec: OptimSpec, *, fused: bool | None = None) -> list[torch.optim.Optimizer]:
     """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
 
@@ -74,20 +98,26 @@ def build_optimizers(model: nn.Module, spec: OptimSpec, *, fused: bool | None = 
     every group with ``decay="all"``.
 
     Args:
-        model: parameters that do not require a gradient are left out.
+        model: parameters that do not require a gradient or are untrained by specification are left out.
         spec: rates, decay, momentum.
         fused: AdamW's one-kernel step; None uses it where torch has it (5x faster on a CPU).
 
     Raises:
         OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
     """
-    parameters = dict(model.named_parameters())
+    trainable = _trainable(model)
     by_role: dict[str, list[nn.Parameter]] = {role: [] for role in ROLES}
     for name, role in parameter_roles(model).items():
-        if parameters[name].requires_grad:
-            by_role[role].append(parameters[name])
+        if name in trainable:
+            by_role[role].append(trainable[name])
     check(any(by_role.values()), "the model has no parameter that requires a gradient: nothing to train")
-    rates = {"matrix": spec.lr, "embedding": spec.embedding_lr or spec.lr, "vector": spec.vector_lr or spec.lr}
+    vector_lr = spec.vector_lr or spec.lr
+    rates = {
+        "matrix": spec.lr,
+        "embedding": spec.embedding_lr or spec.lr,
+        "vector": vector_lr,
+        "scalar": spec.scalar_lr or vector_lr,
+    }
     groups: dict[str, dict[str, Any]] = {
         role: {
             "params": members,
@@ -112,6 +142,12 @@ def build_optimizers(model: nn.Module, spec: OptimSpec, *, fused: bool | None = 
     return optimizers
 
 
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    untrained = untrained_parameters(model)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and name not in untrained}
+
+
 def check_groups(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Every trainable parameter is in exactly one group.
 
@@ -119,10 +155,9 @@ def check_groups(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) 
         OuroborosError: a parameter of ``model`` in none or several, or a group with a parameter that is not its own.
     """
     counts = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            count = counts.pop(parameter, 0)
-            check(count == 1, f"parameter {name} is in {count} optimiser groups; it must be in exactly one")
+    for name, parameter in _trainable(model).items():
+        count = counts.pop(parameter, 0)
+        check(count == 1, f"parameter {name} is in {count} optimiser groups; it must be in exactly one")
     check(not counts, f"the optimisers hold {len(counts)} parameters that are not trainable parameters of the model")
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ouroboros.config import BottleneckAttentionSpec, FeedForwardSpec, RopeSpec
 from ouroboros.convert.rhrm import NAMES, to_model
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.nn.attention import MixerInput
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.nn.latent import BottleneckAttention
 from ouroboros.nn.memory import Recorder
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope, rotate
 

@@ -22,6 +22,7 @@ from ouroboros.optim import (
     parameter_roles,
     set_first_beta,
     set_learning_rate,
+    untrained_parameters,
 )
 
 
@@ -83,7 +84,12 @@ def test_a_parameter_without_a_role_is_named():
 
 
 @pytest.mark.parametrize(
-    ("role", "shape", "message"), [("vectr", (2, 2), "did you mean 'vector'"), ("matrix", (2, 2, 2), "not 2-D")]
+    ("role", "shape", "message"),
+    [
+        ("vectr", (2, 2), "did you mean 'vector'"),
+        ("matrix", (2, 2, 2), "not 2-D"),
+        ("scalar", (2, 2), r"w has shape \(2, 2\), not one number or a list"),
+    ],
 )
 def test_wrong_declarations_are_refused(role, shape, message):
     class Wrong(nn.Module):
@@ -112,6 +118,72 @@ def test_groups_carry_roles_rates_and_decay(kind):
     )
     set_learning_rate(optimizers, 0.5)
     assert {role: g["lr"] for role, g in groups.items()} == {"matrix": 0.05, "embedding": 0.1, "vector": 0.15}
+
+
+class Memory(nn.Module):
+    """As a memory of constant size whose keys are fixed: two maps, a number that is trained and one that is not."""
+
+    PARAMETER_ROLES = {"omega_raw": "scalar", "theta_k_raw": "scalar"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = (nn.Linear(8, 8, bias=False) for _ in range(2))
+        self.omega_raw, self.theta_k_raw = (nn.Parameter(torch.tensor(0.02)) for _ in range(2))
+        self.untrained = frozenset({"k_proj.weight", "theta_k_raw"})
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({}, 0.1),
+        ({"vector_lr": 0.3}, 0.3),
+        ({"scalar_lr": 1.0}, 1.0),
+        ({"scalar_lr": 1.0, "vector_lr": 0.3}, 1.0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_scalars_are_a_role_of_their_own(kind, rates, expected, decay):
+    model = nn.Sequential(Toy(), Memory())
+    assert parameter_roles(model)["1.omega_raw"] == parameter_roles(model)["1.theta_k_raw"] == "scalar"
+    spec = OptimSpec(matrix_optimizer=kind, lr=0.1, weight_decay=0.4, decay=decay, **rates)
+    optimizers = build_optimizers(model, spec)
+    (found,) = [(o, g) for o in optimizers for g in o.param_groups if g["role"] == "scalar"]
+    assert isinstance(found[0], torch.optim.AdamW) and found[1]["params"] == [model[1].omega_raw]
+    assert found[1]["peak_lr"] == expected and found[1]["weight_decay"] == (0.4 if decay == "all" else 0.0)
+    vectors = [g["peak_lr"] for o in optimizers for g in o.param_groups if g["role"] == "vector"]
+    assert vectors == [rates.get("vector_lr", 0.1)]
+
+
+def test_what_is_declared_untrained_is_in_no_group_and_never_moves():
+    model = nn.Sequential(Toy(), Memory())
+    assert untrained_parameters(model) == {"1.k_proj.weight", "1.theta_k_raw"}
+    assert untrained_parameters(Toy()) == set()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizers = build_optimizers(model, OptimSpec(decay="all"))  # all of them require a gradient
+    check_groups(model, optimizers)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    same = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert same == untrained_parameters(model)
+
+
+def test_an_untrained_parameter_in_a_group_is_found():
+    model = Memory()
+    optimizers = build_optimizers(model, OptimSpec())
+    with pytest.raises(OuroborosError, match="hold 1 parameters that are not trainable parameters of the model"):
+        check_groups(model, [*optimizers, torch.optim.AdamW([model.theta_k_raw])])
+
+
+def test_untrained_names_are_checked_and_tied_ones_known_by_their_first_name():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), Memory())
+    model[1].k_proj.weight = model[0].weight
+    assert untrained_parameters(model) == {"0.weight", "1.theta_k_raw"}
+    model[1].untrained = frozenset({"theta_raw"})
+    with pytest.raises(OuroborosError, match=r"Memory\.untrained of 1: 'theta_raw' is no parameter; did you mean"):
+        build_optimizers(model, OptimSpec())
 
 
 @pytest.mark.parametrize(("fused", "expected"), [(None, True), (True, True), (False, False)])
@@ -289,7 +361,7 @@ def test_other_schedules_do_not_ask_for_the_steps_and_leave_momentum_alone(sched
 
 
 def test_decay_of_all_parameters_and_the_first_coefficient_of_adamw_alone():
-    model = nn.Sequential(nn.Embedding(4, 6), nn.Linear(6, 8), nn.LayerNorm(8))
+    model = nn.Sequential(nn.Embedding(4, 6), nn.Linear(6, 8), nn.LayerNorm(8), Memory())
     for kind in ("muon", "adamw"):
         spec = OptimSpec(matrix_optimizer=kind, weight_decay=0.2, decay="all")
         optimizers = build_optimizers(model, spec)
@@ -300,7 +372,8 @@ def test_decay_of_all_parameters_and_the_first_coefficient_of_adamw_alone():
         assert {group["betas"] for group in groups if "betas" in group} == {(0.5, 0.95)}
         assert [group.get("momentum") for group in groups] == momenta
     parts = [group for optimizer in build_optimizers(model, OptimSpec()) for group in optimizer.param_groups]
-    assert {group["role"]: group["weight_decay"] for group in parts} == {"matrix": 0.1, "embedding": 0.0, "vector": 0.0}
+    others = {"embedding": 0.0, "vector": 0.0, "scalar": 0.0}
+    assert {group["role"]: group["weight_decay"] for group in parts} == {"matrix": 0.1, **others}
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])

@@ -50,9 +50,11 @@ class DataSpec:
 
     sources: tuple[str, ...] = ("python:",)
     """``python:``, a file, a directory, a glob, ``hf:NAME`` or ``mix:NAME``, each with an optional ``@format`` that
-    makes text of records and an optional ``=weight``."""
+    makes text of records and an optional ``=weight``; ``periodic:`` and ``needle:`` are texts that repeat themselves
+    (:mod:`ouroboros.data.periodic`)."""
     tokenizer: str = "bytes"
-    """``bytes``, ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""
+    """``bytes``, ``chars`` (one id per character of the training split, then one for all others and the end of text),
+    ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""
     sequence_length: int = 512
     text_field: str = "text"
     """Field of jsonl, json, parquet and hub records that holds the text, where a source names no format."""

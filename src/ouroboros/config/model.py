@@ -194,8 +194,8 @@ class ModelSpec:
         )
         if isinstance(self.mixer, OsamSpec):
             check(
-                self.mixer.frequencies <= self.hidden_size,
-                f"mixer.frequencies ({self.mixer.frequencies}) must be at most hidden_size ({self.hidden_size})",
+                self.hidden_size % self.mixer.frequencies == 0,
+                f"mixer.frequencies ({self.mixer.frequencies}) must divide hidden_size ({self.hidden_size})",
             )
         elif self.mixer.head_dim is None:
             check(

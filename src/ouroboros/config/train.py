@@ -20,8 +20,8 @@ class OptimSpec:
     vector_lr: float | None = None
     """Peak rate of norms, gains, biases and per-loop vectors; None means ``lr``."""
     scalar_lr: float | None = None
-    """Peak rate of single numbers that steer a part as a whole (phases, frequencies, decays and gates of a constant-size
-    memory); None means ``vector_lr``."""
+    """Peak rate of single numbers that steer a part as a whole: phases, frequencies, decays and gates of a memory of
+    constant size; None means ``vector_lr``."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""
     decay: Literal["matrices", "all"] = "matrices"
@@ -118,7 +118,8 @@ class TrainSpec:
     """Share of the target's probability that is spread over the vocabulary in the training loss. Validation, and every
     loss that is reported as one, is without it."""
     corruption: float = 0.0
-    """Probability that an input token is replaced by one drawn from the vocabulary; targets stay."""
+    """Probability that an input token is replaced by one drawn from the vocabulary, itself included; targets stay.
+    Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
     loops: LoopTraining = field(default_factory=LoopTraining)
     eval_every: int = 200
     """Steps between validations; 0 is off."""

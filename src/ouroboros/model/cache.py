@@ -24,11 +24,8 @@ from transformers.cache_utils import (
 )
 
 from ouroboros.errors import OuroborosError
-from ouroboros.model.configuration import FILTERED
+from ouroboros.model.configuration import CONSTANT_STATE, FILTERED
 from ouroboros.nn.memory import Store
-
-CONSTANT_STATE = "ouroboros_constant_state"
-"""``layer_types`` entry of a visit whose mixer keeps a state of constant size."""
 
 
 class RecentEntries:
@@ -108,6 +105,14 @@ class SlotMemory(Store):
         """Append and keep."""
         return self.store.update(k_BKTC, v_BKTC, self.slot)
 
+    def state(self) -> Tensor | None:
+        """The entry's state."""
+        return _constant(self.store, self.slot).read()
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """Keep it in the entry."""
+        _constant(self.store, self.slot).write(state, new_tokens)
+
     def last(self, name: str) -> Tensor | None:
         """What the entry keeps under ``name``."""
         return _filtered(self.store, self.slot).recent.get(name)
@@ -120,8 +125,17 @@ class SlotMemory(Store):
 class PeekMemory(Store):
     """Reads entry ``slot`` without keeping anything new (``share_last_kv``: loops before the last)."""
 
+    keeps = False
+
     def __init__(self, store: Cache, slot: int) -> None:
         self.store, self.slot = store, slot
+
+    def state(self) -> Tensor | None:
+        """The state the last loop left."""
+        return _constant(self.store, self.slot).read()
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """Nothing: the entry stays as it was."""
 
     def last(self, name: str) -> Tensor | None:
         """What the last loop left under ``name``."""
@@ -154,7 +168,13 @@ def _filtered(store: Cache, slot: int) -> RecentEntries:
     return layer
 
 
-class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ignore[inconsistent-inheritance]
+def _constant(store: Cache, slot: int) -> ConstantStateLayer:
+    layer = store.layers[slot]
+    assert isinstance(layer, ConstantStateLayer)
+    return layer
+
+
+class ConstantStateLayer(RecentEntries, LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ignore[inconsistent-inheritance]
     """Cache entry of a visit whose mixer keeps a state of constant size and no keys.
 
     Counts the tokens it has seen, because a cache made of such entries alone has to report its length to ``generate``.
@@ -164,7 +184,7 @@ class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ign
     is_sliding = False
 
     def __init__(self, number_of_states: int = 1, **_: Any) -> None:
-        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+        super().__init__(number_of_states=number_of_states)
         self.keys = self.values = None
         self.is_initialized = True
         self.seen = 0
@@ -204,14 +224,10 @@ class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ign
 
     def reset(self) -> None:
         """Forget state and count."""
-        LinearAttentionLayer.reset(self)
+        super().reset()
         self.recurrent_states[0] = None
         self.is_recurrent_states_initialized[0] = False
         self.seen = 0
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Select sequences for beam search."""
-        LinearAttentionLayer.reorder_cache(self, beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
         """A summed state cannot forget its last tokens."""
@@ -222,11 +238,13 @@ class ConstantStateLayer(LinearAttentionLayer, CacheLayerMixin):  # pyrefly: ign
         """Repeat every sequence ``repeats`` times."""
         if self.recurrent_states[0] is not None:
             self.recurrent_states[0] = self.recurrent_states[0].repeat_interleave(repeats, dim=0)
+        self._each(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the sequences ``indices``."""
         if self.recurrent_states[0] is not None:
             self.recurrent_states[0] = self.recurrent_states[0][indices]
+        self._each(lambda x: x[indices])
 
 
 def register_cache_layers() -> None:
@@ -277,17 +295,20 @@ def check_cache_fits(store: Cache, entries: int, layout: str) -> None:
         )
 
 
-def prepare_for_filters(store: Cache, entries: int) -> None:
-    """Give a cache made without a configuration its entries; refuse one whose entries cannot remember for filters.
+def prepare_entries(store: Cache, entries: int, kind: str) -> None:
+    """Give a cache made without a configuration entries of ``kind``, a ``layer_types`` value of ours.
 
     Raises:
-        OuroborosError: names the entries and the fix.
+        OuroborosError: it has entries of another kind; names them and the fix.
     """
+    needed = RecentEntries if kind == FILTERED else ConstantStateLayer
     if not store.layers and store.layer_class_to_replicate is DynamicLayer:
-        store.layers.extend(FilteredDynamicLayer() for _ in range(entries))
-    unfit = sorted({type(layer).__name__ for layer in store.layers if not isinstance(layer, RecentEntries)})
+        new = FilteredDynamicLayer if kind == FILTERED else ConstantStateLayer
+        store.layers.extend(new() for _ in range(entries))
+    unfit = sorted({type(layer).__name__ for layer in store.layers if not isinstance(layer, needed)})
     if unfit or not store.layers:
+        what = "what the model's filters over tokens remember" if kind == FILTERED else "the model's constant state"
         raise OuroborosError(
-            f"a cache of {', '.join(unfit) or type(store).__name__} has no room for what the model's filters over"
-            " tokens remember: make it with DynamicCache(config=model.config) or StaticCache(config=model.config, ...)"
+            f"a cache of {', '.join(unfit) or type(store).__name__} has no room for {what}: make it with"
+            " DynamicCache(config=model.config) or StaticCache(config=model.config, ...)"
         )

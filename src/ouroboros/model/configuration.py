@@ -9,12 +9,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ouroboros.accounting import cached_visits, filter_values
-from ouroboros.config import ModelSpec, from_dict, to_dict
+from ouroboros.config import ModelSpec, OsamSpec, from_dict, to_dict
 from ouroboros.errors import OuroborosError
 from ouroboros.schedule import Schedule, parse
 
 FILTERED = "ouroboros_filtered_attention"
 """``layer_types`` entry of a visit that remembers recent entries for filters over tokens beside keys and values."""
+
+CONSTANT_STATE = "ouroboros_constant_state"
+"""``layer_types`` entry of a visit whose mixer keeps a state of constant size."""
 
 
 @strict
@@ -63,13 +66,22 @@ class OuroborosConfig(PreTrainedConfig):
         self.vocab_size = spec.vocab_size
         self.hidden_size = spec.hidden_size
         self.num_hidden_layers = entries
-        self.num_attention_heads = spec.mixer.num_heads
-        self.num_key_value_heads = spec.mixer.cached_heads()
-        self.head_dim = spec.mixer.width(spec.hidden_size)
+        # Tools read heads of every model; a mixer without any counts as one of full width.
+        heads = None if isinstance(spec.mixer, OsamSpec) else spec.mixer
+        self.num_attention_heads = heads.num_heads if heads else 1
+        self.num_key_value_heads = heads.cached_heads() if heads else 1
+        self.head_dim = heads.width(spec.hidden_size) if heads else spec.hidden_size
         self.intermediate_size = spec.ffn.intermediate_size
         self.max_position_embeddings = spec.max_position_embeddings
-        self.layer_types = [FILTERED if filter_values(spec, schedule) else "full_attention"] * entries
+        self.layer_types = [self._entry_kind(spec, schedule)] * entries
         self.tie_word_embeddings = spec.tie_embeddings
+
+    @staticmethod
+    def _entry_kind(spec: ModelSpec, schedule: Schedule) -> str:
+        """What every cache entry holds."""
+        if isinstance(spec.mixer, OsamSpec):
+            return CONSTANT_STATE
+        return FILTERED if filter_values(spec, schedule) else "full_attention"
 
     def at_loops(self, loops: int) -> OuroborosConfig:
         """A copy for another loop count, everything else (also the attention implementation) as it is.

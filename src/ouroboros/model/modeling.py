@@ -20,18 +20,21 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from ouroboros.config import BottleneckAttentionSpec, ModelSpec
+from ouroboros.accounting import filter_values
+from ouroboros.config import BottleneckAttentionSpec, ModelSpec, OsamSpec, RopeSpec
 from ouroboros.errors import OuroborosError, check
-from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits, prepare_for_filters, seen_tokens
-from ouroboros.model.configuration import FILTERED, OuroborosConfig
+from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits, prepare_entries, seen_tokens
+from ouroboros.model.configuration import CONSTANT_STATE, FILTERED, OuroborosConfig
 from ouroboros.model.padding import leading_padding, padding_of
 from ouroboros.model.topology import Chain, MemoryOf, Probe
-from ouroboros.nn.attention import Attention, MixerInput
+from ouroboros.nn.attention import Attention
 from ouroboros.nn.block import Block
 from ouroboros.nn.delta import COMPRESSORS, DELTA_PARTS, SmallLinear, build_compressor, build_expansion
 from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, Store
-from ouroboros.nn.norm import RMSNorm
+from ouroboros.nn.mixer import MixerInput
+from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm
+from ouroboros.nn.osam import Osam
 from ouroboros.nn.rope import Rope
 from ouroboros.schedule import Schedule, Visit, parse
 
@@ -60,13 +63,19 @@ class OuroborosPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             table = isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None)
             std = spec.init_std if spec.embedding_std is None or not table else spec.embedding_std
+            if isinstance(module, nn.Linear) and table and spec.head_std is not None:
+                std = spec.head_std
             nn.init.normal_(module.weight, std=std)
             if isinstance(module, SmallLinear):
                 module.reset_bias()
             elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, RMSNorm):
+        elif isinstance(module, (RMSNorm, LayerNorm)):
             nn.init.ones_(module.weight)
+            if isinstance(module, LayerNorm):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Osam):
+            module.reset_parameters()
         elif isinstance(module, Rope):
             module.inv_freq.copy_(module.frequencies())
         elif isinstance(module, OuroborosModel) and spec.registers:
@@ -95,9 +104,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
         self.expansion = build_expansion(spec)
         self.decoder = Chain(spec)
         self.readout = build_compressor(spec)
-        self.norm = RMSNorm(spec.hidden_size, spec.norm.eps)
-        rope = spec.mixer.rope if spec.positions == "rope" else dataclasses.replace(spec.mixer.rope, fraction=0.0)
-        self.rotary = Rope(rope, spec.mixer.rotary_width(spec.hidden_size))
+        self.norm = build_norm(spec.norm, spec.hidden_size)
+        self.rotary = _rotary(spec)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -151,8 +159,10 @@ class OuroborosModel(OuroborosPreTrainedModel):
         else:
             if isinstance(attention_mask, dict):
                 attention_mask = attention_mask["full_attention"]
+            plain = plain and not self.spec.registers  # else the text does not begin at 0
             prefix = self._register_prefix(schedule, past_key_values)
             given = self._mixer_input(x_BTD, attention_mask, position_ids, past_key_values)
+            given = given._replace(positions=None if plain else position_ids + self.spec.registers)
             leading_B = None
             if prefix is not None and self._filters_tokens:
                 leading_B = leading_padding(attention_mask, x_BTD.shape[1], seen_tokens(past_key_values))
@@ -161,12 +171,12 @@ class OuroborosModel(OuroborosPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
 
     def _check_cache(self, store: Cache, schedule: Schedule) -> None:
-        """Refuse a cache of another model or loop count; give a new one what filters over tokens need."""
+        """Refuse a cache of another model or loop count; give a new one entries that hold more than keys and values."""
         # With share_last_kv an entry belongs to a block, whatever the loop count.
         layout = self.spec.layout if self.spec.loop.share_last_kv else schedule.notation
         check_cache_fits(store, self.config.num_hidden_layers, layout)
-        if self._filters_tokens:
-            prepare_for_filters(store, self.config.num_hidden_layers)
+        for kind in {FILTERED, CONSTANT_STATE} & set(self.config.layer_types or ()):
+            prepare_entries(store, self.config.num_hidden_layers, kind)
 
     def _together(self, x_BTD: Tensor, decode: Callable[..., Tensor], probe: Probe | None) -> Tensor:
         """Registers and text as one sequence under one causal mask: in training this is faster than two passes.
@@ -212,14 +222,15 @@ class OuroborosModel(OuroborosPreTrainedModel):
             x_BTD = x_BTD + self.embed_positions(position[None]).to(x_BTD.dtype)
         rotary = self.rotary(position[None] + self.spec.registers)
         keys = self.rotary(torch.arange(seen.shape[0], device=seen.device)[None]) if self._rebuilds_keys else None
-        given = MixerInput(rotary, seen[None, None, None], None, keys)
+        at = (position + self.spec.registers)[None]
+        given = MixerInput(rotary, seen[None, None, None], None, keys, at)
         decode = functools.partial(self.decoder, schedule=self.schedule)
         return self.norm(self._through(x_BTD, decode, given, memory_of))
 
     @property
     def _filters_tokens(self) -> bool:
         """Whether filters over tokens remember something from call to call."""
-        return FILTERED in (self.config.layer_types or ())
+        return filter_values(self.spec, self.schedule) > 0
 
     @property
     def _rebuilds_keys(self) -> bool:
@@ -253,6 +264,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
         """Rotary tables and masks of this call; register keys come first, so positions start at R."""
         T, R = x_BTD.shape[1], self.spec.registers
         padding = padding_of(mask, T, seen_tokens(store))
+        if isinstance(self.spec.mixer, OsamSpec):  # causal by itself
+            return MixerInput(self.rotary(positions + R), None, padding)
         attend_to: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BTD,
@@ -352,8 +365,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         scale = parse(spec.layout).num_visits ** -0.5
         for block in self.model.decoder.layers:
             assert isinstance(block, Block)
-            for projection in (block.self_attn.o_proj, block.mlp.down_proj):
-                assert isinstance(projection, nn.Linear)
+            for projection in block.output_projections():
                 if spec.zero_init_outputs:
                     nn.init.zeros_(projection.weight)
                 else:
@@ -417,6 +429,8 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """One mask for all visits, whatever they keep: ``generate`` asks for it before steps with a preallocated cache,
         where its shape must not grow."""
+        if isinstance(config.model_spec.mixer, OsamSpec):  # a mask of all tokens seen would grow
+            return {"full_attention": attention_mask}
         mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
         return {"full_attention": mask}
 
@@ -438,6 +452,14 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         inner.schedule = config.schedule
         view._modules["model"] = inner
         return view
+
+
+def _rotary(spec: ModelSpec) -> Rope:
+    """The rotary tables of all visits; of no channels where positions enter otherwise."""
+    if isinstance(spec.mixer, OsamSpec):
+        return Rope(RopeSpec(fraction=0.0), 2)
+    rope = spec.mixer.rope if spec.positions == "rope" else dataclasses.replace(spec.mixer.rope, fraction=0.0)
+    return Rope(rope, spec.mixer.rotary_width(spec.hidden_size))
 
 
 def _shallow(module: _M) -> _M:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
-from ouroboros.nn.attention import MixerInput
 from ouroboros.nn.block import Block
 from ouroboros.nn.loop import LoopParts
 from ouroboros.nn.memory import Memory
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.schedule import Schedule, Segment, Visit, parse
 
 MemoryOf = Callable[[Visit, bool], Memory | None]

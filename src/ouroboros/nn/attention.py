@@ -7,7 +7,6 @@ C channels per head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from ouroboros.config import AttentionSpec
 from ouroboros.nn import causal
 from ouroboros.nn.memory import Memory
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import rotate
 from ouroboros.nn.shift import TokenShift
@@ -26,19 +26,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu+1": lambda x: F.elu(x) + 1,
 }
 """Functions of queries, keys and values by name; ``none`` is absent."""
-
-
-class MixerInput(NamedTuple):
-    """What every visit's mixer is given besides the stream. Values, never stored on modules."""
-
-    rotary: tuple[Tensor, Tensor]
-    """Cosine and sine tables, each (B or 1, 1, T, n)."""
-    mask: Tensor | None
-    """(B, 1, T, S) boolean (True: attend) or additive; None: plain causal over T == S."""
-    padding: Tensor | None
-    """(B, T), 1 where the token is real; None when none is padding. For mixers that carry a state."""
-    key_rotary: tuple[Tensor, Tensor] | None = None
-    """Tables of all S keys, for mixers that rebuild keys from a cache; None: as ``rotary``."""
 
 
 class Attention(nn.Module):

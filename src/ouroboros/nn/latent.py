@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ouroboros.config import BottleneckAttentionSpec, LatentAttentionSpec
-from ouroboros.nn.attention import MixerInput, attend
+from ouroboros.nn.attention import attend
 from ouroboros.nn.memory import Memory
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import rotate
 

@@ -1,8 +1,8 @@
 """What a visit remembers: the seam between mixers and caches.
 
-A mixer is handed a :class:`Memory` for its slot and asks it to extend keys and values, and filters over tokens ask it
-for what came just before; where that is kept (a growing cache, a preallocated one, nowhere) and what precedes it
-(registers) is not their business.
+A mixer is handed a :class:`Memory` for its slot and asks it to extend keys and values, or to carry a state of constant
+size, and filters over tokens ask it for what came just before; where that is kept (a growing cache, a preallocated one,
+nowhere) and what precedes it (registers) is not their business.
 Shapes: B batch, T new tokens, K key/value heads, R registers, S keys, C channels per head.
 """
 
@@ -16,10 +16,23 @@ from torch import Tensor
 
 
 class Memory(Protocol):
-    """Past keys and values of one visit."""
+    """Past keys and values of one visit, or its state."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what it is given is kept for a later call; if not, a state need not be worked out to its end."""
+        ...
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Add T new keys and values; return all that the new queries may attend to, (B, K, S, C) each."""
+        ...
+
+    def state(self) -> Tensor | None:
+        """What :meth:`carry` was given last, (B or 1, ...); None before the first token."""
+        ...
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """Replace the state by the one behind ``new_tokens`` more tokens, (B, ...)."""
         ...
 
     def recent(self, name: str, x: Tensor, count: int) -> Tensor:
@@ -65,9 +78,19 @@ def behind(past: Tensor | None, x: Tensor, count: int, leading_B: Tensor | None 
 class Store(abc.ABC):
     """A memory that keeps what it is given."""
 
+    keeps = True
+
     @abc.abstractmethod
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Memory.extend`."""
+
+    @abc.abstractmethod
+    def state(self) -> Tensor | None:
+        """See :meth:`Memory.state`."""
+
+    @abc.abstractmethod
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """See :meth:`Memory.carry`."""
 
     @abc.abstractmethod
     def last(self, name: str) -> Tensor | None:
@@ -87,10 +110,12 @@ class Store(abc.ABC):
 class Prefix(NamedTuple):
     """What a visit remembers of the registers."""
 
-    keys: Tensor
-    """(1, K, R, C)."""
-    values: Tensor
-    """(1, K, R, C)."""
+    keys: Tensor | None
+    """(1, K, R, C); None of a mixer with a state."""
+    values: Tensor | None
+    """(1, K, R, C); None of a mixer with a state."""
+    state: Tensor | None
+    """(1, ...); None of a mixer with keys and values."""
     ends: dict[str, Tensor]
     """For each filter over tokens the last entries it saw, (1, count, ...)."""
 
@@ -99,13 +124,23 @@ class Recorder(Store):
     """Keeps the keys and values it is given, and the ends of what filters saw: registers become a constant prefix."""
 
     def __init__(self) -> None:
-        self.prefix: tuple[Tensor, Tensor] | None = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.end_state: Tensor | None = None
         self.ends: dict[str, Tensor] = {}
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Record and return them unchanged."""
-        self.prefix = (k_BKTC, v_BKTC)
+        self.keys, self.values = k_BKTC, v_BKTC
         return k_BKTC, v_BKTC
+
+    def state(self) -> Tensor | None:
+        """None: nothing precedes what is recorded."""
+        return None
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """Record the state behind the registers."""
+        self.end_state = state
 
     def last(self, name: str) -> Tensor | None:
         """None: nothing precedes what is recorded."""
@@ -117,8 +152,7 @@ class Recorder(Store):
 
     def recorded(self) -> Prefix:
         """All of it, once a mixer has run."""
-        assert self.prefix is not None
-        return Prefix(*self.prefix, self.ends)
+        return Prefix(self.keys, self.values, self.end_state, self.ends)
 
 
 class Prefixed:
@@ -135,13 +169,30 @@ class Prefixed:
         self.rest = rest
         self.leading_B = leading_B
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the rest does."""
+        return self.rest is not None and self.rest.keeps
+
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Extend the rest, then put the R constant entries in front."""
         if self.rest is not None:
             k_BKTC, v_BKTC = self.rest.extend(k_BKTC, v_BKTC)
         batch = k_BKTC.shape[0]
-        k_prefix, v_prefix = (t.to(k_BKTC.dtype).expand(batch, -1, -1, -1) for t in self.prefix[:2])
+        assert self.prefix.keys is not None and self.prefix.values is not None
+        k_prefix = self.prefix.keys.to(k_BKTC.dtype).expand(batch, -1, -1, -1)
+        v_prefix = self.prefix.values.to(v_BKTC.dtype).expand(batch, -1, -1, -1)
         return torch.cat((k_prefix, k_BKTC), dim=2), torch.cat((v_prefix, v_BKTC), dim=2)
+
+    def state(self) -> Tensor | None:
+        """Before any text the registers' state, afterwards what the rest carries."""
+        carried = None if self.rest is None else self.rest.state()
+        return self.prefix.state if carried is None else carried
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """Hand it to the rest."""
+        if self.rest is not None:
+            self.rest.carry(state, new_tokens)
 
     def recent(self, name: str, x: Tensor, count: int) -> Tensor:
         """Before any text the registers' end precedes ``x``, afterwards what the rest remembers."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ouroboros.config import Recipe
 from ouroboros.errors import OuroborosError, nearest
 from ouroboros.recipes import delta as _delta
+from ouroboros.recipes import osam as _osam
 from ouroboros.recipes import rhrm as _rhrm
 from ouroboros.recipes.gpt import gpt
 from ouroboros.recipes.loop import loop
@@ -19,12 +20,15 @@ _MAKERS: dict[str, Callable[[str], Recipe]] = {
     "loop": loop,
     "delta": _delta.delta,
     "delta-published": _delta.delta_published,
+    "osam": _osam.osam,
+    "osam-published": _osam.osam_published,
     "rhrm": _rhrm.rhrm,
     "rhrm-published": _rhrm.rhrm_published,
 }
 _OWN_SIZES: dict[str, tuple[str, ...]] = {
     "delta": _delta.SIZES,
     "delta-published": _delta.SIZES,
+    "osam-published": _osam.PUBLISHED_SIZES,
     "rhrm": _rhrm.SIZES,
     "rhrm-published": _rhrm.SIZES,
 }
@@ -32,6 +36,7 @@ _DELTA_ALIASES, _RHRM_ALIASES = {"base": "published"}, {"small": "lite", "base":
 _ALIASES: dict[str, dict[str, str]] = {
     "delta": _DELTA_ALIASES,
     "delta-published": _DELTA_ALIASES,
+    "osam-published": {"small": "default", "base": "quick-start"},
     "rhrm": _RHRM_ALIASES,
     "rhrm-published": _RHRM_ALIASES,
 }

@@ -103,6 +103,60 @@ class TestGradients:
         assert accounts.check_gradients(Subject(subject.model, subject.ids[:, :1]))
 
 
+class Passing(nn.Module):
+    """Multiplies by 1, whatever its two numbers are; what it declares untrained is the test's choice."""
+
+    PARAMETER_ROLES = {"seen": "scalar", "unseen": "scalar"}
+
+    def __init__(self, *untrained: str) -> None:
+        super().__init__()
+        self.seen, self.unseen = (nn.Parameter(torch.tensor(0.3)) for _ in range(2))
+        self.untrained = frozenset(untrained)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.seen - self.seen.detach() + 0 * self.unseen.detach())
+
+
+def with_untrained(subject: Subject, *declared: str) -> Subject:
+    """The subject, the two numbers of :class:`Passing` behind its final norm."""
+    inner = subject.model.model
+    inner.norm = nn.Sequential(inner.norm, Passing(*declared))  # pyrefly: ignore
+    return subject
+
+
+class TestUntrained:
+    def test_the_right_declaration_passes_whatever_requires_a_gradient(self, subject: Subject) -> None:
+        with_untrained(subject, "unseen")
+        everything = sum(1 for _ in subject.model.parameters())
+        for asked in (False, True):
+            subject.model.requires_grad_(asked)
+            said = accounts.check_gradients(subject)
+            assert said.startswith(f"{everything - 1} parameters") and said.endswith(
+                "; 1 untrained by specification, without one"
+            )
+            groups = accounts.check_optimizer_groups(subject)
+            assert "1 scalar, " in groups and groups.endswith("; 1 untrained in none")
+
+    def test_one_that_is_not_declared_fails(self, subject: Subject) -> None:
+        with pytest.raises(Mismatch, match=r"^no gradient: model\.norm\.1\.unseen$"):
+            accounts.check_gradients(with_untrained(subject))
+
+    def test_one_that_is_declared_and_trained_fails(self, subject: Subject) -> None:
+        with pytest.raises(Mismatch, match=r"^declared untrained, but has a gradient: model\.norm\.1\.seen$"):
+            accounts.check_gradients(with_untrained(subject, "seen", "unseen"))
+
+    def test_one_that_is_declared_and_in_a_group_fails(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+        with_untrained(subject, "unseen")
+        monkeypatch.setattr("ouroboros.optim.untrained_parameters", lambda model: set())
+        with pytest.raises(Mismatch, match="parameters in groups"):
+            accounts.check_optimizer_groups(subject)
+
+    def test_a_name_that_is_no_parameter_fails(self, subject: Subject) -> None:
+        for check in (accounts.check_gradients, accounts.check_optimizer_groups):
+            with pytest.raises(OuroborosError, match="'unsen' is no parameter; did you mean 'unseen'"):
+                check(with_untrained(subject, "unsen"))
+
+
 class TestOptimizerGroups:
     def test_parameter_without_a_role(self, subject: Subject) -> None:
         subject.model.model.extra = nn.Parameter(torch.ones(2, 2, 2))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ouroboros.data.tokenize import character_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.audit import audit, check_overlap
 from ouroboros.eval.finding import Finding
@@ -49,6 +50,24 @@ def test_an_honest_model_passes(run: Any, fakes: SimpleNamespace, window: int) -
         assert failed(findings) == [], findings
         assert [finding.name for finding in findings] == [*NAMES, "overlap"]
         assert all(finding.detail and finding.seconds >= 0 for finding in findings)
+
+
+def test_characters_are_scored_honestly_unknown_ones_too(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    for training in (texts, [b"aeiou "]):
+        tokenizer = character_tokenizer(training)
+        findings = audit(fakes.Bigram(vocabulary=tokenizer.vocab_size), tokenizer, texts, window=24)
+        assert failed(findings) == [], findings
+
+
+def test_unknown_characters_for_nothing_are_caught(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+    tokenizer = character_tokenizer([b"aeiou "])
+
+    def cheap(model: Any, tokenizer: Any, documents: Any, **options: Any) -> Score:
+        found = score(model, tokenizer, documents, **options)
+        return restated(found, nats=found.nats - found.unknown_tokens * tokenizer.unknown_nats)
+
+    model = fakes.Bigram(vocabulary=tokenizer.vocab_size)
+    assert "coverage" in failed(audit(model, tokenizer, texts, window=24, scorer=cheap))
 
 
 def test_the_details_say_what_was_checked(run: Any) -> None:

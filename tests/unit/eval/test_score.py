@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ouroboros.data.tokenize import character_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.score import data_hash, evaluating, first_bytes, log_probs, score, score_loops, spans
 from ouroboros.eval.stats import paired_difference
@@ -210,6 +211,29 @@ def test_bad_settings_are_named(fakes: SimpleNamespace, options: dict[str, Any],
 def test_no_data_is_an_error(fakes: SimpleNamespace, documents: list[bytes]) -> None:
     with pytest.raises(OuroborosError, match="no data to score"):
         score(fakes.Uniform(), fakes.ByteTokenizer(), documents, window=8)
+
+
+def test_an_unknown_character_costs_which_of_all_others_it_is(
+    fakes: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = character_tokenizer([b"abc \n"])
+    model = fakes.Uniform(vocabulary=tokenizer.vocab_size)
+    text = "ab\u00e9 c\U0001f642".encode()
+    found = score(model, tokenizer, [b"abc", text], window=4)
+    known = score(model, tokenizer, [b"abc", b"abc ca"], window=4)
+    assert (found.bytes, found.tokens, found.unknown_tokens, known.unknown_tokens) == (3 + len(text), 9, 2, 0)
+    assert found.nats == pytest.approx(9 * math.log(7) + 2 * math.log(0x110000 - 0x800 - 5), rel=1e-6)
+    assert found.unit_nats[0] == known.unit_nats[0] and known.nats == pytest.approx(9 * math.log(7), rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / (3 + len(text)))
+    assert "2 of 6 characters are unknown" in caplog.text
+
+
+def test_an_unknown_character_excuses_no_other_change(fakes: SimpleNamespace) -> None:
+    tokenizer = character_tokenizer([b"abc"])
+    encode = tokenizer.encode
+    tokenizer.encode = lambda text: encode(text)[::-1]
+    with pytest.raises(OuroborosError, match="not lossless"):
+        score(fakes.Uniform(), tokenizer, [b"ab?"], window=8)
 
 
 def test_a_lossy_tokenizer_is_refused(fakes: SimpleNamespace) -> None:

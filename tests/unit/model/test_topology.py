@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec
 from ouroboros.model.topology import Chain
-from ouroboros.nn.attention import MixerInput
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.schedule import Visit, parse
 
 LAYOUTS = ["3", "(1)x3", "(2)x2", "1 (1)x2 1", "1 (1)x2 1 (2)x3 1", "(1)x2 (1)x4"]

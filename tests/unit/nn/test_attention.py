@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import AttentionSpec, RopeSpec
-from ouroboros.nn.attention import Attention, MixerInput, attend
+from ouroboros.nn.attention import Attention, attend
 from ouroboros.nn.memory import Recorder
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.rope import Rope, rotate
 
 HIDDEN, T = 24, 5

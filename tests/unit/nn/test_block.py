@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec
-from ouroboros.nn.attention import MixerInput
 from ouroboros.nn.block import MIXERS, Block
 from ouroboros.nn.memory import Recorder
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.rope import Rope
 
 

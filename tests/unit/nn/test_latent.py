@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import BottleneckAttentionSpec, LatentAttentionSpec, RopeSpec
-from ouroboros.nn.attention import MixerInput
 from ouroboros.nn.latent import FEW, BottleneckAttention, LatentAttention
 from ouroboros.nn.memory import Recorder
+from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.rope import Rope, rotate
 
 HIDDEN, T, HEADS = 24, 6, 3

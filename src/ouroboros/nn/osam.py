@@ -1,0 +1,305 @@
+"""One-shot algebraic map (OSAM v0.1, 2025): two readings of a memory of constant size (docs/seeds/osam.md).
+
+A token adds its phased key ``k~ = k exp(i theta_k k)``, and ``v k~^T``, to sums that turn by a frequency at each token.
+It reads what came before it: the feature ``psi = Re(S q~ * S kappa) / sqrt(m)``, a circular convolution of the sketched
+query with the sketched sum of keys ``kappa``, and ``u = Re(M G q~)`` from the sum of values ``M``, ``G = S^T S``. The
+published state is the image of ``kappa`` and ``M`` under the sketch ``S``, 32 times as large at the published sizes.
+Shapes: B batch, T positions, D model width, R readout width, m buckets. Complex coordinates are pairs (..., 2, D).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ouroboros.config import OsamSpec
+from ouroboros.nn.linear_memory import Turn, read_and_write
+from ouroboros.nn.memory import Memory
+from ouroboros.nn.mixer import MixerInput
+from ouroboros.nn.sketch import Sketch, convolution, draw_sketch, gram_matrix, map_of_convolution
+
+THETA_START, GATE_START, OMEGA_START = 0.05, -2.5, 0.02
+"""Raw values at the start, as published; of several frequencies the first alone is not used."""
+SCALES = (4.0, 4096.0)
+"""Time scales of the first and the last of several groups, tokens; the others lie between them at equal ratios."""
+RMS_EPS = 1e-6
+
+
+class Factors(NamedTuple):
+    """What the tokens bring to the memory."""
+
+    query: Tensor
+    """Phased queries (B, T, 2, D)."""
+    key: Tensor
+    """Phased keys (B, T, 2, D), 0 where padded."""
+    value: Tensor | None
+    """(B, T, D); None without the value path."""
+
+
+class Osam(nn.Module):
+    """``g_f readout(psi) + g_v value_map(u)``; see the module's description."""
+
+    PARAMETER_ROLES = dict.fromkeys(
+        ("theta_q_raw", "theta_k_raw", "omega_raw", "decay_raw", "gate_feature_raw", "gate_value_raw"), "scalar"
+    )
+
+    OUTPUT_PROJECTIONS = ("readout_out", "value_out")
+
+    def __init__(self, spec: OsamSpec, hidden_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.spec = spec
+        width, groups = hidden_size, spec.frequencies
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.theta_q_raw = nn.Parameter(torch.empty(1))
+        self.theta_k_raw = nn.Parameter(torch.empty(1))
+        self.omega_raw = nn.Parameter(torch.empty(groups))
+        if spec.decay:
+            self.decay_raw = nn.Parameter(torch.empty(groups))
+        self.gate_feature_raw = nn.Parameter(torch.empty(1))
+        self.readout_in = nn.Linear(spec.buckets, spec.readout_hidden)
+        self.readout_out = nn.Linear(spec.readout_hidden, width)
+        if spec.value_path:
+            self.v_proj = nn.Linear(width, width, bias=False)
+            self.gate_value_raw = nn.Parameter(torch.empty(1))
+            self.value_norm = nn.LayerNorm(width, eps=norm_eps)
+            self.value_in = nn.Linear(width, width)
+            self.value_out = nn.Linear(width, width)
+        key = draw_sketch(width, spec.buckets, spec.hash_seed)
+        query = draw_sketch(width, spec.buckets, spec.hash_seed + 1) if spec.independent_hashes else key
+        # Kept in checkpoints: those of other programs may have been drawn differently.
+        self.register_buffer("key_buckets", key.bucket_D)
+        self.register_buffer("key_signs", key.sign_D)
+        if spec.independent_hashes:
+            self.register_buffer("query_buckets", query.bucket_D)
+            self.register_buffer("query_signs", query.sign_D)
+        self.untrained = _untrained(spec)
+        """Parameters that no gradient reaches, by what the specification says."""
+        for name in self.untrained:
+            self.get_parameter(name).requires_grad_(False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The published start: orthogonal queries, keys and values, everything else as torch starts it."""
+        spec = self.spec
+        for name in ("q_proj", "k_proj", "v_proj"):
+            if hasattr(self, name):
+                nn.init.orthogonal_(getattr(self, name).weight)
+        for name in ("readout_in", "readout_out", "value_norm", "value_in", "value_out"):
+            if hasattr(self, name):
+                getattr(self, name).reset_parameters()
+        nn.init.constant_(self.theta_q_raw, THETA_START)
+        nn.init.constant_(self.theta_k_raw, THETA_START)
+        nn.init.constant_(self.gate_feature_raw, GATE_START)
+        if spec.value_path:
+            nn.init.constant_(self.gate_value_raw, GATE_START)
+        scales = torch.logspace(*(math.log10(scale) for scale in SCALES), spec.frequencies, dtype=torch.float64)
+        if spec.frequencies == 1:
+            nn.init.constant_(self.omega_raw, OMEGA_START)
+        else:  # a quarter of a turn and a bit in each time scale
+            _start(self.omega_raw, torch.atanh(2 * 1.6 / scales))
+        if spec.decay:
+            _start(self.decay_raw, torch.logit(1 / scales))
+
+    @property
+    def key_sketch(self) -> Sketch:
+        """The table of keys, and of queries that read values."""
+        return Sketch(self.key_buckets, self.key_signs)
+
+    @property
+    def query_sketch(self) -> Sketch:
+        """The table of queries in the feature."""
+        if not self.spec.independent_hashes:
+            return self.key_sketch
+        return Sketch(self.query_buckets, self.query_signs)
+
+    def turn(self, dtype: torch.dtype = torch.float32) -> Turn:
+        """How the memory turns and fades: frequencies in (-0.5, 0.5) radians, decays in (0, 1), per token."""
+        omega_D = self._spread(0.5 * torch.tanh(self._phase(self.omega_raw, dtype)))
+        decay_D = self._spread(torch.sigmoid(self.decay_raw.to(dtype))) if self.spec.decay else None
+        return Turn(decay_D, omega_D)
+
+    def gates(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
+        """Those of the feature and of the value path, each (1,), in (0, ``gate_cap``)."""
+        cap = self.spec.gate_cap
+        value = cap * torch.sigmoid(self.gate_value_raw.to(dtype)) if self.spec.value_path else None
+        return cap * torch.sigmoid(self.gate_feature_raw.to(dtype)), value
+
+    def phases(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """``theta_q`` and ``theta_k`` in (-0.5, 0.5), each (1,)."""
+        query, key = self._phase(self.theta_q_raw, dtype), self._phase(self.theta_k_raw, dtype)
+        return 0.5 * torch.tanh(query), 0.5 * torch.tanh(key)
+
+    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+        """Mix (B, T, D) over time.
+
+        Args:
+            x_BTD: the (normalised) stream.
+            given: padding and positions; rotary tables and masks are not used.
+            memory: the state of this visit, read and replaced by the call; None: empty, and forgotten.
+        """
+        # Sums over a whole text need float32 whatever the products are computed in.
+        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+        factors = self.factors(x_BTD, given, dtype)
+        low = self._product_dtype(x_BTD)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            sums, read = self.remembered(factors, given, memory)
+            count_BT1 = (self._positions(given, x_BTD, dtype) + 1)[..., None]
+            hidden = self._hidden(factors.query, sums, count_BT1, given, low)
+        y_BTD = self.gates(dtype)[0] * self.readout_out(self._drop(hidden))
+        gate = self.gates(dtype)[1]
+        if read is not None and gate is not None:
+            y_BTD = y_BTD + gate * self._value(read, count_BT1, given)
+        return y_BTD.to(x_BTD.dtype)
+
+    def factors(self, x_BTD: Tensor, given: MixerInput, dtype: torch.dtype) -> Factors:
+        """Phased queries and keys, and values."""
+        spec = self.spec
+        q_BTD = self.q_proj(x_BTD).to(dtype)
+        theta_q, theta_k = self.phases(dtype)
+        angle = theta_q * q_BTD
+        if spec.detach_state and spec.frequencies == 1 and torch.is_grad_enabled():
+            # The published frequency turns queries as well as keys, and is trained by the queries alone. Here the
+            # memory turns, so that this term is 0 and has the gradient of the queries' phase.
+            omega_D = self.turn(dtype).frequency_D
+            angle = angle - (omega_D - omega_D.detach()) * self._positions(given, x_BTD, dtype)[..., None]
+        query = torch.stack((q_BTD * angle.cos(), q_BTD * angle.sin()), dim=-2)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):
+            k_BTD = self.k_proj(x_BTD).to(dtype)
+            v_BTD = self.v_proj(x_BTD).to(dtype) if spec.value_path else None
+            if given.padding is not None:
+                k_BTD = k_BTD * given.padding[..., None]
+            angle = theta_k * k_BTD
+            key = torch.stack((k_BTD * angle.cos(), k_BTD * angle.sin()), dim=-2)
+        return Factors(query, key, v_BTD)
+
+    def remembered(
+        self, factors: Factors, given: MixerInput, memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sums of keys (B, T, 2, D) before each token, and what queries read of values (B, T, D) or None."""
+        spec = self.spec
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):
+            query = None
+            if factors.value is not None:
+                query = factors.query
+                if spec.sketch_values:
+                    query = query @ gram_matrix(self.key_sketch, query.dtype)
+            sums, read, state = read_and_write(
+                query,
+                factors.key,
+                factors.value,
+                self.turn(factors.key.dtype),
+                None if memory is None else memory.state(),
+                given.padding,
+                wants_state=memory is not None and memory.keeps,
+            )
+        if memory is not None and memory.keeps:
+            assert state is not None
+            memory.carry(state, factors.key.shape[1])
+        return sums, read
+
+    def normalised(self, sums: Tensor, count_BT1: Tensor) -> Tensor:
+        """Sums of keys (..., 2, D) at the scale of one key, by the number of tokens or by their own size."""
+        if self.spec.normalisation == "count":
+            return sums * count_BT1[..., None].rsqrt()
+        groups = sums.unflatten(-1, (self.spec.frequencies, -1))
+        size = groups.square().mean(dim=(-3, -1), keepdim=True)
+        return (groups * (size + RMS_EPS).rsqrt()).flatten(-2)
+
+    def feature(self, query: Tensor, sums: Tensor, count_BT1: Tensor) -> Tensor:
+        """``psi`` (B, T, m), which is formed for single tokens and for pictures alone."""
+        memory = self.normalised(sums, count_BT1)
+        psi = convolution(
+            query.flatten(0, 1), memory.flatten(0, 1), self.query_sketch, self.key_sketch, self.spec.buckets
+        )
+        return psi.unflatten(0, sums.shape[:2]) * self.spec.buckets**-0.5
+
+    def _hidden(self, query: Tensor, sums: Tensor, count_BT1: Tensor, given: MixerInput, low: torch.dtype) -> Tensor:
+        """The readout's hidden layer (B, T, R) behind its activation; where nothing is read, that of no input."""
+        weight, bias = self.readout_in.weight, self.readout_in.bias
+        # Only the largest product is worth a shorter format; sums and spectra are not.
+        B, T = sums.shape[:2]
+        if T == 1:
+            z_BNR = F.linear(self.feature(query, sums, count_BT1).to(low), weight.to(low), bias.to(low))
+        else:
+            rows = self._rows(given)
+            memory = self.normalised(sums[:, rows], count_BT1.expand(-1, T, 1)[:, rows])
+            z_NR = map_of_convolution(
+                query[:, rows].flatten(0, 1) * self.spec.buckets**-0.5,
+                memory.flatten(0, 1),
+                weight,
+                self.query_sketch,
+                self.key_sketch,
+                shared=not self.spec.independent_hashes,
+                dtype=low,
+            )
+            z_BNR = z_NR.unflatten(0, (B, -1)) + bias
+        return self._everywhere(F.gelu(z_BNR), F.gelu(bias), given, T)
+
+    def _value(self, read: Tensor, count_BT1: Tensor, given: MixerInput) -> Tensor:
+        """What was read of values, through its own norm and network (B, T, D); 0 where nothing is read."""
+        rows, T = self._rows(given), read.shape[1]
+        u_BND = read[:, rows]
+        if self.spec.normalisation == "count":  # felt by the norm's eps alone
+            u_BND = u_BND * count_BT1.expand(-1, T, 1)[:, rows].rsqrt()
+        u_BND = self.value_norm(u_BND.to(self.value_norm.weight.dtype))
+        w_BND = self.value_out(self._drop(F.gelu(self.value_in(u_BND))))
+        return self._everywhere(w_BND, torch.zeros_like(self.value_out.bias), given, T)
+
+    def _product_dtype(self, x: Tensor) -> torch.dtype:
+        """What the readout's matrix product is computed in: autocast's type, or the weights'."""
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.readout_in.weight.dtype
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.spec.dropout, self.training)
+
+    def _positions(self, given: MixerInput, x_BTD: Tensor, dtype: torch.dtype) -> Tensor:
+        """Tokens before each, (B or 1, T)."""
+        if given.positions is not None:
+            return given.positions.to(dtype)
+        return torch.arange(x_BTD.shape[1], device=x_BTD.device, dtype=dtype)[None]
+
+    def _rows(self, given: MixerInput) -> slice:
+        """Positions that are worked on: those that read, where the call says which these are before it runs."""
+        return slice(None, None, self.spec.kupdate if given.positions is None else 1)
+
+    def _everywhere(self, rows: Tensor, skipped: Tensor, given: MixerInput, T: int) -> Tensor:
+        """(B, T, X) from what was worked out for some rows (B, N, X), and what the others have, (X,)."""
+        every = self.spec.kupdate
+        if every == 1:
+            return rows
+        if given.positions is not None:
+            return torch.where((given.positions % every == 0)[..., None], rows, skipped)
+        full = skipped.to(rows.dtype).expand(rows.shape[0], T, -1).clone()
+        full[:, ::every] = rows
+        return full
+
+    def _phase(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        return (raw.detach() if self.spec.freeze_phase else raw).to(dtype)
+
+    def _spread(self, per_group: Tensor) -> Tensor:
+        """(groups,) to (D,): groups are runs of neighbouring coordinates."""
+        return per_group.repeat_interleave(self.q_proj.in_features // self.spec.frequencies)
+
+
+def _untrained(spec: OsamSpec) -> frozenset[str]:
+    names = {"k_proj.weight", "v_proj.weight", "theta_k_raw"} if spec.detach_state else set[str]()
+    if spec.detach_state and spec.decay:
+        names.add("decay_raw")
+    if spec.freeze_phase:
+        names |= {"theta_q_raw", "theta_k_raw", "omega_raw"}
+    if spec.detach_state and spec.frequencies > 1:
+        names.add("omega_raw")  # they turn the memory alone
+    return frozenset(names if spec.value_path else names - {"v_proj.weight"})
+
+
+def _start(parameter: Tensor, values: Tensor) -> None:
+    """Set a parameter, unless transformers has loaded it (``nn.init`` itself is told so)."""
+    if not getattr(parameter, "_is_hf_initialized", False):
+        parameter.copy_(values)
