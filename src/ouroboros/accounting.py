@@ -242,10 +242,9 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
     """
     d, chunk = hidden_size, min(context, CHUNK)
     if direct_is_faster(d, mixer.buckets):
-        bands = [d] if mixer.independent_hashes else [d - low for low in range(0, d, BAND)]
-        ranks = 2 if mixer.independent_hashes else 4
-        columns = sum(min(BAND, later) * later for later in bands) if ranks == 4 else d * d
-        read = 2 * ranks * columns + 2 * columns * mixer.readout_hidden
+        symmetric = not mixer.independent_hashes and d > BAND
+        columns = sum(min(BAND, d - low) * (d - low) for low in range(0, d, BAND)) if symmetric else d * d
+        read = 2 * columns * ((4 if symmetric else 2) + mixer.readout_hidden)
     else:
         read = 2 * (2 * (mixer.buckets // 2 + 1)) * mixer.readout_hidden
     total = 2 * 2 * d * d + 2 * mixer.readout_hidden * d

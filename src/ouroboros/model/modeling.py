@@ -23,7 +23,14 @@ from transformers.utils.generic import can_return_tuple
 from ouroboros.accounting import filter_values
 from ouroboros.config import BottleneckAttentionSpec, ModelSpec, OsamSpec, RopeSpec
 from ouroboros.errors import OuroborosError, check
-from ouroboros.model.cache import PeekMemory, SlotMemory, check_cache_fits, prepare_entries, seen_tokens
+from ouroboros.model.cache import (
+    PeekMemory,
+    SlotMemory,
+    check_cache_fits,
+    prepare_entries,
+    register_cache_layers,
+    seen_tokens,
+)
 from ouroboros.model.configuration import CONSTANT_STATE, FILTERED, OuroborosConfig
 from ouroboros.model.padding import leading_padding, padding_of
 from ouroboros.model.topology import Chain, MemoryOf, Probe
@@ -93,6 +100,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
 
     def __init__(self, config: OuroborosConfig) -> None:
         super().__init__(config)
+        register_cache_layers()  # a cache of this configuration asks for them, also where no Auto class was imported
         spec = config.model_spec
         self.spec: ModelSpec = spec
         self.schedule: Schedule = config.schedule
