@@ -243,18 +243,26 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
     d, chunk = hidden_size, min(context, CHUNK)
     if direct_is_faster(d, mixer.buckets):
         symmetric = not mixer.independent_hashes and d > BAND
-        columns = sum(min(BAND, d - low) * (d - low) for low in range(0, d, BAND)) if symmetric else d * d
-        read = 2 * columns * ((4 if symmetric else 2) + mixer.readout_hidden)
+        read = bilinear_flops(d, mixer.readout_hidden, symmetric=symmetric)
     else:
         read = 2 * (2 * (mixer.buckets // 2 + 1)) * mixer.readout_hidden
-    total = 2 * 2 * d * d + 2 * mixer.readout_hidden * d
+    read += 2 * d * d + 2 * chunk * 2 * d  # queries, sums of keys
+    total = 2 * d * d + 2 * mixer.readout_hidden * d
     if mixer.value_path:
         gram = 2 * 2 * d * d if mixer.sketch_values else 0
-        read += 2 * 2 * d * d
-        total += 2 * d * d + gram + 2 * chunk * 2 * d + 2 * chunk * d
+        read += gram + 2 * chunk * 3 * d + 2 * 2 * d * d
+        total += 2 * d * d
     if context > CHUNK:
-        total += sum(state_flops(mixer, d))
+        write, between = state_flops(mixer, d)
+        total, read = total + write, read + between
     return total + read * -(-context // mixer.kupdate) // context
+
+
+def bilinear_flops(width: int, outputs: int, *, symmetric: bool) -> int:
+    """Operations of a bilinear map of two complex vectors, of which a symmetric one forms bands of products alone."""
+    if not symmetric:
+        return 2 * width * width * (2 + outputs)
+    return sum(2 * min(BAND, width - low) * (width - low) for low in range(0, width, BAND)) * (4 + outputs)
 
 
 def state_flops(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
@@ -262,7 +270,7 @@ def state_flops(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
     if not isinstance(mixer, OsamSpec):
         return 0, 0
     d = hidden_size
-    return 2 * 2 * d * (d + 1 if mixer.value_path else 1), 2 * 2 * d * d if mixer.value_path else 0
+    return (2 * 2 * d * d, 2 * 2 * d * d) if mixer.value_path else (0, 0)
 
 
 def _latent_weights(mixer: LatentAttentionSpec, hidden_size: int) -> tuple[int, int]:

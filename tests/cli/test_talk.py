@@ -5,23 +5,27 @@ import io
 import json
 import os
 import pty
+import re
 import resource
 import select
 import shutil
 import signal
 import time
-import typing
 
 import pytest
 
 from ouroboros.data.tokenize import train_bpe
-from ouroboros.serve.sampling import STYLES
-from ouroboros.verbs.talk import Style
+from ouroboros.serve.sampling import PUBLISHED, Sampling
+from ouroboros.verbs.talk import GenerateOptions, _parse
+
+RATE = re.compile(r"\[\d+ tokens, [\d,]+ tokens/s\]\n")
 
 
 def test_generate_streams_prompt_and_continuation(cli, trained):
     result = cli("generate", trained, "--prompt", "abc", "--max-new-tokens", "12")
-    assert result.status == 0 and result.err == "" and result.out.startswith("abc") and result.out.endswith("\n")
+    assert result.status == 0 and result.out.startswith("abc") and result.out.endswith("\n")
+    assert RATE.fullmatch(result.err) and "[12 tokens, " in result.err
+    assert cli("generate", trained, "--prompt", "abc", "--max-new-tokens", "1").err == "[1 token]\n"
     assert cli("generate", trained, "--prompt", "abc", "--max-new-tokens", "12").out == result.out  # seeded
     assert cli("generate", trained, "--prompt", "abc", "--max-new-tokens", "12", "--seed", "1").out != result.out
 
@@ -32,6 +36,7 @@ def test_generate_as_json(cli, trained):
     assert facts["prompt"] == "caf\u00e9" and facts["loops"] == 3 and facts["seed"] == 0
     assert len(facts["continuations"]) == 2 and facts["continuations"][0] == facts["continuations"][1]
     assert facts["model"] == str(trained)
+    assert facts["tokens"] == [8, 8] and all(0 < seconds < 60 for seconds in facts["seconds"])
     text = cli("generate", trained, "--prompt", "caf\u00e9", "--loops", "3", *options[:-1]).out
     assert text == f"caf\u00e9{facts['continuations'][0]}\n"
 
@@ -40,7 +45,7 @@ def test_an_empty_prompt_starts_a_document_and_a_dash_reads_standard_input(cli, 
     assert cli("generate", trained, "--prompt", "", "--max-new-tokens", "4", "--json").json["prompt"] == ""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"from a pipe \xff")))
     result = cli("generate", trained, "--prompt", "-", "--max-new-tokens", "4")
-    assert result.status == 0 and result.out.startswith("from a pipe \ufffd") and result.err == ""
+    assert result.status == 0 and result.out.startswith("from a pipe \ufffd") and RATE.fullmatch(result.err)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +105,28 @@ def test_a_style_sets_defaults_and_options_come_first(cli, trained, monkeypatch)
     cli("generate", trained, *prompt, "--style", "published", "--stop", "END")
     cli("generate", trained, *prompt, "--top-k", "3", "--style=published", "--no-ban-triples", "--window", "None")
     standard, published, mixed = seen
-    assert standard == STYLES["standard"] and published == dataclasses.replace(STYLES["published"], stop=("END",))
-    assert mixed == dataclasses.replace(STYLES["published"], top_k=3, ban_triples=False, window=None)
-    assert set(STYLES) == set(typing.get_args(Style))
+    assert standard == Sampling() and published == dataclasses.replace(PUBLISHED["rhrm"], stop=("END",))
+    assert mixed == dataclasses.replace(PUBLISHED["rhrm"], top_k=3, ban_triples=False, window=None)
+
+
+def test_the_published_style_is_that_of_the_models_system(trained, tmp_path):
+    config = json.loads((trained / "config.json").read_text())
+    for mixer, expected in (("osam", PUBLISHED["osam"]), ("attention", PUBLISHED["rhrm"])):
+        config["spec"]["mixer"]["kind"] = mixer
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).write_text(json.dumps(config))
+        options = [str(tmp_path), "--prompt", "x", "--style", "published", "--max-new-tokens", "7"]
+        found = _parse(GenerateOptions, "generate", options)
+        assert found.sampling == dataclasses.replace(expected, max_new_tokens=7)
+    assert (found.prompt, found.model) == ("x", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"spec": null}', '{"spec": {"mixer": 1}}'])
+def test_a_style_for_a_model_that_cannot_be_read_is_an_error_of_the_model(content, cli, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text(content)
+    assert "cannot load the model" in cli("generate", tmp_path, "--prompt", "x", "--style", "published").error()
+    assert "no such model" in cli("generate", tmp_path / "no", "--prompt", "x", "--style", "published").error()
 
 
 def test_a_template_makes_the_prompt(cli, trained):
@@ -184,7 +208,7 @@ def test_chat_over_a_pipe(command, trained, tmp_path):
     result = command(
         "chat", trained, "--max-new-tokens", "6", input=said, errors="surrogateescape", encoding="utf-8", text=None
     )
-    assert result.status == 0 and result.err == "" and ">" not in result.out[:1]
+    assert result.status == 0 and result.err == "" and ">" not in result.out[:1] and "tokens/s" not in result.out
     assert "[3 loops (trained with 2)]" in result.out
     assert "error: unknown command /tempratur" in result.out and "error: unknown command /;" in result.out
     saved = json.loads((tmp_path / "talk.json").read_text())
@@ -218,6 +242,7 @@ def test_chat_at_a_terminal(spawn, trained, request):
     until(b"> ")
     os.write(master, b"hello\n")
     until(b"hello")
+    until(b" tokens/s]")
     until(b"> ")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

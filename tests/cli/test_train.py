@@ -167,7 +167,7 @@ def test_a_budget_and_data_are_needed(cli, text, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-TOKENIZERS = ["bytes", "bpe:300"]
+TOKENIZERS = ["bytes", "chars", "bpe:300"]
 CONTENT = {
     "empty": b"",
     "newline": b"\n",
@@ -178,16 +178,22 @@ CONTENT = {
 }
 OUTCOME = {
     ("empty", "bytes"): "is empty",
+    ("empty", "chars"): "is empty",
     ("empty", "bpe:300"): "is empty",
     ("newline", "bytes"): "too little text",
+    ("newline", "chars"): "too little text: the valid part of 1 bytes would be empty; use a longer text",
     ("newline", "bpe:300"): "too little text",
     ("tiny", "bytes"): "at least 64 are needed",
+    ("tiny", "chars"): "at least 64 are needed; use a longer text",
     ("tiny", "bpe:300"): "at least 64 are needed",
     ("binary", "bytes"): None,
+    ("binary", "chars"): "invalid UTF-8 at byte 128; the byte tokenizer accepts binary data",
     ("binary", "bpe:300"): "invalid UTF-8 at byte 128; the byte tokenizer accepts binary data",
     ("invalid", "bytes"): None,
+    ("invalid", "chars"): "invalid UTF-8 at byte 4403; the byte tokenizer accepts binary data",
     ("invalid", "bpe:300"): "invalid UTF-8 at byte 4403; the byte tokenizer accepts binary data",
     ("no newline", "bytes"): None,
+    ("no newline", "chars"): None,
     ("no newline", "bpe:300"): None,
 }
 
@@ -205,6 +211,17 @@ def test_odd_files(content, tokenizer, train, files, tmp_path):
     message = result.error()
     assert expected in message and path.name in message, message
     assert files(tmp_path / "work") == {}
+
+
+def test_characters_of_a_built_in_text(train, cli, tmp_path, caplog):
+    result = train("--data.tokenizer", "chars", "--data.max-bytes", 20_000, data="needle:")
+    assert result.status == 0 and "unknown" not in caplog.text, result
+    run = tmp_path / "work" / "run"
+    result = cli("generate", run, "--prompt", "Tall grass", "--max-new-tokens", "4")
+    assert result.status == 0 and result.out.startswith("Tall grass"), result
+    assert caplog.text.count("prompt: 1 of 10 characters are unknown to this tokenizer ('T')") == 1
+    scores = cli("eval", run, "--data", "needle:", "--max-bytes", "2000", "--json").json
+    assert (scores["bytes"], scores["tokens"], scores["unknown_tokens"]) == (100, 100, 0)  # the test part
 
 
 def test_data_that_is_not_there(train, files, text, tmp_path):

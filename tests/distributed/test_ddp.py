@@ -82,6 +82,7 @@ LOOPS = [
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
     *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
 ]
+NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
 
 PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "10", "--optim.warmup-fraction", "0"]
 """At this rate the first steps make everything worse."""
@@ -117,6 +118,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = {
         "plain": (train("plain"), None),
         "loops": (train("loops", *LOOPS), None),
+        "noise": (train("noise", *NOISE), None),
         "dropout": (train("dropout", "--model.dropout", "0.1"), None),
         "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
@@ -154,7 +156,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS)])
+@pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS), ("noise", NOISE)])
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
     run = outcomes / name
     assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()

@@ -15,10 +15,10 @@ from transformers.generation import LogitsProcessorList
 from ouroboros.api import build
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, Recipe
 from ouroboros.convert.rhrm import published_sizing
-from ouroboros.serve.sampling import STYLES, Sampling
+from ouroboros.serve.sampling import PUBLISHED, Sampling
 from ouroboros.serve.window import WindowDecoder
 
-PUBLISHED = STYLES["published"]
+RHRM = PUBLISHED["rhrm"]
 
 
 def processed(before: Tensor, context: list[int], sampling: Sampling) -> Tensor:
@@ -36,7 +36,7 @@ def chat_logits(case: dict[str, Any], path: Path, work: Path) -> None:
     for number, row in enumerate(case["rows"]):
         before = torch.tensor([float(value) for value in row["before"]])
         penalised = dataclasses.replace(
-            PUBLISHED, temperature=row["temperature"], repetition_penalty=row["penalty"], top_k=0, top_p=1.0
+            RHRM, temperature=row["temperature"], repetition_penalty=row["penalty"], top_k=0, top_p=1.0
         )
         cut = dataclasses.replace(penalised, top_k=row["top_k"] or 0)
         # A nucleus of 0 keeps one token, and so does any below the largest probability.
@@ -62,7 +62,7 @@ def chat_window(case: dict[str, Any], path: Path, work: Path) -> None:
         max_position_embeddings=4096,
     )
     model = build(Recipe(name="tiny", model=spec)).eval()
-    assert PUBLISHED.window is not None
+    assert RHRM.window is not None
     for row in case["rows"]:
         ids = torch.randint(0, 256, (1, row["context"]), generator=torch.Generator().manual_seed(0))
         seen: list[Tensor] = []
@@ -74,7 +74,7 @@ def chat_window(case: dict[str, Any], path: Path, work: Path) -> None:
                 return forward(self, input_ids, *arguments, **options)
 
             patch.setattr(type(model.model), "forward", watched)
-            WindowDecoder(PUBLISHED.window).generate(model, ids, max_new_tokens=1, do_sample=False)
+            WindowDecoder(RHRM.window).generate(model, ids, max_new_tokens=1, do_sample=False)
         assert len(seen) == 1 and torch.equal(seen[0], ids[:, -row["model_sees"] :]), f"{path}: {row}"
         assert seen[0].shape[1] == row["model_sees"], f"{path}: {row}"
 

@@ -52,6 +52,9 @@ KINDS: dict[str, Check] = {
     **kinds_of("rhrm_chat"),
     **kinds_of("delta_parts"),
     **kinds_of("delta_model"),
+    **kinds_of("osam_model"),
+    **kinds_of("osam_sampling"),
+    **kinds_of("osam_data"),
 }
 """The check of every kind of case."""
 

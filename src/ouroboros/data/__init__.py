@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ouroboros.data.stream import open_loader as open_loader
     from ouroboros.data.tokenize import TextTokenizer as TextTokenizer
     from ouroboros.data.tokenize import byte_tokenizer as byte_tokenizer
+    from ouroboros.data.tokenize import character_tokenizer as character_tokenizer
     from ouroboros.data.tokenize import load_tokenizer as load_tokenizer
     from ouroboros.data.tokenize import resolve_tokenizer as resolve_tokenizer
     from ouroboros.data.tokenize import train_bpe as train_bpe
@@ -42,7 +43,14 @@ _MODULES = {
     "sources": ("Document", "SourceRef", "parse_source", "read_documents"),
     "splits": ("Splits", "split_documents"),
     "stream": ("StreamLoader", "open_loader"),
-    "tokenize": ("TextTokenizer", "byte_tokenizer", "load_tokenizer", "resolve_tokenizer", "train_bpe"),
+    "tokenize": (
+        "TextTokenizer",
+        "byte_tokenizer",
+        "character_tokenizer",
+        "load_tokenizer",
+        "resolve_tokenizer",
+        "train_bpe",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

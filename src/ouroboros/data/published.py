@@ -1,7 +1,10 @@
-"""What the published R-HRM pipeline did to its data, for parity and for comparison; nothing here is used to train.
+"""What published programs did to their data, for parity and for comparison; nothing here is used to train.
 
-Its text rule, filter, block cut and order of samples (last revision). What they cost is shown by
+R-HRM: its text rule, filter, block cut and order of samples (last revision). What they cost is shown by
 :func:`published_shares`: documents act by weight before filter and cut, so most short ones never reach the model.
+
+OSAM: where its windows start (:func:`published_starts`). Windows are drawn at random and overlap, so that there are no
+epochs; the last possible one is never drawn; and nothing is held out.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ouroboros.config import FilterSpec
 from ouroboros.data.filters import Filters
@@ -83,3 +88,31 @@ def published_shares(weights: Sequence[float], acceptance: Sequence[float], bloc
     yields = [weight * kept * mean for weight, kept, mean in zip(weights, acceptance, blocks, strict=True)]
     check(sum(yields) > 0, "published shares: no source yields a block")
     return [value / sum(yields) for value in yields]
+
+
+def published_starts(tokens: int, sequence_length: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """The published starts of OSAM's training windows, a batch at a time, int64 (batch_size,), without end.
+
+    A window is ``sequence_length + 1`` ids of a text of ``tokens``; starts are drawn by a torch generator of its own,
+    uniformly from 0 up to but not including ``tokens - sequence_length - 1``.
+
+    Raises:
+        OuroborosError: a size below 1; a text too short for two windows.
+    """
+    check(sequence_length >= 1, f"published starts: sequence_length must be >= 1, got {sequence_length}")
+    check(batch_size >= 1, f"published starts: batch_size must be >= 1, got {batch_size}")
+    bound = tokens - sequence_length - 1
+    check(
+        bound >= 1,
+        f"published starts: the text has {tokens} tokens; windows of {sequence_length} need at least"
+        f" {sequence_length + 2}",
+    )
+    return _starts(bound, batch_size, seed)
+
+
+def _starts(bound: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(bound, (batch_size,), generator=generator).numpy()

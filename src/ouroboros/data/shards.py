@@ -36,7 +36,7 @@ from ouroboros.data.prepared import (
 from ouroboros.data.published import published_blocks
 from ouroboros.data.sources import Document, SourceRef, describe_counts, read_documents
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
-from ouroboros.data.tokenize import TextTokenizer, decode_utf8, load_tokenizer, resolve_tokenizer
+from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.files import flush, process_alive
 
@@ -88,7 +88,7 @@ def _reuse(spec: DataSpec, path: Path) -> PreparedData:
                 " choose another directory or remove it"
             )
     prepared.check_sources(Path.cwd())
-    if spec.tokenizer != "bytes" and not spec.tokenizer.startswith("bpe:"):
+    if spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
         fingerprint = load_tokenizer(Path(spec.tokenizer).expanduser()).fingerprint
         if fingerprint != prepared.manifest["tokenizer"]["fingerprint"]:
             raise OuroborosError(f"data.tokenizer {spec.tokenizer!r}: has changed since {str(path)!r} was prepared")
@@ -168,7 +168,7 @@ def _split_source(ref: SourceRef, spec: DataSpec, counts: Counter[str]) -> tuple
     def documents() -> Iterator[Document]:
         for document in read_documents(ref, spec, counts=counts):
             fingerprint.add(document)
-            if spec.tokenizer.startswith("bpe:"):
+            if is_made_of_text(spec.tokenizer):
                 decode_utf8(document.data, document.name)
             yield document
 
@@ -180,7 +180,8 @@ def _split_source(ref: SourceRef, spec: DataSpec, counts: Counter[str]) -> tuple
     size = sum(len(span.document.data) for span in splits.train)
     if size < MIN_TRAIN_BYTES:
         raise OuroborosError(
-            f"source {ref.text!r}: its training part has {size} bytes; at least {MIN_TRAIN_BYTES} are needed"
+            f"source {ref.text!r}: its training part has {size} bytes; at least {MIN_TRAIN_BYTES} are needed;"
+            " use a longer text"
         )
     return splits, fingerprint.hexdigest()
 

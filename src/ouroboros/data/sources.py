@@ -1,4 +1,4 @@
-"""Where text comes from: the bundled text, files, globs, directories, records and hub streams.
+"""Where text comes from: the built-in texts, files, globs, directories, records and hub streams.
 
 A source is written ``TEXT``, ``TEXT@FORMAT`` or either with ``=WEIGHT``. Bytes are the truth: text files are read as
 bytes and never altered. Documents come in a fixed order (names sorted; records in file order), so a source always has
@@ -22,6 +22,7 @@ from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data.bundled import bundled_files
 from ouroboros.data.filters import Filters
 from ouroboros.data.formats import FORMATS, FieldFormat, TextFormat, find_format
+from ouroboros.data.periodic import needle_text, periodic_text
 from ouroboros.data.records import Skip, read_hub, read_records
 from ouroboros.errors import OuroborosError, nearest
 
@@ -36,6 +37,10 @@ _TEXT_NAMES = """
     wat xml yaml yml zig zsh
 """
 TEXT_SUFFIXES = frozenset(f".{name}" for name in _TEXT_NAMES.split())
+BUILT_IN = ("needle:", "periodic:", "python:")
+"""Sources that every machine has."""
+_MADE: dict[str, Callable[[], bytes]] = {"needle": needle_text, "periodic": periodic_text}
+"""Texts that are made rather than read, by kind: one document each."""
 HEAD_BYTES = 4_000_000
 """What is read of a stream before training where ``data.max_bytes`` is not set."""
 _MAGIC = frozenset("*?[")
@@ -73,9 +78,10 @@ class SourceRef:
 
     @property
     def kind(self) -> str:
-        """``python``, ``hf``, ``directory``, ``glob``, ``records`` or ``file`` (also for what does not exist)."""
-        if self.text == "python:":
-            return "python"
+        """``python``, ``periodic``, ``needle``, ``hf``, ``directory``, ``glob``, ``records`` or ``file`` (also for what
+        does not exist)."""
+        if self.text in BUILT_IN:
+            return self.text.removesuffix(":")
         if self.text.startswith("hf:"):
             return "hf"
         if self.path.is_dir():
@@ -95,7 +101,8 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
     """
     if not text.strip():
         raise OuroborosError(
-            "data.sources: a source is empty; name a file, a directory, a glob, 'python:' or 'hf:NAME'"
+            "data.sources: a source is empty; name a file, a directory, a glob, 'hf:NAME' or a built-in text"
+            f" ({', '.join(map(repr, BUILT_IN))})"
         )
     if SourceRef(text, base=base).path.exists():
         return SourceRef(text, base=base)
@@ -145,7 +152,7 @@ def _split_format(text: str, base: Path | None) -> tuple[str, str | None]:
     for place in places:
         name, form = text[:place], text[place + 1 :]
         # Of what is not on this disk, only a hub name or a glob can have a format misspelt; else it is a missing file.
-        is_elsewhere = name.startswith(("hf:", "python:")) or _MAGIC & set(name)
+        is_elsewhere = name.startswith(("hf:", *BUILT_IN)) or _MAGIC & set(name)
         if form in FORMATS or "{" in form or (is_elsewhere and re.fullmatch(r"[^/*?@]*", form)):
             return name, form
     return text, None
@@ -166,7 +173,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of a source that have text and pass the filters, in order.
 
-    A plain text file named by itself is one document that the user chose; filters do not apply to it.
+    A plain text file named by itself is one document that the user chose, and so is a text that is made; filters do
+    not apply to it.
 
     Args:
         ref: the source.
@@ -253,7 +261,7 @@ def _judge(ref: SourceRef, spec: DataSpec) -> Callable[[_Raw], str | None]:
 
 
 def _is_filtered(ref: SourceRef, spec: DataSpec) -> bool:
-    return ref.kind != "file" and spec.filters != FilterSpec()
+    return ref.kind not in ("file", *_MADE) and spec.filters != FilterSpec()
 
 
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iterator[_Raw]:
@@ -263,19 +271,22 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iter
         for name, record in read_hub(ref.text, spec, form, start):
             yield _Raw(name, record.data, record.text, record.group)
         return
+    files: list[tuple[str, Path]] = []
     if kind == "python":
         files = list(bundled_files())
     elif kind == "directory":
         files = _directory_files(ref)
     elif kind == "glob":
         files = _glob_files(ref)
-    else:
+    elif kind not in _MADE:
         _check_file(ref)
         files = [(ref.path.name, ref.path)]
     if ref.format and not any(_is_records(path) for _, path in files):
         raise OuroborosError(
             f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}"
         )
+    if kind in _MADE and not start:
+        yield _Raw(kind, _MADE[kind]())
     # A file is read no further than needed, unless all of it is to be judged or kept.
     part = None if spec.stream or _is_filtered(ref, spec) else limit
     yield from _read_files(files, form, start, part)
@@ -317,8 +328,9 @@ def _check_file(ref: SourceRef) -> None:
     except OSError:
         raise OuroborosError(f"source {ref.text!r}: no such file, and no directory {str(path.parent)!r}") from None
     hint = nearest(path.name, names) if names else ""
-    if nearest(ref.text, ["python:"]).startswith("; did"):
-        hint = nearest(ref.text, ["python:"])
+    # "needle.txt" is a file that is not there rather than a misspelt "needle:".
+    if not path.suffix and nearest(ref.text, BUILT_IN).startswith("; did"):
+        hint = nearest(ref.text, BUILT_IN)
     if not hint.startswith("; did"):
         hint = " (a Hugging Face data set is written 'hf:NAME')"
     raise OuroborosError(f"source {ref.text!r}: no such file or directory{hint}")

@@ -189,7 +189,10 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
     parts = [list(_between(spans, *bounds)) for bounds in ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))]
     for (name, fraction), part in zip(_wanted(valid_fraction, test_fraction), parts, strict=True):
         if fraction > 0 and not part:
-            raise OuroborosError(f"too little text: the {name} part of {total} bytes would be empty")
+            raise OuroborosError(
+                f"too little text: the {name} part of {total} bytes would be empty; use a longer text, or set"
+                f" data.{name}_fraction to 0 for none"
+            )
     return Splits(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), is_cut=True)
 
 

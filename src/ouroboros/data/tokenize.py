@@ -1,17 +1,20 @@
-"""Tokenizers: bytes, byte-level BPE trained here, and any existing tokenizer directory.
+"""Tokenizers: bytes, byte-level BPE and characters of the training text, and any existing tokenizer directory.
 
 Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text. The
-tokenizers made here are lossless (``decode(encode(data)) == data`` for every input they accept), have no
-normaliser, no prefix space and no post-processor, and reload through ``AutoTokenizer`` without remote code.
+tokenizers made here are lossless (``decode(encode(data)) == data`` for every input they accept; characters: for known
+ones, see :mod:`ouroboros.data.characters`), have no normaliser, no prefix space and no post-processor, and reload
+through ``AutoTokenizer`` without remote code.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
 from ouroboros.errors import OuroborosError, first_line, nearest
 
 logger = logging.getLogger(__name__)
@@ -57,8 +61,11 @@ class TextTokenizer:
     """Bytes to ids and back, over a :class:`tokenizers.Tokenizer`.
 
     Attributes:
-        kind: ``bytes`` (ids 0..255 are the byte values), ``bpe`` (lossless byte-level BPE) or ``other``.
+        kind: ``bytes`` (ids 0..255 are the byte values), ``bpe`` (lossless byte-level BPE), ``chars`` (see
+            :mod:`ouroboros.data.characters`) or ``other``.
         vocab_size: number of ids, the special tokens included.
+        unknown_id: what every unknown character becomes; None where there is none (or the tokenizer does not tell).
+        unknown_nats: what a score adds for each such id, in nats.
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
 
@@ -72,9 +79,15 @@ class TextTokenizer:
         self._state: dict[str, Any] = json.loads(backend.to_str())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.is_lossless = _is_lossless(self._state)
-        self.kind: Literal["bytes", "bpe", "other"] = "other"
+        self.kind: Literal["bytes", "bpe", "chars", "other"] = "other"
+        self._characters = Characters.of_state(self._state)
         if self.is_lossless:
             self.kind = "bytes" if _is_byte_model(self._state) else "bpe"
+        elif self._characters is not None:
+            self.kind = "chars"
+        self.unknown_id = None if self._characters is None else self._characters.unknown_id
+        self.unknown_nats = 0.0 if self._characters is None else self._characters.unknown_nats
+        self._reported: set[str] = set()
         splits = [step.get("pattern", {}) for step in _nodes(self._state["pre_tokenizer"], "pretokenizers")]
         self._may_cut = self.kind == "bpe" and {"Regex": BPE_PATTERN} in splits
 
@@ -95,16 +108,25 @@ class TextTokenizer:
     def encode(self, data: bytes, *, name: str = "text") -> np.ndarray:
         """The ids of ``data``, int32 (n,), without special tokens.
 
+        Unknown characters are counted and named in a warning, unless all of them have been named before.
+
         Raises:
             OuroborosError: ``data`` is not UTF-8 and the tokenizer is not the byte tokenizer; names the offset.
         """
-        return next(self.encode_many([data], names=[name]))
+        (ids,) = self.encode_many([data], names=[name])
+        return ids
 
     def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in errors only."""
+        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only.
+
+        Unknown characters are reported once, after the last document.
+        """
         if self.kind == "bytes":
             for document in documents:
                 yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
+            return
+        if self._characters is not None:
+            yield from self._encode_characters(self._characters, documents, names)
             return
         done: list[np.ndarray] = []
         for batch in _batches(_pieces(documents, names, self._may_cut)):
@@ -122,26 +144,68 @@ class TextTokenizer:
         for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
             yield np.array(encoding.ids, dtype=np.int32)
 
+    def _encode_characters(
+        self, characters: Characters, documents: Iterable[bytes], names: Sequence[str]
+    ) -> Iterator[np.ndarray]:
+        unknown: Counter[str] = Counter()
+        total, places = 0, []
+        for index, document in enumerate(documents):
+            name = _name_of(names, index)
+            text = decode_utf8(document, name)
+            ids = characters.encode(text)
+            total += len(ids)
+            if (ids == characters.unknown_id).any():
+                unknown += characters.unknown(text)
+                places.append(name)
+            yield ids
+        if unknown.keys() - self._reported:
+            self._reported |= unknown.keys()
+            logger.warning(
+                "%s%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
+                places[0],
+                f" and {len(places) - 1} more" if len(places) > 1 else "",
+                unknown.total(),
+                total,
+                describe_unknown(unknown),
+            )
+
+    def unknown(self, data: bytes, *, name: str = "text") -> Counter[str]:
+        """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none.
+
+        Raises:
+            OuroborosError: ``data`` is not UTF-8 and the tokenizer is one of characters; names the offset.
+        """
+        return Counter() if self._characters is None else self._characters.unknown(decode_utf8(data, name))
+
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes of ``ids``; special tokens become nothing. The exact inverse of :meth:`encode` if lossless."""
+        """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD.
+
+        The exact inverse of :meth:`encode` if the tokenizer is lossless or no character was unknown.
+        """
         values = np.asarray(list(ids) if not isinstance(ids, np.ndarray) else ids).reshape(-1)
         if self.kind == "bytes":
             return values[values < 256].astype(np.uint8).tobytes()
-        if self.kind == "bpe":
+        if self.kind in ("bpe", "chars"):
             table = self._byte_table
             return b"".join([table[i] for i in values.tolist()])
         return str(self.backend.decode(values.tolist(), skip_special_tokens=True)).encode()
 
     def token_bytes(self) -> np.ndarray:
-        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens.
+        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
 
         Raises:
-            OuroborosError: the tokenizer is not byte-level, so an id has no bytes of its own.
+            OuroborosError: the tokenizer is neither byte-level nor of characters, so an id has no bytes of its own.
         """
-        return np.array([len(piece) for piece in self._byte_table], dtype=np.int32)
+        sizes = np.array([len(piece) for piece in self._byte_table], dtype=np.int32)
+        if self.unknown_id is not None:
+            sizes[self.unknown_id] = 0
+        return sizes
 
     @functools.cached_property
     def _byte_table(self) -> list[bytes]:
+        if self._characters is not None:
+            known = [character.encode() for character in [*self._characters.known, REPLACEMENT]]
+            return known + [b""] * (self.vocab_size - len(known))
         values = {char: byte for byte, char in enumerate(_byte_alphabet())}
         table = [b""] * self.vocab_size
         added = {token["id"]: token for token in self._state["added_tokens"]}
@@ -152,10 +216,24 @@ class TextTokenizer:
             if not _is_byte_level(self._state) or any(char not in values for char in piece):
                 raise OuroborosError(
                     f"tokenizer: entry {piece!r} has no bytes of its own (not a byte-level tokenizer);"
-                    " use 'bytes', 'bpe:N' or a byte-level tokenizer directory"
+                    " use 'bytes', 'chars', 'bpe:N' or a byte-level tokenizer directory"
                 )
             table[index] = bytes(values[char] for char in piece)
         return table
+
+    def padded(self, entries: int) -> TextTokenizer:
+        """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.
+
+        For models whose embedding was rounded up; an id that decodes to nothing stands for each of its spare rows.
+        """
+        spare = [AddedToken(f"<|unused{i}|>", special=True, normalized=False) for i in range(self.vocab_size, entries)]
+        if not self._foreign:
+            backend = Tokenizer.from_str(self.backend.to_str())
+            backend.add_special_tokens(spare)
+            return TextTokenizer(backend, eos_id=self.eos_id)
+        hf = copy.deepcopy(self._hf)
+        hf.add_tokens(spare, special_tokens=True)
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer`` loads without a network."""
@@ -173,7 +251,20 @@ def byte_tokenizer() -> TextTokenizer:
     """The default: ids 0..255 are the byte values, 256 is ``<|endoftext|>``. Accepts any bytes."""
     backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
     return _finish(backend)
+
+
+def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
+    """One id per character of ``documents``, by rank, then the unknown character, last ``<|endoftext|>``.
+
+    Raises:
+        OuroborosError: a document is not UTF-8; there is no character.
+    """
+    found: set[str] = set()
+    for text, _ in _pieces(documents, (), False):
+        found |= set(text)
+    return _finish(Characters(found).backend())
 
 
 def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
@@ -201,6 +292,7 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
     )
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
     backend.train_from_iterator((text for text, _ in _pieces(documents, (), True)), trainer)
+    backend.decoder = decoders.ByteLevel()
     tokenizer = _finish(backend)
     if tokenizer.vocab_size < vocab_size:
         logger.warning(
@@ -239,19 +331,26 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes]) -> TextTokenizer:
-    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``bpe:N`` or a directory.
+    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` or a directory.
 
     Args:
         name: the value.
-        train_documents: the training split; read for ``bpe:N`` only.
+        train_documents: the training split; read for ``chars`` and ``bpe:N`` only.
     """
     if name == "bytes":
         return byte_tokenizer()
+    if name == "chars":
+        return character_tokenizer(train_documents)
     if name.startswith("bpe:"):
         return train_bpe(train_documents, bpe_entries(name))
     if Path(name).expanduser().is_dir():
         return load_tokenizer(Path(name).expanduser())
-    raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'bpe:4096'])}")
+    raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'chars', 'bpe:4096'])}")
+
+
+def is_made_of_text(name: str) -> bool:
+    """Whether a ``data.tokenizer`` value means a tokenizer that is made from the training text, which must be UTF-8."""
+    return name == "chars" or name.startswith("bpe:")
 
 
 def bpe_entries(name: str) -> int:
@@ -274,7 +373,6 @@ def _byte_alphabet() -> tuple[str, ...]:
 
 
 def _finish(backend: Tokenizer) -> TextTokenizer:
-    backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return TextTokenizer(backend, eos_id=_end_of_text_id(backend))
 
@@ -300,7 +398,7 @@ def decode_utf8(data: bytes, name: str, base: int = 0) -> str:
 def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> Iterator[tuple[str, bool]]:
     """Documents as text, long ones in pieces if they may be cut: (text, whether it ends its document)."""
     for index, document in enumerate(documents):
-        name = names[index] if index < len(names) else f"document {index + 1}"
+        name = _name_of(names, index)
         start = 0
         while True:
             cut = _SAFE_CUT.search(document, start + _PIECE_BYTES) if may_cut else None
@@ -309,6 +407,10 @@ def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> 
             if cut is None:
                 break
             start = end
+
+
+def _name_of(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) else f"document {index + 1}"
 
 
 def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:

@@ -46,6 +46,8 @@ from ouroboros.eval.score import (
     first_bytes,
     log_probs,
     score,
+    unknown_characters,
+    unknown_nats,
 )
 
 CHUNK = 256
@@ -106,8 +108,10 @@ class Subject:
         return first_bytes(pool, len(self.tokenizer.decode(ids))) or first_bytes(pool, 4)
 
     def lossless(self, text: bytes) -> bool:
-        """Whether the tokenizer accepts ``text`` and gives it back."""
+        """Whether the tokenizer accepts ``text``, knows all of its characters and gives it back."""
         try:
+            if unknown_characters(self.tokenizer, text):
+                return False
             encode(self.tokenizer, text)
         except OuroborosError:
             return False
@@ -200,7 +204,10 @@ def _check_bytes(subject: Subject, loops: int | None) -> tuple[bool, str]:
                 raise
             refused += 1  # a tokenizer that loses bytes has no bits per byte, and the scorer said so
             continue
-        tabled = expected if table is None else sum(int(table[subject.sequence(text)[1:]].sum()) for text in texts)
+        tabled = expected
+        # A token that stands for any unknown character has no number of bytes.
+        if table is not None and all(map(subject.lossless, texts)):
+            tabled = sum(int(table[subject.sequence(text)[1:]].sum()) for text in texts)
         if found.bytes != expected or tabled != expected:
             return False, f"{expected} bytes of text; the scorer counts {found.bytes}, the tokenizer's table {tabled}"
         if not math.isclose(found.bits_per_byte * expected * math.log(2), found.nats, rel_tol=1e-6, abs_tol=1e-9):
@@ -234,7 +241,8 @@ def _check_coverage(subject: Subject, loops: int | None) -> tuple[bool, str]:
 
 def _reference_nats(subject: Subject, model: Any, sequence: np.ndarray, stride: int) -> float:
     """Nats of ``sequence[1:]``, target by target; shares no arithmetic with the scorer."""
-    w, total, known = subject.window, 0.0, -1
+    w, known = subject.window, -1
+    total = float(unknown_nats(subject.tokenizer, sequence[1:]).sum())
     table = torch.empty(0)
     for target in range(1, len(sequence)):
         late = target - 1 - w

@@ -2,6 +2,8 @@
 
 Each document is read as ``[eos] + tokens``; a token is predicted from the tokens before it in its document and window
 (:func:`spans`). The bytes counted are those of the documents themselves. Log-probabilities are float32, sums float64.
+A tokenizer of characters has one token for all that it does not know; each adds what it takes to say which of the
+other Unicode characters it is (:attr:`~ouroboros.data.characters.Characters.unknown_nats`).
 
 The interval is that of a ratio estimator, ``sum(nats) / sum(bytes)``, over units
 (:func:`~ouroboros.eval.stats.ratio_stderr`). Units are whole documents where there are at least ten and none is more
@@ -17,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ouroboros.data.characters import REPLACEMENT
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.stats import bounds, ratio_stderr, unit_edges, unit_size
 
@@ -40,7 +43,8 @@ Predict = Callable[[Any, Tensor], Tensor]
 
 
 class Tokenizer(Protocol):
-    """What scoring needs of a tokenizer."""
+    """What scoring needs of a tokenizer; ``unknown``, ``unknown_id`` and ``unknown_nats`` of
+    :class:`~ouroboros.data.tokenize.TextTokenizer` are used where it has them."""
 
     @property
     def eos_id(self) -> int:
@@ -71,6 +75,8 @@ class Score:
     bytes: int
     """Bytes of the documents that were scored: the sum of their lengths."""
     tokens: int
+    unknown_tokens: int
+    """Tokens that stand for a character which the tokenizer does not know."""
     nats: float
     stderr: float | None
     """Standard error of ``bits_per_byte`` over units; ``None`` with fewer than two units."""
@@ -172,18 +178,36 @@ def data_hash(documents: Sequence[bytes]) -> str:
 
 
 def encode(tokenizer: Tokenizer, document: bytes, name: str = "document") -> np.ndarray:
-    """Token ids int64[T] of a document, checked to give back exactly its bytes.
+    """Token ids int64[T] of a document, checked to give back exactly its bytes, but for characters that the tokenizer
+    says it does not know.
 
     Raises:
         OuroborosError: the tokenizer loses or changes bytes, so its tokens do not score the original text.
     """
     ids = np.asarray(tokenizer.encode(document), dtype=np.int64)
-    if bytes(tokenizer.decode(ids)) != document:
+    expected, unknown = document, unknown_characters(tokenizer, document)
+    if unknown:
+        expected = document.decode().translate(dict.fromkeys(map(ord, unknown), REPLACEMENT)).encode()
+    if bytes(tokenizer.decode(ids)) != expected:
         raise OuroborosError(
             f"{name}: this tokenizer does not give back the same bytes (it is not lossless), so bits per byte of the"
             " original text cannot be measured; use a byte or byte-level BPE tokenizer"
         )
     return ids
+
+
+def unknown_characters(tokenizer: Tokenizer, document: bytes) -> Mapping[str, int]:
+    """How often each character that the tokenizer says it does not know occurs in ``document``."""
+    count = getattr(tokenizer, "unknown", None)
+    return {} if count is None else count(document)
+
+
+def unknown_nats(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """What a score adds to the nats of each token, float64[T]: more than 0 where it stands for an unknown character."""
+    unknown = getattr(tokenizer, "unknown_id", None)
+    if unknown is None:
+        return np.zeros(len(ids))
+    return np.where(ids == unknown, getattr(tokenizer, "unknown_nats", 0.0), 0.0)
 
 
 def score(
@@ -236,6 +260,7 @@ def score(
     size = unit_size(list(map(len, kept)), unit_bytes)
     return _summary(
         *_units(kept, tokens, nats, tokenizer, size),
+        unknown_tokens=sum(int((unknown_nats(tokenizer, ids) > 0).sum()) for ids in tokens),
         unit=f"pieces of at least {size} bytes" if size else "whole documents",
         documents=len(kept),
         empty_documents=sum(not document for document in documents),
@@ -386,6 +411,7 @@ def _units(
     table = byte_table(tokenizer)
     unit_nats, unit_sizes, unit_tokens = [], [], []
     for document, ids, values in zip(documents, tokens, nats, strict=True):
+        values = values + unknown_nats(tokenizer, ids)
         edges = unit_edges(len(document), unit_bytes)
         starts = _token_starts(table, ids, len(document))
         unit = np.minimum(np.searchsorted(edges, starts, side="right") - 1, len(edges) - 2)

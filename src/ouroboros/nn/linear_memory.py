@@ -27,6 +27,19 @@ class Turn(NamedTuple):
     """``w`` of each coordinate, radians per token."""
 
 
+class Keys(NamedTuple):
+    """Complex keys ``size * exp(i angle)``, each (B, T, D)."""
+
+    size: Tensor
+    """Real, of either sign; 0 where padded."""
+    angle: Tensor
+
+
+def phased(size: Tensor, angle: Tensor) -> Tensor:
+    """``size * exp(i angle)`` (..., 2, D) from (..., D) twice."""
+    return torch.stack((size * angle.cos(), size * angle.sin()), dim=-2)
+
+
 def rotate_by(x: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tensor:
     """``x L^steps`` for (..., 2, D), ``steps`` (...) of any sign; ``shift`` is added to the steps of decay alone."""
     angle = steps[..., None] * turn.frequency_D
@@ -39,108 +52,166 @@ def rotate_by(x: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tenso
 
 
 def read_and_write(
-    q_BT2D: Tensor | None,
-    k_BT2D: Tensor,
+    q_BR2D: Tensor | None,
+    keys: Keys,
     v_BTE: Tensor | None,
     turn: Turn,
     state: Tensor | None,
     padding: Tensor | None,
     *,
     wants_state: bool,
+    every: int = 1,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What every token reads of the sum of keys and of the memory of values, and the state behind them all.
+    """What tokens read of the sum of keys and of the memory of values, and the state behind them all.
 
     Args:
-        q_BT2D: complex queries; None: the memory of values is not read.
-        k_BT2D: complex keys, 0 where padded.
+        q_BR2D: complex queries of the R tokens that read; None: the memory of values is not read.
+        keys: of all T tokens.
         v_BTE: real values; None: only keys are summed.
         turn: see above.
         state: (B, 2 D, E + 1): the memory of values, and in its last column the sum of keys; None: empty.
         padding: (B, T), 1 where real; None: all are.
         wants_state: whether the state behind all tokens is needed.
-        chunk: tokens of a chunk.
+        every: tokens 0, every, 2 every, .. read.
+        chunk: tokens of a chunk, about.
 
     Returns:
-        The sums of keys (B, T, 2, D); what the queries read, ``Re(q S)`` (B, T, E) or None; the state or None.
+        The sums of keys (B, R, 2, D); what the queries read, ``Re(q S)`` (B, R, E) or None; the state or None.
     """
-    T = k_BT2D.shape[1]
-    ones = k_BT2D.new_ones(*k_BT2D.shape[:2], 1)
-    v_BTE = ones if v_BTE is None else torch.cat((v_BTE, ones), dim=-1)
+    B, T, _ = keys.size.shape
     if state is not None:
-        state = state.expand(k_BT2D.shape[0], -1, -1)  # that of a common prefix
+        state = state.expand(B, -1, -1)  # that of a common prefix
     if T == 1:
-        return _step(q_BT2D, k_BT2D, v_BTE, turn, state, padding)
-    size = min(T, chunk)
-    short = -T % size
-    real = None if padding is None else F.pad(padding.to(k_BT2D.dtype), (0, short))
-    k, v = _chunks(k_BT2D, size, short), _chunks(v_BTE, size, short)
-    if real is None:
-        at = torch.arange(size, device=k.device, dtype=k.dtype)
-        length = at.new_full((1, k.shape[1], 1), size)
-        length[:, -1] -= short
-    else:
-        real = real.view(real.shape[0], -1, size)
-        at = real.cumsum(-1) - real
-        length = real.sum(-1)[..., None]
-    middle = size / 2
-    local_k = rotate_by(k, turn, -at, middle)
-    starts, final = _carry(k, v, turn, at, length, state, wants_state=wants_state)
-    sums = rotate_by(local_k.cumsum(2) - local_k, turn, at, -middle)
+        return _step(q_BR2D, keys, v_BTE, turn, state, padding)
+    size = T if chunk >= T else max(chunk // every, 1) * every
+    rows = -(-T // every)
+    key = Keys(*(_chunks(x, size) for x in keys))
+    at, length = _clock(key.size, T, padding)
+    middle = 0.0 if turn.decay_D is None else size / 2
+    local_k = _since_start(key, turn, at, middle)
+    v = None if v_BTE is None else _chunks(v_BTE, size)
+    starts, final = _carry(local_k, v, turn, length, middle, state, wants_state=wants_state)
+
+    reads = at[..., ::every]
+    before = torch.ones(size, size, dtype=local_k.dtype, device=local_k.device).tril(-1)[::every]
+    sums = rotate_by((before @ local_k.flatten(-2)).unflatten(-1, (2, -1)), turn, reads, -middle)
     if starts is not None:
-        sums = sums + rotate_by(_pair(starts[..., -1])[:, :, None], turn, at)
+        sums = sums + rotate_by(starts.sums[:, :, None], turn, reads)
     read = None
-    if q_BT2D is not None:
-        q = _chunks(q_BT2D, size, short)
-        keys = local_k * local_k.new_tensor((1.0, -1.0))[:, None]  # Re(q k) = Re q Re k - Im q Im k
-        scores = rotate_by(q, turn, at, -middle).flatten(-2) @ keys.flatten(-2).mT
-        read = scores.tril(-1) @ v[..., :-1]
+    if q_BR2D is not None and v is not None:
+        # Re(q k) = Re q Re k - Im q Im k
+        q = _chunks(q_BR2D * q_BR2D.new_tensor((1.0, -1.0))[:, None], -(-size // every))
+        conjugate = turn._replace(frequency_D=-turn.frequency_D)  # of the flipped imaginary part
+        turned = rotate_by(q, conjugate, reads, -middle)
+        read = (turned.flatten(-2) @ local_k.flatten(-2).mT * before) @ v
         if starts is not None:
-            turned = rotate_by(q, turn, at) * local_k.new_tensor((1.0, -1.0))[:, None]
-            read = read + turned.flatten(-2) @ starts[..., :-1]
-        read = read.flatten(1, 2)[:, :T]
-    return sums.flatten(1, 2)[:, :T], read, final
+            turned = turned if turn.decay_D is None else rotate_by(q, conjugate, reads)
+            read = read + turned.flatten(-2) @ starts.values
+        read = read.flatten(1, 2)[:, :rows]
+    return sums.flatten(1, 2)[:, :rows], read, final
+
+
+class _Run(NamedTuple):
+    """A state in two parts."""
+
+    sums: Tensor
+    """(..., 2, D)."""
+    values: Tensor | None
+    """(..., 2 D, E)."""
 
 
 def _step(
-    q_B12D: Tensor | None, k_B12D: Tensor, v_B1E: Tensor, turn: Turn, state: Tensor | None, padding: Tensor | None
+    q_B12D: Tensor | None,
+    keys: Keys,
+    v_B1E: Tensor | None,
+    turn: Turn,
+    state: Tensor | None,
+    padding: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One token: one product, one rank-one update and one turn."""
-    sign = k_B12D.new_tensor((1.0, -1.0))[:, None]
+    k_B12D = phased(*keys)
+    ones = keys.size.new_ones(len(keys.size), 1, 1)
+    v_B1E = ones if v_B1E is None else torch.cat((v_B1E, ones), dim=-1)
     if state is None:
         state = k_B12D.new_zeros(k_B12D.shape[0], k_B12D[0].numel(), v_B1E.shape[-1])
     read = None
     if q_B12D is not None:
-        read = (q_B12D * sign).flatten(-2) @ state[..., :-1]
+        read = (q_B12D * k_B12D.new_tensor((1.0, -1.0))[:, None]).flatten(-2) @ state[..., :-1]
     grown = torch.baddbmm(state, k_B12D.flatten(-2).mT, v_B1E)
-    steps = k_B12D.new_ones(1, 1) if padding is None else padding.to(k_B12D.dtype)
-    # A copy: the caller may write the new state where the old one is.
-    return _pair(state[..., -1].clone())[:, None], read, _turn_state(grown, turn, steps)
+    steps = keys.size.new_ones(1, 1) if padding is None else padding.to(keys.size.dtype)
+    # A copy of the sums: the caller may write the new state where the old one is.
+    return _pair(state[..., -1].clone())[:, None], read, _turn_rows(grown, turn, steps)
+
+
+def _clock(like_BNCD: Tensor, tokens: int, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Real tokens of its chunk before each token, (B, N, C) or (C,), and those of every chunk, (B or 1, N)."""
+    _, N, C, _ = like_BNCD.shape
+    if padding is None:
+        at = torch.arange(C, device=like_BNCD.device, dtype=like_BNCD.dtype)
+        length = at.new_full((1, N), C)
+        length[:, -1] -= N * C - tokens
+        return at, length
+    real = _chunks(padding.to(like_BNCD.dtype), C)
+    return real.cumsum(-1) - real, real.sum(-1)
+
+
+def _since_start(key: Keys, turn: Turn, at: Tensor, middle: float) -> Tensor:
+    """``k L^-at`` (B, N, C, 2, D), faded to the middle of the chunk instead of to its start: powers stay small."""
+    size = key.size
+    if turn.decay_D is not None:
+        size = size * torch.exp((at[..., None] - middle) * turn.decay_D)
+    return phased(size, key.angle + at[..., None] * turn.frequency_D)
 
 
 def _carry(
-    k: Tensor, v: Tensor, turn: Turn, at: Tensor, length: Tensor, state: Tensor | None, *, wants_state: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """States (B, N, 2 D, E + 1) before every chunk, None when all are empty, and the one behind the last if wanted."""
-    N = k.shape[1]
+    local_k: Tensor,
+    v_BNCE: Tensor | None,
+    turn: Turn,
+    length: Tensor,
+    middle: float,
+    state: Tensor | None,
+    *,
+    wants_state: bool,
+) -> tuple[_Run | None, Tensor | None]:
+    """States before every chunk, (B, N, ..), None when all are empty, and the one behind the last if it is wanted."""
+    N = local_k.shape[1]
+    given = None
+    if state is not None:
+        given = _Run(_pair(state[..., -1]), None if v_BNCE is None else state[..., :-1])
     if N == 1 and not wants_state:
-        return None if state is None else state[:, None], None
-    # Turned to the chunk's end at once: powers up to a whole chunk, and none that grows.
-    added = rotate_by(k, turn, length - at).flatten(-2).mT @ v
-    run = torch.zeros_like(added[:, 0]) if state is None else state
-    before = []
-    for index in range(N):
-        before.append(run)
-        if index < N - 1 or wants_state:
-            run = _turn_state(run, turn, length[:, index]) + added[:, index]
-    starts = None if N == 1 and state is None else torch.stack(before, dim=1)
-    return starts, run if wants_state else None
+        return None if given is None else _Run(*(None if x is None else x[:, None] for x in given)), None
+    used = N if wants_state else N - 1
+    new_sums = local_k[:, :used].sum(2)
+    new_values = None if v_BNCE is None else local_k[:, :used].flatten(-2).mT @ v_BNCE[:, :used]
+    runs = [given or _Run(torch.zeros_like(new_sums[:, 0]), None if new_values is None else new_values[:, 0] * 0)]
+    for index in range(used):
+        sums, values, steps = *runs[-1], length[:, index]
+        sums = rotate_by(sums, turn, steps) + rotate_by(new_sums[:, index], turn, steps, -middle)
+        if values is not None and new_values is not None:
+            values = _turn_rows(values, turn, steps) + _turn_rows(new_values[:, index], turn, steps, -middle)
+        runs.append(_Run(sums, values))
+    starts = None
+    if N > 1 or given is not None:
+        stacked = [torch.stack(parts, dim=1) for parts in zip(*runs[:N], strict=True) if parts[0] is not None]
+        starts = _Run(stacked[0], stacked[1] if len(stacked) > 1 else None)
+    final = None
+    if wants_state:
+        column = runs[-1].sums.flatten(-2)[..., None]
+        final = column if runs[-1].values is None else torch.cat((runs[-1].values, column), dim=-1)
+    return starts, final
 
 
-def _turn_state(state: Tensor, turn: Turn, steps: Tensor) -> Tensor:
-    """``L^steps S`` for (B, 2 D, E), ``steps`` (B or 1, 1)."""
-    pairs = state.unflatten(1, (2, -1)).movedim(-1, 1)  # (B, E, 2, D)
-    return rotate_by(pairs, turn, steps).movedim(1, -1).flatten(1, 2)
+def _turn_rows(state: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tensor:
+    """``L^steps S`` for (B, 2 D, E), ``steps`` (B or 1,) or (B or 1, 1)."""
+    steps = steps.flatten()
+    angle = steps[:, None] * turn.frequency_D
+    cos, sin = angle.cos()[..., None], angle.sin()[..., None]
+    if turn.decay_D is not None:
+        fade = torch.exp(-(steps[:, None] + shift) * turn.decay_D)[..., None]
+        cos, sin = cos * fade, sin * fade
+    real, imaginary = state.chunk(2, dim=1)
+    return torch.cat((real * cos + imaginary * sin, imaginary * cos - real * sin), dim=1)
 
 
 def _pair(sum_key: Tensor) -> Tensor:
@@ -148,7 +219,8 @@ def _pair(sum_key: Tensor) -> Tensor:
     return sum_key.unflatten(-1, (2, -1))
 
 
-def _chunks(x: Tensor, size: int, short: int) -> Tensor:
-    """(B, T, ...) to (B, N, size, ...), ``short`` zeros behind."""
+def _chunks(x: Tensor, size: int) -> Tensor:
+    """(B, T, ...) to (B, N, size, ...), zeros behind the last token."""
+    short = -x.shape[1] % size
     padded = F.pad(x, (0, 0) * (x.ndim - 2) + (0, short)) if short else x
     return padded.unflatten(1, (-1, size))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ouroboros.config import OsamSpec
-from ouroboros.nn.linear_memory import Turn, read_and_write
+from ouroboros.nn.linear_memory import Keys, Turn, phased, read_and_write
 from ouroboros.nn.memory import Memory
 from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.sketch import Sketch, convolution, draw_sketch, gram_matrix, map_of_convolution
@@ -33,9 +33,9 @@ class Factors(NamedTuple):
     """What the tokens bring to the memory."""
 
     query: Tensor
-    """Phased queries (B, T, 2, D)."""
-    key: Tensor
-    """Phased keys (B, T, 2, D), 0 where padded."""
+    """Phased queries (B, R, 2, D) of the R tokens that read."""
+    key: Keys
+    """Of all tokens, 0 where padded."""
     value: Tensor | None
     """(B, T, D); None without the value path."""
 
@@ -149,39 +149,42 @@ class Osam(nn.Module):
         low = self._product_dtype(x_BTD)
         with torch.autocast(x_BTD.device.type, enabled=False):
             sums, read = self.remembered(factors, given, memory)
-            count_BT1 = (self._positions(given, x_BTD, dtype) + 1)[..., None]
-            hidden = self._hidden(factors.query, sums, count_BT1, given, low)
-        y_BTD = self.gates(dtype)[0] * self.readout_out(self._drop(hidden))
-        gate = self.gates(dtype)[1]
-        if read is not None and gate is not None:
-            y_BTD = y_BTD + gate * self._value(read, count_BT1, given)
+            count_BR1 = (self._positions(given, x_BTD, dtype) + 1)[..., None]
+            hidden_BRF = self._hidden(factors.query, sums, count_BR1, low)
+        T = x_BTD.shape[1]
+        skipped = F.gelu(self.readout_in.bias)  # where nothing is read, the readout maps 0
+        feature_BTD = self.readout_out(self._drop(self._everywhere(hidden_BRF, skipped, given, T)))
+        gate_feature, gate_value = self.gates(dtype)
+        y_BTD = gate_feature * feature_BTD
+        if read is not None and gate_value is not None:
+            w_BRD = self.value(read, count_BR1)
+            y_BTD = y_BTD + gate_value * self._everywhere(w_BRD, torch.zeros_like(self.value_out.bias), given, T)
         return y_BTD.to(x_BTD.dtype)
 
     def factors(self, x_BTD: Tensor, given: MixerInput, dtype: torch.dtype) -> Factors:
         """Phased queries and keys, and values."""
         spec = self.spec
-        q_BTD = self.q_proj(x_BTD).to(dtype)
+        q_BRD = self.q_proj(x_BTD[:, self._rows(given)]).to(dtype)
         theta_q, theta_k = self.phases(dtype)
-        angle = theta_q * q_BTD
+        angle = theta_q * q_BRD
         if spec.detach_state and spec.frequencies == 1 and torch.is_grad_enabled():
             # The published frequency turns queries as well as keys, and is trained by the queries alone. Here the
             # memory turns, so that this term is 0 and has the gradient of the queries' phase.
             omega_D = self.turn(dtype).frequency_D
             angle = angle - (omega_D - omega_D.detach()) * self._positions(given, x_BTD, dtype)[..., None]
-        query = torch.stack((q_BTD * angle.cos(), q_BTD * angle.sin()), dim=-2)
+        query = phased(q_BRD, angle)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):
             k_BTD = self.k_proj(x_BTD).to(dtype)
             v_BTD = self.v_proj(x_BTD).to(dtype) if spec.value_path else None
             if given.padding is not None:
                 k_BTD = k_BTD * given.padding[..., None]
-            angle = theta_k * k_BTD
-            key = torch.stack((k_BTD * angle.cos(), k_BTD * angle.sin()), dim=-2)
+            key = Keys(k_BTD, theta_k * k_BTD)
         return Factors(query, key, v_BTD)
 
     def remembered(
         self, factors: Factors, given: MixerInput, memory: Memory | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Sums of keys (B, T, 2, D) before each token, and what queries read of values (B, T, D) or None."""
+        """Sums of keys (B, R, 2, D) before each token that reads, and what it reads of values (B, R, D) or None."""
         spec = self.spec
         with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):
             query = None
@@ -193,14 +196,15 @@ class Osam(nn.Module):
                 query,
                 factors.key,
                 factors.value,
-                self.turn(factors.key.dtype),
+                self.turn(factors.query.dtype),
                 None if memory is None else memory.state(),
                 given.padding,
                 wants_state=memory is not None and memory.keeps,
+                every=self._rows(given).step,
             )
         if memory is not None and memory.keeps:
             assert state is not None
-            memory.carry(state, factors.key.shape[1])
+            memory.carry(state, factors.key.size.shape[1])
         return sums, read
 
     def normalised(self, sums: Tensor, count_BT1: Tensor) -> Tensor:
@@ -211,45 +215,37 @@ class Osam(nn.Module):
         size = groups.square().mean(dim=(-3, -1), keepdim=True)
         return (groups * (size + RMS_EPS).rsqrt()).flatten(-2)
 
-    def feature(self, query: Tensor, sums: Tensor, count_BT1: Tensor) -> Tensor:
-        """``psi`` (B, T, m), which is formed for single tokens and for pictures alone."""
-        memory = self.normalised(sums, count_BT1)
+    def feature(self, query: Tensor, sums: Tensor, count_BR1: Tensor) -> Tensor:
+        """``psi`` (B, R, m), which is formed for single tokens and for pictures alone."""
+        memory = self.normalised(sums, count_BR1)
         psi = convolution(
             query.flatten(0, 1), memory.flatten(0, 1), self.query_sketch, self.key_sketch, self.spec.buckets
         )
         return psi.unflatten(0, sums.shape[:2]) * self.spec.buckets**-0.5
 
-    def _hidden(self, query: Tensor, sums: Tensor, count_BT1: Tensor, given: MixerInput, low: torch.dtype) -> Tensor:
-        """The readout's hidden layer (B, T, R) behind its activation; where nothing is read, that of no input."""
+    def value(self, read: Tensor, count_BR1: Tensor) -> Tensor:
+        """What was read of values, through its own norm and network (B, R, D)."""
+        if self.spec.normalisation == "count":  # felt by the norm's eps alone
+            read = read * count_BR1.rsqrt()
+        normed = self.value_norm(read.to(self.value_norm.weight.dtype))
+        return self.value_out(self._drop(F.gelu(self.value_in(normed))))
+
+    def _hidden(self, query: Tensor, sums: Tensor, count_BR1: Tensor, low: torch.dtype) -> Tensor:
+        """The readout's hidden layer (B, R, F) behind its activation."""
         weight, bias = self.readout_in.weight, self.readout_in.bias
         # Only the largest product is worth a shorter format; sums and spectra are not.
-        B, T = sums.shape[:2]
-        if T == 1:
-            z_BNR = F.linear(self.feature(query, sums, count_BT1).to(low), weight.to(low), bias.to(low))
-        else:
-            rows = self._rows(given)
-            memory = self.normalised(sums[:, rows], count_BT1.expand(-1, T, 1)[:, rows])
-            z_NR = map_of_convolution(
-                query[:, rows].flatten(0, 1) * self.spec.buckets**-0.5,
-                memory.flatten(0, 1),
-                weight,
-                self.query_sketch,
-                self.key_sketch,
-                shared=not self.spec.independent_hashes,
-                dtype=low,
-            )
-            z_BNR = z_NR.unflatten(0, (B, -1)) + bias
-        return self._everywhere(F.gelu(z_BNR), F.gelu(bias), given, T)
-
-    def _value(self, read: Tensor, count_BT1: Tensor, given: MixerInput) -> Tensor:
-        """What was read of values, through its own norm and network (B, T, D); 0 where nothing is read."""
-        rows, T = self._rows(given), read.shape[1]
-        u_BND = read[:, rows]
-        if self.spec.normalisation == "count":  # felt by the norm's eps alone
-            u_BND = u_BND * count_BT1.expand(-1, T, 1)[:, rows].rsqrt()
-        u_BND = self.value_norm(u_BND.to(self.value_norm.weight.dtype))
-        w_BND = self.value_out(self._drop(F.gelu(self.value_in(u_BND))))
-        return self._everywhere(w_BND, torch.zeros_like(self.value_out.bias), given, T)
+        if sums.shape[1] == 1:
+            return F.gelu(F.linear(self.feature(query, sums, count_BR1).to(low), weight.to(low), bias.to(low)))
+        z_NF = map_of_convolution(
+            query.flatten(0, 1) * self.spec.buckets**-0.5,
+            self.normalised(sums, count_BR1).flatten(0, 1),
+            weight,
+            self.query_sketch,
+            self.key_sketch,
+            shared=not self.spec.independent_hashes,
+            dtype=low,
+        )
+        return F.gelu(z_NF.unflatten(0, sums.shape[:2]) + bias)
 
     def _product_dtype(self, x: Tensor) -> torch.dtype:
         """What the readout's matrix product is computed in: autocast's type, or the weights'."""
@@ -260,13 +256,13 @@ class Osam(nn.Module):
         return F.dropout(x, self.spec.dropout, self.training)
 
     def _positions(self, given: MixerInput, x_BTD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Tokens before each, (B or 1, T)."""
+        """Tokens before each that reads, (B or 1, R)."""
         if given.positions is not None:
             return given.positions.to(dtype)
-        return torch.arange(x_BTD.shape[1], device=x_BTD.device, dtype=dtype)[None]
+        return torch.arange(0, x_BTD.shape[1], self.spec.kupdate, device=x_BTD.device, dtype=dtype)[None]
 
     def _rows(self, given: MixerInput) -> slice:
-        """Positions that are worked on: those that read, where the call says which these are before it runs."""
+        """Positions whose reading is worked out: those that read, where that is known before the call runs."""
         return slice(None, None, self.spec.kupdate if given.positions is None else 1)
 
     def _everywhere(self, rows: Tensor, skipped: Tensor, given: MixerInput, T: int) -> Tensor:

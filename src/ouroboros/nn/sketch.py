@@ -8,14 +8,13 @@ Shapes: N rows, D width, M buckets, R outputs, F = M // 2 + 1 frequencies. Compl
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ouroboros.accounting import BAND, direct_is_faster
+from ouroboros.accounting import BAND, bilinear_flops, direct_is_faster
 
 ROWS = 256
 """Rows worked on at a time, so that their products or spectra stay in a core's cache."""
@@ -102,128 +101,128 @@ def map_of_convolution(
     signs = torch.outer(query.sign_D, key.sign_D).to(precise.dtype)
     # Rows of the transposed map are contiguous, so that gathering them, and adding their gradients up, is fast.
     weight_CR = precise.t().contiguous().index_select(0, pair_buckets(query, key, buckets).flatten())
-    weight_CR = weight_CR * signs.flatten()[:, None]
-    if torch.compiler.is_compiling():
-        return products(first_N2D, second_N2D).flatten(1).to(dtype) @ weight_CR.to(dtype)
-    bands = _bands(width) if shared else ((0, width),)
-    return _Direct.apply(first_N2D, second_N2D, weight_CR.view(width, width, -1), bands, dtype)
+    weight_DDR = (weight_CR * signs.flatten()[:, None]).unflatten(0, (width, width))
+    return bilinear_map(first_N2D, second_N2D, weight_DDR, shared and width > BAND, dtype)
 
 
-@functools.cache
-def _bands(width: int) -> tuple[tuple[int, int], ...]:
-    """First and last coordinate of every band."""
-    return tuple((start, min(start + BAND, width)) for start in range(0, width, BAND))
+@torch.library.custom_op("ouroboros::bilinear_map", mutates_args=())
+def bilinear_map(first: Tensor, second: Tensor, weight: Tensor, symmetric: bool, dtype: torch.dtype) -> Tensor:
+    """``sum_ij Re(a_i b_j) W_ij`` for (N, 2, D) twice and (D, D, R), some rows at a time: products are not kept.
 
-
-class _Direct(torch.autograd.Function):
-    """Products of two complex vectors times a matrix (D, D, R), some rows at a time; products are not kept.
-
-    With several bands the matrix is symmetric in its first two axes, and the products i, j and j, i are added up first.
+    With ``symmetric`` the map is that in its first two axes, and the products i, j and j, i are added up first.
+    An operator of its own, so that compiled programs do not form all products either.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bands: tuple[tuple[int, int], ...], dtype: torch.dtype
-    ) -> Tensor:
-        ctx.save_for_backward(first, second, weight)
-        ctx.bands, ctx.dtype = bands, dtype
-        matrix_CR = _banded(weight, bands).to(dtype)
-        out = [
-            _pairs(a, b, bands).to(dtype) @ matrix_CR
-            for a, b in zip(first.split(ROWS), second.split(ROWS), strict=True)
-        ]
-        return torch.cat(out)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_NR: Tensor) -> tuple[Tensor | None, ...]:
-        first, second, weight = ctx.saved_tensors
-        bands, dtype = ctx.bands, ctx.dtype
-        needs_first, needs_second, needs_weight = ctx.needs_input_grad[:3]
-        banded = _banded(weight, bands)
-        matrix_RC = banded.t().to(dtype)
-        grad_matrix = torch.zeros_like(banded) if needs_weight else None
-        firsts, seconds = [], []
-        for a, b, g in zip(first.split(ROWS), second.split(ROWS), grad_NR.split(ROWS), strict=True):
-            if grad_matrix is not None:
-                grad_matrix += _pairs(a, b, bands).to(dtype).t() @ g
-            if needs_first or needs_second:
-                grad_a, grad_b = _pairs_backward(a, b, (g @ matrix_RC).to(a.dtype), bands, needs_second)
-                firsts.append(grad_a)
-                seconds.append(grad_b)
-        grad_weight = None if grad_matrix is None else _unbanded(grad_matrix, weight, bands)
-        return (
-            torch.cat(firsts) if needs_first else None,
-            torch.cat([grad for grad in seconds if grad is not None]) if needs_second else None,
-            grad_weight,
-            None,
-            None,
-        )
+    bands = _bands(weight.shape[0], symmetric)
+    matrices = [weight[low:high, low:].flatten(0, 1).to(dtype) for low, high in bands]
+    out = first.new_empty(first.shape[0], weight.shape[2], dtype=dtype)
+    for a, b, z in zip(first.split(ROWS), second.split(ROWS), out.split(ROWS), strict=True):
+        for index, (band, matrix_CR) in enumerate(zip(bands, matrices, strict=True)):
+            pairs_NC = torch.bmm(*_sides(a, b, *band, symmetric)).flatten(1).to(dtype)
+            torch.addmm(z, pairs_NC, matrix_CR, beta=float(index > 0), out=z)
+    return out
 
 
-def _banded(weight: Tensor, bands: tuple[tuple[int, int], ...]) -> Tensor:
-    """The rows of (D, D, R) that belong to a band and itself or later coordinates, (C, R)."""
-    if len(bands) == 1:
-        return weight.flatten(0, 1)
-    return torch.cat([weight[low:high, low:].flatten(0, 1) for low, high in bands])
+@bilinear_map.register_fake
+def _(first: Tensor, second: Tensor, weight: Tensor, symmetric: bool, dtype: torch.dtype) -> Tensor:
+    return first.new_empty(first.shape[0], weight.shape[2], dtype=dtype)
 
 
-def _unbanded(grad_CR: Tensor, weight: Tensor, bands: tuple[tuple[int, int], ...]) -> Tensor:
-    """The gradient of (D, D, R) from that of its banded rows: those left out were not used."""
-    if len(bands) == 1:
-        return grad_CR.view_as(weight)
-    grad = torch.zeros_like(weight)
-    at, width = 0, weight.shape[0]
+@torch.library.custom_op("ouroboros::bilinear_map_backward", mutates_args=())
+def bilinear_map_backward(
+    grad_NR: Tensor, first: Tensor, second: Tensor, weight: Tensor, symmetric: bool, needs: list[bool]
+) -> list[Tensor]:
+    """Gradients of both factors and of the map; empty tensors where ``needs`` says no."""
+    dtype, bands = grad_NR.dtype, _bands(weight.shape[0], symmetric)
+    grads = [torch.zeros_like(x) if needed else x.new_empty(0) for x, needed in zip((first, second, weight), needs)]
     for low, high in bands:
-        rows = (high - low) * (width - low)
-        grad[low:high, low:] = grad_CR[at : at + rows].view(high - low, width - low, -1)
-        at += rows
-    return grad
+        banded_CR = weight[low:high, low:].flatten(0, 1)
+        matrix_RC = banded_CR.to(dtype).t()
+        grad_banded = torch.zeros_like(banded_CR)
+        for start in range(0, len(first), ROWS):
+            rows = slice(start, start + ROWS)
+            left, right = _sides(first[rows], second[rows], low, high, symmetric)
+            g = grad_NR[rows]
+            if needs[2]:
+                _add_product(grad_banded, torch.bmm(left, right).flatten(1).to(dtype).t(), g)
+            if needs[0] or needs[1]:
+                grad_pairs = (g @ matrix_RC).to(first.dtype).view(len(g), high - low, -1)
+                _sides_backward(grad_pairs, left, right, low, high, *(grad[rows] for grad in grads[:2]))
+        if needs[2]:
+            grads[2][low:high, low:] = grad_banded.view(high - low, -1, weight.shape[2])
+    return grads
 
 
-def _sides(a: Tensor, b: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Two factors (N, high - low, 4) and (N, 4, D - low) whose product is a band's symmetric products."""
+@bilinear_map_backward.register_fake
+def _(grad: Tensor, first: Tensor, second: Tensor, weight: Tensor, symmetric: bool, needs: list[bool]) -> list[Tensor]:
+    return _like_needed((first, second, weight), needs)
+
+
+def _keep_bilinear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.symmetric = inputs[3]
+
+
+def _bilinear_gradients(ctx: Any, grad_NR: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    found = bilinear_map_backward(grad_NR.contiguous(), *ctx.saved_tensors, ctx.symmetric, needs)
+    return (*(grad if needed else None for grad, needed in zip(found, needs, strict=True)), None, None)
+
+
+bilinear_map.register_autograd(_bilinear_gradients, setup_context=_keep_bilinear)
+
+
+@register_flop_formula(torch.ops.ouroboros.bilinear_map)
+def _(first_shape: Any, second_shape: Any, weight_shape: Any, symmetric: bool, *rest: Any, **_: Any) -> int:
+    return first_shape[0] * bilinear_flops(weight_shape[0], weight_shape[2], symmetric=symmetric)
+
+
+def _like_needed(inputs: tuple[Tensor, ...], needs: list[bool]) -> list[Tensor]:
+    return [torch.empty_like(x) if needed else x.new_empty(0) for x, needed in zip(inputs, needs, strict=True)]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, whose factors may have fewer bits."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _bands(width: int, symmetric: bool) -> list[tuple[int, int]]:
+    """First and last coordinate of every band; one band where all products are needed."""
+    if not symmetric:
+        return [(0, width)]
+    return [(low, min(low + BAND, width)) for low in range(0, width, BAND)]
+
+
+def _sides(a: Tensor, b: Tensor, low: int, high: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Two factors (N, high - low, K) and (N, K, D - low) whose product is a band's products."""
+    if not symmetric:
+        return torch.stack((a[:, 0], -a[:, 1]), dim=-1), b
     left = torch.stack((a[:, 0, low:high], -a[:, 1, low:high], b[:, 0, low:high], -b[:, 1, low:high]), dim=-1)
     right = torch.cat((b[:, :, low:], a[:, :, low:]), dim=1)
     right[:, 2:, : high - low] = 0  # within the band itself both orders are formed already
     return left, right
 
 
-def _pairs(a: Tensor, b: Tensor, bands: tuple[tuple[int, int], ...]) -> Tensor:
-    """The products of (N, 2, D) and (N, 2, D) that meet the banded matrix, (N, C)."""
-    if len(bands) == 1:
-        return products(a, b).flatten(1)
-    return torch.cat([torch.bmm(*_sides(a, b, low, high)).flatten(1) for low, high in bands], dim=1)
-
-
-def _pairs_backward(
-    a: Tensor, b: Tensor, grad_NC: Tensor, bands: tuple[tuple[int, int], ...], needs_second: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of both factors from that of their products."""
-    width = a.shape[-1]
-    grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b) if needs_second else None
-    at = 0
-    for low, high in bands:
-        size = (high - low) * (width - low)
-        grad = grad_NC[:, at : at + size].view(-1, high - low, width - low)
-        at += size
-        _band_backward(a, b, grad, low, high, len(bands) > 1, grad_a, grad_b)
-    return grad_a, grad_b
-
-
-def _band_backward(
-    a: Tensor, b: Tensor, grad: Tensor, low: int, high: int, both: bool, grad_a: Tensor, grad_b: Tensor | None
+def _sides_backward(
+    grad: Tensor, left: Tensor, right: Tensor, low: int, high: int, grad_a: Tensor, grad_b: Tensor
 ) -> None:
-    """Add one band's share (N, high - low, D - low)."""
-    sign = a.new_tensor((1.0, -1.0))[:, None]
-    grad_a[:, :, low:high] += torch.bmm(b[:, :, low:], grad.mT) * sign
-    if grad_b is not None:
-        grad_b[:, :, low:] += torch.bmm(a[:, :, low:high] * sign, grad)
-    if both and high < a.shape[-1]:
-        later = grad[:, :, high - low :]
-        grad_a[:, :, high:] += torch.bmm(b[:, :, low:high] * sign, later)
-        if grad_b is not None:
-            grad_b[:, :, low:high] += torch.bmm(a[:, :, high:], later.mT) * sign
+    """Add to the gradients of both factors, where wanted, a band's share of that of the products (N, high - low, ..)."""
+    sign = grad.new_tensor((1.0, -1.0))[:, None]
+    symmetric = right.shape[1] == 4
+    if grad_a.numel() or symmetric:
+        grad_left = torch.bmm(right, grad.mT)
+        if grad_a.numel():
+            grad_a[:, :, low:high] += grad_left[:, :2] * sign
+        if grad_b.numel() and symmetric:
+            grad_b[:, :, low:high] += grad_left[:, 2:] * sign
+    if grad_b.numel() or symmetric:
+        grad_right = torch.bmm(left.mT, grad)
+        if grad_b.numel():
+            grad_b[:, :, low:] += grad_right[:, :2]
+        if grad_a.numel() and symmetric:
+            grad_a[:, :, high:] += grad_right[:, 2:, high - low :]
 
 
 @torch.library.custom_op("ouroboros::spectral_map", mutates_args=())
@@ -278,7 +277,7 @@ def spectral_map_backward(
     for a, b, g in zip(first.split(ROWS), second.split(ROWS), grad_NR.split(ROWS), strict=True):
         fa, fb = _spectra(a, query, buckets), _spectra(b, key, buckets)
         if needs[2]:
-            grad_matrix += g.t() @ torch.view_as_real(_cross(fa, fb)).flatten(1).to(dtype)
+            _add_product(grad_matrix, g.t(), torch.view_as_real(_cross(fa, fb)).flatten(1).to(dtype))
         if not (needs[0] or needs[1]):
             continue
         grad = torch.view_as_complex((g @ matrix_RC).to(a.dtype).view(len(g), -1, 2))
@@ -292,22 +291,21 @@ def spectral_map_backward(
 
 @spectral_map_backward.register_fake
 def _(grad: Tensor, first: Tensor, second: Tensor, weight: Tensor, *rest: Any) -> list[Tensor]:
-    needed = zip((first, second, weight), rest[-1], strict=True)
-    return [torch.empty_like(x) if wanted else x.new_empty(0) for x, wanted in needed]
+    return _like_needed((first, second, weight), rest[-1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_spectral(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:-1])
 
 
-def _gradients(ctx: Any, grad_NR: Tensor) -> tuple[Tensor | None, ...]:
+def _spectral_gradients(ctx: Any, grad_NR: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:3])
     found = spectral_map_backward(grad_NR.contiguous(), *ctx.saved_tensors, needs)
     wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
     return (*wanted, None, None, None, None, None)
 
 
-spectral_map.register_autograd(_gradients, setup_context=_keep)
+spectral_map.register_autograd(_spectral_gradients, setup_context=_keep_spectral)
 
 
 @register_flop_formula(torch.ops.ouroboros.spectral_map)

@@ -57,6 +57,7 @@ class Chat:
         decoder: writes the tokens; None leaves it to ``model.generate``.
         template: makes a prompt of each line; None for plain conversation.
         transcript: is given every turn.
+        shows_rate: write how many tokens an answer had, and how fast they came, behind it.
     """
 
     model: OuroborosForCausalLM
@@ -67,6 +68,7 @@ class Chat:
     decoder: Decoder | None = None
     template: TextFormat | None = None
     transcript: Transcript | None = None
+    shows_rate: bool = False
 
     def __post_init__(self) -> None:
         self.base = self.model
@@ -85,7 +87,7 @@ class Chat:
             answer.cancel()
             stopped = True
             self.write(" [stopped]")
-        self.write("\n")
+        self.write(f"\n[{answer.rate}]\n" if self.shows_rate else "\n")
         self.turns.append(Turn(line, written))
         if self.transcript is not None:
             self.transcript.add(line, written, stopped=stopped, **self._facts())

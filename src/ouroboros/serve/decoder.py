@@ -57,19 +57,34 @@ class LoopDecoder(ABC):
     ) -> Tensor:
         """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
         advance = self.begin(model, input_ids, generation_config, prepared)
-        token_B1: Tensor | None = None
+        text, token_B1 = _Text(input_ids), None
         done = False
         while not done:
             # A copy in float32: processors may change it in place; they see the whole text.
             logits = advance(input_ids, token_B1).to(torch.float32, copy=True)
             token_B1 = _choose(logits_processor(input_ids, logits), generation_config.do_sample)  # pyrefly: ignore
-            input_ids = torch.cat((input_ids, token_B1), dim=1)
+            input_ids = text.extended(token_B1)
             done = bool(stopping_criteria(input_ids, None).all())  # pyrefly: ignore
             if token_streamer is not None:
                 token_streamer.put(token_B1[0].cpu())
         if token_streamer is not None:
             token_streamer.end()
         return input_ids
+
+
+class _Text:
+    """All tokens so far, in a buffer that doubles: the cost of a token does not grow with the text."""
+
+    def __init__(self, ids_BT: Tensor) -> None:
+        self.buffer, self.length = ids_BT, ids_BT.shape[1]
+
+    def extended(self, token_B1: Tensor) -> Tensor:
+        """(B, T + 1), a view of the buffer."""
+        if self.length == self.buffer.shape[1]:
+            self.buffer = torch.cat((self.buffer, torch.empty_like(self.buffer)), dim=1)
+        self.buffer[:, self.length] = token_B1[:, 0]
+        self.length += 1
+        return self.buffer[:, : self.length]
 
 
 def _choose(scores_1V: Tensor, sample: bool) -> Tensor:

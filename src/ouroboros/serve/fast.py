@@ -1,8 +1,9 @@
-"""Fast decoding of one sequence: preallocated keys and values, and a step for one token compiled into one program.
+"""Fast decoding of one sequence: memories at fixed addresses, and a step for one token compiled into one program.
 
 ``FastDecoder().generate(model, ids, ...)`` writes the tokens that ``model.generate(ids, ...)`` writes, greedy or
 sampled with the same seed: options, logits processors and stopping criteria are prepared by ``generate`` itself. At
-batch size one a step is bound by reading every weight once; what is saved is all that surrounds it.
+batch size one a step is bound by reading every weight once; what is saved is all that surrounds it. Keys and values
+have room for more tokens than there are; a state of constant size is read and written whole.
 
 Shapes: B = 1 sequence, K key/value heads, S preallocated positions, R registers, C channels per head, V vocabulary.
 """
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
 from ouroboros.errors import check, first_line
-from ouroboros.model.configuration import FILTERED
+from ouroboros.model.cache import ConstantStateLayer
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
 from ouroboros.schedule import Visit
 from ouroboros.serve.decoder import Advance, LoopDecoder
@@ -35,29 +36,43 @@ logger = logging.getLogger(__name__)
 SMALLEST = 256
 """Positions preallocated at first; doubled when they are used up: a step attends to at most twice the need."""
 
+KEYS, VALUES, STATE = "keys", "values", "state"
+Held = dict[str, Tensor]
+"""What one cache entry holds for a mixer: keys and values (1, K, S, C), or a state (1, ...)."""
 Recent = dict[str, Tensor]
+"""What it holds for filters over tokens, by their names."""
 Step = Callable[..., Tensor]
 
 
 class BufferMemory(Store):
-    """One visit's keys and values in preallocated buffers (1, K, S, C), written at position ``at``, and what its
-    filters over tokens remember, at fixed addresses too."""
+    """One visit's memory at fixed addresses: keys and values, written at position ``at``, or a state; and what its
+    filters over tokens remember. Nothing is written when the entry is only read."""
 
-    def __init__(self, keys: Tensor, values: Tensor, entries: Recent, at: Tensor, keep: bool) -> None:
-        self.keys, self.values, self.entries, self.at, self.keep = keys, values, entries, at, keep
+    def __init__(self, held: Held, entries: Recent, at: Tensor, keep: bool) -> None:
+        self.held, self.entries, self.at, self.keep = held, entries, at, keep
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """All S positions with the new one filled in: in place, or in a copy when the entry is only read."""
+        keys, values = self.held[KEYS], self.held[VALUES]
         if self.keep:
-            return self.keys.index_copy_(2, self.at, k_BKTC), self.values.index_copy_(2, self.at, v_BKTC)
-        return self.keys.index_copy(2, self.at, k_BKTC), self.values.index_copy(2, self.at, v_BKTC)
+            return keys.index_copy_(2, self.at, k_BKTC), values.index_copy_(2, self.at, v_BKTC)
+        return keys.index_copy(2, self.at, k_BKTC), values.index_copy(2, self.at, v_BKTC)
+
+    def state(self) -> Tensor:
+        """What the prompt or the last step left."""
+        return self.held[STATE]
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        """In place."""
+        if self.keep:
+            self.held[STATE].copy_(state)
 
     def last(self, name: str) -> Tensor | None:
         """What the prompt or the last step left."""
         return self.entries.get(name)
 
     def remember(self, name: str, x: Tensor) -> None:
-        """In place; nothing when the entry is only read."""
+        """In place."""
         if self.keep:
             self.entries[name].copy_(x)
 
@@ -66,23 +81,23 @@ def next_logits(
     model: OuroborosForCausalLM,
     token_B1: Tensor,
     at: Tensor,
-    keys: list[Tensor],
-    values: list[Tensor],
+    held: list[Held],
     recent: list[Recent],
     prefix: list[Prefix] | None,
 ) -> Tensor:
-    """Logits (1, V) after one more token; its keys and values enter the buffers at ``at``, shape (1,)."""
+    """Logits (1, V) after one more token, at position ``at``, shape (1,); ``held`` and ``recent`` then include it."""
     inner = model.model
     share = inner.spec.loop.share_last_kv
 
     def memory_of(visit: Visit, last: bool) -> Memory:
         entry = visit.block if share else visit.slot
-        memory = BufferMemory(keys[entry], values[entry], recent[entry], at, keep=last or not share)
+        memory = BufferMemory(held[entry], recent[entry], at, keep=last or not share)
         return memory if prefix is None else Prefixed(prefix[visit.slot], memory)
 
     # Registers come first and every position sees them.
     registers = inner.spec.registers
-    seen = torch.arange(registers + keys[0].shape[2], device=at.device) <= at + registers
+    room = held[0][KEYS].shape[2] if KEYS in held[0] else 1  # a state is all that is seen
+    seen = torch.arange(registers + room, device=at.device) <= at + registers
     return model.logits(inner.step(token_B1, at, seen, memory_of))[:, -1]
 
 
@@ -132,17 +147,17 @@ class FastDecoder(LoopDecoder):
         store = DynamicCache(config=model.config)
         logits = model(input_ids, past_key_values=store, use_cache=True, logits_to_keep=1).logits[:, -1]
         prefix: list[Prefix] | None = getattr(store, "register_prefix", (None, None))[1]
-        keys, values = ([getattr(layer, name) for layer in store.layers] for name in ("keys", "values"))
+        held = [_held(layer) for layer in store.layers]
         recent: list[Recent] = [getattr(layer, "recent", {}) for layer in store.layers]
         at = torch.tensor([input_ids.shape[1]], device=input_ids.device)
         step = self._step(model)
 
         def advance(ids: Tensor, token_B1: Tensor | None) -> Tensor:
-            nonlocal keys, values
+            nonlocal held
             if token_B1 is None:
                 return logits
-            keys, values = (_with_room(buffers, ids.shape[1]) for buffers in (keys, values))
-            found = step(model, token_B1, at, keys, values, recent, prefix)
+            held = _with_room(held, ids.shape[1])
+            found = step(model, token_B1, at, held, recent, prefix)
             at.add_(1)
             return found
 
@@ -177,15 +192,27 @@ class FastDecoder(LoopDecoder):
         self.compile = False
 
 
-def _with_room(buffers: list[Tensor], positions: int) -> list[Tensor]:
-    """The buffers (1, K, S, C), moved to larger ones if S is less than ``positions``."""
-    size = buffers[0].shape[2]
-    if size >= positions:
-        return buffers
-    larger = [b.new_zeros(*b.shape[:2], max(SMALLEST, 2 ** (positions - 1).bit_length()), b.shape[3]) for b in buffers]
-    for new, old in zip(larger, buffers, strict=True):
-        new[:, :, :size] = old
-        torch._dynamo.mark_dynamic(new, 2)  # one program for every S
+def _held(layer: Any) -> Held:
+    """What a cache entry that has read the prompt holds for its mixer."""
+    if isinstance(layer, ConstantStateLayer):
+        state = layer.read()
+        assert state is not None
+        return {STATE: state}
+    return {KEYS: layer.keys, VALUES: layer.values}
+
+
+def _with_room(held: list[Held], positions: int) -> list[Held]:
+    """Keys and values moved to larger buffers if their S is less than ``positions``; states are as they are."""
+    if KEYS not in held[0] or held[0][KEYS].shape[2] >= positions:
+        return held
+    return [{name: _larger(buffer, positions) for name, buffer in entry.items()} for entry in held]
+
+
+def _larger(buffer: Tensor, positions: int) -> Tensor:
+    """A copy of (1, K, S, C) with room for ``positions``."""
+    larger = buffer.new_zeros(*buffer.shape[:2], max(SMALLEST, 2 ** (positions - 1).bit_length()), buffer.shape[3])
+    larger[:, :, : buffer.shape[2]] = buffer
+    torch._dynamo.mark_dynamic(larger, 2)  # one program for every S
     return larger
 
 
@@ -201,7 +228,6 @@ def _refuse_what_is_not_served(
         "a cache that holds tokens": past is not None and past.get_seq_length() > 0,
         "use_cache=False": not config.use_cache,
         "return_dict_in_generate": config.return_dict_in_generate,
-        "mixers without keys and values": not set(model.config.layer_types or ()) <= {"full_attention", FILTERED},
     }
     found = [what for what, is_so in refused.items() if is_so]
     check(not found, f"fast decoding does not serve {', '.join(found)}: use model.generate()")

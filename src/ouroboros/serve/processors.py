@@ -1,4 +1,4 @@
-"""Logits processors that transformers lacks: the variants of R-HRM's published chat, and a window for penalties.
+"""Logits processors that transformers lacks: the variants of R-HRM and OSAM as published, and a window for penalties.
 
 Each is called as transformers calls its own, with the tokens so far (B, T) and scores (B, V), and returns new scores.
 Shapes: B sequences, T tokens, V vocabulary.
@@ -83,3 +83,35 @@ class NucleusPast(LogitsProcessor):
         before[:, 0] = -1.0  # the most probable token is always kept
         out = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, before > self.top_p)
         return scores.masked_fill(out, -torch.inf)
+
+
+class NucleusWithin(LogitsProcessor):
+    """Top-k, and a top-p that stops before the probability is passed: the token that crosses is left out.
+
+    Exactly ``top_k`` tokens are kept, also where others equal the last of them. Of these, renormalised, those are kept
+    whose cumulative probability, their own included, is at most ``top_p``, and in any case the most probable one. The
+    operations and their order are the published ones, as sums in float32 decide what is kept: rounding can leave out
+    the last tokens even at a ``top_p`` of 1.
+
+    Args:
+        top_k: 0 keeps all.
+        top_p: 0 keeps all.
+    """
+
+    def __init__(self, top_k: int, top_p: float) -> None:
+        self.top_k, self.top_p = top_k, top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
+        """Scores (B, V) with what is left out at minus infinity."""
+        probabilities, nothing = scores.softmax(dim=-1), torch.zeros_like(scores, dtype=torch.bool)
+        kept = ~nothing
+        if self.top_k:
+            kept = nothing.scatter(1, probabilities.topk(min(self.top_k, scores.shape[1])).indices, True)
+            probabilities = probabilities * kept
+            probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        if self.top_p:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            within = ordered.cumsum(dim=-1) <= self.top_p
+            within[:, 0] = True
+            kept = kept & nothing.scatter(1, order, within)
+        return scores.masked_fill(~kept, -torch.inf)

@@ -32,11 +32,15 @@ class Sampling:
     """Never repeat an n-gram of this many tokens; 0 is off."""
     ban_triples: bool = False
     """Never write a fourth equal token in a row (R-HRM's published blocking)."""
-    nucleus: Literal["reach", "pass"] = "reach"
-    """Whether top-p stops where the probability is reached, or where it is passed (R-HRM as published)."""
+    nucleus: Literal["reach", "pass", "within"] = "reach"
+    """Whether top-p stops where the probability is reached, where it is passed (R-HRM as published), or before it is
+    passed, with exactly k tokens in top-k (OSAM as published)."""
     window: int | None = None
     """The model sees the last this many tokens of the text, without a cache and without a token for the beginning of
     the text; None is all of the text, which must fit the context."""
+    repeat_last: bool = False
+    """Feed the last token of the prompt twice, and no token for the beginning of the text before it (OSAM as
+    published): all later tokens are one place further on than in training."""
     stop: tuple[str, ...] = ()
     """End at any of these strings."""
 
@@ -75,10 +79,10 @@ class Sampling:
         """What ``generate`` has no argument for, in the published order."""
         from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
-        from ouroboros.serve.processors import NucleusPast, OccurrencePenalty, RecentPenalty, TripleBan
+        from ouroboros.serve.processors import NucleusPast, NucleusWithin, OccurrencePenalty, RecentPenalty, TripleBan
 
         found = LogitsProcessorList()
-        ours = self.temperature > 0 and self.nucleus == "pass"
+        ours = self.temperature > 0 and self.nucleus != "reach"
         if ours and self.temperature != 1.0:
             found.append(TemperatureLogitsWarper(self.temperature))
         if self.ban_triples:
@@ -87,10 +91,11 @@ class Sampling:
             found.append(OccurrencePenalty(self.repetition_penalty, self.repetition_window))
         elif not self._standard_penalty and self.repetition_penalty != 1.0:
             found.append(RecentPenalty(self.repetition_penalty, self.repetition_window))
-        if ours and self.top_k:
-            found.append(TopKLogitsWarper(self.top_k))
-        if ours and self.top_p < 1.0:
-            found.append(NucleusPast(self.top_p))
+        top_p = self.top_p if self.top_p < 1.0 else 0.0
+        if ours and self.nucleus == "within" and (self.top_k or top_p):
+            found.append(NucleusWithin(self.top_k, top_p))
+        elif ours and self.nucleus == "pass":
+            found += [TopKLogitsWarper(self.top_k)] * (self.top_k > 0) + [NucleusPast(top_p)] * (top_p > 0)
         return found
 
     def with_value(self, name: str, text: str) -> Sampling:
@@ -123,9 +128,10 @@ def _value(name: str, text: str, kind: Any) -> Any:
         raise OuroborosError(f"{name}: {text!r} is not a number of the right kind") from None
 
 
-STYLES = {
-    "standard": Sampling(),
-    "published": Sampling(
+Style = Literal["standard", "published"]
+PUBLISHED = {
+    "osam": Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0, nucleus="within", repeat_last=True),
+    "rhrm": Sampling(
         max_new_tokens=200,
         temperature=0.6,
         top_k=50,
@@ -137,4 +143,12 @@ STYLES = {
         window=128,
     ),
 }
-"""Named sets of controls; ``published`` is the chat of R-HRM as published."""
+"""How the programs of published systems choose tokens."""
+
+
+def controls(style: Style, mixer: str) -> Sampling:
+    """The controls of ``style`` for a model with ``mixer`` (its ``kind``); ``published`` is R-HRM's chat for all mixers
+    but OSAM's."""
+    if style == "standard":
+        return Sampling()
+    return PUBLISHED["osam" if mixer == "osam" else "rhrm"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
 from threading import Thread
@@ -61,6 +62,10 @@ class Continuation:
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         ids = text_ids(tokenizer, prompt, earlier)
+        if sampling.repeat_last:
+            ids = repeat_last(ids[1:]) if len(ids) > 1 else ids  # an empty prompt has no token to repeat
+        elif sampling.window is not None:
+            ids = ids[1:] or ids  # what the window shows begins anywhere, so nothing marks the beginning
         if sampling.window is None:
             self.room = model.config.max_position_embeddings - len(ids)
             check(
@@ -73,12 +78,21 @@ class Continuation:
             check(decoder is None, "a window needs the whole of it at every step, which fast decoding does not serve")
             decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
             decoder.check_fits(model)
-            ids = ids[1:] or ids  # what the window shows begins anywhere, so nothing marks the beginning
         self.decoder = decoder
         self.input_ids = torch.tensor([ids], device=model.device)
         self._cancelled = False
         self.text = b""
         """The continuation so far, whole once iteration has ended."""
+        self.tokens = 0
+        """Tokens written, an end-of-text token included; known once iteration has ended."""
+        self.seconds = 0.0
+        """From the first of these tokens to the last one: without the reading of the prompt."""
+
+    @property
+    def rate(self) -> str:
+        """What was written, and how fast: ``64 tokens, 533 tokens/s``; without a speed if there was but one token."""
+        count = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
+        return f"{count}, {(self.tokens - 1) / self.seconds:,.0f} tokens/s" if self.seconds > 0 else count
 
     def cancel(self) -> None:
         """Ask the writing thread to end after the present token."""
@@ -123,8 +137,17 @@ class Continuation:
             )
         except Exception as error:
             queue.put(error)
-        self.text = streamer.text
+        self.text, self.tokens, self.seconds = streamer.text, streamer.tokens, streamer.last - streamer.first
         queue.put(None)
+
+
+def repeat_last(ids: list[int]) -> list[int]:
+    """A prompt as OSAM's published program feeds it, from at least one id.
+
+    It reads all P tokens at positions 0 to P - 1, then the last of them again at position P, whose output gives the
+    first new token; new token n (from 1) goes to position P + n. That is the plain order of P + 1 tokens.
+    """
+    return [*ids, ids[-1]]
 
 
 def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] = ()) -> list[int]:
@@ -156,6 +179,8 @@ class _ByteStreamer(BaseStreamer):
         self.text = b""
         self.sent = 0
         self.stopped = False
+        self.tokens = 0
+        self.first = self.last = 0.0
 
     def put(self, value: Tensor) -> None:
         """Take the prompt (first call) or new tokens."""
@@ -164,8 +189,13 @@ class _ByteStreamer(BaseStreamer):
         self.skip -= skipped
         if skipped == len(ids) or self.stopped:
             return
+        self.last = time.perf_counter()
+        self.first = self.first if self.tokens else self.last
+        self.tokens += len(ids) - skipped
+        before = len(self.text)
         self.text += self.tokenizer.decode(ids[skipped:])
-        found = [at for s in self.stop_strings if (at := self.text.find(s)) >= 0]
+        # One that began earlier and was whole would have been found earlier.
+        found = [at for s in self.stop_strings if (at := self.text.find(s, max(before - len(s) + 1, 0))) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
         held = 0 if self.stopped else self._possible_stop()

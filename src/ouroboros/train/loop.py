@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from ouroboros.optim import (
     set_first_beta,
     set_learning_rate,
 )
+from ouroboros.train.corruption import Corruption
 from ouroboros.train.distributed import Workers
 from ouroboros.train.ema import Ema
 from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, from_compiler, matmul_peak
@@ -74,7 +75,7 @@ class StepResult:
     """What one step measured."""
 
     loss: float
-    """Nats per token, mean over the global batch."""
+    """Nats per token, mean over the global batch, without label smoothing."""
     grad_norm: float
     """Global norm before clipping."""
     lr_factor: float
@@ -131,11 +132,12 @@ class Trainer:
         self.optimizers = build_optimizers(model, recipe.optim)
         self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
+        special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
+        self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
         self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds)
-        # Compiled, the float32 logits are never written to memory.
-        self._cross_entropy = (
-            torch.compile(cross_entropy, dynamic=False) if self.compiled == COMPILED else cross_entropy
-        )
+        self._criterion = criterion(spec.label_smoothing)
+        if self.compiled == COMPILED:  # the float32 logits are then never written to memory
+            self._criterion = torch.compile(self._criterion, dynamic=False)
         self.wrapped = workers.wrap(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
@@ -192,7 +194,7 @@ class Trainer:
             windows = torch.zeros(rows, self.recipe.data.sequence_length + 1, dtype=torch.long, device=self.device)
             self.model.train()
             with self.wrapped.no_sync() if self.workers.distributed else contextlib.nullcontext():  # pyrefly: ignore
-                self._loss_or_fall_back(windows, None, None).backward()
+                self._losses_or_fall_back(windows[:, :-1], windows[:, 1:], None, None)[0].backward()
             self.model.zero_grad(set_to_none=True)
         return time.perf_counter() - start
 
@@ -253,41 +255,57 @@ class Trainer:
         self.model.train()
         count = self.recipe.train.accumulation
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        first = self.workers.rank * len(batch)
         for index, micro in enumerate(np.split(batch, count)):
             windows = torch.from_numpy(micro).to(self.device, non_blocking=True)
+            inputs = self.corruption(windows[:, :-1], self.counters.step, first + index * len(micro))
             last = index == count - 1
             # Gradients are averaged between processes once per step, at the last micro-batch.
             waits = self.workers.distributed and not last
             with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # pyrefly: ignore
-                loss = self._loss_or_fall_back(windows, loops, probe if index == 0 else None)
-                (loss / count).backward()
+                objective, loss = self._losses_or_fall_back(
+                    inputs, windows[:, 1:], loops, probe if index == 0 else None
+                )
+                (objective / count).backward()
             total += loss.detach().double() / count
         return total.item()
 
-    def _loss_or_fall_back(self, windows: Tensor, loops: int | None, probe: LoopTelemetry | None) -> Tensor:
-        """The loss; a compiler that fails on the first use is reported and done without."""
+    def _losses_or_fall_back(
+        self, inputs: Tensor, targets: Tensor, loops: int | None, probe: LoopTelemetry | None
+    ) -> tuple[Tensor, Tensor]:
+        """The losses; a compiler that fails on the first use is reported and done without."""
         try:
-            return self.loss(windows, loops, probe)
+            return self.losses(inputs, targets, loops, probe)
         except Exception as error:
             if self.compiled != COMPILED or not from_compiler(error):
                 raise
             logger.warning("compile: failed (%s); training runs uncompiled", first_line(error))
-            self.compiled, self._cross_entropy = "compile: off (the compiler failed)", cross_entropy
+            self.compiled = "compile: off (the compiler failed)"
+            self._criterion = criterion(self.recipe.train.label_smoothing)
             for block in self.model.model.decoder.layers:
                 block._compiled_call_impl = None
-            return self.loss(windows, loops, probe)
+            return self.losses(inputs, targets, loops, probe)
 
-    def loss(self, windows_BT: Tensor, loops: int | None = None, probe: LoopTelemetry | None = None) -> Tensor:
-        """Mean next-token cross-entropy in nats of windows (B, T + 1)."""
+    def losses(
+        self, inputs_BT: Tensor, targets_BT: Tensor, loops: int | None = None, probe: LoopTelemetry | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What training minimises, and the mean next-token cross-entropy in nats; the same without label smoothing.
+
+        Args:
+            inputs_BT: token ids (B, T).
+            targets_BT: the tokens that follow them.
+            loops: loop count of this call.
+            probe: sees the state after every loop.
+        """
         with autocast(self.device, self.dtype):
             logits = self.wrapped(
-                input_ids=windows_BT[:, :-1],
+                input_ids=inputs_BT,
                 use_cache=False,
                 loops=loops,
                 backprop_loops=self.recipe.train.loops.backprop,
                 probe=probe,
             ).logits
-        return self._cross_entropy(logits, windows_BT[:, 1:])
+        return self._criterion(logits, targets_BT)
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
@@ -331,6 +349,29 @@ class Trainer:
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats, computed in float32."""
     return nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
+
+
+def smoothed_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy with smoothed targets, and without smoothing and gradient; nats, computed in float32.
+
+    A target has probability ``1 - smoothing`` besides its share of the rest, which all V tokens have alike (Szegedy et
+    al. 2016, section 7), as ``label_smoothing`` of torch.
+    """
+    log_p_NV = nn.functional.log_softmax(logits_BTV.float().flatten(0, 1), dim=-1)
+    plain = nn.functional.nll_loss(log_p_NV, targets_BT.flatten())
+    return (1 - smoothing) * plain - smoothing * log_p_NV.mean(), plain.detach()
+
+
+def criterion(smoothing: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """From logits (B, T, V) and targets (B, T) to what is minimised and the loss that is reported."""
+
+    def criterion_of(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        if smoothing:
+            return smoothed_cross_entropy(logits_BTV, targets_BT, smoothing)
+        loss = cross_entropy(logits_BTV, targets_BT)
+        return loss, loss
+
+    return criterion_of
 
 
 class NotFinite(OuroborosError):

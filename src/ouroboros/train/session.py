@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
@@ -162,7 +163,7 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
     crew, spec = trainer.workers, trainer.recipe.train
     if crew.is_main:
         tensors, document = pack_optimizers(trainer.optimizers, trainer.names)
-        files = {"model.safetensors": dict(trainer.model.named_parameters()), "optimizer.safetensors": tensors}
+        files = {"model.safetensors": model_tensors(trainer.model), "optimizer.safetensors": tensors}
         if trainer.ema is not None:
             files["ema.safetensors"] = trainer.ema.state_tensors()
         documents = {
@@ -181,6 +182,12 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
     crew.barrier()
 
 
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once, and the buffers that belong to a checkpoint; by name, not copied."""
+    parameters, kept = dict(model.named_parameters()), model.state_dict().keys()
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Put the trainer where the checkpoint was."""
     restore_weights(trainer, saved)
@@ -196,12 +203,12 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
         OuroborosError: the checkpoint is of another model.
     """
     weights = saved.tensors("model.safetensors", trainer.device)
-    parameters = dict(trainer.model.named_parameters())
-    check(weights.keys() == parameters.keys(), f"{saved.path}: its weights belong to another model")
+    present = model_tensors(trainer.model)
+    check(weights.keys() == present.keys(), f"{saved.path}: its weights belong to another model")
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            check(parameter.shape == weights[name].shape, f"{saved.path}: weight {name} has another shape")
-            parameter.copy_(weights[name])
+        for name, tensor in present.items():
+            check(tensor.shape == weights[name].shape, f"{saved.path}: weight {name} has another shape")
+            tensor.copy_(weights[name])
     if trainer.ema is not None:
         updates = saved.documents["state.json"]["ema_updates"]
         trainer.ema.load(saved.tensors("ema.safetensors", trainer.device), updates)

@@ -9,7 +9,7 @@ import time
 
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.score import Score, score
+from ouroboros.eval.score import Score, first_bytes, score
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.loop import Trainer
 
@@ -26,7 +26,7 @@ def validation_sample(data: PreparedData, limit: int, split: str = "valid") -> l
     for document in documents:
         if left <= 0:
             break
-        chosen.append(document[:left])
+        chosen.append(first_bytes(document, left))
         left -= len(document)
     return [document for document in chosen if document]
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
+from ouroboros.errors import check
 from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers, say
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Make a model directory of a published R-HRM checkpoint."""
+    """Make a model directory of a published checkpoint: R-HRM, Deep Delta Learning or OSAM, told by its content."""
 
     source: tyro.conf.Positional[Path]
-    """The checkpoint: best_model.pth or another .pth, .pt, .bin or .safetensors file of its tensors."""
+    """The checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory with one; with --to a run
+    or model directory of ours."""
     out: Path
-    """Model directory to write; must be new or empty."""
+    """Model directory to write; must be new or empty. With --to the file to write."""
+    to: Literal["osam"] | None = None
+    """Write a checkpoint that this published program loads, the other way round; OSAM's is a pickle of tensors, numbers
+    and text."""
     loops: int | None = None
-    """Loops it was trained with, which it does not say; by default those of the published preset of its width."""
+    """R-HRM: loops of training, which a file does not say; by default those of the published preset of its width."""
     heads: int | None = None
-    """Attention heads; needed for checkpoints of the first revision whose width is no published preset's."""
+    """R-HRM: attention heads; needed for the first revision where the width is no published preset's."""
+    config: Path | None = None
+    """Deep Delta Learning: its settings; by default config.json beside the weights."""
+    kupdate: int | None = None
+    """OSAM: read the memory at every kupdate-th position; by default as in training."""
     tokenizer: Path | None = None
     """Directory of the tokenizer it was trained with (GPT-2's for the published ones), to go with the model."""
     json: bool = False
@@ -35,18 +44,39 @@ def convert(arguments: Sequence[str]) -> int:
     options = parse(ConvertOptions, "convert", arguments)
     log_to_stderr()
     quiet_transformers()
-    from ouroboros.convert import rhrm
+    if options.to is not None:
+        return _export(options)
+    from ouroboros.convert import systems
 
-    made = rhrm.convert(
-        options.source, options.out, loops=options.loops, heads=options.heads, tokenizer=options.tokenizer
+    made = systems.convert(
+        options.source,
+        options.out,
+        tokenizer=options.tokenizer,
+        loops=options.loops,
+        heads=options.heads,
+        config=options.config,
+        kupdate=options.kupdate,
     )
     if options.json:
-        facts = dataclasses.asdict(made)
-        emit_json({"source": str(options.source), **facts.pop("sizing"), **facts})
+        facts = {"out": made.out, "parameters": made.parameters, "tokenizer": made.tokenizer}
+        emit_json({"source": str(options.source), "system": made.system, **made.sizes, **facts})
     else:
-        s = made.sizing
-        say(
-            f"{made.out}: {made.parameters:,} parameters, width {s.d_model}, {s.heads} heads, {s.loops} loops,"
-            f" {s.prefix_tokens} registers, vocabulary {s.vocab_size:,}"
-        )
+        say(f"{made.out}: {made.system}, {made.parameters:,} parameters, {made.summary}")
+    return 0
+
+
+def _export(options: ConvertOptions) -> int:
+    """The way back: a trained model for a published program."""
+    for name in ("loops", "heads", "config", "kupdate", "tokenizer"):
+        check(getattr(options, name) is None, f"--{name} is about reading a published checkpoint: leave it out with --to")
+    from ouroboros.api import load_with_text_tokenizer, model_directory
+    from ouroboros.convert import osam
+
+    model, tokenizer = load_with_text_tokenizer(model_directory(options.source))
+    characters = osam.export(model, tokenizer, options.out)
+    if options.json:
+        facts = {"system": "OSAM", "out": str(options.out), "characters": characters}
+        emit_json({"source": str(options.source), **facts})
+    else:
+        say(f"{options.out}: a checkpoint of OSAM's published program, {characters:,} characters")
     return 0

@@ -29,7 +29,7 @@ class EvalOptions:
     data: list[str] = dataclasses.field(default_factory=list)
     """Sources to score; without it, the run's own held-out text."""
     split: Literal["all", "train", "valid", "test"] | None = None
-    """Part of the data; by default all of --data (of python: the test split), or the run's test split."""
+    """Part of the data; by default all of --data (of built-in texts the test split), or the run's test split."""
     window: int | None = None
     """Tokens of a window; by default the training length."""
     stride: int | None = None
@@ -160,6 +160,7 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
 def _documents(options: EvalOptions) -> list[bytes]:
     """The texts to score."""
     from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
+    from ouroboros.data.sources import BUILT_IN
 
     if not options.data:
         _check_has_data(options.model)
@@ -170,7 +171,7 @@ def _documents(options: EvalOptions) -> list[bytes]:
     spec = DataSpec(sources=tuple(options.data), text_field=options.text_field, max_bytes=options.max_bytes)
     found: list[bytes] = []
     for ref in parse_sources(options.data):
-        split = options.split or ("test" if ref.kind == "python" else "all")
+        split = options.split or ("test" if ref.text in BUILT_IN else "all")
         documents = list(read_documents(ref, spec))
         if split == "all":
             found += [document.data for document in documents]

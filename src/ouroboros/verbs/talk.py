@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
-from ouroboros.serve.sampling import STYLES, Sampling
+from ouroboros.serve.sampling import Sampling, Style, controls
 from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from ouroboros.serve.fast import FastDecoder
 
 logger = logging.getLogger(__name__)
-
-Style = Literal["standard", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,8 @@ class GenerateOptions:
     template: str = "none"
     """Put the prompt into a template: a format's name, 'Q: {question}\\nA: {answer}', or none."""
     style: Style = "standard"
-    """Defaults of the controls below: published is R-HRM's published chat, with a window of 128 tokens."""
+    """Defaults of the controls below: published is as the program published with the model's system, which is OSAM's
+    for its mixer and R-HRM's chat, with a window of 128 tokens, for all others."""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
 
@@ -68,7 +68,7 @@ def generate(arguments: Sequence[str]) -> int:
     from ouroboros.serve.stream import Continuation
 
     prompt = sys.stdin.buffer.read() if options.prompt == "-" else options.prompt.encode("utf-8", "surrogateescape")
-    sampling, texts = options.sampling, []
+    sampling, written = options.sampling, []
     if template is not None:
         prompt = (template.prompt(prompt.decode("utf-8", "surrogateescape")) or "").encode("utf-8", "surrogateescape")
         sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *template.stop))
@@ -83,13 +83,17 @@ def generate(arguments: Sequence[str]) -> int:
                 sys.stdout.flush()
         if not options.json:
             sys.stdout.write("\n")
-        texts.append(continuation.text.decode("utf-8", "replace"))
+            sys.stdout.flush()
+            sys.stderr.write(f"[{continuation.rate}]\n")
+        written.append(continuation)
     if options.json:
         emit_json(
             {
                 "model": str(options.model),
                 "prompt": prompt.decode("utf-8", "replace"),
-                "continuations": texts,
+                "continuations": [continuation.text.decode("utf-8", "replace") for continuation in written],
+                "tokens": [continuation.tokens for continuation in written],
+                "seconds": [round(continuation.seconds, 6) for continuation in written],
                 "loops": model.schedule.loops,
                 "template": template.name if template else None,
                 "seed": options.seed,
@@ -116,7 +120,8 @@ class ChatOptions:
     transcript: Path | None = None
     """Append every turn to this file as it happens, one JSON object a line."""
     style: Style = "standard"
-    """Defaults of the controls below: published is R-HRM's published chat, with a window of 128 tokens."""
+    """Defaults of the controls below: published is as the program published with the model's system, which is OSAM's
+    for its mixer and R-HRM's chat, with a window of 128 tokens, for all others."""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
 
@@ -150,7 +155,14 @@ def chat(arguments: Sequence[str]) -> int:
             f" template {template.name if template else 'none'}; /help lists commands\n"
         )
     conversation = Chat(
-        model, tokenizer, options.sampling, write, decoder=decoder, template=template, transcript=transcript
+        model,
+        tokenizer,
+        options.sampling,
+        write,
+        decoder=decoder,
+        template=template,
+        transcript=transcript,
+        shows_rate=interactive,
     )
     try:
         converse(conversation, lambda: input("> " if interactive else ""))
@@ -168,7 +180,18 @@ def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
     options = parse(cls, verb, arguments)
     if options.style == "standard":
         return options
-    return parse(cls, verb, arguments, default=cls(model=tyro.MISSING, sampling=STYLES[options.style]))
+    sampling = controls(options.style, _mixer(options.model))
+    return parse(cls, verb, arguments, default=cls(model=tyro.MISSING, sampling=sampling))
+
+
+def _mixer(path: Path) -> str:
+    """The kind of the model's mixer; of a model that cannot be read, which loading it explains, an empty one."""
+    from ouroboros.api import model_directory
+
+    try:
+        return json.loads((model_directory(path) / "config.json").read_bytes())["spec"]["mixer"]["kind"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _decoder(fast: bool, sampling: Sampling) -> FastDecoder | None:

@@ -30,7 +30,7 @@ class TrainOptions:
     out: Path
     """Run directory; must be new or empty."""
     sources: Annotated[list[str], tyro.conf.arg(name="data")] = dataclasses.field(default_factory=list)
-    """Sources: files, directories, globs, python: or hf:NAME, each with an optional =WEIGHT."""
+    """Sources: files, directories, globs, python:, periodic:, needle: or hf:NAME, each with an optional =WEIGHT."""
     size: str | None = None
     """tiny, small, base or another size that `ouroboros recipes` lists; None lets the hardware choose among a recipe's
     presets, and means small for recipes without them."""

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from ouroboros.data.published import (
     published_blocks,
     published_order,
     published_shares,
+    published_starts,
     published_text,
 )
 from ouroboros.errors import OuroborosError
@@ -59,3 +61,25 @@ def test_shares_are_weight_times_acceptance_times_blocks() -> None:
     assert published_shares([0.4, 0.3], [1, 1], [0.0, 2.0]) == [0, 1]
     with pytest.raises(OuroborosError, match="no source yields a block"):
         published_shares([1], [0.0], [3.0])
+
+
+def test_starts_are_uniform_below_a_bound_that_leaves_out_the_last_window() -> None:
+    draws = np.concatenate(list(itertools.islice(published_starts(20, 8, 50, 3), 100)))
+    assert draws.dtype == np.int64 and set(draws.tolist()) == set(range(20 - 8 - 1))
+    assert np.bincount(draws).min() > 350
+    again = next(published_starts(20, 8, 5000, 3))
+    assert next(published_starts(20, 8, 5000, 4)).tolist() != again.tolist()
+    assert next(published_starts(10, 8, 3, 0)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((9, 8, 1, 0), "has 9 tokens; windows of 8 need at least 10"),
+        ((9, 0, 1, 0), "sequence_length must be >= 1"),
+        ((9, 2, 0, 0), "batch_size must be >= 1"),
+    ],
+)
+def test_starts_of_nothing_are_refused(sizes: tuple[int, int, int, int], message: str) -> None:
+    with pytest.raises(OuroborosError, match=message):
+        published_starts(*sizes)

@@ -16,7 +16,7 @@ import pytest
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import shards
 from ouroboros.data.shards import prepare
-from ouroboros.data.sources import Document
+from ouroboros.data.sources import Document, parse_source, read_documents
 from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
@@ -44,7 +44,7 @@ def tree(path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "bpe:300"])
 def test_shards_hold_every_document_once(here: Path, tokenizer: str) -> None:
     prepared = prepare(DataSpec(sources=SPEC.sources, tokenizer=tokenizer), "out")
     everything = b""
@@ -169,6 +169,30 @@ def test_reuse_and_its_refusals(here: Path) -> None:
         prepare(SPEC, "out")
 
 
+def test_characters_are_those_of_the_training_part(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path("long.txt").write_text("plain text\n" * 1000 + "$\u20ac$\n")
+    spec = DataSpec(sources=("long.txt",), tokenizer="chars")
+    prepared = prepare(spec, "out")
+    assert "long.txt: long.txt[10461:11006]: 3 of 543 characters are unknown to this tokenizer ('$' x 2" in caplog.text
+    assert prepared.manifest["tokenizer"]["kind"] == "chars"
+    assert prepared.tokenizer.vocab_size == len(set("plain text\n")) + 2
+    assert (prepared.tokens("test", 0) == prepared.tokenizer.unknown_id).sum() == 3
+    assert prepared.documents("test")[0].endswith("$\u20ac$\n".encode())
+    assert prepare(spec, "out").fingerprint == prepared.fingerprint
+
+
+@pytest.mark.parametrize("name", ["periodic", "needle"])
+def test_a_text_that_is_made_has_three_parts(here: Path, name: str) -> None:
+    prepared = prepare(DataSpec(sources=(f"{name}:",), tokenizer="chars"), "out")
+    (source,) = prepared.manifest["sources"]
+    assert source["cut"] and source["kind"] == name
+    parts = [prepared.documents(split) for split in ("train", "valid", "test")]
+    (whole,) = (document.data for document in read_documents(parse_source(f"{name}:"), SPEC))
+    assert b"".join(itertools.chain(*parts)) == whole
+    assert [len(part[0]) / len(whole) for part in parts] == pytest.approx([0.9, 0.05, 0.05], abs=1e-4)
+    assert prepared.tokenizer.vocab_size == len(set(whole)) + 2
+
+
 def test_reuse_notices_a_changed_tokenizer_directory(here: Path) -> None:
     byte_tokenizer().save("tok")
     spec = DataSpec(sources=("long.txt",), tokenizer="tok")
@@ -183,8 +207,11 @@ def test_reuse_notices_a_changed_tokenizer_directory(here: Path) -> None:
     ("sources", "message"),
     [
         (("long.txt", "long.txt=2"), "named twice"),
-        (("tiny.txt",), r"source 'tiny\.txt': its training part has 46 bytes; at least 64"),
-        (("single.txt",), r"source 'single\.txt': too little text"),
+        (("tiny.txt",), r"source 'tiny\.txt': its training part has 46 bytes; at least 64 are needed; use a longer"),
+        (
+            ("single.txt",),
+            r"source 'single\.txt': too little text: the valid part of 1 bytes would be empty; use a longer",
+        ),
         (("none.txt",), r"source 'none\.txt': no such file"),
         (("long.txt", "whole"), "both held out and in training"),
         (("mix:rhrm:many",), r"part 'tinygsm' is missing: no tinygsm\.jsonl"),
@@ -204,11 +231,12 @@ def test_bad_sources_leave_nothing(here: Path, sources: tuple[str, ...], message
     assert sorted(os.listdir()) == before
 
 
-def test_binary_is_fine_for_bytes_and_named_for_bpe(here: Path) -> None:
+def test_binary_is_fine_for_bytes_and_named_for_text(here: Path) -> None:
     Path("many/99.py").write_bytes(b"ok\xff\xfe" + bytes(range(256)) * 8)
     prepare(DataSpec(sources=("many",)), "out")
-    with pytest.raises(OuroborosError, match=r"source 'many': 99\.py: invalid UTF-8 at byte 2; the byte tokenizer"):
-        prepare(DataSpec(sources=("many",), tokenizer="bpe:300"), "other")
+    for tokenizer in ("bpe:300", "chars"):
+        with pytest.raises(OuroborosError, match=r"source 'many': 99\.py: invalid UTF-8 at byte 2; the byte tokenizer"):
+            prepare(DataSpec(sources=("many",), tokenizer=tokenizer), "other")
     assert not Path("other").exists()
 
 

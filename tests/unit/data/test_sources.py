@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.config import DataSpec, FilterSpec
+from ouroboros.data.periodic import needle_text, periodic_text
 from ouroboros.data.sources import SourceRef, character_floor, head_bytes, parse_source, read_documents
 from ouroboros.errors import OuroborosError
 
@@ -216,6 +217,19 @@ def test_python_source() -> None:
     assert documents[0][0].endswith(".py")
 
 
+@pytest.mark.parametrize(("name", "whole"), [("periodic", periodic_text()), ("needle", needle_text())])
+def test_texts_that_are_made(name: str, whole: bytes) -> None:
+    assert parse_source(f"{name}:=2") == SourceRef(f"{name}:", 2.0) and parse_source(f"{name}:").kind == name
+    assert read(f"{name}:") == [(name, whole)]
+    assert read(f"{name}:", DataSpec(max_bytes=40)) == [(name, whole[:40])]
+    strict = DataSpec(filters=FilterSpec(max_repeated_ngrams=0.1, max_characters=9))
+    assert read(f"{name}:", strict) == [(name, whole)]
+    assert list(read_documents(parse_source(f"{name}:"), SPEC, start=1)) == []
+    assert SourceRef(f"{name}:x").kind == "file"
+    with pytest.raises(OuroborosError, match=f"source '{name}:': has no records"):
+        read(f"{name}:@qa")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -223,6 +237,10 @@ def test_python_source() -> None:
         ("zzz/q.txt", "no directory"),
         ("qqqq", "written 'hf:NAME'"),
         ("pythn:", "did you mean 'python:'"),
+        ("neddle:", "did you mean 'needle:'"),
+        ("periodic", "did you mean 'periodic:'"),
+        ("needle.tx", "did you mean 'needle.txt'"),
+        ("periodic.txt", r"'needle\.txt'|'notes\.txt'|known|hf:NAME"),
         ("empty.txt", "is empty"),
         ("*.rst", "no file matches this glob"),
         ("di*", "'\\*\\*/\\*' goes into directories"),
@@ -231,6 +249,7 @@ def test_python_source() -> None:
 )
 def test_missing_things(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "needle.txt").write_text("x")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir" / "x.png").write_text("x")

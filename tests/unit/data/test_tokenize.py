@@ -17,6 +17,8 @@ from ouroboros.data.tokenize import (
     END_OF_TEXT,
     TextTokenizer,
     byte_tokenizer,
+    character_tokenizer,
+    is_made_of_text,
     load_tokenizer,
     resolve_tokenizer,
     train_bpe,
@@ -154,7 +156,7 @@ def test_invalid_utf8_names_the_offset(bpe: TextTokenizer, monkeypatch: pytest.M
 
 
 def test_load_keeps_everything(tmp_path: Path, bpe: TextTokenizer) -> None:
-    for tokenizer in (bpe, byte_tokenizer()):
+    for tokenizer in (bpe, byte_tokenizer(), character_tokenizer([CODE, PROSE])):
         tokenizer.save(tmp_path / tokenizer.kind)
         loaded = load_tokenizer(tmp_path / tokenizer.kind)
         assert (loaded.kind, loaded.eos_id, loaded.vocab_size) == (
@@ -223,6 +225,10 @@ def test_directory_without_end_token(tmp_path: Path) -> None:
 def test_resolve(tmp_path: Path) -> None:
     assert resolve_tokenizer("bytes", []).kind == "bytes"
     assert resolve_tokenizer("bpe:300", iter([CODE * 20])).vocab_size == 300
+    assert resolve_tokenizer("chars", iter([b"abc", b"cd"])).vocab_size == 4 + 2
+    with pytest.raises(OuroborosError, match="did you mean 'chars'"):
+        resolve_tokenizer("char", [])
+    assert [is_made_of_text(name) for name in ("chars", "bpe:300", "bytes", "dir")] == [True, True, False, False]
     byte_tokenizer().save(tmp_path)
     assert resolve_tokenizer(str(tmp_path), []).kind == "bytes"
     with pytest.raises(OuroborosError, match="did you mean 'bytes'"):
@@ -232,6 +238,69 @@ def test_resolve(tmp_path: Path) -> None:
             resolve_tokenizer(bad, [])
     with pytest.raises(OuroborosError, match="at least 257"):
         train_bpe([CODE], 256)
+
+
+@pytest.fixture(scope="module")
+def reloaded_characters(tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("chars")
+    character_tokenizer([CODE, PROSE, END_OF_TEXT.encode()]).save(path)
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def test_character_tokenizer_sizes() -> None:
+    tokenizer = character_tokenizer(["b\u00e9".encode(), b"a\n b"])
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.unknown_id, tokenizer.eos_id) == ("chars", 7, 5, 6)
+    assert tokenizer.encode("\n ab\u00e9".encode()).tolist() == [0, 1, 2, 3, 4]
+    assert tokenizer.token_bytes().tolist() == [1, 1, 1, 1, 2, 0, 0]
+    assert tokenizer.decode([6, 2, 5, 4, 6]) == "a\ufffd\u00e9".encode()
+    assert not tokenizer.is_lossless
+    assert byte_tokenizer().unknown_id is None and byte_tokenizer().unknown(b"\xff") == {}
+
+
+@given(texts)
+def test_characters_are_lossless_where_known(text: str) -> None:
+    tokenizer = character_tokenizer([text.encode(), b"x"])
+    ids = tokenizer.encode(text.encode())
+    assert ids.dtype == np.int32 and len(ids) == len(text)
+    assert tokenizer.decode(ids) == text.encode() and not tokenizer.unknown(text.encode())
+    assert not {tokenizer.eos_id, tokenizer.unknown_id} & set(ids.tolist())
+    assert int(tokenizer.token_bytes()[ids].sum()) == len(text.encode())
+
+
+@given(texts)
+def test_auto_tokenizer_agrees_with_characters(reloaded_characters, text: str) -> None:
+    own = character_tokenizer([CODE, PROSE, END_OF_TEXT.encode()])
+    ids = reloaded_characters(text)["input_ids"]
+    assert ids == own.encode(text.encode()).tolist()
+    assert reloaded_characters.decode(ids).encode() == own.decode(ids)
+    assert reloaded_characters.eos_token_id == own.eos_id and len(reloaded_characters) == own.vocab_size
+
+
+def test_unknown_characters_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = character_tokenizer([b"abc"])
+    data = "a$b$\u00e9".encode()
+    assert tokenizer.unknown(data) == {"$": 2, "\u00e9": 1}
+    with caplog.at_level(logging.WARNING):
+        assert tokenizer.encode(data, name="prompt").tolist() == [0, 3, 1, 3, 3]
+        assert "prompt: 3 of 5 characters are unknown to this tokenizer ('$' x 2, '\u00e9')" in caplog.text
+        assert tokenizer.encode(b"$ab", name="prompt").tolist() == [3, 0, 1]
+        assert len(caplog.records) == 1
+        list(tokenizer.encode_many([b"abc", b"$", b"?a", b"b!"], names=["w", "x", "y", "z"]))
+        assert "x and 2 more: 3 of 8 characters are unknown to this tokenizer ('!', '$', '?')" in caplog.text
+        assert len(caplog.records) == 2
+        tokenizer.encode(b"abccba")
+    assert len(caplog.records) == 2
+
+
+def test_characters_of_data_that_is_no_text() -> None:
+    with pytest.raises(OuroborosError, match="document 2: invalid UTF-8 at byte 1; the byte tokenizer accepts binary"):
+        character_tokenizer([b"fine", b"a\xff"])
+    tokenizer = character_tokenizer([b"fine"])
+    for call in (tokenizer.encode, tokenizer.unknown):
+        with pytest.raises(OuroborosError, match="notes: invalid UTF-8 at byte 2"):
+            call(b"ab\xff", name="notes")
+    with pytest.raises(OuroborosError, match="has no character"):
+        character_tokenizer([])
 
 
 def test_pattern_covers_the_cut_rule() -> None:

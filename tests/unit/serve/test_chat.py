@@ -1,6 +1,7 @@
 """The chat: history, commands, a full context, interruption."""
 
 import json
+import re
 
 import pytest
 
@@ -56,6 +57,14 @@ def test_turns_grow_into_one_text(scripted, tokenizer):
     chat.say("hi")
     assert chat.turns == [Turn("hi", "hello")] and chat.write.text == "hello\n"
     assert chat._prompt("and you?") == ([], b"hi\nhello\n\nand you?\n")
+
+
+def test_how_fast_an_answer_came_is_said_on_request(scripted, tokenizer):
+    chat = Chat(scripted(b"hello", b"hi\n"), tokenizer, Sampling(temperature=0.0), Writer(), shows_rate=True)
+    chat.say("hi")
+    assert re.fullmatch(r"hello\n\[6 tokens, [\d,]+ tokens/s\]\n", chat.write.text) and chat.turns == [
+        Turn("hi", "hello")
+    ]
 
 
 def test_lines_are_answered_until_the_end(chat):

@@ -56,3 +56,29 @@ def test_each_token_is_chosen_shown_and_streamed_until_the_criterion() -> None:
     assert found.tolist() == [[1, 2, 3, 7]]
     assert decoder.shown == [(1, None), (2, 2), (3, 3)]
     assert streamed.said == [2, 3, 7, "end"]
+
+
+def test_a_long_text_is_kept_in_a_buffer_that_doubles() -> None:
+    """Each call sees all of it, at few addresses; the prompt is left as it was."""
+    given = torch.tensor([[0, 1, 2]])
+    seen: list[tuple[list[int], int]] = []
+
+    class Noting(LoopDecoder):
+        def begin(self, model: Any, input_ids: Tensor, config: Any, prepared: dict[str, Any]) -> Advance:
+            def advance(ids: Tensor, token_B1: Tensor | None) -> Tensor:
+                seen.append((ids[0].tolist(), ids.data_ptr()))
+                return torch.nn.functional.one_hot((ids[:, -1] + 1) % 9, 9)
+
+            return advance
+
+    found = Noting()._write(
+        SimpleNamespace(),
+        given,
+        lambda ids, scores: scores,
+        lambda ids, scores: torch.tensor([ids.shape[1] == 50]),
+        SimpleNamespace(do_sample=False),
+    )
+    expected = [n % 9 for n in range(50)]
+    assert found.tolist() == [expected] and given.tolist() == [[0, 1, 2]]
+    assert [text for text, _ in seen] == [expected[:length] for length in range(3, 50)]
+    assert len({address for _, address in seen}) == 6  # 3, 6, 12, 24, 48, 96

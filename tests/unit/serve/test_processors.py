@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
-from ouroboros.serve.processors import NucleusPast, OccurrencePenalty, RecentPenalty, TripleBan
+from ouroboros.serve.processors import NucleusPast, NucleusWithin, OccurrencePenalty, RecentPenalty, TripleBan
 
 SIZE = 6
 contexts = st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=12)
@@ -77,6 +77,35 @@ def test_the_token_that_crosses_is_kept(values, top_p):
             break
     found = apply(NucleusPast(top_p), [0], values)
     assert {index for index in range(SIZE) if found[index] > -torch.inf} == kept
+
+
+@given(scores, st.integers(0, SIZE + 2), st.sampled_from([0.0, 0.113, 0.347, 0.613, 0.907, 0.9989]))
+def test_the_token_that_crosses_is_left_out_and_k_are_k(values, top_k, top_p):
+    found = apply(NucleusWithin(top_k, top_p), [0], values)
+    kept = [index for index in range(SIZE) if found[index] > -torch.inf]
+    assert torch.equal(found[kept], torch.tensor(values)[kept])
+    # Of equal tokens any may be kept, so what is kept is compared by its values.
+    ordered = sorted(values, reverse=True)[: top_k or None]
+    probabilities = torch.tensor(ordered, dtype=torch.float64).softmax(-1)
+    most = [value for value, total in zip(ordered, probabilities.cumsum(-1), strict=True) if total <= top_p]
+    expected = (most or ordered[:1]) if top_p else ordered
+    assert sorted((values[index] for index in kept), reverse=True) == expected
+
+
+def test_rounding_can_leave_out_the_last_token_at_a_nucleus_of_everything():
+    """The published sums: 0.1 ten times is more than 1 in float32."""
+    even = [0.0] * 10
+    assert apply(NucleusWithin(0, 0.0), [0], even).isfinite().sum() == 10
+    sums = torch.full((10,), 0.1).cumsum(0)
+    assert apply(NucleusWithin(0, 1.0), [0], even).isfinite().sum() == (sums <= 1).sum()
+
+
+def test_sequences_are_cut_each_for_itself_and_what_is_removed_stays_removed():
+    scores = torch.tensor([[3.0, 1.0, -torch.inf, 0.0], [0.0, 0.0, 4.0, 3.5]])
+    found = NucleusWithin(2, 0.7)(torch.zeros(2, 1, dtype=torch.long), scores)
+    assert found.tolist() == [[3.0, -torch.inf, -torch.inf, -torch.inf], [-torch.inf, -torch.inf, 4.0, -torch.inf]]
+    found = NucleusWithin(0, 0.999)(torch.zeros(1, 1, dtype=torch.long), scores[:1])
+    assert found[0, 2] == -torch.inf
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transformers.generation import logits_process as lp
 
 from ouroboros.errors import OuroborosError
 from ouroboros.serve import processors as ours
-from ouroboros.serve.sampling import STYLES, Sampling
+from ouroboros.serve.sampling import PUBLISHED, Sampling, controls
 
 PROCESSORS = {
     "temperature": (lp.TemperatureLogitsWarper, "temperature"),
@@ -82,7 +82,7 @@ def test_what_transformers_lacks_comes_as_processors_and_only_when_asked():
 
 
 def test_the_published_style_is_the_published_chain():
-    published = STYLES["published"]
+    published = PUBLISHED["rhrm"]
     chain = [lp.TemperatureLogitsWarper, ours.TripleBan, ours.OccurrencePenalty, lp.TopKLogitsWarper, ours.NucleusPast]
     assert kinds(published) == chain and published.window == 128
     temperature, _, penalty, top_k, top_p = published.options()["logits_processor"]
@@ -90,14 +90,35 @@ def test_the_published_style_is_the_published_chain():
     assert published.max_new_tokens == 200 and penalty.window == 0
 
 
+def test_osam_as_published_cuts_by_one_processor_when_asked_to():
+    published = PUBLISHED["osam"]
+    assert kinds(published) == [] and published.repeat_last and published.options()["do_sample"] is True
+    assert (published.temperature, published.top_k, published.max_new_tokens) == (1.0, 0, 64)
+    cut = dataclasses.replace(published, temperature=0.7, top_k=8, top_p=0.8)
+    assert kinds(cut) == [lp.TemperatureLogitsWarper, ours.NucleusWithin]
+    options = cut.options()
+    assert (options["temperature"], options["top_k"], options["top_p"]) == (1.0, None, 1.0)  # nothing is left to it
+    within = options["logits_processor"][1]
+    assert (within.top_k, within.top_p) == (8, 0.8)
+    (only_k,) = dataclasses.replace(published, top_k=8).options()["logits_processor"]
+    assert (only_k.top_k, only_k.top_p) == (8, 0.0)
+    assert kinds(dataclasses.replace(cut, temperature=0.0)) == []
+
+
+def test_the_published_style_depends_on_the_mixer():
+    assert controls("published", "osam") == PUBLISHED["osam"]
+    assert controls("published", "latent_attention") == controls("published", "") == PUBLISHED["rhrm"]
+    assert controls("standard", "osam") == controls("standard", "attention") == Sampling()
+
+
 def test_temperature_0_is_greedy_and_divides_by_nothing():
-    greedy = dataclasses.replace(STYLES["published"], temperature=0.0)
+    greedy = dataclasses.replace(PUBLISHED["rhrm"], temperature=0.0)
     assert kinds(greedy) == [ours.TripleBan, ours.OccurrencePenalty]
     assert greedy.options()["do_sample"] is False and "temperature" not in greedy.options()
 
 
 def test_generate_applies_the_published_chain_and_nothing_else(model):
-    options = STYLES["published"].options()
+    options = PUBLISHED["rhrm"].options()
     chain = options.pop("logits_processor")
     config, _ = model._prepare_generation_config(None, **options)
     assert list(model._get_logits_processor(config, 3, device="cpu", logits_processor=chain)) == list(chain)
@@ -114,6 +135,8 @@ def test_generate_applies_the_published_chain_and_nothing_else(model):
         ("ban_triples", "off", False),
         ("penalty", "occurrences", "occurrences"),
         ("nucleus", "pass", "pass"),
+        ("nucleus", "within", "within"),
+        ("repeat_last", "on", True),
     ],
 )
 def test_values_as_text(name, text, value):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ouroboros.data.tokenize import train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.serve.fast import FastDecoder
-from ouroboros.serve.sampling import STYLES, Sampling
-from ouroboros.serve.stream import Continuation, _ByteStreamer, text_ids
+from ouroboros.serve.sampling import PUBLISHED, Sampling
+from ouroboros.serve.stream import Continuation, _ByteStreamer, repeat_last, text_ids
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=40)
 
@@ -214,7 +214,7 @@ def test_processors_of_our_own_are_applied(scripted, tokenizer):
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"penalty": "distinct", "repetition_window": 5}])
 def test_fast_decoding_applies_them_too(changes, model, tokenizer):
-    sampling = dataclasses.replace(STYLES["published"], window=None, max_new_tokens=30, **changes)
+    sampling = dataclasses.replace(PUBLISHED["rhrm"], window=None, max_new_tokens=30, **changes)
     written = []
     for decoder in (None, FastDecoder(compile=False)):
         torch.manual_seed(5)
@@ -222,3 +222,41 @@ def test_fast_decoding_applies_them_too(changes, model, tokenizer):
         list(continuation)
         written.append(continuation.text)
     assert written[0] == written[1] != b""
+
+
+def test_the_last_token_is_fed_twice_and_nothing_before_the_text(model, tokenizer):
+    greedy = dataclasses.replace(GREEDY, repeat_last=True)
+    continuation = Continuation(model, tokenizer, b"abc", greedy)
+    assert continuation.input_ids[0].tolist() == repeat_last([97, 98, 99]) == [97, 98, 99, 99]
+    assert continuation.room == 60
+    text = "".join(continuation)
+    expected = model.generate(torch.tensor([[*b"abcc"]]), max_new_tokens=40, do_sample=False, eos_token_id=256)
+    assert continuation.text == tokenizer.decode(expected[0, 4:].numpy()) and not text.startswith("c")
+    assert Continuation(model, tokenizer, b"", greedy).input_ids.tolist() == [[256]]
+    assert Continuation(model, tokenizer, b"b", greedy, earlier=[b"a"]).input_ids.tolist() == [[97, 256, 98, 98]]
+    windowed = dataclasses.replace(greedy, window=8)
+    assert Continuation(model, tokenizer, b"ab", windowed).input_ids.tolist() == [[97, 98, 98]]
+
+
+def test_tokens_are_counted_and_timed_without_the_reading_of_the_prompt(scripted, tokenizer, monkeypatch):
+    model = scripted(b"abcdef", b"xyz")
+    forward = type(model).forward
+
+    def slow(self, input_ids, *arguments, **options):
+        time.sleep(0.5 if input_ids.shape[1] > 1 else 0.02)
+        return forward(self, input_ids, *arguments, **options)
+
+    monkeypatch.setattr(type(model), "forward", slow)
+    continuation = Continuation(model, tokenizer, b"xyz", GREEDY)
+    list(continuation)
+    assert continuation.tokens == 7  # with the end of the text
+    assert 0.12 <= continuation.seconds < 0.5
+    assert continuation.rate == f"7 tokens, {6 / continuation.seconds:,.0f} tokens/s"
+
+
+@pytest.mark.parametrize(("written", "rate"), [(0, "0 tokens"), (1, "1 token")])
+def test_one_token_has_no_speed(written, rate, model, tokenizer):
+    continuation = Continuation(model, tokenizer, b"", dataclasses.replace(GREEDY, max_new_tokens=1))
+    if written:
+        list(continuation)
+    assert continuation.rate == rate

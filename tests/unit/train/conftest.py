@@ -102,8 +102,8 @@ def make(text: Path) -> MakeRecipe:
 
 @pytest.fixture
 def everything(make: MakeRecipe, tmp_path: Path) -> MakeRecipe:
-    """As ``make``, with everything that has state or draws numbers: random loops, dropout, averaged weights,
-    accumulation, two weighted sources read more than once, Muon and AdamW, every loop part, registers.
+    """As ``make``, with everything that has state or draws numbers: random loops, dropout, corrupted inputs, averaged
+    weights, accumulation, two weighted sources read more than once, Muon and AdamW, every loop part, registers.
     """
     small, other = tmp_path / "small.txt", tmp_path / "other.txt"
     small.write_text(sentences(2, 14), encoding="utf-8")
@@ -117,6 +117,8 @@ def everything(make: MakeRecipe, tmp_path: Path) -> MakeRecipe:
         "train.loops.mean": 2.0,
         "train.loops.max": 4,
         "train.accumulation": 2,
+        "train.corruption": 0.1,
+        "train.label_smoothing": 0.05,
         "train.ema_decay": 0.9,
         "train.steps": 12,
         "train.telemetry_every": 3,

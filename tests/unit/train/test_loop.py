@@ -9,13 +9,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from ouroboros.api import build
 from ouroboros.errors import OuroborosError
-from ouroboros.optim import build_optimizers
+from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.recipes import RECIPES, SIZES, recipe
-from ouroboros.train.loop import NotFinite, Trainer
+from ouroboros.train.loop import NotFinite, Trainer, criterion, cross_entropy, smoothed_cross_entropy
 
 NO_CLIP = {"optim.clip_norm": 0.0}
 
@@ -38,12 +40,13 @@ def test_every_parameter_of_every_recipe_is_in_one_group(name, size, matrix_opti
         model = build(chosen)
     optimizers = build_optimizers(model, dataclasses.replace(chosen.optim, matrix_optimizer=matrix_optimizer))
     members = Counter(id(p) for o in optimizers for group in o.param_groups for p in group["params"])
-    assert members == Counter(id(p) for p in model.parameters())
+    untrained = {id(model.get_parameter(name)) for name in untrained_parameters(model)}
+    assert members == Counter(id(p) for p in model.parameters() if id(p) not in untrained)
     decayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]}
     # Maps to a few numbers and filters are two-dimensional, but no matrices to orthogonalise or decay.
     others = ("embed", "registers", "gate.proj", "value_proj", "compressor", "readout")
     matrices = (id(p) for n, p in model.named_parameters() if p.ndim == 2 and not any(part in n for part in others))
-    assert decayed == (set(members) if chosen.optim.decay == "all" else set(matrices))
+    assert decayed == (set(members) if chosen.optim.decay == "all" else set(matrices) - untrained)
 
 
 def test_the_loss_is_the_mean_next_token_cross_entropy(make, trainer_of):
@@ -52,8 +55,10 @@ def test_the_loss_is_the_mean_next_token_cross_entropy(make, trainer_of):
     with torch.no_grad():
         logits = trainer.model(windows[:, :-1]).logits
         picked = logits.log_softmax(-1).gather(-1, windows[:, 1:, None])
-        assert trainer.loss(windows).item() == pytest.approx(-picked.mean().item(), rel=1e-6)
-        assert trainer.loss(windows, loops=4).item() != trainer.loss(windows).item()
+        parts = windows[:, :-1], windows[:, 1:]
+        objective, loss = trainer.losses(*parts)
+        assert objective is loss and loss.item() == pytest.approx(-picked.mean().item(), rel=1e-6)
+        assert trainer.losses(*parts, loops=4)[1].item() != loss.item()
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make, trainer_of):
@@ -69,10 +74,83 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make, trainer_of):
             torch.testing.assert_close(found[parts][1][name], gradient, rtol=1e-4, atol=1e-7)
 
 
+SMOOTHED = {"train.label_smoothing": 0.1}
+
+
+def test_smoothing_is_that_of_torch_and_the_loss_is_reported_without_it(make, trainer_of):
+    trainer = trainer_of(make(**SMOOTHED, **{"train.accumulation": 2}))
+    batch = torch.from_numpy(trainer.loader.next_batch())
+    loss = trainer._gradients(batch.numpy(), None, None)
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    logits, targets = trainer.model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten()
+    assert loss == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-6)
+    expected = nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+    expected.backward()
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
+    objective, plain = trainer.losses(batch[:, :-1], batch[:, 1:])
+    torch.testing.assert_close(objective, expected, rtol=1e-6, atol=0)
+    assert plain.item() == pytest.approx(loss, rel=1e-6) and not plain.requires_grad
+    assert objective.item() != pytest.approx(plain.item(), rel=1e-5)
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 0.99))
+def test_smoothing_of_any_share(seed, smoothing):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float32)
+    targets = torch.randint(0, 7, (2, 5), generator=generator)
+    smoothed, plain = smoothed_cross_entropy(logits, targets, smoothing)
+    flat = logits.flatten(0, 1), targets.flatten()
+    torch.testing.assert_close(smoothed, nn.functional.cross_entropy(*flat, label_smoothing=smoothing))
+    torch.testing.assert_close(plain, cross_entropy(logits, targets))
+
+
+def test_smoothing_trains_towards_another_goal_from_the_same_first_loss(make, trainer_of):
+    fast = {"optim.lr": 0.02, "optim.schedule": "constant"}
+    plain, smoothed = trainer_of(make(**fast)), trainer_of(make(**fast, **{"train.label_smoothing": 0.5}))
+    losses = [(plain.step().loss, smoothed.step().loss) for _ in range(12)]
+    assert losses[0][0] == pytest.approx(losses[0][1], rel=1e-6) and losses[-1][1] > losses[-1][0] + 0.1
+
+
+def test_corrupted_inputs_have_untouched_targets(make, trainer_of, monkeypatch):
+    trainer = trainer_of(make(**{"train.corruption": 0.3, "train.accumulation": 2}))
+    batch = copy.deepcopy(trainer.loader).next_batch()
+    seen = []
+    losses = trainer.losses
+    monkeypatch.setattr(trainer, "losses", lambda *given: seen.append(given[:2]) or losses(*given))
+    trainer.step()
+    inputs, targets = (torch.cat(part).numpy() for part in zip(*seen, strict=True))
+    assert np.array_equal(targets, batch[:, 1:])
+    changed = (inputs != batch[:, :-1]).mean()
+    assert 0.15 < changed < 0.45
+    again = trainer.corruption(torch.from_numpy(batch[:, :-1]), 0, 0).numpy()
+    assert np.array_equal(inputs, again)  # rows of the batch, whatever the micro-batches
+    other = trainer.corruption(torch.from_numpy(batch[:, :-1]), 1, 0).numpy()
+    assert not np.array_equal(inputs, other)
+
+
+def test_corruption_draws_by_step_so_steps_may_be_taken_by_another_trainer(make, trainer_of):
+    changes = {"train.corruption": 0.3, "train.accumulation": 2}
+    whole, first, second = (trainer_of(make(**changes)) for _ in range(3))
+    expected = [whole.step().loss for _ in range(4)]
+    found = [first.step().loss for _ in range(2)]
+    second.load_state(first.state())
+    with torch.no_grad():
+        for mine, other in zip(second.model.parameters(), first.model.parameters(), strict=True):
+            mine.copy_(other)
+    for mine, other in zip(second.optimizers, first.optimizers, strict=True):
+        mine.load_state_dict(other.state_dict())
+    assert found + [second.step().loss for _ in range(2)] == expected
+    assert trainer_of(make(**changes, **{"train.seed": 1})).step().loss != expected[0]
+    assert trainer_of(make()).step().loss != expected[0]
+
+
 def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
     trainer = trainer_of(make(**{"optim.clip_norm": 1e-3, "train.steps": 10}))
+    expected = trainer_of(make(**{"optim.clip_norm": 0.0, "train.steps": 10})).step().grad_norm
     result = trainer.step()
-    assert result.grad_norm > 0.01 and math.isfinite(result.loss) and not result.skipped
+    assert result.grad_norm == expected > 0.01 and math.isfinite(result.loss) and not result.skipped
     assert result.loops is None and result.telemetry is None
     assert result.lr_factor == 1.0  # progress 0.05: after warm-up
     assert (trainer.counters.step, trainer.counters.tokens, trainer.step_tokens) == (1, 128, 128)
@@ -134,8 +212,8 @@ def test_the_curriculum_switches_loops_on_late(make, trainer_of):
 def test_random_loop_counts_are_used(make, trainer_of, monkeypatch):
     trainer = trainer_of(make(**{"train.steps": 9, "train.loops.sampling": "uniform", "train.loops.max": 5}))
     used = []
-    loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda windows, loops, probe: used.append(loops) or loss(windows, loops))
+    losses = trainer.losses
+    monkeypatch.setattr(trainer, "losses", lambda *given: used.append(given[2]) or losses(*given))
     taken = [trainer.step().loops for _ in range(9)]
     assert used == taken and len(set(taken)) > 2
     assert taken == [trainer.sampler.loops(step, 0.0) for step in range(9)]
@@ -185,13 +263,13 @@ def test_a_batch_must_divide(make, trainer_of):
 
 def poison(trainer: Trainer, steps: set[int], monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Make the loss non-finite at these steps."""
-    loss = trainer.loss
+    losses = trainer.losses
 
     def poisoned(*arguments):
-        value = loss(*arguments)
-        return value * factor if trainer.counters.step in steps else value
+        by = factor if trainer.counters.step in steps else 1.0
+        return tuple(value * by for value in losses(*arguments))
 
-    monkeypatch.setattr(trainer, "loss", poisoned)
+    monkeypatch.setattr(trainer, "losses", poisoned)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -302,7 +380,7 @@ def test_other_failures_of_a_compiled_model_are_not_hidden(make, trainer_of, mon
     def broken(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(trainer, "loss", broken)
+    monkeypatch.setattr(trainer, "losses", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         trainer.step()
 
@@ -312,6 +390,7 @@ def test_other_failures_of_a_compiled_model_are_not_hidden(make, trainer_of, mon
 # torch's own tracing looks at gradients of intermediate results.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_run_computes_the_same_and_is_evaluated_uncompiled(make, trainer_of):
+    """And smoothed losses compiled are smoothed losses: one start of the compiler serves both."""
     changes = {"train.steps": 4, "model.layout": "(1)x2", "train.compile": "off"}
     plain = trainer_of(make(**changes))
     compiled = trainer_of(make(**{**changes, "train.compile": "on"}))
@@ -323,3 +402,10 @@ def test_a_compiled_run_computes_the_same_and_is_evaluated_uncompiled(make, trai
     with compiled.evaluation_weights() as model:
         assert [block._compiled_call_impl for block in model.model.decoder.layers] == [None]
     assert all(block._compiled_call_impl is not None for block in compiled.model.model.decoder.layers)
+    targets, found = torch.arange(10).view(2, 5), []
+    for of in (criterion(0.1), torch.compile(criterion(0.1), dynamic=False)):
+        logits = torch.linspace(-3, 3, 2 * 5 * 11).sin().view(2, 5, 11).requires_grad_()
+        smoothed, loss = of(logits, targets)
+        smoothed.backward()
+        found.append((smoothed.detach(), loss, logits.grad))
+    torch.testing.assert_close(*found)

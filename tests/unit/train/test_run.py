@@ -12,6 +12,7 @@ import torch
 
 import ouroboros
 from ouroboros.api import load_model
+from ouroboros.config import Recipe, from_json, to_json
 from ouroboros.errors import OuroborosError
 from ouroboros.train import session
 from ouroboros.train.lock import RunLock
@@ -54,7 +55,7 @@ def test_training_learns(make, tmp_path):
     ("what", "checkpoint_every"), [(signal.SIGTERM, 0), (signal.SIGINT, 3), (Crash, 2)], ids=["TERM", "INT", "crash"]
 )
 def test_resumed_weights_are_equal_bit_for_bit(what, checkpoint_every, everything, stop_at, sha, tmp_path):
-    """With random loops, dropout, accumulation, averaged weights, mixed sources, several epochs and two optimisers."""
+    """With random loops, dropout, corruption, accumulation, averaged weights, mixed sources, epochs, two optimisers."""
     recipe = everything(**{"train.checkpoint_every": checkpoint_every})
     whole = start(recipe, tmp_path / "whole")
     run = tmp_path / "parts"
@@ -98,6 +99,20 @@ def test_the_bit_exactness_test_uses_what_it_claims(everything, tmp_path):
     raw = load_file(tmp_path / "run" / "checkpoints" / "step-00000012" / "model.safetensors")
     exported = load_model(tmp_path / "run").state_dict()
     assert not torch.equal(exported["model.norm.weight"], raw["model.norm.weight"])  # the average is exported
+
+
+def test_corruption_and_smoothing_change_what_is_learnt_and_off_is_absent(everything, sha, tmp_path):
+    short = {"train.steps": 3, "train.eval_every": 0}
+    off = {"train.corruption": 0.0, "train.label_smoothing": 0.0}
+    shas = {}
+    for name, changes in {"both": {}, "neither": off, "one": {**off, "train.corruption": 0.1}}.items():
+        start(everything(**short, **changes), tmp_path / name)
+        shas[name] = sha(tmp_path / name)
+    assert len(set(shas.values())) == 3
+    recipe = json.loads(to_json(everything(**short, **off)))
+    del recipe["train"]["corruption"], recipe["train"]["label_smoothing"]
+    start(from_json(Recipe, json.dumps(recipe)), tmp_path / "absent")
+    assert sha(tmp_path / "absent") == shas["neither"]
 
 
 def test_evaluation_logging_and_telemetry_change_no_weight(everything, sha, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ouroboros.api import load_model, model_directory
 from ouroboros.config import Recipe, from_dict
 from ouroboros.errors import OuroborosError
+from ouroboros.nn.ffn import FeedForward
 from ouroboros.train import session
 from ouroboros.train.checkpoint import load, verify
 from ouroboros.train.log import Progress, read_metrics
@@ -54,6 +55,39 @@ def test_checkpoints_are_self_contained_models(make, stop_at, tmp_path):
     assert set(names) == {name for name, _ in load_model(newest).named_parameters()}
 
 
+@pytest.fixture
+def frozen_parts(monkeypatch):
+    """Feed-forward networks with a matrix that is untrained by specification and a table of the returned value."""
+    real, table = FeedForward.__init__, torch.arange(4.0)
+
+    def build(self, *arguments, **options):
+        real(self, *arguments, **options)
+        self.untrained = frozenset({"up_proj.weight"})
+        self.up_proj.weight.requires_grad_(False)
+        self.register_buffer("table", table.clone())
+
+    monkeypatch.setattr(FeedForward, "__init__", build)
+    return table
+
+
+def test_untrained_parameters_and_tables_go_through_a_whole_run(frozen_parts, everything, stop_at, sha, tmp_path):
+    """Averaged weights, telemetry, validation, checkpoints, resume and export."""
+    recipe, run = everything(**{"train.activation_checkpointing": True}), tmp_path / "run"
+    start(recipe, tmp_path / "whole")
+    start(recipe, run, progress=stop_at(5, signal.SIGTERM))
+    newest = run / "checkpoints" / "step-00000005"
+    saved, averaged, moments = (load_file(newest / f"{name}.safetensors") for name in ("model", "ema", "optimizer"))
+    assert [sum("up_proj" in name for name in part) for part in (saved, averaged, moments)] == [3, 0, 0]
+    early = load_model(newest).state_dict()
+    frozen_parts.zero_()  # what counts from here on is what was saved
+    resume(run)
+    assert sha(run) == sha(tmp_path / "whole")
+    for tensors in (early, load_model(run).state_dict()):
+        tables = [value for name, value in tensors.items() if name.endswith("mlp.table")]
+        assert len(tables) == 3 and all(torch.equal(table, torch.arange(4.0)) for table in tables)
+        assert all(torch.equal(tensors[name], saved[name]) for name in saved if "up_proj" in name)
+
+
 def test_metrics_are_written_as_asked(make, tmp_path):
     every = {"train.steps": 7, "train.log_every": 3, "train.eval_every": 4, "train.telemetry_every": 5}
     start(make(**every), tmp_path / "run")
@@ -75,12 +109,12 @@ def test_without_a_validation_split_validation_is_off(make, tmp_path, caplog):
 
 
 def test_skipped_steps_are_logged_whatever_the_interval(make, tmp_path, monkeypatch):
-    loss = Trainer.loss
+    losses = Trainer.losses
 
     def poisoned(self, *arguments):
-        return loss(self, *arguments) * (torch.nan if self.counters.step == 3 else 1.0)
+        return tuple(x * (torch.nan if self.counters.step == 3 else 1.0) for x in losses(self, *arguments))
 
-    monkeypatch.setattr(Trainer, "loss", poisoned)
+    monkeypatch.setattr(Trainer, "losses", poisoned)
     result = start(make(**{"train.log_every": 50}), tmp_path / "run")
     assert result.finished and result.counters.skipped == 1
     logged = [(r["step"], r["loss"], r["skipped"]) for r in read_metrics(tmp_path / "run" / "metrics.jsonl")]
@@ -90,15 +124,17 @@ def test_skipped_steps_are_logged_whatever_the_interval(make, tmp_path, monkeypa
 def test_persistent_nan_stops_the_run_and_keeps_the_batch(make, tmp_path, monkeypatch, sha):
     recipe = make(**{"train.max_bad_steps": 2, "train.checkpoint_every": 2})
     start(recipe, tmp_path / "whole")
-    loss = Trainer.loss
+    losses = Trainer.losses
     batches = []
 
-    def poisoned(self, windows, *arguments):
-        batches.append(windows.numpy())
-        return loss(self, windows, *arguments) * (torch.nan if self.counters.step >= 2 else 1.0)
+    def poisoned(self, inputs, targets, *arguments):
+        batches.append(np.concatenate([inputs.numpy()[:, :1], targets.numpy()], axis=1))
+        return tuple(
+            x * (torch.nan if self.counters.step >= 2 else 1.0) for x in losses(self, inputs, targets, *arguments)
+        )
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "loss", poisoned)
+        patch.setattr(Trainer, "losses", poisoned)
         with pytest.raises(OuroborosError, match=r"2 steps in a row .*; the batch is in .*bad-batch\.npy$"):
             start(recipe, tmp_path / "run")
     kept = np.load(tmp_path / "run" / "bad-batch.npy", allow_pickle=False)

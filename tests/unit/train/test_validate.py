@@ -27,6 +27,11 @@ def test_the_sample_is_cut_to_its_limit_and_always_the_same():
         assert all(whole.startswith(cut) for whole, cut in zip(sample(100), chosen))
 
 
+def test_the_sample_is_not_cut_inside_a_character():
+    data = SimpleNamespace(documents=lambda split: ["\u4e16\u754c".encode()])
+    assert [validation_sample(data, limit) for limit in (2, 5, 6)] == [[], [b"\xe4\xb8\x96"], data.documents("valid")]
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.99])
 def test_the_averaged_weights_are_scored_without_dropout_and_the_model_is_left_alone(decay, make, trainer_of):
     recipe = make(**{"train.ema_decay": decay, "model.dropout": 0.5})
