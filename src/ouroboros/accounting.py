@@ -28,10 +28,17 @@ BAND = 16
 coordinates are formed."""
 
 
-def direct_is_faster(width: int, buckets: int) -> bool:
-    """Whether a map behind the convolution of two sketches works on products of coordinates, or on spectra (measured:
-    docs/benchmarks.md)."""
-    return width * width <= 4 * buckets
+def direct_is_faster(width: int, buckets: int, *, symmetric: bool) -> bool:
+    """Whether a map behind the convolution of two sketches works on products of coordinates, or on spectra: a product
+    costs about a third of a bucket (measured: docs/benchmarks.md)."""
+    return bilinear_columns(width, symmetric=symmetric) <= 3 * buckets
+
+
+def bilinear_columns(width: int, *, symmetric: bool) -> int:
+    """Products of two vectors' coordinates that a bilinear map forms: all, or where it is symmetric bands of them."""
+    if not symmetric:
+        return width * width
+    return sum(min(BAND, width - low) * (width - low) for low in range(0, width, BAND))
 
 
 @dataclass(frozen=True)
@@ -241,8 +248,8 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
     A token meets those of its chunk, and behind the first chunk the state.
     """
     d, chunk = hidden_size, min(context, CHUNK)
-    if direct_is_faster(d, mixer.buckets):
-        symmetric = not mixer.independent_hashes and d > BAND
+    symmetric = not mixer.independent_hashes and d > BAND
+    if direct_is_faster(d, mixer.buckets, symmetric=symmetric):
         read = bilinear_flops(d, mixer.readout_hidden, symmetric=symmetric)
     else:
         read = 2 * (2 * (mixer.buckets // 2 + 1)) * mixer.readout_hidden
@@ -260,9 +267,7 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
 
 def bilinear_flops(width: int, outputs: int, *, symmetric: bool) -> int:
     """Operations of a bilinear map of two complex vectors, of which a symmetric one forms bands of products alone."""
-    if not symmetric:
-        return 2 * width * width * (2 + outputs)
-    return sum(2 * min(BAND, width - low) * (width - low) for low in range(0, width, BAND)) * (4 + outputs)
+    return 2 * bilinear_columns(width, symmetric=symmetric) * ((4 if symmetric else 2) + outputs)
 
 
 def state_flops(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:

@@ -136,7 +136,7 @@ class TrainSpec:
     keep_last: int = 2
     log_every: int = 10
     telemetry_every: int = 0
-    """Steps between per-loop telemetry records; 0 is off."""
+    """Steps between telemetry records of loops and of OSAM's memories; 0 is off."""
     max_bad_steps: int = 10
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 

@@ -121,7 +121,7 @@ class Osam(nn.Module):
     def turn(self, dtype: torch.dtype = torch.float32) -> Turn:
         """How the memory turns and fades: frequencies in (-0.5, 0.5) radians, decays in (0, 1), per token."""
         omega_D = self._spread(0.5 * torch.tanh(self._phase(self.omega_raw, dtype)))
-        decay_D = self._spread(torch.sigmoid(self.decay_raw.to(dtype))) if self.spec.decay else None
+        decay_D = self._spread(torch.sigmoid(self._phase(self.decay_raw, dtype))) if self.spec.decay else None
         return Turn(decay_D, omega_D)
 
     def gates(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
@@ -289,7 +289,7 @@ def _untrained(spec: OsamSpec) -> frozenset[str]:
     if spec.detach_state and spec.decay:
         names.add("decay_raw")
     if spec.freeze_phase:
-        names |= {"theta_q_raw", "theta_k_raw", "omega_raw"}
+        names |= {"theta_q_raw", "theta_k_raw", "omega_raw"} | ({"decay_raw"} if spec.decay else set())
     if spec.detach_state and spec.frequencies > 1:
         names.add("omega_raw")  # they turn the memory alone
     return frozenset(names if spec.value_path else names - {"v_proj.weight"})

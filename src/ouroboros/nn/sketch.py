@@ -56,7 +56,8 @@ def reachable_buckets(query: Sketch, key: Sketch, buckets: int) -> int:
 
 def pair_buckets(query: Sketch, key: Sketch, buckets: int) -> Tensor:
     """(D, D), the bucket of coordinate i of the first factor times coordinate j of the second."""
-    return (query.bucket_D[:, None] + key.bucket_D) % buckets
+    total_DD = query.bucket_D[:, None] + key.bucket_D
+    return torch.where(total_DD < buckets, total_DD, total_DD - buckets)  # processors divide numbers one by one
 
 
 def products(first_N2D: Tensor, second_N2D: Tensor) -> Tensor:
@@ -96,13 +97,14 @@ def map_of_convolution(
     """
     precise = weight_RM.to(first_N2D.dtype)
     width, buckets = first_N2D.shape[-1], weight_RM.shape[1]
-    if not direct_is_faster(width, buckets):
+    symmetric = shared and width > BAND
+    if not direct_is_faster(width, buckets, symmetric=symmetric):
         return spectral_map(first_N2D, second_N2D, precise, *query, *key, dtype)
     signs = torch.outer(query.sign_D, key.sign_D).to(precise.dtype)
     # Rows of the transposed map are contiguous, so that gathering them, and adding their gradients up, is fast.
     weight_CR = precise.t().contiguous().index_select(0, pair_buckets(query, key, buckets).flatten())
     weight_DDR = (weight_CR * signs.flatten()[:, None]).unflatten(0, (width, width))
-    return bilinear_map(first_N2D, second_N2D, weight_DDR, shared and width > BAND, dtype)
+    return bilinear_map(first_N2D, second_N2D, weight_DDR, symmetric, dtype)
 
 
 @torch.library.custom_op("ouroboros::bilinear_map", mutates_args=())
@@ -208,7 +210,7 @@ def _sides(a: Tensor, b: Tensor, low: int, high: int, symmetric: bool) -> tuple[
 def _sides_backward(
     grad: Tensor, left: Tensor, right: Tensor, low: int, high: int, grad_a: Tensor, grad_b: Tensor
 ) -> None:
-    """Add to the gradients of both factors, where wanted, a band's share of that of the products (N, high - low, ..)."""
+    """Add a band's share to the gradients of both factors, where wanted, from that of its products (N, C, D - low)."""
     sign = grad.new_tensor((1.0, -1.0))[:, None]
     symmetric = right.shape[1] == 4
     if grad_a.numel() or symmetric:

@@ -23,6 +23,7 @@ from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.eval.osam import idle_buckets
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -38,7 +39,7 @@ from ouroboros.train.ema import Ema
 from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, from_compiler, matmul_peak
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget, EarlyStop, early_stop
-from ouroboros.train.telemetry import LoopTelemetry
+from ouroboros.train.telemetry import LoopTelemetry, memory_records
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ class StepResult:
     """AdamW's first coefficient."""
     loops: int | None
     skipped: bool
-    telemetry: list[dict[str, Any]] | None
+    telemetry: dict[str, list[dict[str, Any]]] | None
+    """Records of ``loops`` and of ``memory``, where the model has such and they were asked for."""
 
 
 class Trainer:
@@ -127,6 +129,9 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
+        idle = idle_buckets(model.model.spec)
+        if idle is not None and workers.is_main:
+            logger.warning("%s", idle)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
         self.optimizers = build_optimizers(model, recipe.optim)
@@ -218,6 +223,7 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self.loader.next_batch()
+        memory = memory_records(self.model, batch) if telemetry and self.workers.is_main else []
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
@@ -227,14 +233,15 @@ class Trainer:
                 optimizer.step()
             if self.ema is not None:
                 self.ema.update()
-        records = probe.collect() if probe is not None else None
+        loop_records = probe.collect() if probe is not None else []
+        records = {name: found for name, found in (("loops", loop_records), ("memory", memory)) if found}
         self.model.zero_grad(set_to_none=True)
         c.step += 1
         c.tokens += self.step_tokens
         c.seconds += time.perf_counter() - start
         self._count_bad(bad, batch)
         mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records)
+        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError, check
+from ouroboros.optim import untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, system_errors
 from ouroboros.train.log import MetricsLog, Progress
@@ -137,10 +138,12 @@ def _choose_weights(trainer: Trainer, out: Path, shown: Progress) -> int:
 
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     """One line that says what is about to run and what was chosen."""
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    parameters = {name: p.numel() for name, p in trainer.model.named_parameters()}
+    untrained = sum(parameters[name] for name in untrained_parameters(trainer.model))
+    never = f" ({untrained:,} of them never trained)" if untrained else ""
     begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
     return (
-        f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{parameters:,} parameters,"
+        f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{sum(parameters.values()):,} parameters{never},"
         f" {trainer.step_tokens:,} tokens/step, {str(trainer.dtype).removeprefix('torch.')}, {trainer.compiled},"
         f" {trainer.workers.world_size} process(es)"
     )
@@ -151,7 +154,7 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
     step = meter.trainer.counters.step
     shown.update(meter.status(result))
     if result.telemetry is not None:
-        metrics.write({"kind": "telemetry", "step": step, "loops": result.telemetry})
+        metrics.write({"kind": "telemetry", "step": step, **result.telemetry})
     if step % meter.trainer.recipe.train.log_every == 0 or result.skipped or step == 1:
         metrics.write(meter.record(result))
         if isinstance(meter.trainer.loader, StreamLoader):

@@ -1,4 +1,4 @@
-"""Per-loop telemetry: what each loop does to the state, and how strong its gradient is.
+"""Telemetry of loops (what each does to the state, how strong its gradient is) and of memories of constant size.
 
 Shapes: B batch, T positions, D model width.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ouroboros.config import OsamSpec
+from ouroboros.eval.osam import ROWS, telemetry
 
 
 class LoopTelemetry:
@@ -53,3 +57,12 @@ class LoopTelemetry:
             record["grad_norm"] = None if state.grad is None else state.grad.float().norm().item()
         self._states.clear()
         return self.records
+
+
+def memory_records(model: Any, batch: np.ndarray) -> list[dict[str, Any]]:
+    """What the memories of an OSAM model hold on the first windows of ``batch`` (B, T + 1), one record for each visit;
+    empty for other mixers."""
+    if not isinstance(model.model.spec.mixer, OsamSpec):
+        return []
+    ids = torch.from_numpy(batch[:ROWS, :-1]).to(next(model.parameters()).device)
+    return [record.to_dict() for record in telemetry(model, ids)]
