@@ -28,12 +28,13 @@ def build(recipe: Recipe, *, eos_token_id: int | None = None) -> OuroborosForCau
 
     Args:
         recipe: what to build, for example ``ouroboros.RECIPES["loop"]``.
-        eos_token_id: end-of-text token; by default 256, the byte tokenizer's, where the recipe uses that tokenizer.
+        eos_token_id: end-of-text token; by default 256, the byte tokenizer's, where the recipe uses that tokenizer and its
+            vocabulary.
     """
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-    if eos_token_id is None and recipe.data.tokenizer == "bytes":
+    if eos_token_id is None and recipe.data.tokenizer == "bytes" and recipe.model.vocab_size > 256:
         eos_token_id = 256
     return OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=eos_token_id))
 
