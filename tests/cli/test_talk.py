@@ -187,6 +187,14 @@ def test_a_transcript_grows_over_sessions_and_other_files_are_refused(cli, train
     assert path.read_text() == "my notes\n"
 
 
+def test_chat_without_history_continues_each_line_alone(cli, trained, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\nabc\n"))
+    options = ["--no-history", "--temperature", "0", "--max-new-tokens", "9"]
+    said = cli("chat", trained, *options).out
+    alone = cli("generate", trained, "--prompt", "abc", *options[1:]).out.removeprefix("abc")
+    assert said == alone * 2 + "\n"
+
+
 def test_a_full_disk_is_an_error_line_and_the_conversation_goes_on(command, trained, tmp_path):
     path = tmp_path / "talk.jsonl"
     said = f"one\ntwo\n/save {tmp_path / 'saved.json'}\n"

@@ -19,6 +19,7 @@ from ouroboros.config import (
     MixerSpec,
     ModelSpec,
     NormSpec,
+    OsamSpec,
     RopeSpec,
 )
 from ouroboros.eval.harness import CHECKS, run_harness
@@ -48,6 +49,12 @@ def latent(**changes: Any) -> ModelSpec:
 def bottleneck(**changes: Any) -> ModelSpec:
     """The base with attention through a bottleneck."""
     return dataclasses.replace(BASE, mixer=BottleneckAttentionSpec(num_heads=4, **changes))
+
+
+def osam(**changes: Any) -> ModelSpec:
+    """The base with a memory of constant size, in every gradient."""
+    options = {"buckets": 300, "readout_hidden": 24, "detach_state": False}
+    return dataclasses.replace(BASE, mixer=OsamSpec(**{**options, **changes}))
 
 
 def ffn(**changes: Any) -> ModelSpec:
@@ -173,6 +180,37 @@ VARIANTS = {
         output_init="depth_scaled",
     ),
     "third activations": mixer(q_activation="elu+1", k_activation="silu", v_activation="relu"),
+    "osam as published": combined(
+        osam(detach_state=True, freq_cache=True),
+        ffn(kind="none"),
+        layout="1",
+        norm=NormSpec(kind="layer", placement="final", eps=1e-5),
+        tie_embeddings=False,
+        embedding_std=1.0,
+        head_std=0.1,
+    ),
+    "osam, all options": osam(
+        independent_hashes=True,
+        sketch_values=False,
+        frequencies=4,
+        decay=True,
+        normalisation="rms",
+        gate_cap=2.0,
+        hash_seed=7,
+    ),
+    "osam spectral, dropout": combined(osam(buckets=101, readout_hidden=10, dropout=0.1), layout="(1)x1"),
+    "osam kupdate": osam(kupdate=3, detach_state=True),
+    "osam keys alone, registers": combined(osam(value_path=False), registers=3),
+    "osam decay, registers": combined(osam(decay=True, frequencies=2), registers=3),
+    "osam, share last kv": combined(osam(), loop(share_last_kv=True)),
+    "osam, delta token": combined(osam(), delta(values=2, compressor="token", embedding_conv=True)),
+    "osam frozen, layer norm sandwich": combined(
+        osam(freeze_phase=True), norm=NormSpec(kind="layer", placement="sandwich", eps=1e-5)
+    ),
+    "no feed-forward, layer norm": combined(
+        ffn(kind="none"), norm=NormSpec(kind="layer", eps=1e-4), layout="1 (1)x2 1"
+    ),
+    "osam, loop all": combined(osam(frequencies=2), loop=ALL_LOOP_PARTS),
     "one block": model(layout="(1)x3"),
     "two blocks": model(layout="(2)x2"),
     "two loops": model(layout="1 (1)x2 1 (2)x2 1"),
@@ -227,7 +265,7 @@ def test_variants_cover_every_option() -> None:
     sizes = {"vocab_size", "hidden_size", "max_position_embeddings", "ffn.intermediate_size"}
     one_choice = set()
     for kind in mixers:
-        sizes.add(f"{kind.__name__}.num_heads")
+        sizes |= {f"{kind.__name__}.num_heads"} if kind is not OsamSpec else set()
         one_choice.add(f"{kind.__name__}.kind")
     taken = options(ModelSpec, [BASE, *VARIANTS.values()])
     unchanged = {name for name, values in taken.items() if len(values) < 2}

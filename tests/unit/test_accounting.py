@@ -17,6 +17,7 @@ from ouroboros.config import (
     LoopSpec,
     ModelSpec,
     NormSpec,
+    OsamSpec,
 )
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
@@ -205,3 +206,48 @@ def test_drawing() -> None:
     assert f"{total.cache_bytes_per_token():,}" in text and "8 entries" in text
     assert text.isascii() and max(map(len, text.splitlines())) <= 100
     assert "[0]-..-[39]" in describe(change(layout="40"))
+
+
+def osam(**options: object) -> ModelSpec:
+    return change(mixer=OsamSpec(buckets=30, readout_hidden=6, **options))
+
+
+def test_parameters_of_osam() -> None:
+    m, r = 30, 6
+    numbers = 3  # two phases and a gate
+    readout = r * m + r + D * r + D
+    values = D * D + 2 * D + 2 * (D * D + D) + 1
+    rest = V * D + 4 * (3 * D * F + 2 * D) + D
+    base = rest + 4 * (2 * D * D + readout + numbers + 1 + values)
+    for options, expected in (
+        ({}, base),
+        ({"value_path": False}, base - 4 * values),
+        ({"frequencies": 4}, base + 4 * 3),
+        ({"frequencies": 4, "decay": True}, base + 4 * (3 + 4)),
+        ({"independent_hashes": True, "normalisation": "rms", "kupdate": 3, "dropout": 0.1, "hash_seed": 1}, base),
+    ):
+        assert cost(osam(**options)).parameters == expected, options
+    final = cost(change(mixer=osam().mixer, norm=NormSpec(kind="layer", placement="final")))
+    assert final.parameters == base - 4 * 2 * D + D  # a bias of the last norm, and no other norms
+    bare = cost(change(mixer=osam().mixer, ffn=FeedForwardSpec(kind="none")))
+    assert bare.parameters == base - 4 * (3 * D * F + D)
+
+
+def test_the_state_of_osam_is_all_it_remembers() -> None:
+    visits = 8
+    for options, each in (({}, 2 * D * (D + 1)), ({"value_path": False}, 2 * D), ({"buckets": 4096}, 2 * D * (D + 1))):
+        spec = change(mixer=OsamSpec(**{"readout_hidden": 6, **options}))
+        found = cost(spec, context=10)
+        assert (found.state_values, found.cache_values_per_token) == (visits * each, 0), options
+        assert cost(spec, context=10**6).state_values == found.state_values
+    shared = dataclasses.replace(osam(), loop=LoopSpec(share_last_kv=True))
+    assert cost(shared).state_values == 4 * 2 * D * (D + 1)
+
+
+def test_operations_of_osam_do_not_grow_with_the_text() -> None:
+    long = cost(osam(), context=10_000).flops_per_token
+    assert cost(osam(), context=1_000_000).flops_per_token == long
+    assert cost(osam(kupdate=4), context=10_000).flops_per_token < long
+    assert cost(osam(value_path=False), context=10_000).flops_per_token < long
+    attention = cost(SPEC, context=1_000_000).flops_per_token
+    assert attention > 100 * long

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ouroboros.config import ModelSpec
+from ouroboros.config import AttentionSpec, ModelSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published
 from ouroboros.convert.tensors import model_of
 from ouroboros.errors import OuroborosError, check, first_line
@@ -269,6 +269,7 @@ def _warn_of_defaults(path: Path, settings: Mapping[str, Any], spec: ModelSpec) 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
     """Sizes and chief settings under the published names."""
+    assert isinstance(spec.mixer, AttentionSpec)
     found: dict[str, Any] = {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,

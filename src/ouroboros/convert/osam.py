@@ -74,9 +74,16 @@ FORM = (
     *("mixer.sketch_values", "mixer.frequencies", "mixer.decay", "mixer.normalisation", "mixer.gate_cap"),
 )
 """What the published program cannot be told: a model it can load has these fields as published."""
-SIZES = {"vocab_size": "embed.weight", "d_model": "embed.weight", "m": "osam.readout.0.weight"}
-SIZES |= {"readout_hidden": "osam.readout.0.weight"}
-"""Fields of ``cfg`` that shapes repeat, and the tensor whose shape it is."""
+_AXES = {
+    **dict.fromkeys(NAMES, ("d_model",)),
+    **dict.fromkeys((f"osam.{name}" for name in SCALARS), ()),
+    **dict.fromkeys(("embed.weight", "head.weight"), ("vocab_size", "d_model")),
+    **dict.fromkeys((f"osam.{name}.weight" for name in ("Wq", "Wk", "Wv", "v_proj.1", "v_proj.4")), ("d_model",) * 2),
+    "osam.readout.0.weight": ("readout_hidden", "m"),
+    "osam.readout.0.bias": ("readout_hidden",),
+    "osam.readout.3.weight": ("d_model", "readout_hidden"),
+}
+"""The fields of ``cfg`` that each shape repeats."""
 MARGIN = 30.0
 """How far, at least, the logits of the ids that are not published lie below the mean of the others: a share of 1e-13 of
 the probability, which float32 does not see beside the rest."""
@@ -91,18 +98,20 @@ def sizes_of(state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, A
     missing, unknown = sorted(NAMES.keys() - state.keys()), sorted(state.keys() - NAMES.keys())
     check(not missing, f"not the tensors of an OSAM model: {', '.join(missing[:5])} missing")
     check(not unknown, f"not the tensors of an OSAM model: {', '.join(unknown[:5])} unknown")
+    found: dict[str, Any] = {}
     for name in ("embed.weight", "osam.readout.0.weight"):
-        check(state[name].ndim == 2, f"{name} has shape {tuple(state[name].shape)}, expected a matrix")
-    vocab_size, d_model = state["embed.weight"].shape
-    readout_hidden, buckets = state["osam.readout.0.weight"].shape
-    found = {"vocab_size": vocab_size, "d_model": d_model, "m": buckets, "readout_hidden": readout_hidden}
-    for name, value in found.items():
-        stored = cfg.get(name, value)
-        check(stored == value, f"cfg.{name} is {stored} but {SIZES[name]} has shape {tuple(state[SIZES[name]].shape)}")
+        shape = tuple(state[name].shape)
+        check(len(shape) == 2 and min(shape) > 0, f"{name} has shape {shape}, expected a matrix")
+        for axis, value in zip(_AXES[name], shape, strict=True):
+            check(cfg.get(axis, value) == value, f"cfg.{axis} is {cfg.get(axis)} but {name} has shape {shape}")
+            found[axis] = value
+    for name, axes in _AXES.items():
+        shape, expected = tuple(state[name].shape), tuple(found[axis] for axis in axes)
+        check(shape == expected, f"{name} has shape {shape}, expected {expected}")
     h = state["osam.cs.h"]
     check(
-        not h.is_floating_point() and bool(((h >= 0) & (h < buckets)).all()),
-        f"osam.cs.h must hold the number of a bucket, 0 to {buckets - 1}, for each coordinate",
+        not h.is_floating_point() and bool(((h >= 0) & (h < found["m"])).all()),
+        f"osam.cs.h must hold the number of a bucket, 0 to {found['m'] - 1}, for each coordinate",
     )
     check(bool((state["osam.cs.sign"].abs() == 1).all()), "osam.cs.sign must hold a sign, +1 or -1, of each coordinate")
     return found | {"enable_val": _switch(cfg, "enable_val", True), "use_freq_cache": _switch(cfg, "use_freq_cache")}
@@ -178,7 +187,7 @@ def to_model(
     ours = {
         NAMES[name]: tensor.reshape(1) if tensor.ndim == 0 else tensor
         for name, tensor in state.items()
-        if spec.mixer.value_path or name not in VALUE_PATH
+        if _mixer(spec).value_path or name not in VALUE_PATH
     }
     if characters is not None:
         check(
@@ -199,8 +208,8 @@ def _spare_rows(state: Mapping[str, Tensor], like: int) -> tuple[Tensor, Tensor]
 
     An unknown character reads as the published program reads it, as the one of id ``like``. The end-of-text token is a
     vector of zeros: it adds nothing to the memory. Neither is ever drawn, nor does it take part in a loss: both have
-    one logit, so far below the others that float32 does not see it, whatever the text. Such a row exists because what
-    the head reads is ``g n + b`` with ``n`` of mean 0 and a square of at most D: ``c / g`` times it is ``c sum(b / g)``.
+    one logit, so far below the others that float32 does not see it, whatever the text. A row of this kind exists
+    because the head reads ``g n + b`` with ``n`` of mean 0: ``c / g`` times that is ``c sum(b / g)``.
     """
     gain, bias, head = (state[name].double() for name in ("osam.ln.weight", "osam.ln.bias", "head.weight"))
     embed = torch.stack((state["embed.weight"][like], torch.zeros_like(state["embed.weight"][0])))
@@ -238,7 +247,7 @@ def from_model(model: OuroborosForCausalLM, ids: int | None = None) -> dict[str,
         found, expected = (_field(it, field) for it in (spec, published))
         check(found == expected, f"model.{field} is {found!r} and the published program knows only {expected!r}")
     ours, state = model.state_dict(), {}
-    if not spec.mixer.value_path:
+    if not _mixer(spec).value_path:
         logger.warning("the model has no value path: its published tensors, which are not used, are at their start")
         ours = _value_path_at_start(spec) | ours
     for theirs, name in NAMES.items():
@@ -247,6 +256,11 @@ def from_model(model: OuroborosForCausalLM, ids: int | None = None) -> dict[str,
         tensor = tensor[:ids] if theirs in ("embed.weight", "head.weight") else tensor
         state[theirs] = tensor.reshape(()) if theirs.removeprefix("osam.") in SCALARS else tensor.clone()
     return state
+
+
+def _mixer(spec: ModelSpec) -> OsamSpec:
+    assert isinstance(spec.mixer, OsamSpec)
+    return spec.mixer
 
 
 def _field(spec: Any, dotted: str) -> Any:
@@ -258,7 +272,7 @@ def _value_path_at_start(spec: ModelSpec) -> dict[str, Tensor]:
     """The tensors of a mixer that has just begun, under our names; the same ones every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = Osam(dataclasses.replace(spec.mixer, value_path=True), spec.hidden_size, spec.norm.eps)
+        whole = Osam(dataclasses.replace(_mixer(spec), value_path=True), spec.hidden_size, spec.norm.eps)
     return {_BLOCK + name: tensor for name, tensor in whole.state_dict().items()}
 
 
@@ -321,8 +335,7 @@ def convert(checkpoint: Checkpoint, *, kupdate: int | None = None, eos_token_id:
     if kupdate is None and "kupdate" not in train_cfg:
         logger.warning("%s does not say kupdate: taken as 1; give --kupdate if it was another", checkpoint.path)
     model = to_model(tensors, cfg, train_cfg, characters=characters, kupdate=kupdate, eos_token_id=eos_token_id)
-    mixer = model.config.model_spec.mixer
-    sizes = sizes_of(tensors, cfg)
+    mixer, sizes = _mixer(model.config.model_spec), sizes_of(tensors, cfg)
     path = "value path" if sizes["enable_val"] else "no value path"
     return Published(
         model=model,
@@ -381,7 +394,7 @@ def export(model: OuroborosForCausalLM, tokenizer: TextTokenizer, out: Path) -> 
     )
     assert tokenizer.unknown_id is not None
     characters = [tokenizer.decode([index]).decode() for index in range(tokenizer.unknown_id)]
-    state, mixer = from_model(model, len(characters)), model.model.spec.mixer
+    state, mixer = from_model(model, len(characters)), _mixer(model.model.spec)
     if mixer.kupdate > 1:
         logger.warning("the published program reads the memory at every position, not at every %d-th", mixer.kupdate)
     cfg = sizes_of(state, {"enable_val": mixer.value_path, "use_freq_cache": mixer.freq_cache})

@@ -278,6 +278,7 @@ def _check_derived(tensors: Mapping[str, Tensor], spec: ModelSpec) -> None:
     )
     stored = tensors.get(_FREQUENCIES)
     if stored is not None and spec.positions == "rope":
+        assert isinstance(spec.mixer, BottleneckAttentionSpec)
         width = spec.mixer.width(spec.hidden_size)
         expected = spec.mixer.rope.base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
         fits = stored.shape == expected.shape and torch.allclose(stored.double(), expected, rtol=1e-5, atol=0)

@@ -161,9 +161,7 @@ def _read(factors: Factors, turn: Turn, state: Tensor | None) -> Tensor:
     )[0]
 
 
-def _state_norms(
-    mixer: Osam, factors: Factors, state: Tensor | None, at: list[int]
-) -> tuple[Tensor, Tensor | None]:
+def _state_norms(mixer: Osam, factors: Factors, state: Tensor | None, at: list[int]) -> tuple[Tensor, Tensor | None]:
     """Norms of the sketched sum of keys and of the rows of the sketched memory of values, (N,) each: means."""
     turn, dtype = mixer.turn(factors.query.dtype), factors.query.dtype
     gram = gram_matrix(mixer.key_sketch, dtype)
@@ -188,10 +186,8 @@ def _norm(x_B2DE: Tensor, gram: Tensor) -> Tensor:
 
 
 def idle_buckets(spec: ModelSpec) -> str | None:
-    """A sentence if the sketch is longer than there are products of coordinates, so that it adds up nothing.
-
-    Of products of a shared table the pairs i, j and j, i are one (specification, section 11.4 of the published form).
-    """
+    """A sentence if the sketch has more buckets than there are products of coordinates; with one table the pairs i, j
+    and j, i are one."""
     mixer, d = spec.mixer, spec.hidden_size
     if not isinstance(mixer, OsamSpec):
         return None

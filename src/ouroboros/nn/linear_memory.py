@@ -138,7 +138,8 @@ def _step(
     read = None
     if q_B12D is not None:
         read = (q_B12D * k_B12D.new_tensor((1.0, -1.0))[:, None]).flatten(-2) @ state[..., :-1]
-    grown = torch.baddbmm(state, k_B12D.flatten(-2).mT, v_B1E)
+    # Elementwise, so that a compiled step updates, turns and writes in one pass.
+    grown = torch.addcmul(state, k_B12D.flatten(-2).mT, v_B1E)
     steps = keys.size.new_ones(1, 1) if padding is None else padding.to(keys.size.dtype)
     # A copy of the sums: the caller may write the new state where the old one is.
     return _pair(state[..., -1].clone())[:, None], read, _turn_rows(grown, turn, steps)

@@ -2,7 +2,8 @@
 
 A base model continues text. Without a template the conversation is one growing text: each turn adds the user's line and
 a newline, the model continues until a blank line. With a template each turn is a text of the form that the model was
-trained on. When the context is full the oldest turns are dropped, and the user is told.
+trained on. Without history each line is continued by itself. When the context is full the oldest turns are dropped, and
+the user is told.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Chat:
         decoder: writes the tokens; None leaves it to ``model.generate``.
         template: makes a prompt of each line; None for plain conversation.
         transcript: is given every turn.
+        history: False lets the model continue each line by itself, as it was typed and without a line break behind it.
         shows_rate: write how many tokens an answer had, and how fast they came, behind it.
     """
 
@@ -68,6 +70,7 @@ class Chat:
     decoder: Decoder | None = None
     template: TextFormat | None = None
     transcript: Transcript | None = None
+    history: bool = True
     shows_rate: bool = False
 
     def __post_init__(self) -> None:
@@ -118,7 +121,7 @@ class Chat:
         while True:
             earlier, prompt = self._documents(line)
             # Half the context is kept for the answer unless this line alone needs more.
-            if not self.turns or len(text_ids(self.tokenizer, prompt, earlier)) - 1 <= context // 2:
+            if not (self.turns and self.history) or len(text_ids(self.tokenizer, prompt, earlier)) - 1 <= context // 2:
                 break
             self.turns.pop(0)
             dropped += 1
@@ -127,6 +130,8 @@ class Chat:
         return earlier, prompt
 
     def _documents(self, line: str) -> tuple[list[bytes], bytes]:
+        if not self.history:
+            return [], _bytes(self._templated(line))
         if self.template is None:
             return [], _bytes("".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n")
         # In training one record is one document, and an end-of-text token stands between two: a second question
@@ -140,9 +145,9 @@ class Chat:
 
     def _stop(self) -> tuple[str, ...]:
         """Where answers end."""
-        if self.template is None:
-            return self.sampling.stop or ("\n\n",)
-        return (*self.sampling.stop, *self.template.stop)
+        if self.template is not None:
+            return (*self.sampling.stop, *self.template.stop)
+        return self.sampling.stop or (("\n\n",) if self.history else ())
 
     def _facts(self) -> dict[str, Any]:
         """What a turn was made with."""

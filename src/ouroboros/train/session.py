@@ -142,8 +142,9 @@ def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     untrained = sum(parameters[name] for name in untrained_parameters(trainer.model))
     never = f" ({untrained:,} of them never trained)" if untrained else ""
     begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
+    total = f"{sum(parameters.values()):,} parameters{never}"
     return (
-        f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{sum(parameters.values()):,} parameters{never},"
+        f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{total},"
         f" {trainer.step_tokens:,} tokens/step, {str(trainer.dtype).removeprefix('torch.')}, {trainer.compiled},"
         f" {trainer.workers.world_size} process(es)"
     )

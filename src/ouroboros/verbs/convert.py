@@ -68,7 +68,9 @@ def convert(arguments: Sequence[str]) -> int:
 def _export(options: ConvertOptions) -> int:
     """The way back: a trained model for a published program."""
     for name in ("loops", "heads", "config", "kupdate", "tokenizer"):
-        check(getattr(options, name) is None, f"--{name} is about reading a published checkpoint: leave it out with --to")
+        check(
+            getattr(options, name) is None, f"--{name} is about reading a published checkpoint: leave it out with --to"
+        )
     from ouroboros.api import load_with_text_tokenizer, model_directory
     from ouroboros.convert import osam
 

@@ -117,6 +117,8 @@ class ChatOptions:
     template: str | None = None
     """Put each line into a template: a format's name, 'Q: {question}\\nA: {answer}', or none. By default that of the
     heaviest source that the model was trained on, if it makes prompts."""
+    history: bool = True
+    """Show the model the conversation so far; without, it continues each line by itself, as it was typed."""
     transcript: Path | None = None
     """Append every turn to this file as it happens, one JSON object a line."""
     style: Style = "standard"
@@ -162,6 +164,7 @@ def chat(arguments: Sequence[str]) -> int:
         decoder=decoder,
         template=template,
         transcript=transcript,
+        history=options.history,
         shows_rate=interactive,
     )
     try:

@@ -23,8 +23,13 @@ def test_the_content_tells_the_system():
     assert system_of(holding("ln_f.scale", "shared_block.ln1.scale")).name == "R-HRM"
     for prefix in ("", "_orig_mod."):
         assert system_of(holding(f"{prefix}transformer.h.0.ln_1.weight", "ln_f.weight")).name == "Deep Delta Learning"
+    assert system_of(holding("embed.weight", "osam.cs.h")).name == "OSAM"
+    inside = Checkpoint(path=Path("some.pt"), content={"cfg": {}, "state_dict": {"osam.cs.h": torch.zeros(1)}})
+    assert system_of(inside).name == "OSAM"
     assert len({system.name for system in SYSTEMS}) == len({system.mark for system in SYSTEMS}) == len(SYSTEMS)
-    with pytest.raises(OuroborosError, match=r"some.pt: holds a, b, c, \.\.\., .* \(R-HRM, Deep Delta Learning\)"):
+    with pytest.raises(
+        OuroborosError, match=r"some.pt: holds a, b, c, \.\.\., .* \(R-HRM, Deep Delta Learning, OSAM\)"
+    ):
         system_of(holding("d", "c", "b", "a"))
 
 
@@ -69,6 +74,8 @@ def test_a_vocabulary_may_be_rounded_up(entries, words, tmp_path):
         ("shared_block.x", {"config": Path("config.json")}, "this is a checkpoint of R-HRM, and --config is for Deep"),
         ("transformer.h.0.x", {"loops": 3}, "Deep Delta Learning, and --loops is for R-HRM: leave it out"),
         ("transformer.h.0.x", {"loops": None, "heads": 2}, "--heads is for R-HRM"),
+        ("osam.x", {"loops": 2}, "this is a checkpoint of OSAM, and --loops is for R-HRM"),
+        ("shared_block.x", {"kupdate": 2}, "--kupdate is for OSAM"),
     ],
 )
 def test_options_of_another_system_are_refused(name, option, owner, tmp_path):

@@ -22,7 +22,7 @@ from ouroboros.model.cache import (
     SlotMemory,
     cache_bytes,
     check_cache_fits,
-    prepare_for_filters,
+    prepare_entries,
     register_cache_layers,
     seen_tokens,
 )
@@ -198,6 +198,37 @@ def test_batch_operations() -> None:
     assert layer.read()[:, 0].tolist() == [2, 0]  # pyrefly: ignore
 
 
+def test_a_state_and_recent_entries_are_kept_side_by_side() -> None:
+    """As under a mixer with a state and a compressor over tokens."""
+    layer, state, recent = ConstantStateLayer(), torch.randn(3, 2, 5), torch.randn(3, 4, 6)
+    layer.write(state, 4)
+    layer.remember("n", recent[:, 1:])
+    assert layer.recent["n"].untyped_storage().nbytes() == 3 * 3 * 6 * 4  # not all that was seen
+    store = DynamicCache()
+    store.layers.append(layer)
+    assert cache_bytes(store) == (3 * 2 * 5 + 3 * 3 * 6) * 4
+    order = torch.tensor([2, 0, 0])
+    layer.reorder_cache(order)
+    layer.batch_repeat_interleave(2)
+    layer.batch_select_indices(torch.tensor([1, 5]))
+    chosen = order.repeat_interleave(2)[[1, 5]]
+    assert torch.equal(layer.read(), state[chosen]) and torch.equal(layer.recent["n"], recent[chosen, 1:])
+    layer.reset()
+    assert layer.read() is None and layer.recent == {} and layer.get_seq_length() == 0
+
+
+def test_slot_and_peek_memories_of_a_state() -> None:
+    store = DynamicCache()
+    prepare_entries(store, 2, CONSTANT_STATE)
+    state = torch.randn(1, 4)
+    slot, peek = SlotMemory(store, 1), PeekMemory(store, 1)
+    assert slot.keeps and not peek.keeps and slot.state() is peek.state() is None
+    slot.carry(state, 3)
+    peek.carry(2 * state, 3)
+    assert torch.equal(slot.state(), state) and torch.equal(peek.state(), state)
+    assert store.layers[1].get_seq_length() == 3 and store.layers[0].read() is None
+
+
 def test_constant_state_refuses_keys_and_rollback() -> None:
     layer = ConstantStateLayer()
     with pytest.raises(OuroborosError, match="no keys or values"):
@@ -335,18 +366,29 @@ def test_static_entries_stay_where_they_are() -> None:
 
 def test_cache_without_a_configuration_gets_its_entries() -> None:
     store = DynamicCache()
-    prepare_for_filters(store, 2)
+    prepare_entries(store, 2, FILTERED)
     assert [type(layer) for layer in store.layers] == [FilteredDynamicLayer] * 2
     layers = list(store.layers)
-    prepare_for_filters(store, 2)
+    prepare_entries(store, 2, FILTERED)
     assert store.layers == layers
     store.layers[1] = DynamicLayer()
     with pytest.raises(
         OuroborosError, match=r"cache of DynamicLayer has no room .*DynamicCache\(config=model\.config\)"
     ):
-        prepare_for_filters(store, 2)
+        prepare_entries(store, 2, FILTERED)
     with pytest.raises(OuroborosError, match="cache of StaticLayer has no room"):
-        prepare_for_filters(static_store(), 2)
+        prepare_entries(static_store(), 2, FILTERED)
+
+
+def test_cache_without_a_configuration_gets_entries_for_states() -> None:
+    store = DynamicCache()
+    prepare_entries(store, 2, CONSTANT_STATE)
+    assert [type(layer) for layer in store.layers] == [ConstantStateLayer] * 2
+    layers = list(store.layers)
+    prepare_entries(store, 2, CONSTANT_STATE)
+    assert store.layers == layers and store.get_seq_length() == 0
+    with pytest.raises(OuroborosError, match="cache of StaticLayer has no room for the model's constant state"):
+        prepare_entries(static_store(), 2, CONSTANT_STATE)
 
 
 def test_seen_tokens() -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec, OsamSpec
 from ouroboros.nn.block import MIXERS, Block
 from ouroboros.nn.memory import Recorder
 from ouroboros.nn.mixer import MixerInput
+from ouroboros.nn.norm import LayerNorm
 from ouroboros.nn.rope import Rope
 
 
@@ -77,7 +78,8 @@ def test_residuals_see_stream_update_and_what_the_sublayer_read(given: MixerInpu
 def test_memory_reaches_the_mixer(given: MixerInput) -> None:
     recorder = Recorder()
     Block(spec())(torch.randn(1, 5, 16), given, recorder)
-    assert recorder.prefix is not None and recorder.prefix[0].shape == (1, 2, 5, 8)
+    keys = recorder.recorded().keys
+    assert keys is not None and keys.shape == (1, 2, 5, 8)
 
 
 def test_mixer_by_kind(monkeypatch: pytest.MonkeyPatch, given: MixerInput) -> None:
@@ -103,3 +105,39 @@ def test_dropout_applies_to_both_sublayers(given: MixerInput) -> None:
     assert not torch.equal(block(x, given), block(x, given))
     block.eval()
     assert torch.equal(block(x, given), block(x, given))
+
+
+@pytest.mark.parametrize("placement", ["pre", "sandwich", "final"])
+def test_without_a_feed_forward_network_the_block_is_its_first_half(placement: Any, given: MixerInput) -> None:
+    whole = dataclasses.replace(spec(), norm=NormSpec(placement=placement))
+    block = randomised(Block(dataclasses.replace(whole, ffn=FeedForwardSpec(kind="none"))))
+    x = torch.randn(2, 5, 16)
+    update = block.self_attn(block.input_layernorm(x) if placement != "final" else x, given, None)
+    update = block.mixer_output_layernorm(update) if placement == "sandwich" else update
+    torch.testing.assert_close(block(x, given), x + update)
+    names = {name.partition(".")[0] for name, _ in block.named_parameters()}
+    norms = {"pre": {"input_layernorm"}, "sandwich": {"input_layernorm", "mixer_output_layernorm"}, "final": set()}
+    assert names == {"self_attn"} | norms[placement]
+    assert [p.out_features for p in block.output_projections()] == [16]
+
+
+def test_final_placement_normalises_nothing_in_a_block(given: MixerInput) -> None:
+    block = randomised(Block(dataclasses.replace(spec(), norm=NormSpec(placement="final"))))
+    x = torch.randn(2, 5, 16)
+    state = x + block.self_attn(x, given, None)
+    torch.testing.assert_close(block(x, given), state + block.mlp(state))
+    assert not any("norm" in name for name, _ in block.named_parameters())
+
+
+def test_norms_are_of_the_specified_kind() -> None:
+    block = Block(dataclasses.replace(spec(), norm=NormSpec(kind="layer", placement="sandwich", eps=1e-3)))
+    norms = [module for name, module in block.named_modules() if name.endswith("layernorm")]
+    assert [(type(norm), norm.eps) for norm in norms] == [(LayerNorm, 1e-3)] * 4
+
+
+def test_outputs_of_a_mixer_with_several() -> None:
+    mixer = OsamSpec(buckets=9, readout_hidden=5)
+    block = Block(dataclasses.replace(spec(), mixer=mixer))
+    assert block.output_projections() == [block.self_attn.readout_out, block.self_attn.value_out, block.mlp.down_proj]
+    block = Block(dataclasses.replace(spec(), mixer=dataclasses.replace(mixer, value_path=False)))
+    assert block.output_projections() == [block.self_attn.readout_out, block.mlp.down_proj]

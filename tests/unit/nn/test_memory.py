@@ -1,4 +1,4 @@
-"""What a visit remembers: keys and values, and the recent entries that filters over tokens need."""
+"""What a visit remembers: keys and values, a state, and the recent entries that filters over tokens need."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class Growing(Store):
     def __init__(self) -> None:
         self.k, self.v = torch.empty(2, 3, 0, 4), torch.empty(2, 3, 0, 4)
         self.entries: dict[str, Tensor] = {}
+        self.kept: Tensor | None = None
+        self.seen = 0
+
+    def state(self) -> Tensor | None:
+        return self.kept
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        self.kept, self.seen = state, self.seen + new_tokens
 
     def last(self, name: str) -> Tensor | None:
         return self.entries.get(name)
@@ -31,16 +39,20 @@ class Growing(Store):
 
 def test_recorder_returns_and_keeps() -> None:
     recorder = Recorder()
-    assert recorder.prefix is None
+    assert recorder.recorded() == Prefix(None, None, None, {}) and recorder.keeps
     k, v = torch.randn(2, 1, 3, 5, 4)
     assert recorder.extend(k, v) == (k, v)
-    assert recorder.prefix == (k, v)
+    state = torch.randn(1, 6, 7)
+    assert recorder.state() is None
+    recorder.carry(state, 5)
+    assert recorder.state() is None  # nothing precedes what is recorded
+    assert recorder.recorded() == Prefix(k, v, state, {})
 
 
 def test_prefix_without_a_cache() -> None:
     k_prefix, v_prefix = torch.randn(2, 1, 3, 2, 4)
     k, v = torch.randn(2, 2, 3, 5, 4)
-    keys, values = Prefixed(Prefix(k_prefix, v_prefix, {}), None).extend(k, v)
+    keys, values = Prefixed(Prefix(k_prefix, v_prefix, None, {}), None).extend(k, v)
     assert keys.shape == values.shape == (2, 3, 7, 4)
     for row in range(2):
         assert torch.equal(keys[row], torch.cat((k_prefix[0], k[row]), dim=1))
@@ -49,7 +61,7 @@ def test_prefix_without_a_cache() -> None:
 
 def test_prefix_stays_in_front_of_a_growing_cache_and_out_of_it() -> None:
     rest, prefix = Growing(), tuple(torch.randn(2, 1, 3, 2, 4))
-    memory = Prefixed(Prefix(prefix[0], prefix[1], {}), rest)
+    memory = Prefixed(Prefix(prefix[0], prefix[1], None, {}), rest)
     k, v = torch.randn(2, 2, 3, 5, 4)
     memory.extend(k[:, :, :3], v[:, :, :3])
     keys, values = memory.extend(k[:, :, 3:], v[:, :, 3:])
@@ -59,10 +71,30 @@ def test_prefix_stays_in_front_of_a_growing_cache_and_out_of_it() -> None:
 
 
 def test_prefix_takes_the_dtype_of_what_follows() -> None:
-    prefix = Prefix(torch.randn(1, 3, 2, 4), torch.randn(1, 3, 2, 4), {"n": torch.randn(1, 2, 5)})
+    prefix = Prefix(torch.randn(1, 3, 2, 4), torch.randn(1, 3, 2, 4), None, {"n": torch.randn(1, 2, 5)})
     keys, _ = Prefixed(prefix, None).extend(*torch.randn(2, 1, 3, 1, 4, dtype=torch.bfloat16))
     assert keys.dtype == torch.bfloat16
     assert Prefixed(prefix, None).recent("n", torch.randn(1, 3, 5).bfloat16(), 2).dtype == torch.bfloat16
+
+
+def test_the_registers_state_comes_before_any_text_and_never_again() -> None:
+    front, state = torch.randn(1, 6, 7), torch.randn(3, 6, 7)
+    rest = Growing()
+    memory = Prefixed(Prefix(None, None, front, {}), rest)
+    assert memory.keeps and memory.state() is front
+    memory.carry(state, 4)
+    assert memory.state() is state is rest.state() and rest.seen == 4
+    alone = Prefixed(Prefix(None, None, front, {}), None)
+    alone.carry(state, 4)
+    assert not alone.keeps and alone.state() is front  # without a cache every call begins behind the registers
+
+
+def test_a_memory_that_only_reads_says_so() -> None:
+    class Reading(Growing):
+        keeps = False
+
+    prefix = Prefix(None, None, torch.zeros(1, 2, 1), {})
+    assert not Prefixed(prefix, Reading()).keeps and Prefixed(prefix, Growing()).keeps
 
 
 def registers(end: Tensor, count: int) -> Prefix:

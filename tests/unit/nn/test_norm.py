@@ -1,10 +1,12 @@
-"""RMSNorm against its formula."""
+"""RMSNorm and LayerNorm against their formulas."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ouroboros.nn.norm import RMSNorm
+from ouroboros.config import NormSpec
+from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm
 
 
 def test_formula() -> None:
@@ -33,3 +35,37 @@ def test_zero_input_is_finite() -> None:
 
 def test_printed_form() -> None:
     assert repr(RMSNorm(4, eps=1e-5)) == "RMSNorm(4, eps=1e-05)"
+
+
+def test_formula_of_layer_norm() -> None:
+    norm, x = LayerNorm(6, eps=1e-3), 3 * torch.randn(2, 5, 6) + 1
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + 1e-3) * norm.weight + norm.bias
+    torch.testing.assert_close(norm(x), expected)
+    published = torch.nn.LayerNorm(6, eps=1e-3)
+    published.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(norm(x), published(x))
+
+
+def test_layer_norm_starts_neutral_and_a_constant_is_nothing() -> None:
+    norm = LayerNorm(4)
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    torch.testing.assert_close(norm(x), (x - 2.5) / 1.25**0.5, atol=1e-5, rtol=0)
+    assert torch.equal(norm(torch.full((1, 4), 7.0)), torch.zeros(1, 4))
+    assert repr(norm) == "LayerNorm(4, eps=1e-05)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_layer_norm_is_computed_in_float32_or_wider(dtype: torch.dtype) -> None:
+    x = torch.tensor([[400.0, -400.0] * 4], dtype=dtype)  # its square overflows float16
+    y = LayerNorm(8).to(dtype)(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), x.double() / 400, atol=1e-2 if dtype != torch.float64 else 1e-9, rtol=0)
+
+
+def test_norm_by_specification() -> None:
+    for kind, expected in (("rms", RMSNorm), ("layer", LayerNorm)):
+        norm = build_norm(NormSpec(kind=kind, eps=3e-4), 6)
+        assert type(norm) is expected and norm.eps == 3e-4 and norm.weight.shape == (6,)

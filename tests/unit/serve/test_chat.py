@@ -59,6 +59,19 @@ def test_turns_grow_into_one_text(scripted, tokenizer):
     assert chat._prompt("and you?") == ([], b"hi\nhello\n\nand you?\n")
 
 
+def test_without_history_each_line_is_continued_by_itself(scripted, tokenizer):
+    answers = scripted(b"hello\n\nmore", b"hi")
+    chat = Chat(answers, tokenizer, Sampling(temperature=0.0, max_new_tokens=60), Writer(), history=False)
+    for _ in range(2):
+        chat.say("hi")
+    assert [turn.model for turn in chat.turns] == ["hello\n\nmore"] * 2  # and a blank line ends nothing
+    assert chat._prompt("and you?") == ([], b"and you?")
+    chat.turns *= 50
+    assert chat._prompt("x" * 40) == ([], b"x" * 40) and len(chat.turns) == 100 and "forgotten" not in chat.write.text
+    chat.template = FORMATS["qa"]
+    assert chat._prompt("Why?") == ([], b"Q: Why?\nA:") and chat._stop() == FORMATS["qa"].stop
+
+
 def test_how_fast_an_answer_came_is_said_on_request(scripted, tokenizer):
     chat = Chat(scripted(b"hello", b"hi\n"), tokenizer, Sampling(temperature=0.0), Writer(), shows_rate=True)
     chat.say("hi")

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from ouroboros.api import build
-from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec, Recipe, RopeSpec
+from ouroboros.config import (
+    AttentionSpec,
+    DeltaSpec,
+    FeedForwardSpec,
+    LoopSpec,
+    ModelSpec,
+    NormSpec,
+    OsamSpec,
+    Recipe,
+    RopeSpec,
+)
 from ouroboros.errors import OuroborosError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.serve import fast
@@ -31,7 +41,26 @@ FILTERS: dict[str, Any] = {
     "delta": DeltaSpec(values=2, compressor="token", embedding_conv=True),
     "mixer": AttentionSpec(num_heads=4, num_kv_heads=2, k_shift=True, v_shift=True),
 }
+PUBLISHED_STATE = dataclasses.replace(
+    BASE,
+    layout="1",
+    mixer=OsamSpec(buckets=64, readout_hidden=24, gate_cap=4.0),
+    ffn=FeedForwardSpec(kind="none"),
+    norm=NormSpec(kind="layer", placement="final", eps=1e-5),
+    tie_embeddings=False,
+)
+"""A memory of constant size and nothing else; its gates are wide open, so that what it remembers tells."""
+STATE = OsamSpec(buckets=64, readout_hidden=24, gate_cap=4.0, frequencies=2, decay=True, normalisation="rms")
 SPECS = {
+    "state as published": PUBLISHED_STATE,
+    "state, read now and then": dataclasses.replace(
+        PUBLISHED_STATE, mixer=dataclasses.replace(PUBLISHED_STATE.mixer, kupdate=3)
+    ),
+    "state, loop, registers": dataclasses.replace(BASE, mixer=STATE, registers=3),
+    "state, share_last_kv": dataclasses.replace(BASE, mixer=STATE, loop=LoopSpec(share_last_kv=True)),
+    "state, filters over tokens": dataclasses.replace(
+        BASE, layout="2", mixer=STATE, residual="delta", delta=DeltaSpec(values=2, compressor="token")
+    ),
     "loop": BASE,
     "plain": dataclasses.replace(BASE, layout="3", norm=NormSpec(placement="sandwich"), tie_embeddings=False),
     "registers": dataclasses.replace(BASE, registers=3, logit_softcap=20.0, embedding_norm=True),
@@ -113,13 +142,31 @@ def test_ends_at_the_end_of_text() -> None:
     assert found == expected == whole[: whole.index(whole[12], 7) + 1]
 
 
+def test_a_state_stays_where_it_is_and_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written: the same tensors at the same addresses, and no room for tokens besides."""
+    model, seen = model_of(SPECS["state, loop, registers"]), []
+    real = fast.next_logits
+
+    def noting(model: Any, token: torch.Tensor, at: torch.Tensor, held: Any, *rest: Any) -> torch.Tensor:
+        seen.append([(name, x.data_ptr(), tuple(x.shape)) for entry in held for name, x in entry.items()])
+        return real(model, token, at, held, *rest)
+
+    monkeypatch.setattr(fast, "next_logits", noting)
+    FastDecoder(compile=False).generate(model, prompt(), max_new_tokens=40, **GREEDY)
+    assert len(seen) == 39 and all(entries == seen[0] for entries in seen)
+    assert [name for name, _, _ in seen[0]] == ["state"] * 6
+    assert {shape for _, _, shape in seen[0]} == {(1, 2 * 32, 32 + 1)}
+
+
 @pytest.mark.timeout(240)
-def test_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "spec", [dataclasses.replace(BASE, layout="(1)x2", registers=2), PUBLISHED_STATE], ids=["keys and values", "state"]
+)
+def test_compiled(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """One program serves every buffer size, other weights, and greedy and sampled choice."""
     if fast.missing_compiler(torch.device("cpu")):
         pytest.skip("no compiler on this machine")
     monkeypatch.setattr(fast, "SMALLEST", 8)
-    spec = dataclasses.replace(BASE, layout="(1)x2", registers=2)
     model, decoder = model_of(spec), FastDecoder()
     for options in (GREEDY, SAMPLED):
         expected, found = both(decoder, model, prompt(), max_new_tokens=30, **options)

@@ -44,7 +44,7 @@ def test_every_parameter_of_every_recipe_is_in_one_group(name, size, matrix_opti
     assert members == Counter(id(p) for p in model.parameters() if id(p) not in untrained)
     decayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]}
     # Maps to a few numbers and filters are two-dimensional, but no matrices to orthogonalise or decay.
-    others = ("embed", "registers", "gate.proj", "value_proj", "compressor", "readout")
+    others = ("embed", "registers", "gate.proj", "value_proj", "compressor", "model.readout")
     matrices = (id(p) for n, p in model.named_parameters() if p.ndim == 2 and not any(part in n for part in others))
     assert decayed == (set(members) if chosen.optim.decay == "all" else set(matrices) - untrained)
 
@@ -199,7 +199,7 @@ def test_one_cycle_of_a_timed_run_counts_its_steps_at_the_pace_so_far(make, trai
 
 def test_telemetry_is_taken_on_request_alone(make, trainer_of):
     trainer = trainer_of(make(**{"train.accumulation": 2}))
-    assert [len(trainer.step(telemetry=True).telemetry or []), trainer.step().telemetry] == [2, None]
+    assert [len((trainer.step(telemetry=True).telemetry or {})["loops"]), trainer.step().telemetry] == [2, None]
     plain = trainer_of(make(**{"model.layout": "2"}))
     assert plain.step(telemetry=True).telemetry is None
 

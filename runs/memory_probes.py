@@ -1,0 +1,357 @@
+"""Study: what does a memory keep, and what does it cost? Attention, latent attention and OSAM at equal parameters.
+
+Four tasks, each trained at one size and scored at that size, twice and four times as much: multi-query associative
+recall, copy, a needle in noise, and the bundled text, byte by byte. Arms of a seed see the same sequences in the same
+order. Each arm's rate is the better of two on a seed of its own. Finished trainings in the working directory are kept.
+Prints one line of JSON and writes `table.md` and `picture.svg` into the working directory; what came out is told in
+`docs/studies/osam-probes.md`.
+
+    python runs/memory_probes.py --out work
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import probes_picture
+
+from ouroboros.accounting import cost
+from ouroboros.config import (
+    AttentionSpec,
+    DataSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    ModelSpec,
+    OptimSpec,
+    OsamSpec,
+)
+from ouroboros.data.probes import Batch, Copy, Needle, Probe, Recall
+from ouroboros.eval.stats import mean_interval
+
+HIDDEN = 64
+ARMS = ("attention", "latent attention", "osam", "osam as published")
+PUBLISHED = ARMS[-1]
+RATES = (1e-3, 3e-3)
+RATE_SEED = 100
+"""Of the trainings that choose a rate; no other uses it."""
+FACTORS = (1, 2, 4)
+"""Scored sizes as multiples of the trained one."""
+WINDOWS = 64
+"""Held-out windows of text."""
+PROMPT, NEW = 1024, 64
+"""Tokens in front of, and in, a timed continuation."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One task: how its sequences are made, trained and scored."""
+
+    size: int
+    """Trained, in the units of ``make``."""
+    steps: int
+    sequences: int
+    """Scored, of each size."""
+    make: Callable[[int], Probe]
+
+
+STUDIES = {
+    "recall": Study(4, 1000, 256, lambda n: Recall(pairs=n, queries=n, length=6 * n, keys=16, values=16)),
+    "copy": Study(16, 300, 128, lambda n: Copy(span=n, values=32)),
+    "needle": Study(64, 500, 512, lambda n: Needle(length=n, keys=4, values=16)),
+}
+TEXT_LENGTH, TEXT_STEPS, TEXT_BATCH, PROBE_BATCH = 256, 300, 8, 32
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows anywhere in a row of tokens; every token is to be predicted."""
+
+    tokens: np.ndarray
+    vocab_size: int
+
+    def sample(self, batch_size: int, seed: Any) -> Batch:
+        """A batch of windows of TEXT_LENGTH inputs and the token behind them."""
+        starts = np.random.default_rng(seed).integers(len(self.tokens) - TEXT_LENGTH, size=batch_size)
+        ids = self.tokens[starts[:, None] + np.arange(TEXT_LENGTH + 1)].astype(np.int64)
+        return Batch(ids, ids)
+
+
+def main() -> None:
+    """Choose rates, train every arm and seed, score, time decoding, and put it all together."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--tasks", nargs="+", default=[*STUDIES, "text"], help="some of them")
+    options.add_argument("--share", type=float, default=1.0, help="of the steps of each task, for a try")
+    options.add_argument("--rounds", type=int, default=7, help="turns of each arm when decoding is timed")
+    options.add_argument("--out", type=Path, required=True, help="working directory; finished trainings are kept")
+    chosen = options.parse_args()
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    log = Log(chosen.out / "trainings.jsonl")
+    tasks: dict[str, tuple[int, Any, Callable[[Any], list[float]]]] = {
+        name: (study.steps, study.make(study.size), lambda model, study=study: accuracies(model, study))
+        for name, study in STUDIES.items()
+    }
+    tasks["text"] = (TEXT_STEPS, *text_task(chosen.out / "data"))
+    found = {}
+    for name in chosen.tasks:
+        steps, task, score = tasks[name]
+        steps = max(1, round(steps * chosen.share))
+        found[name] = study_task(name, steps, task, score, range(chosen.seeds), log)
+    record = {
+        "study": "memory probes",
+        "seeds": chosen.seeds,
+        "share": chosen.share,
+        "tasks": found,
+        "tokens_per_second": decoding(tasks["text"][1].vocab_size, chosen.rounds),
+    }
+    (chosen.out / "table.md").write_text(table(record))
+    (chosen.out / "picture.svg").write_text(probes_picture.draw(record))
+    print(json.dumps(record))
+
+
+class Log:
+    """Finished trainings, one line of JSON each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.known = {self._key(entry): entry for entry in map(json.loads, lines)}
+
+    def get(self, compute: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
+        """The entry of ``key``, computed now unless it is there already."""
+        known = self.known.get(self._key(key))
+        if known is None:
+            known = key | compute()
+            self.known[self._key(key)] = known
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(known) + "\n")
+            print(json.dumps(known), file=sys.stderr, flush=True)
+        return known
+
+    @staticmethod
+    def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(entry[name] for name in ("task", "arm", "steps", "rate", "seed"))
+
+
+def arms(vocab_size: int) -> dict[str, ModelSpec]:
+    """Two blocks of each mixer; the feed-forward width makes up for what a mixer needs more or less than OSAM's."""
+    from ouroboros.recipes import recipe
+
+    osam = recipe("osam", "tiny").model
+    assert isinstance(osam.mixer, OsamSpec)
+    sizes = {"buckets": 4 * HIDDEN, "readout_hidden": HIDDEN}
+    base = dataclasses.replace(
+        osam,
+        layout="2",
+        vocab_size=vocab_size,
+        hidden_size=HIDDEN,
+        mixer=dataclasses.replace(osam.mixer, **sizes),
+        ffn=FeedForwardSpec(intermediate_size=3 * HIDDEN),
+    )
+    mixers = (AttentionSpec(num_heads=4), LatentAttentionSpec(num_heads=4), base.mixer, OsamSpec(**sizes))
+    made = {
+        name: equal_size(dataclasses.replace(base, mixer=mixer), base) for name, mixer in zip(ARMS, mixers, strict=True)
+    }
+    return made
+
+
+def equal_size(model: ModelSpec, target: ModelSpec) -> ModelSpec:
+    """``model`` with the feed-forward width that brings its parameters closest to the target's."""
+
+    def at(width: int) -> ModelSpec:
+        return dataclasses.replace(model, ffn=FeedForwardSpec(intermediate_size=width))
+
+    wanted = cost(target).parameters
+    best = min(range(1, 8 * HIDDEN), key=lambda width: abs(cost(at(width)).parameters - wanted))
+    assert abs(cost(at(best)).parameters / wanted - 1) < 0.01
+    return at(best)
+
+
+def optimiser(arm: str, rate: float) -> OptimSpec:
+    """AdamW for all; phases and gates of the published form learn ten times as fast, as published."""
+    return OptimSpec(
+        matrix_optimizer="adamw",
+        lr=rate,
+        scalar_lr=10 * rate if arm == PUBLISHED else None,
+        weight_decay=0.0,
+        warmup_fraction=0.1,
+        decay_fraction=0.3,
+    )
+
+
+def study_task(
+    name: str, steps: int, task: Any, score: Callable[[Any], list[float]], seeds: Sequence[int], log: Log
+) -> dict[str, Any]:
+    """All trainings of one task: rates, scores and intervals of every arm."""
+    from ouroboros.eval.probes import train_probe
+
+    text = name == "text"
+    better = min if text else max
+    specs, found = arms(task.vocab_size), {}
+    for arm, spec in specs.items():
+
+        def train(rate: float, seed: int, arm: str = arm, spec: ModelSpec = spec) -> dict[str, Any]:
+            start = time.process_time()
+            batch = TEXT_BATCH if text else PROBE_BATCH
+            model = train_probe(spec, task, optimiser(arm, rate), steps=steps, batch_size=batch, seed=seed)
+            seconds = time.process_time() - start
+            return {"scores": score(model), "cpu_seconds": round(seconds, 1)}
+
+        def entry(rate: float, seed: int, arm: str = arm, train: Any = train) -> dict[str, Any]:
+            return log.get(lambda: train(rate, seed), task=name, arm=arm, steps=steps, rate=rate, seed=seed)
+
+        tried = {rate: entry(rate, RATE_SEED)["scores"][0] for rate in RATES}
+        rate = better(tried, key=lambda rate: tried[rate])
+        runs = [entry(rate, seed) for seed in seeds]
+        found[arm] = {
+            "parameters": cost(spec).parameters,
+            "rates": {str(one): value for one, value in tried.items()},
+            "rate": rate,
+            "scores": [run["scores"] for run in runs],
+            "state_bytes": [state_bytes(spec, length_of(name, factor)) for factor in FACTORS],
+            "cpu_seconds": statistics.mean(run["cpu_seconds"] for run in runs),
+        }
+    base = found[ARMS[0]]["scores"]
+    for result in found.values():
+        pairs = list(zip(result["scores"], base, strict=True))
+        result["intervals"] = [interval([s[at] for s, _ in pairs]) for at in range(len(FACTORS))]
+        result["minus_attention"] = [interval([s[at] - b[at] for s, b in pairs]) for at in range(len(FACTORS))]
+    levels = [] if text else [levels_of(STUDIES[name], factor) for factor in FACTORS]
+    return {"steps": steps, "lengths": [length_of(name, factor) for factor in FACTORS], "levels": levels, "arms": found}
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95 % Student interval over seeds."""
+    return mean_interval(values).to_dict()
+
+
+def length_of(task: str, factor: int = 1) -> int:
+    """Tokens of a sequence, at so many times the trained size."""
+    return factor * TEXT_LENGTH if task == "text" else STUDIES[task].make(factor * STUDIES[task].size).length
+
+
+def levels_of(study: Study, factor: int) -> dict[str, float]:
+    """What the scored probe gives away without a memory."""
+    probe = study.make(factor * study.size)
+    return {"chance": probe.chance, "unbound": probe.unbound}
+
+
+def accuracies(model: Any, study: Study) -> list[float]:
+    """Share of right answers at every scored length, on sequences no training sees."""
+    from ouroboros.eval.probes import score_probe
+
+    return [
+        score_probe(model, study.make(factor * study.size).sample(study.sequences, (factor, 0, 1)))
+        for factor in FACTORS
+    ]
+
+
+def text_task(directory: Path) -> tuple[Text, Callable[[Any], list[float]]]:
+    """The bundled text, and the score: bits per byte over the second half of each length, in windows of the longest."""
+    from ouroboros.data import prepare
+    from ouroboros.eval.probes import position_nats
+
+    prepared = prepare(DataSpec(sequence_length=TEXT_LENGTH), directory)
+    held_out = prepared.tokens("test", 0)
+    longest = FACTORS[-1] * TEXT_LENGTH
+    starts = np.linspace(0, len(held_out) - longest - 1, WINDOWS).astype(int)
+    windows = held_out[starts[:, None] + np.arange(longest + 1)].astype(np.int64)
+
+    def score(model: Any) -> list[float]:
+        bits = position_nats(model, windows) / np.log(2)
+        return [float(bits[factor * TEXT_LENGTH // 2 : factor * TEXT_LENGTH].mean()) for factor in FACTORS]
+
+    return Text(prepared.train_tokens(0), prepared.tokenizer.hf.vocab_size), score
+
+
+def state_bytes(spec: ModelSpec, length: int) -> int:
+    """What a cache holds for one sequence behind ``length`` tokens, float32."""
+    total = cost(spec)
+    return total.cache_bytes_per_token() * length + total.state_bytes()
+
+
+def decoding(vocab_size: int, rounds: int) -> dict[str, float]:
+    """Tokens per second of one sequence at PROMPT tokens and more: medians of turns, prompt not counted.
+
+    The bytes of every cache are held against what accounting says.
+    """
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    from ouroboros.model.cache import cache_bytes
+    from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.serve.fast import FastDecoder
+
+    ids = torch.randint(0, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    decoder, models = FastDecoder(), {}
+    for arm, spec in arms(vocab_size).items():
+        torch.manual_seed(0)
+        models[arm] = OuroborosForCausalLM(OuroborosConfig.from_spec(spec)).eval()
+        store = DynamicCache(config=models[arm].config)
+        with torch.no_grad():
+            models[arm](ids, past_key_values=store)
+        assert cache_bytes(store) == state_bytes(spec, PROMPT), arm
+
+    def seconds(arm: str, new: int) -> float:
+        start = time.perf_counter()
+        decoder.generate(models[arm], ids, do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
+        return time.perf_counter() - start
+
+    rates: dict[str, list[float]] = {arm: [] for arm in models}
+    for turn in range(-1, rounds):  # the first turn compiles
+        for arm in models if turn % 2 else reversed(models):
+            taken = seconds(arm, NEW + 1) - seconds(arm, 1)
+            if turn >= 0:
+                rates[arm].append(NEW / taken)
+        print(f"decoding, turn {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+    return {arm: statistics.median(values) for arm, values in rates.items()}
+
+
+def table(record: dict[str, Any]) -> str:
+    """Every task and arm in a row: scores with half-widths of intervals, differences, state."""
+    lines = []
+    for name, task in record["tasks"].items():
+        heads = " | ".join(f"T = {length}" for length in task["lengths"])
+        lines += [f"**{name}**, {task['steps']} steps", "", f"| arm | rate | {heads} | state, kB | CPU s |"]
+        lines.append("|---" * (len(FACTORS) + 4) + "|")
+        for arm, found in task["arms"].items():
+            scores = " | ".join(shown(one) for one in found["intervals"])
+            state = ", ".join(f"{size / 1000:.1f}" for size in sorted(set(found["state_bytes"])))
+            lines.append(f"| {arm} | {found['rate']:g} | {scores} | {state} | {found['cpu_seconds']:.0f} |")
+        for level in ("chance", "unbound") if task["levels"] else ():
+            lines.append(f"| *{level}* | | {' | '.join(f'{one[level]:.3f}' for one in task['levels'])} | | |")
+        for arm in ARMS[1:]:
+            scores = " | ".join(shown(one, "+") for one in task["arms"][arm]["minus_attention"])
+            lines.append(f"| {arm} minus attention | | {scores} | | |")
+        lines.append("")
+    lines += ["| arm | parameters, text | tokens/s |", "|---|---|---|"]
+    for arm, rate in record["tokens_per_second"].items():
+        lines.append(f"| {arm} | {record['tasks']['text']['arms'][arm]['parameters']:,} | {rate:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(one: dict[str, Any], sign: str = "") -> str:
+    """Mean and half the width of the interval."""
+    half = "" if one["low"] is None else f" +- {(one['high'] - one['low']) / 2:.3f}"
+    return f"{one['mean']:{sign}.3f}{half}"
+
+
+if __name__ == "__main__":
+    main()

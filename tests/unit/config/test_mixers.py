@@ -1,0 +1,47 @@
+"""Ranges of the mixers' options; those of attention are tested with the model's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from ouroboros.config import ModelSpec, OsamSpec, from_dict, to_dict
+from ouroboros.errors import OuroborosError
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"buckets": 0}, r"mixer\.buckets must be >= 1, got 0"),
+        ({"kupdate": 0}, r"mixer\.kupdate must be >= 1, got 0"),
+        ({"readout_hidden": -1}, r"mixer\.readout_hidden must be >= 1, got -1"),
+        ({"frequencies": 0}, r"mixer\.frequencies must be >= 1"),
+        ({"gate_cap": 0.0}, r"mixer\.gate_cap must be > 0"),
+        ({"hash_seed": -1}, r"mixer\.hash_seed must be in"),
+        ({"dropout": 1.0}, r"mixer\.dropout must be in \[0, 1\), got 1\.0"),
+    ],
+)
+def test_osam_out_of_range(option: dict[str, Any], words: str) -> None:
+    with pytest.raises(OuroborosError, match=words):
+        OsamSpec(**option)
+
+
+def test_osam_in_a_file() -> None:
+    spec = ModelSpec(mixer=OsamSpec(buckets=3, decay=True))
+    assert from_dict(ModelSpec, to_dict(spec), where="model") == spec
+    assert to_dict(spec)["mixer"]["kind"] == "osam"
+
+
+def test_groups_of_coordinates_are_equal() -> None:
+    ModelSpec(hidden_size=12, mixer=OsamSpec(frequencies=4))
+    with pytest.raises(OuroborosError, match="mixer.frequencies"):
+        ModelSpec(hidden_size=12, mixer=OsamSpec(frequencies=5))
+
+
+def test_osam_defaults_are_the_published_ones() -> None:
+    published = {"buckets": 2048, "readout_hidden": 128, "kupdate": 1, "value_path": True, "freeze_phase": False}
+    published |= {"detach_state": True, "independent_hashes": False, "sketch_values": True, "frequencies": 1}
+    published |= {"decay": False, "normalisation": "count", "gate_cap": 0.25, "hash_seed": 42, "dropout": 0.0}
+    assert dataclasses.asdict(OsamSpec()) == {"kind": "osam", "freq_cache": False, **published}
