@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ouroboros.config import BottleneckAttentionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec
+from ouroboros.convert.checkpoint import Checkpoint, Published
 from ouroboros.convert.tensors import model_of
-from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.errors import check
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 logger = logging.getLogger(__name__)
-
-PICKLES = (".pth", ".pt", ".bin")
-SUFFIXES = (*PICKLES, ".safetensors")
-"""Files that :func:`read_checkpoint` reads."""
 
 _BLOCK = "model.decoder.layers.0."
 NAMES = {
@@ -61,7 +56,6 @@ _OPTIONAL = {"reasoning_tokens", _POSITIONS, "shared_block.attn.q_norm.scale", "
 _OUTPUT, _FREQUENCIES = "lm_head.weight", "shared_block.attn.rotary_emb.inv_freq"
 _DERIVED = {_OUTPUT, _FREQUENCIES}
 """Stored, but decided by other tensors: the output matrix is the embedding, the frequencies follow from the width."""
-_COMPILED = "_orig_mod."
 
 _PUBLISHED = {256: (4, 4), 512: (8, 8), 768: (12, 12)}
 """Width: heads and loops of the published presets."""
@@ -104,7 +98,7 @@ def shape_sizing(tensors: Mapping[str, Tensor], heads: int | None = None) -> Siz
     """What the tensors of a checkpoint say about its sizes; ``loops`` stays unknown.
 
     Args:
-        tensors: published names to tensors, see :func:`published_names`.
+        tensors: published names to tensors, see :meth:`~ouroboros.convert.checkpoint.Checkpoint.tensors`.
         heads: attention heads, needed where no norm of queries tells their width (the first revision) and the width
             is not one of the published presets'.
 
@@ -216,7 +210,7 @@ def to_model(
     """The published model with these tensors, float32, in evaluation mode.
 
     Args:
-        tensors: published names (a compiled model's prefix is removed) to tensors.
+        tensors: published names to tensors.
         loops: visits of the one block.
         heads: attention heads; only the first revision needs them, see :func:`shape_sizing`.
         logit_scale: factor of the logits.
@@ -228,7 +222,6 @@ def to_model(
         OuroborosError: names or shapes that do not belong together, an output matrix that is not the embedding, weights
             that are not finite.
     """
-    tensors = published_names(tensors)
     spec = to_spec(tensors, loops=loops, heads=heads, logit_scale=logit_scale, norm_eps=norm_eps, rope_base=rope_base)
     _check_derived(tensors, spec)
     for name, tensor in tensors.items():
@@ -242,120 +235,38 @@ def to_model(
     return model_of(spec, state, eos_token_id=eos_token_id)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion wrote."""
-
-    out: str
-    parameters: int
-    sizing: Sizing
-    positions: str
-    tokenizer: bool
-    """Whether ``out`` holds a tokenizer, without which the model cannot be used on text."""
-
-
 def convert(
-    source: Path, out: Path, *, loops: int | None = None, heads: int | None = None, tokenizer: Path | None = None
-) -> Converted:
-    """Write the model of a published checkpoint as the transformers directory ``out``, whole or not at all.
+    checkpoint: Checkpoint, *, loops: int | None = None, heads: int | None = None, eos_token_id: int | None = None
+) -> Published:
+    """The model of a published checkpoint.
 
     Args:
-        source: see :func:`read_checkpoint`.
-        out: new or empty directory.
+        checkpoint: what was read.
         loops: visits of the block; None takes those of the published preset of this width, with a warning.
         heads: attention heads, see :func:`shape_sizing`.
-        tokenizer: directory of the tokenizer that the model was trained with.
+        eos_token_id: end-of-text token for the configuration.
 
     Raises:
-        OuroborosError: a source that cannot be read or is no such model, a tokenizer of another vocabulary, an ``out``
-            that is not free.
+        OuroborosError: as :func:`to_model`; no ``loops`` and a width of no preset.
     """
-    from ouroboros.convert.directory import new_directory
-    from ouroboros.data.tokenize import load_tokenizer
-
-    with new_directory(out) as work:
-        text = None if tokenizer is None else load_tokenizer(tokenizer)
-        tensors = read_checkpoint(source)
-        try:
-            sizing = shape_sizing(tensors, heads)
-            visits = published_loops(sizing.d_model) if loops is None else loops
-            model = to_model(tensors, loops=visits, heads=heads, eos_token_id=None if text is None else text.eos_id)
-        except OuroborosError as error:
-            raise OuroborosError(f"{source}: {error}") from None
-        if text is not None:
-            check(
-                text.vocab_size == sizing.vocab_size,
-                f"{source} has a vocabulary of {sizing.vocab_size} and the tokenizer {tokenizer} of {text.vocab_size}:"
-                " give the one it was trained with",
-            )
-            text.save(work)
-        model.save_pretrained(work)
-    if text is None:
-        logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
-    return Converted(
-        out=str(out),
-        parameters=sum(p.numel() for p in model.parameters()),
-        sizing=dataclasses.replace(sizing, loops=visits),
-        positions=model.config.model_spec.positions,
-        tokenizer=text is not None,
+    tensors = checkpoint.tensors()
+    sizing = shape_sizing(tensors, heads)
+    visits = published_loops(sizing.d_model) if loops is None else loops
+    model = to_model(tensors, loops=visits, heads=heads, eos_token_id=eos_token_id)
+    sizes = dataclasses.asdict(dataclasses.replace(sizing, loops=visits))
+    return Published(
+        model=model,
+        sizes={**sizes, "positions": model.config.model_spec.positions},
+        summary=f"width {sizing.d_model}, {sizing.heads} heads, {visits} loops, {sizing.prefix_tokens} registers,"
+        f" vocabulary {sizing.vocab_size:,}",
     )
-
-
-def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their published names, without the prefix that saving a compiled model adds."""
-    return {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint under their published names, on the CPU.
-
-    ``.safetensors`` holds numbers only. A ``.pth`` file is a pickle, which in general runs code when it is read; here
-    torch's restricted reader (``weights_only=True``) admits tensors and plain containers and refuses everything else,
-    and nothing else in this library reads a pickle. Large files are mapped into memory, not copied.
-
-    Raises:
-        OuroborosError: no such file, another kind of file, damaged, or holding anything but tensors.
-    """
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "no such file"
-        raise OuroborosError(f"{path}: {what}; {SUPPORTED}")
-    if path.suffix not in SUFFIXES:
-        raise OuroborosError(f"{path}: unknown kind of file; {SUPPORTED}")
-    content = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
-    if not isinstance(content, Mapping) or not content:
-        raise OuroborosError(f"{path}: holds no dictionary of tensors; {SUPPORTED}")
-    for name, value in content.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor)):
-            raise OuroborosError(f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; {SUPPORTED}")
-    return published_names(content)
-
-
-SUPPORTED = f"give the weights of a published R-HRM model ({', '.join(SUFFIXES)}), for example best_model.pth"
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        # Files of the old format cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
-    except Exception as error:  # unpickling a damaged or foreign file can fail in any way; the user needs one line
-        reason = "it holds more than tensors, and reading it could run code" if "weights_only" in str(error) else ""
-        raise OuroborosError(f"{path}: cannot be read: {reason or first_line(error)}") from None
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # the reader has its own exceptions; the user needs one line
-        raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _check_names(tensors: Mapping[str, Tensor]) -> None:
     missing = sorted(NAMES.keys() - _OPTIONAL - tensors.keys())
     unknown = sorted(tensors.keys() - NAMES.keys() - _DERIVED)
-    check(not missing, f"not the tensors of an R-HRM model: {', '.join(missing[:5])} missing; {SUPPORTED}")
-    check(not unknown, f"not the tensors of an R-HRM model: {', '.join(unknown[:5])} unknown; {SUPPORTED}")
+    check(not missing, f"not the tensors of an R-HRM model: {', '.join(missing[:5])} missing")
+    check(not unknown, f"not the tensors of an R-HRM model: {', '.join(unknown[:5])} unknown")
 
 
 def _check_derived(tensors: Mapping[str, Tensor], spec: ModelSpec) -> None:

@@ -7,6 +7,7 @@ normaliser, no prefix space and no post-processor, and reload through ``AutoToke
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -156,6 +157,20 @@ class TextTokenizer:
                 )
             table[index] = bytes(values[char] for char in piece)
         return table
+
+    def padded(self, entries: int) -> TextTokenizer:
+        """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.
+
+        For models whose embedding was rounded up; an id that decodes to nothing stands for each of its spare rows.
+        """
+        spare = [AddedToken(f"<|unused{i}|>", special=True, normalized=False) for i in range(self.vocab_size, entries)]
+        if not self._foreign:
+            backend = Tokenizer.from_str(self.backend.to_str())
+            backend.add_special_tokens(spare)
+            return TextTokenizer(backend, eos_id=self.eos_id)
+        hf = copy.deepcopy(self._hf)
+        hf.add_tokens(spare, special_tokens=True)
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer`` loads without a network."""

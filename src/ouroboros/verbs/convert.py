@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,18 @@ from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_trans
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Make a model directory of a published R-HRM checkpoint."""
+    """Make a model directory of a published checkpoint: R-HRM or Deep Delta Learning, told by its content."""
 
     source: tyro.conf.Positional[Path]
-    """The checkpoint: best_model.pth or another .pth, .pt, .bin or .safetensors file of its tensors."""
+    """The checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory with one."""
     out: Path
     """Model directory to write; must be new or empty."""
     loops: int | None = None
-    """Loops it was trained with, which it does not say; by default those of the published preset of its width."""
+    """R-HRM: loops of training, which a file does not say; by default those of the published preset of its width."""
     heads: int | None = None
-    """Attention heads; needed for checkpoints of the first revision whose width is no published preset's."""
+    """R-HRM: attention heads; needed for the first revision where the width is no published preset's."""
+    config: Path | None = None
+    """Deep Delta Learning: its settings; by default config.json beside the weights."""
     tokenizer: Path | None = None
     """Directory of the tokenizer it was trained with (GPT-2's for the published ones), to go with the model."""
     json: bool = False
@@ -35,18 +36,19 @@ def convert(arguments: Sequence[str]) -> int:
     options = parse(ConvertOptions, "convert", arguments)
     log_to_stderr()
     quiet_transformers()
-    from ouroboros.convert import rhrm
+    from ouroboros.convert import systems
 
-    made = rhrm.convert(
-        options.source, options.out, loops=options.loops, heads=options.heads, tokenizer=options.tokenizer
+    made = systems.convert(
+        options.source,
+        options.out,
+        tokenizer=options.tokenizer,
+        loops=options.loops,
+        heads=options.heads,
+        config=options.config,
     )
     if options.json:
-        facts = dataclasses.asdict(made)
-        emit_json({"source": str(options.source), **facts.pop("sizing"), **facts})
+        facts = {"out": made.out, "parameters": made.parameters, "tokenizer": made.tokenizer}
+        emit_json({"source": str(options.source), "system": made.system, **made.sizes, **facts})
     else:
-        s = made.sizing
-        say(
-            f"{made.out}: {made.parameters:,} parameters, width {s.d_model}, {s.heads} heads, {s.loops} loops,"
-            f" {s.prefix_tokens} registers, vocabulary {s.vocab_size:,}"
-        )
+        say(f"{made.out}: {made.system}, {made.parameters:,} parameters, {made.summary}")
     return 0

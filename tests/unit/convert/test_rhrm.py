@@ -1,21 +1,22 @@
-"""Published R-HRM checkpoints: sizes from shapes, names, numbers of the original, files that are refused."""
+"""Published R-HRM checkpoints: sizes from shapes, names, numbers of the original, directories."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ouroboros.api import load, load_model
 from ouroboros.config import BottleneckAttentionSpec
 from ouroboros.convert import rhrm
-from ouroboros.convert.rhrm import convert, published_loops, published_sizing, read_checkpoint, shape_sizing, to_model
+from ouroboros.convert.checkpoint import Checkpoint
+from ouroboros.convert.rhrm import published_loops, published_sizing, shape_sizing, to_model
+from ouroboros.convert.systems import convert
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
@@ -172,7 +173,8 @@ def test_a_compiled_models_prefix_is_removed(place):
     """Of the whole model, or of the block alone."""
     stored = {n.replace(place, f"{place}_orig_mod.", 1) if place in n else n: t for n, t in checkpoint().items()}
     assert any("_orig_mod." in name for name in stored)
-    expected, found = (to_model(tensors, loops=2).state_dict() for tensors in (checkpoint(), stored))
+    read = Checkpoint(path=Path("x.pth"), content=stored).tensors()
+    expected, found = (to_model(tensors, loops=2).state_dict() for tensors in (checkpoint(), read))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -207,55 +209,6 @@ def test_tensors_that_are_no_such_model_are_named(edits, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["best_model.pth", "old.pt", "weights.safetensors"])
-def test_files_are_read(name, tmp_path):
-    path = tmp_path / name
-    tensors = checkpoint()
-    if path.suffix == ".safetensors":
-        save_file({n: t.clone() for n, t in tensors.items()}, path)
-    else:
-        torch.save(tensors, path, _use_new_zipfile_serialization=path.suffix == ".pth")
-    found = read_checkpoint(path)
-    assert found.keys() == tensors.keys() and all(torch.equal(found[n], tensors[n]) for n in tensors)
-
-
-class Harmful:
-    """Would make a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
-    torch.save({**checkpoint(), "harm": Harmful(tmp_path / "ran")}, tmp_path / "best_model.pth")
-    with pytest.raises(OuroborosError, match="it holds more than tensors, and reading it could run code") as caught:
-        read_checkpoint(tmp_path / "best_model.pth")
-    assert not (tmp_path / "ran").exists() and "\n" not in str(caught.value)
-
-
-def test_other_files_say_what_is_supported(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    for name in ("empty.pth", "bad.safetensors"):
-        (tmp_path / name).write_bytes(b"")
-    torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    torch.save({"step": 3}, tmp_path / "state.pth")
-    for name, words in (
-        ("nowhere.pth", "no such file; give the weights of a published R-HRM model"),
-        ("", "is a directory; give the weights"),
-        ("notes.txt", "unknown kind of file; give .*safetensors.*best_model.pth"),
-        ("empty.pth", "cannot be read: ."),
-        ("bad.safetensors", "cannot be read: ."),
-        ("list.pth", "holds no dictionary of tensors"),
-        ("state.pth", "entry 'step' is a int, not a tensor"),
-    ):
-        with pytest.raises(OuroborosError, match=words) as caught:
-            read_checkpoint(tmp_path / name)
-        assert "\n" not in str(caught.value)
-
-
 def test_a_directory_is_written_that_loads_as_the_same_model(tmp_path, caplog):
     torch.save(checkpoint(), tmp_path / "best_model.pth")
     byte_tokenizer().save(tmp_path / "tokenizer")
@@ -265,7 +218,8 @@ def test_a_directory_is_written_that_loads_as_the_same_model(tmp_path, caplog):
     with torch.no_grad():
         assert torch.equal(model(ids).logits, to_model(checkpoint(), loops=3)(ids).logits)
     assert tokenizer("a").input_ids == [97] and model.config.eos_token_id == 256
-    assert (made.sizing.loops, made.tokenizer, made.positions) == (3, True, "rope") and caplog.text == ""
+    assert (made.sizes["loops"], made.tokenizer, made.sizes["positions"]) == (3, True, "rope") and caplog.text == ""
+    assert made.system == "R-HRM"
     assert made.parameters == sum(p.numel() for p in model.parameters())
 
 

@@ -1,0 +1,115 @@
+"""Checkpoint files of other systems: where they lie, reading them without running code, and what was made of them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ouroboros.errors import OuroborosError, check, first_line
+
+if TYPE_CHECKING:
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+PICKLES = (".pth", ".pt", ".bin")
+SUFFIXES = (*PICKLES, ".safetensors")
+"""Files that :func:`read` reads."""
+IN_DIRECTORY = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights that transformers writes into a model directory; the first one present is read."""
+SUPPORTED = (
+    f"give a published checkpoint: a file of weights ({', '.join(SUFFIXES)}) or a directory with"
+    f" {' or '.join(IN_DIRECTORY)}"
+)
+_COMPILED = "_orig_mod."
+
+
+def published_name(name: str) -> str:
+    """``name`` without the prefix that saving a compiled model adds, to the whole of it or to a part."""
+    return name.replace(_COMPILED, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    path: Path
+    """The file of weights."""
+    content: Mapping[str, Any]
+    """Its dictionary: tensors and plain containers, nothing that runs."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The content as tensors under their :func:`published_name`.
+
+        Raises:
+            OuroborosError: an entry is something else.
+        """
+        for name, value in self.content.items():
+            check(
+                isinstance(value, Tensor),
+                f"entry {name!r} is a {type(value).__name__}, not a tensor: save the tensors alone",
+            )
+        return {published_name(name): value for name, value in self.content.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A checkpoint as a model of this library."""
+
+    model: OuroborosForCausalLM
+    sizes: dict[str, Any]
+    """Sizes and settings in the names of the source."""
+    summary: str
+    """The chief ones, for a reader."""
+
+
+def read(path: Path) -> Checkpoint:
+    """The dictionary in a published checkpoint, a file of weights or a directory with one; tensors on the CPU.
+
+    ``.safetensors`` holds numbers only. A ``.pth`` file is a pickle, which in general runs code when it is read; here
+    torch's restricted reader (``weights_only=True``) admits tensors and plain containers and refuses everything else,
+    and nothing else in this library reads a pickle. Large files are mapped into memory, not copied.
+
+    Raises:
+        OuroborosError: no such file, another kind of file, damaged, or holding anything but a dictionary with names.
+    """
+    path = _weights_in(path) if path.is_dir() else path
+    if not path.is_file():
+        raise OuroborosError(f"{path}: no such file; {SUPPORTED}")
+    if path.suffix not in SUFFIXES:
+        raise OuroborosError(f"{path}: unknown kind of file; {SUPPORTED}")
+    content = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
+    if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
+        raise OuroborosError(f"{path}: holds no dictionary of tensors; {SUPPORTED}")
+    return Checkpoint(path=path, content=content)
+
+
+def _weights_in(directory: Path) -> Path:
+    found = [directory / name for name in IN_DIRECTORY if (directory / name).is_file()]
+    if found:
+        return found[0]
+    parts = sorted(directory.glob("*.index.json"))
+    reason = f"its weights are in several files ({parts[0].name}), save them as one" if parts else "holds no weights"
+    raise OuroborosError(f"{directory}: {reason}; {SUPPORTED}")
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # Files of the old format cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
+    except Exception as error:  # unpickling a damaged or foreign file can fail in any way; the user needs one line
+        reason = "it holds more than tensors, and reading it could run code" if "weights_only" in str(error) else ""
+        raise OuroborosError(f"{path}: cannot be read: {reason or first_line(error)}") from None
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # the reader has its own exceptions; the user needs one line
+        raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None

@@ -1,0 +1,78 @@
+"""Which system a checkpoint is of, whose options are whose; the conversions are tested with each system."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ouroboros.api import load, load_with_text_tokenizer
+from ouroboros.convert.checkpoint import Checkpoint
+from ouroboros.convert.systems import SYSTEMS, convert, system_of
+from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.errors import OuroborosError
+
+
+def holding(*names: str) -> Checkpoint:
+    return Checkpoint(path=Path("some.pt"), content={name: torch.zeros(1) for name in names})
+
+
+def test_the_content_tells_the_system():
+    assert system_of(holding("ln_f.scale", "shared_block.ln1.scale")).name == "R-HRM"
+    for prefix in ("", "_orig_mod."):
+        assert system_of(holding(f"{prefix}transformer.h.0.ln_1.weight", "ln_f.weight")).name == "Deep Delta Learning"
+    assert len({system.name for system in SYSTEMS}) == len({system.mark for system in SYSTEMS}) == len(SYSTEMS)
+    with pytest.raises(OuroborosError, match=r"some.pt: holds a, b, c, \.\.\., .* \(R-HRM, Deep Delta Learning\)"):
+        system_of(holding("d", "c", "b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (320, None),  # 257 rounded up to a multiple of 64
+        (257, None),
+        (319, "has a vocabulary of 319 and the tokenizer .* of 257: give the one it was trained with"),
+        (384, "has a vocabulary of 384"),
+        (256, "has a vocabulary of 256"),
+    ],
+)
+def test_a_vocabulary_may_be_rounded_up(entries, words, tmp_path):
+    """The spare rows become ids that decode to nothing, so that the directory loads."""
+    tokenizer = byte_tokenizer()
+    tokenizer.save(tmp_path / "tokenizer")
+    d = 4
+    shapes = {"attn.c_q": (d, d), "attn.c_k": (d, d), "attn.c_v": (d, d), "attn.c_proj": (d, d), "ln_1": (d,)}
+    shapes |= {"ln_2": (d,), "mlp.c_fc1": (10, d), "mlp.c_fc2": (10, d), "mlp.c_proj": (d, 10)}
+    tensors = {f"transformer.h.0.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    tensors |= {"transformer.wte.weight": torch.ones(entries, d), "ln_f.weight": torch.ones(d)}
+    torch.save(tensors, tmp_path / "x.pt")
+    settings = {"num_attention_heads": 2, "head_dim": 2, "block_size": 8, "rope_ratio": 1.0}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    given = {"tokenizer": tmp_path / "tokenizer"}
+    if words is not None:
+        with pytest.raises(OuroborosError, match=words):
+            convert(tmp_path / "x.pt", tmp_path / "out", **given)
+        assert not (tmp_path / "out").exists()
+        return
+    made = convert(tmp_path / "x.pt", tmp_path / "out", **given)
+    assert (made.system, made.tokenizer, made.sizes["residual"]) == ("Deep Delta Learning", True, "additive")
+    model, text = load_with_text_tokenizer(tmp_path / "out")
+    assert text.vocab_size == model.config.vocab_size == entries and text.eos_id == 256
+    assert len(load(tmp_path / "out")[1]) == entries
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "owner"),
+    [
+        ("shared_block.x", {"config": Path("config.json")}, "this is a checkpoint of R-HRM, and --config is for Deep"),
+        ("transformer.h.0.x", {"loops": 3}, "Deep Delta Learning, and --loops is for R-HRM: leave it out"),
+        ("transformer.h.0.x", {"loops": None, "heads": 2}, "--heads is for R-HRM"),
+    ],
+)
+def test_options_of_another_system_are_refused(name, option, owner, tmp_path):
+    torch.save({name: torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(OuroborosError, match=f"x.pt: .*{owner}"):
+        convert(tmp_path / "x.pt", tmp_path / "out", **option)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
