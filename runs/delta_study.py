@@ -2,8 +2,9 @@
 
 Arms: ``additive``; ``write-only`` (the delta residual that erases nothing: its control); ``delta`` (vector state);
 ``delta 4`` (four value channels, channel compressor, embedding convolution). Layouts: plain, and the same blocks with a
-loop. Arms of a seed see the same text in the same order. The feed-forward width makes up for the residual's own
-parameters. Prints one line of JSON; `docs/studies/delta.md` tells what came out.
+loop; on the plain one ``delta 4`` has controls of its own, ``write-only 4`` (without erasing) and ``delta 4 copies``
+(without the embedding convolution). Arms of a seed see the same text in the same order. The feed-forward width makes up
+for the residual's own parameters. Prints one line of JSON; `docs/studies/delta.md` tells what came out.
 
     python runs/delta_study.py --steps 400 --seeds 3 --out work
 """
@@ -22,7 +23,7 @@ LAYOUTS = {"plain": "4", "loop": "1 (2)x2 1"}
 
 
 def main() -> None:
-    """Train every arm, score it on the held-out files, and compare with the additive arm seed by seed."""
+    """Train every arm, score it on the held-out files, and compare arms seed by seed."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--seeds", type=int, default=3)
@@ -36,7 +37,6 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     from ouroboros.accounting import cost
-    from ouroboros.eval.stats import mean_interval
 
     scores: dict[str, dict[int, float]] = {}
     sizes = {}
@@ -48,12 +48,6 @@ def main() -> None:
                 run = chosen.out / f"{layout}-{name.replace(' ', '')}-{seed}"
                 scores.setdefault(key, {})[seed] = measure(recipe, seed, run, chosen.max_bytes)
                 print(key, seed, f"{scores[key][seed]:.4f}", file=sys.stderr, flush=True)
-    differences = {}
-    for key, found in scores.items():
-        base = scores[f"{key.partition(',')[0]}, additive"]
-        if found is not base:
-            interval = mean_interval([found[seed] - base[seed] for seed in found])
-            differences[key] = dataclasses.asdict(interval)
     print(
         json.dumps(
             {
@@ -62,10 +56,22 @@ def main() -> None:
                 "seeds": chosen.seeds,
                 "parameters": sizes,
                 "bits_per_byte": {key: list(found.values()) for key, found in scores.items()},
-                "difference_from_additive": differences,
+                **{f"difference_from_{base}": differences(scores, base) for base in ("additive", "write-only")},
             }
         )
     )
+
+
+def differences(scores: dict[str, dict[int, float]], base: str) -> dict[str, Any]:
+    """Each arm minus the arm ``base`` of its layout: mean over seeds with a 95 % interval."""
+    from ouroboros.eval.stats import mean_interval
+
+    made = {}
+    for key, found in scores.items():
+        other = scores[f"{key.partition(',')[0]}, {base}"]
+        if found is not other:
+            made[key] = dataclasses.asdict(mean_interval([found[seed] - other[seed] for seed in found]))
+    return made
 
 
 def arms(layout: str, steps: int) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
     plain = recipe("gpt", "tiny")
     plain = dataclasses.replace(
         plain,
-        model=dataclasses.replace(plain.model, layout=LAYOUTS[layout]),
+        model=dataclasses.replace(plain.model, layout=LAYOUTS[layout], vocab_size=1024),
         data=dataclasses.replace(plain.data, tokenizer="bpe:1024"),
         train=dataclasses.replace(plain.train, steps=steps, eval_every=0, checkpoint_every=0, compile="off"),
     )
@@ -85,6 +91,9 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
         "delta": DeltaSpec(),
         "delta 4": DeltaSpec(values=4, embedding_conv=True),
     }
+    if layout == "plain":  # what of a gain of the last one is the erasing, and what the convolution
+        kinds["write-only 4"] = DeltaSpec(values=4, embedding_conv=True, erase=False)
+        kinds["delta 4 copies"] = DeltaSpec(values=4)
     made = {"additive": plain}
     for name, delta in kinds.items():
         model = dataclasses.replace(plain.model, residual="delta", delta=delta)

@@ -140,6 +140,17 @@ def test_a_run_stopped_early_says_why_everywhere(cli, tiny, tmp_path):
         (["--optim.schedule", "linear"], 2, "'wsd', 'cosine', 'constant'"),
         (["--train.batch-size", "0"], 2, "train.batch_size must be >= 1, got 0"),
         (["--model.dropout", "1.5"], 2, "dropout must be in [0, 1), got 1.5"),
+        (
+            ["--model.residual", "delta", "--model.delta.beta-init", "2.5"],
+            2,
+            "delta.beta_init must be in [0, 2], got 2.5",
+        ),
+        (["--model.residual", "delta", "--model.zero-init-outputs"], 2, "direction has a gradient of 1 / delta.eps"),
+        (
+            ["--model.delta.values", "4", "--model.delta.kernel", "3"],
+            2,
+            "delta.kernel (3) must be at least delta.values",
+        ),
         (["--model.hidden-size", "17"], 2, "hidden_size (17) must be a multiple of mixer.num_heads (2)"),
         (["--seed", str(2**63)], 1, "train.seed must be within 63 bits"),
         (["--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5: the number of loops must be at least 1"),

@@ -87,6 +87,16 @@ class DeltaSpec:
             f"delta.kernel ({self.kernel}) must be at least delta.values ({self.values}) with the channel compressor:"
             " a smaller one leaves value channels unread",
         )
+        check(
+            self.values > 1 or not (self.embedding_conv or self.compressor == "token"),
+            "delta.embedding_conv and delta.compressor are parts of the expanded state: set delta.values to more than 1"
+            " (published: 4) or leave them out",
+        )
+
+    @property
+    def frozen_gate(self) -> bool:
+        """Whether the gate starts where its derivative is almost 0, so that it hardly learns."""
+        return min(self.beta_init, 2 - self.beta_init) < 1e-3
 
     @property
     def expanded(self) -> bool:

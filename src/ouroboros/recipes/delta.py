@@ -123,13 +123,6 @@ class OuroborosConfig:
         check(0 <= self.rope_ratio <= 1, f"rope_ratio must be in [0, 1], got {self.rope_ratio}")
         beta = self.ouroboros_beta_init
         check(0 <= beta <= 2, f"ouroboros_beta_init must be in [0, 2], the range of the gate 2 sigmoid(.), got {beta}")
-        if min(beta, 2 - beta) < 1e-3:
-            warnings.warn(
-                f"ouroboros_beta_init={beta} starts the gate where its derivative is almost 0, so it does not learn;"
-                " for a start near the identity take 0.01 to 0.1",
-                UserWarning,
-                stacklevel=3,
-            )
         values, kernel = self.ouroboros_value_channels, self.ouroboros_state_shortconv_kernel_size
         check(
             values > 1 or not (self.ouroboros_embedding_conv or self.ouroboros_compressor == "token"),
@@ -141,6 +134,13 @@ class OuroborosConfig:
             f"ouroboros_state_shortconv_kernel_size ({kernel}) must be at least ouroboros_value_channels ({values})"
             " with the channel compressor: a smaller filter leaves value channels unread",
         )
+        if self._delta().frozen_gate:
+            warnings.warn(
+                f"ouroboros_beta_init={beta} starts the gate where its derivative is almost 0, so it does not learn;"
+                " for a start near the identity take 0.01 to 0.1",
+                UserWarning,
+                stacklevel=3,
+            )
 
     @property
     def spec(self) -> ModelSpec:

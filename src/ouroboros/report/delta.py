@@ -151,9 +151,15 @@ class DeltaFacts:
         from ouroboros.eval.residuals import headline
 
         found = headline([use.summary for use in self.uses])
+        if not self.erase:
+            return (
+                f"Of {plural(found.residuals, 'residual')} none erases, because this control only writes; the median"
+                f" gate is below 0.5 in {found.keep}, from 0.5 to 1.5 in {found.erase}, and 1.5 or more in"
+                f" {found.reflect}."
+            )
         above = sum(use.summary.median_beta > 1 for use in self.uses)
         turns = "it turns round what lies along its" if above == 1 else "they turn round what lies along their"
-        sign = f", so {turns} direction" if self.erase and above else ""
+        sign = f", so {turns} direction" if above else ""
         return (
             f"Of {plural(found.residuals, 'residual')}, {found.keep} keep{_s(found.keep)} (median gate below 0.5),"
             f" {found.erase} erase{_s(found.erase)} and {found.reflect} reflect{_s(found.reflect)} (1.5 or more);"

@@ -51,7 +51,9 @@ def lead(facts: DeltaFacts) -> str:
     if not facts.ablations:
         parts.append("Forcing single gates would take too long for a model of this size, and is left out.")
     if not facts.erase:
-        parts.append("This is the control that only writes, so there is no eigenvalue, product or coupling to show.")
+        parts.append(
+            "This is the control that only writes, so there is no eigenvalue, regime, product or coupling to show."
+        )
     return _typeset(" ".join(parts))
 
 
@@ -66,12 +68,15 @@ def _name(facts: DeltaFacts, slot: int, sublayer: str) -> str:
 
 def _gates(facts: DeltaFacts) -> list[Picture]:
     closed, opened = _mean(facts, "gate_closed"), _mean(facts, "gate_open")
+    meaning = "0 leaves the state as it is, 1 replaces what it holds along k, 2 turns it round."
+    if not facts.erase:
+        meaning = "0 leaves the state as it is, 1 adds v along k, 2 adds twice as much."
     return [
         Picture(
             "Gate b by depth",
             charts.gate_chart(facts),
             "The stronger the colour, the more tokens have that gate; each column is scaled to its own fullest part."
-            " 0 leaves the state as it is, 1 replaces what it holds along k, 2 turns it round. Shares within 0.001 of"
+            f" {meaning} Shares within 0.001 of"
             f" the ends, where a gate has stopped learning: {percent(closed)} at 0, {percent(opened)} at 2. A gate says"
             " nothing of how much the state held along k: see what is erased and written.",
         ),
@@ -85,7 +90,7 @@ def _gates(facts: DeltaFacts) -> list[Picture]:
         ),
         Picture(
             "Keep, erase or reflect",
-            charts.regime_chart(facts),
+            charts.regime_chart(facts) if facts.erase else "",
             "Shares of the tokens with a gate below 0.5, from 0.5 to 1.5, and from 1.5 on. The cuts are a convention:"
             " the gate is continuous. A finer cut is in the table below.",
         ),

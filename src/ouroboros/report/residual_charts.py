@@ -92,7 +92,8 @@ def gate_chart(facts: DeltaFacts, *, ident: str = "delta-gate") -> str:
         _ticks_at(axes, places, [use.summary.median_beta for _, use in uses], "ink", "median", "-")
         _ticks_at(axes, places, [facts.start_gates[index] for index, _ in uses], "faint", "before training", ":")
         axes.set_ylim(-0.03, 2.03)
-        axes.set_yticks([0, 0.5, 1, 1.5, 2], ["0 keep", "0.5", "1 erase", "1.5", "2 reflect"])
+        ends = ["0 keep", "0.5", "1 erase", "1.5", "2 reflect"] if facts.erase else ["0", "0.5", "1", "1.5", "2"]
+        axes.set_yticks([0, 0.5, 1, 1.5, 2], ends)
         axes.set_ylabel("gate b")
         legend_above(axes, 4)
         return drawing.svg("Gate of each residual by depth, over the tokens of the sample")

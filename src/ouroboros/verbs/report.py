@@ -27,6 +27,9 @@ def report(arguments: Sequence[str]) -> int:
     log_to_stderr()
     from ouroboros.report import render, report_from_run
 
-    render(report_from_run(options.run), options.out)
+    page = report_from_run(options.run)
+    render(page, options.out)
     say(f"{options.out}: written")
+    if page.delta is not None:
+        say(page.delta.headline)
     return 0

@@ -9,6 +9,7 @@ import pytest
 from ouroboros.config import (
     AttentionSpec,
     BottleneckAttentionSpec,
+    DeltaSpec,
     FeedForwardSpec,
     LatentAttentionSpec,
     LoopSpec,
@@ -43,6 +44,14 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (ModelSpec, {"embedding_std": 0}, "embedding_std"),
     (ModelSpec, {"zero_init_outputs": True, "output_init": "depth_scaled"}, "exclude each other"),
     (ModelSpec, {"zero_init_outputs": True, "residual": "delta"}, "delta residual's direction"),
+    (DeltaSpec, {"values": 0}, "delta.values"),
+    (DeltaSpec, {"beta_init": 2.1}, r"delta.beta_init must be in \[0, 2\]"),
+    (DeltaSpec, {"beta_init": -0.1}, r"delta.beta_init must be in \[0, 2\]"),
+    (DeltaSpec, {"eps": 0}, "delta.eps"),
+    (DeltaSpec, {"value_scale": 0}, "delta.value_scale"),
+    (DeltaSpec, {"values": 5}, "leaves value channels unread"),
+    (DeltaSpec, {"compressor": "token"}, "set delta.values to more than 1"),
+    (DeltaSpec, {"embedding_conv": True}, "set delta.values to more than 1"),
     (LatentAttentionSpec, {"kv_rank": 0}, "mixer.kv_rank"),
     (LatentAttentionSpec, {"rope_dim": 3}, "mixer.rope_dim must be even"),
     (LatentAttentionSpec, {"query_rank": -1}, "mixer.query_rank"),
@@ -79,3 +88,13 @@ def test_resolved_sizes_of_latent_attention() -> None:
     assert LatentAttentionSpec(query_rank=0).latent_of_queries(256) == 0
     assert BottleneckAttentionSpec(num_heads=4).rank(256) == 64
     assert BottleneckAttentionSpec(num_heads=4, cache="latent").cached_heads() == 1
+
+
+def test_gates_that_start_where_they_hardly_learn() -> None:
+    assert [DeltaSpec(beta_init=start).frozen_gate for start in (0, 0.01, 1, 1.99, 2)] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]

@@ -187,6 +187,23 @@ def test_foreign_directory(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "copy").encode(CODE).tolist() == loaded.encode(CODE).tolist()
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_padding_adds_ids_that_no_text_has(foreign: bool, tmp_path: Path) -> None:
+    if foreign:
+        save_foreign(tmp_path)
+    tokenizer = load_tokenizer(tmp_path) if foreign else tokenize.byte_tokenizer()
+    size, text = tokenizer.vocab_size, b"some text <|unused300|> <|unused%d|>" % tokenizer.vocab_size
+    padded = tokenizer.padded(size + 9)
+    assert (padded.vocab_size, padded.eos_id, tokenizer.vocab_size) == (size + 9, tokenizer.eos_id, size)
+    padded.save(tmp_path / "padded")
+    for found in (padded, load_tokenizer(tmp_path / "padded")):
+        assert found.vocab_size == size + 9
+        assert found.encode(text).tolist() == tokenizer.encode(text).tolist()
+        assert found.decode([*found.encode(text), *range(size, size + 9)]) == text
+        assert found.token_bytes()[size:].tolist() == [0] * 9
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "padded", local_files_only=True)) == size + 9
+
+
 def test_normalising_tokenizer_is_not_lossless(tmp_path: Path) -> None:
     save_foreign(tmp_path, normalizer={"type": "Lowercase"})
     loaded = load_tokenizer(tmp_path)

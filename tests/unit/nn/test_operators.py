@@ -222,9 +222,8 @@ def test_low_precision_states_are_summed_wider() -> None:
     assert torch.equal(operator.apply(x), exact.bfloat16())
 
 
-@pytest.mark.parametrize("values", [1, 4])
-def test_properties_hold_in_a_running_model(values: int) -> None:
-    """The state after each residual is the update of the state before it, contracts along k, and can be inverted."""
+def running_model(values: int, eps: float = 1e-6) -> tuple[OuroborosForCausalLM, Tensor]:
+    """A looped model with gates all over (0, 2), as after training, and ids for it; a large ``eps`` shortens k."""
     spec = ModelSpec(
         layout="1 (1)x2 1",
         vocab_size=61,
@@ -232,14 +231,21 @@ def test_properties_hold_in_a_running_model(values: int) -> None:
         mixer=AttentionSpec(num_heads=2, qk_norm="after_rope"),
         ffn=FeedForwardSpec(intermediate_size=85),
         residual="delta",
-        delta=DeltaSpec(values=values),
+        delta=DeltaSpec(values=values, eps=eps),
     )
     model = OuroborosForCausalLM(OuroborosConfig(spec=to_dict(spec)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".gate." in name:  # gates all over (0, 2), as after training
+            if ".gate." in name:
                 parameter.normal_(std=1.5)
-    ids, states = torch.randint(61, (2, 9)), []
+    return model, torch.randint(61, (2, 9))
+
+
+@pytest.mark.parametrize("values", [1, 4])
+def test_properties_hold_in_a_running_model(values: int) -> None:
+    """The state after each residual is the update of the state before it, contracts along k, and can be inverted."""
+    model, ids = running_model(values)
+    states = []
 
     def keep(visit: object, sublayer: str, residual: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         states.append((args[0], output))
@@ -264,3 +270,56 @@ def test_properties_hold_in_a_running_model(values: int) -> None:
     b = torch.stack([r.beta for r in records], dim=-1)
     spread = product_singular_values(k, b)
     assert spread.shape == (2, 9, 8, 8) and (spread <= 1 + 1e-6).all() and spread.min() < 0.9
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_the_spectrum_holds_for_directions_and_gates_of_a_running_model(eps: float) -> None:
+    """Facts of one shortcut against the matrix, with the true length of a guarded direction."""
+    records = record(*running_model(1, eps))
+    k = torch.stack([r.direction for r in records]).double().flatten(0, -2)
+    b = torch.stack([r.beta for r in records]).double().flatten()
+    operator, D, square = Erasure(k, b), k.shape[-1], k.square().sum(-1)
+    assert b.min() < 0.2 and b.max() > 1.8 and ((square > 0.999).all() if eps < 1e-3 else square.max() < 0.99)
+    A, eye, outer = operator.dense(), torch.eye(D, dtype=k.dtype), k[:, :, None] * k[:, None, :]
+    close(operator.eigenvalue, 1 - b * square)
+    close(operator.eigenvalues(), torch.linalg.eigvalsh(A))
+    close(operator.singular_values(), torch.linalg.svdvals(A))
+    close(operator.determinant, torch.linalg.det(A))
+    close(operator.trace, A.diagonal(dim1=-2, dim2=-1).sum(-1))
+    close(A.mT @ A, eye - (b * (2 - b * square))[:, None, None] * outer)
+    assert (torch.linalg.matrix_norm(A, ord=2) <= 1 + 1e-6).all()
+    across = torch.linalg.qr(torch.cat((k[:, :, None], eye[:, :3].expand(len(k), D, 3)), dim=-1)).Q[..., 1]
+    close(operator.apply(across), across)
+    sure = operator.eigenvalue.abs() > 1e-3
+    inverse = torch.stack([Erasure(k[sure], b[sure]).inverse(row.expand(int(sure.sum()), D)).x for row in eye], dim=-1)
+    close(inverse, torch.linalg.inv(A[sure]), 1e-8)
+    torch.testing.assert_close(operator.condition[sure], torch.linalg.cond(A[sure]), atol=0, rtol=1e-6)
+    unit = k / square.sqrt()[:, None]
+    for gate, defect in ((0.0, "involution"), (2.0, "involution"), (2.0, "orthogonality"), (1.0, "projection")):
+        assert getattr(Erasure(unit, torch.full_like(b, gate)), f"{defect}_defect").max() < 1e-12, (gate, defect)
+
+
+@pytest.mark.parametrize("values", [1, 4])
+def test_products_and_duality_hold_for_a_running_model(values: int) -> None:
+    """Two updates interact by the cross term, all of them by a product that is 1 outside their span; depth is time."""
+    records = record(*running_model(values))
+    k = torch.stack([r.direction for r in records], dim=-2).double()[0]
+    b = torch.stack([r.beta for r in records], dim=-1).double()[0]
+    v = torch.stack([r.value for r in records], dim=-2).double()[0]
+    N, D = k.shape[-2:]
+    eye, outer = torch.eye(D, dtype=k.dtype), k[..., :, None] * k[..., None, :]
+    first, second = (Erasure(k[:, at], b[:, at]).dense() for at in (0, 1))
+    angle = (k[:, 0] * k[:, 1]).sum(-1)
+    cross = (b[:, 0] * b[:, 1] * angle)[:, None, None] * k[:, 1, :, None] * k[:, 0, None, :]
+    singles = [b[:, at, None, None] * outer[:, at] for at in (0, 1)]
+    close(second @ first, eye - singles[0] - singles[1] + cross)
+    close(coherence(k)[:, 0, 1], angle)
+    A = eye.expand(len(k), D, D)
+    for at in range(N):
+        A = Erasure(k[:, at], b[:, at]).dense() @ A
+    exact, found = torch.linalg.svdvals(A), product_singular_values(k, b)[:, -1]
+    assert (exact <= 1 + 1e-6).all() and ((exact - 1).abs() > 1e-6).sum(-1).max() <= N
+    close(torch.cat((found, found.new_ones(len(k), D - N)), -1).sort(-1, descending=True).values, exact)
+    start = torch.randn(len(k), v.shape[-1], D, dtype=k.dtype, generator=torch.Generator().manual_seed(0))
+    deep = trajectory(start, k.transpose(0, 1), b.T, v.transpose(0, 1)).transpose(0, 1)
+    close(deltanet(k, b, v, start), deep, 1e-12)

@@ -204,6 +204,22 @@ def test_telemetry_is_taken_on_request_alone(make, trainer_of):
     assert plain.step(telemetry=True).telemetry is None
 
 
+def test_memories_have_telemetry_on_request_and_idle_buckets_are_named(make, trainer_of, caplog):
+    mixer = {"kind": "osam", "buckets": 200, "readout_hidden": 8}
+    trainer = trainer_of(make(**{"model.layout": "2", "model.mixer": mixer}))
+    assert "mixer.buckets is 200 and a width of 16 has 136 products" in caplog.text
+    (first, second) = (trainer.step(telemetry=True).telemetry or {})["memory"]
+    assert (first["slot"], second["slot"]) == (0, 1) and first["phi_norm"] > 0
+    assert trainer.step().telemetry is None
+
+
+def test_telemetry_changes_no_step(make, trainer_of):
+    recipe = make(**{"model.mixer": {"kind": "osam", "buckets": 20, "readout_hidden": 8, "dropout": 0.2}})
+    asked, plain = trainer_of(recipe), trainer_of(recipe)
+    for _ in range(2):
+        assert asked.step(telemetry=True).loss == plain.step().loss
+
+
 def test_the_curriculum_switches_loops_on_late(make, trainer_of):
     trainer = trainer_of(make(**{"train.steps": 6, "train.loops.curriculum": [[0.0, 1], [0.5, 2], [0.9, 3]]}))
     assert [trainer.step().loops for _ in range(6)] == [1, 1, 1, 2, 2, 3]

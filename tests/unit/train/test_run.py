@@ -340,6 +340,15 @@ def test_a_budget_of_minutes_counts_earlier_sessions(make, stop_at, tmp_path):
     assert rates[-1] < 0.3 * max(rates)  # the schedule follows the clock to its end
 
 
+def test_gates_that_will_not_learn_are_said(make, tmp_path, caplog):
+    start(make(**{"train.steps": 1, "model.residual": "delta", "model.delta.beta_init": 0.0}), tmp_path / "a")
+    assert "model.delta.beta_init 0 starts the gates where their derivative is almost 0" in caplog.text
+    caplog.clear()
+    start(make(**{"train.steps": 1, "model.delta.beta_init": 0.0}), tmp_path / "additive")
+    start(make(**{"train.steps": 1, "model.residual": "delta", "model.delta.beta_init": 0.01}), tmp_path / "b")
+    assert "derivative" not in caplog.text
+
+
 def test_what_is_no_run(tmp_path):
     with pytest.raises(OuroborosError, match=r"nope does not exist; start a run with `ouroboros train"):
         resume(tmp_path / "nope")
