@@ -28,8 +28,8 @@ def build(recipe: Recipe, *, eos_token_id: int | None = None) -> OuroborosForCau
 
     Args:
         recipe: what to build, for example ``ouroboros.RECIPES["loop"]``.
-        eos_token_id: end-of-text token; by default 256, the byte tokenizer's, where the recipe uses that tokenizer and its
-            vocabulary.
+        eos_token_id: end-of-text token; by default 256, the byte tokenizer's, where the recipe uses that tokenizer and
+            its vocabulary.
     """
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM

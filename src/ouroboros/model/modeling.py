@@ -43,6 +43,7 @@ from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.rope import Rope
+from ouroboros.optim import untrained_parameters
 from ouroboros.schedule import Schedule, Visit, parse
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -61,6 +62,15 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers says; what a part never trains stays frozen, which loading alone would undo."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        for name in untrained_parameters(model):
+            model.get_parameter(name).requires_grad_(False)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

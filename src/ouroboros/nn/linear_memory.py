@@ -105,7 +105,7 @@ def read_and_write(
         conjugate = turn._replace(frequency_D=-turn.frequency_D)  # of the flipped imaginary part
         turned = rotate_by(q, conjugate, reads, -middle)
         read = (turned.flatten(-2) @ local_k.flatten(-2).mT * before) @ v
-        if starts is not None:
+        if starts is not None and starts.values is not None:
             turned = turned if turn.decay_D is None else rotate_by(q, conjugate, reads)
             read = read + turned.flatten(-2) @ starts.values
         read = read.flatten(1, 2)[:, :rows]
@@ -181,13 +181,15 @@ def _carry(
     if state is not None:
         given = _Run(_pair(state[..., -1]), None if v_BNCE is None else state[..., :-1])
     if N == 1 and not wants_state:
-        return None if given is None else _Run(*(None if x is None else x[:, None] for x in given)), None
+        if given is None:
+            return None, None
+        return _Run(given.sums[:, None], None if given.values is None else given.values[:, None]), None
     used = N if wants_state else N - 1
     new_sums = local_k[:, :used].sum(2)
     new_values = None if v_BNCE is None else local_k[:, :used].flatten(-2).mT @ v_BNCE[:, :used]
     runs = [given or _Run(torch.zeros_like(new_sums[:, 0]), None if new_values is None else new_values[:, 0] * 0)]
     for index in range(used):
-        sums, values, steps = *runs[-1], length[:, index]
+        (sums, values), steps = runs[-1], length[:, index]
         sums = rotate_by(sums, turn, steps) + rotate_by(new_sums[:, index], turn, steps, -middle)
         if values is not None and new_values is not None:
             values = _turn_rows(values, turn, steps) + _turn_rows(new_values[:, index], turn, steps, -middle)

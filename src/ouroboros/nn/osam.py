@@ -98,7 +98,8 @@ class Osam(nn.Module):
         nn.init.constant_(self.gate_feature_raw, GATE_START)
         if spec.value_path:
             nn.init.constant_(self.gate_value_raw, GATE_START)
-        scales = torch.logspace(*(math.log10(scale) for scale in SCALES), spec.frequencies, dtype=torch.float64)
+        first, last = (math.log10(scale) for scale in SCALES)
+        scales = torch.logspace(first, last, spec.frequencies, dtype=torch.float64)
         if spec.frequencies == 1:
             nn.init.constant_(self.omega_raw, OMEGA_START)
         else:  # a quarter of a turn and a bit in each time scale

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, StaticCache
 
-from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec
+from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec, OsamSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM, OuroborosModel
@@ -481,3 +481,15 @@ class TestRim:
         logits = model.to(torch.bfloat16)(ids).logits
         assert logits.dtype == torch.bfloat16
         assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_what_a_part_never_trains_stays_frozen_when_a_model_is_loaded(tmp_path):
+    spec = ModelSpec(layout="1", vocab_size=11, hidden_size=8, mixer=OsamSpec(buckets=9, readout_hidden=5))
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
+    model.save_pretrained(tmp_path)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.rpartition("self_attn.")[2] for name in frozen} == {"k_proj.weight", "v_proj.weight", "theta_k_raw"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert {name for name, p in loaded.named_parameters() if not p.requires_grad} == frozen
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and {n for n, p in loaded.named_parameters() if not p.requires_grad} == frozen
