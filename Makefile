@@ -41,7 +41,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/test_house_rules.py
 
 bench: $(READY)
-	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/common%,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" $(ARGS); done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""What the benchmarks of OSAM share: what it is compared with.
+"""What the benchmarks of OSAM share: what it is compared with, and a second clock.
 
 :class:`StepLoop` is the recurrence as it is defined, one position after another with the whole state; the published
 program is loaded from where the user keeps it.
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,9 @@ class StepLoop(nn.Module):
             added = self.sketch(k_BD, 0.5 * torch.tanh(part.theta_k_raw) * k_BD + omega * position)
             K += added
             H.addcmul_(v_BD[:, None, :, None], added[:, :, None])
-        feature, value = (part.spec.gate_cap * torch.sigmoid(raw) for raw in (part.gate_feature_raw, part.gate_value_raw))
+        feature, value = (
+            part.spec.gate_cap * torch.sigmoid(raw) for raw in (part.gate_feature_raw, part.gate_value_raw)
+        )
         return self.model.model.norm(e_BD + feature * f_BD + value * w_BD)
 
     def sketch(self, size_BD: Tensor, angle_BD: Tensor) -> Tensor:
@@ -102,6 +106,13 @@ def spec_of(size: str, **mixer: Any) -> Any:
     spec = recipe("osam-published", size).model
     changed = dataclasses.replace(spec.mixer, freq_cache=size == "quick-start", **mixer)
     return dataclasses.replace(spec, vocab_size=VOCABULARY, mixer=changed)
+
+
+def clocked(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of wall clock, and of all threads' processor time, which other programs disturb less."""
+    start, used = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - start, time.process_time() - used
 
 
 def open_gates(model: Any) -> Any:

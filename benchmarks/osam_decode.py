@@ -1,8 +1,8 @@
 """OSAM decoding of one sequence, greedy: ours, a plain step loop and the published program; and what a long text costs.
 
 All arms have the same weights and read the memory at every token, as the published program does when it generates. The
-clock runs over the new tokens: the time of the same call with one new token is taken off. ``fast`` is the compiled step,
-``generate`` transformers' loop over the growing text, ``step loop`` keeps the whole state of 2 m + 2 d m numbers.
+clock runs over the new tokens: the time of the same call with one new token is taken off. ``fast`` is the compiled
+step, ``generate`` transformers' loop over the growing text, ``step loop`` keeps the whole state of 2 m + 2 d m numbers.
 ``--peer DIR`` (a checkout of osam) adds the published program.
 
 ``--long`` instead writes one text of ``--tokens`` tokens with the compiled step and then goes back and forth between
@@ -33,7 +33,8 @@ def main() -> None:
     """Run what was chosen."""
     options = parser(__doc__)
     options.add_argument("--recipe", default="osam-published", choices=("osam-published", "osam"), help="of --long")
-    options.add_argument("--size", help="default or quick-start (the default); of recipe osam tiny, small or base")
+    sizes = ("default", "quick-start", "tiny", "small", "base")
+    options.add_argument("--size", choices=sizes, help="quick-start is the default; small and base are of recipe osam")
     options.add_argument("--new", type=int, default=256, help="tokens of one turn")
     options.add_argument("--peer", help="directory of the published osam_minidemo.py")
     options.add_argument("--long", action="store_true", help="the cost of a long text instead")
@@ -48,7 +49,7 @@ def main() -> None:
 def compare(chosen: Any, started: float) -> None:
     """Tokens per second of every arm; the long text's measures in a few tokens with ``--quick``."""
     import torch
-    from common_osam import open_gates, spec_of
+    from common_osam import clocked, open_gates, spec_of
 
     size, new = ("tiny", 32) if chosen.quick else (chosen.size or "quick-start", chosen.new)
     model = open_gates(build(spec_of(size, kupdate=1))).eval()
@@ -58,12 +59,14 @@ def compare(chosen: Any, started: float) -> None:
     if chosen.peer:
         calls["published"] = published(chosen.peer, model)
         calls["published"](2)
-    tokens_of = dict.fromkeys(calls, new) | {name: new // 4 for name in ("step loop", "published")}  # they take long
+    tokens_of = dict.fromkeys(calls, new) | dict.fromkeys(("step loop", "published"), new // 4)  # they take long
+    processor: dict[str, list[float]] = {name: [] for name in calls}
 
     def speed_of(name: str) -> float:
-        tokens = tokens_of[name]
-        one, whole = (timed(lambda n=n: calls[name](n)) for n in (1, tokens))
-        return (tokens - 1) / max(whole - one, 1e-9)
+        whole, one = (clocked(lambda n=n: calls[name](n)) for n in (tokens_of[name], 1))
+        speed, of_processor = ((tokens_of[name] - 1) / max(a - b, 1e-9) for a, b in zip(whole, one))
+        processor[name].append(of_processor)
+        return speed
 
     arms = {name: (lambda name=name: speed_of(name)) for name in calls}
     speed = alternate(arms, chosen.rounds or (2 if chosen.quick else 9))
@@ -74,13 +77,18 @@ def compare(chosen: Any, started: float) -> None:
         size=size,
         new_tokens=new,
         tokens_per_second={name: spread(values) for name, values in speed.items()},
-        ratio={
-            name: {other: ratio(speed[name], speed[other]) for other in calls if other not in mine} for name in mine
-        },
+        tokens_per_second_of_processor_time={name: spread(values) for name, values in processor.items()},
+        ratio=ratios(mine, speed),
+        ratio_by_processor_time=ratios(mine, processor),
         same_tokens_as_generate=same,
         state_bytes=state_bytes(model),
         long=measured(model, 300, (64, 100), compiled=False, turns=4) if chosen.quick else None,
     )
+
+
+def ratios(mine: list[str], speed: dict[str, list[float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Every arm of ours against every other one."""
+    return {name: {other: ratio(speed[name], speed[other]) for other in speed if other not in mine} for name in mine}
 
 
 def calls_of(model: Any, ids: Any, *, compiled: bool) -> dict[str, Callable[[int], Any]]:
@@ -199,21 +207,19 @@ class Text:
 
 
 def measured(model: Any, tokens: int, early: tuple[int, int], *, compiled: bool, turns: int) -> dict[str, Any]:
-    """Write ``tokens`` tokens; bytes and memory on the way, and time per token after ``early[1]`` and after all."""
+    """Write ``tokens`` tokens; bytes and memory on the way, then time per token after ``early[1]`` and after all."""
     import torch
 
     from ouroboros.model.cache import cache_bytes
 
     with torch.no_grad():
-        text = begun(model, compiled=compiled)
-        size, memory = {}, {}
-        text.write(early[0] - PROMPT)
-        size[early[0]] = cache_bytes(text.store)
-        text.write(early[1] - early[0])
-        first, memory[early[1]] = text.copy(), resident()
-        whole = timed(lambda: text.write(tokens - early[1]))
-        size[tokens], memory[tokens] = cache_bytes(text.store), resident()
-        progress(f"{tokens} tokens: {whole:.1f} s, resident {memory}")
+        text = first = begun(model, compiled=compiled)
+        size, memory, whole = {}, {}, 0.0
+        for count in sorted({*early, *(tokens * part // 10 for part in range(1, 11))} - set(range(early[0]))):
+            whole += timed(lambda count=count: text.write(count - int(text.at)))
+            size[count], memory[count] = cache_bytes(text.store), resident()
+            progress(f"{count} tokens: {whole:.1f} s, {memory[count]:.1f} MB")
+            first = text.copy() if count == early[1] else first
         texts = {f"after {early[1]}": first, f"after {tokens}": text}
         ways = {"step of fast": "write", "model with cache": "write_with_cache"}
         seconds = {}

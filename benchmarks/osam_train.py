@@ -13,7 +13,6 @@ so does a second arm of ours.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,7 +41,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--size", default="default", choices=("default", "quick-start"))
     options.add_argument("--peer", help="directory of the published osam_minidemo.py")
-    options.add_argument("--all", action="store_true", help="bfloat16, compiled forms, and the program without telemetry")
+    options.add_argument(
+        "--all", action="store_true", help="bfloat16, compiled forms, and the program without telemetry"
+    )
     options.add_argument("--turn", type=float, default=1.0, help="seconds of a turn of ours, about")
     chosen = options.parse_args()
     started = load()
@@ -199,6 +200,8 @@ def turn_of(arm: Arm, length: int, seconds: float, processor: list[float]) -> Ca
 
     Steps of the loops are long and were warmed up by the comparison of losses: a turn is one step.
     """
+    from common_osam import clocked
+
     draw, repeats = windows_of(arm.rows, length), 1
     if arm.precision is not None:
         progress(f"first step: {timed(lambda: arm.step(draw())):.2f} s")
@@ -206,11 +209,9 @@ def turn_of(arm: Arm, length: int, seconds: float, processor: list[float]) -> Ca
     tokens = repeats * arm.rows * length
 
     def turn() -> float:
-        start, used = time.perf_counter(), time.process_time()
-        for _ in range(repeats):
-            arm.step(draw())
-        processor.append(tokens / (time.process_time() - used))
-        return tokens / (time.perf_counter() - start)
+        took, used = clocked(lambda: [arm.step(draw()) for _ in range(repeats)])
+        processor.append(tokens / used)
+        return tokens / took
 
     return turn
 
@@ -243,9 +244,7 @@ def ratios(arms: dict[str, Arm], speed: dict[str, list[float]]) -> dict[str, dic
         return ratio(one, other) | {"least": min(found), "most": max(found)}
 
     mine = [name for name, arm in arms.items() if arm.precision is not None]
-    return {
-        name: {other: compared(speed[name], speed[other]) for other in arms if other not in mine} for name in mine
-    }
+    return {name: {other: compared(speed[name], speed[other]) for other in arms if other not in mine} for name in mine}
 
 
 def floor_of(size: str, arms: dict[str, Arm], speed: dict[str, list[float]]) -> dict[str, Any]:

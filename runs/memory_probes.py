@@ -277,7 +277,7 @@ def text_task(directory: Path) -> tuple[Text, Callable[[Any], list[float]]]:
         bits = position_nats(model, windows) / np.log(2)
         return [float(bits[factor * TEXT_LENGTH // 2 : factor * TEXT_LENGTH].mean()) for factor in FACTORS]
 
-    return Text(prepared.train_tokens(0), prepared.tokenizer.hf.vocab_size), score
+    return Text(prepared.train_tokens(0), prepared.tokenizer.vocab_size), score
 
 
 def state_bytes(spec: ModelSpec, length: int) -> int:
@@ -309,9 +309,11 @@ def decoding(vocab_size: int, rounds: int) -> dict[str, float]:
             models[arm](ids, past_key_values=store)
         assert cache_bytes(store) == state_bytes(spec, PROMPT), arm
 
+    greedy = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+
     def seconds(arm: str, new: int) -> float:
         start = time.perf_counter()
-        decoder.generate(models[arm], ids, do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
+        decoder.generate(models[arm], ids, max_new_tokens=new, min_new_tokens=new, **greedy)
         return time.perf_counter() - start
 
     rates: dict[str, list[float]] = {arm: [] for arm in models}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("common"))
 
 
 def run(name: str) -> dict[str, Any]:
@@ -71,6 +71,27 @@ def check_delta_step(found: dict[str, Any]) -> None:
     parameters, shape = found["parameters"], found["shape"]
     assert parameters["1 value"] - parameters["additive"] == shape["blocks"] * 2 * (shape["width"] + 1) * 2
     assert set(found["ratio_to_additive"]["eager"]) == set(parameters) - {"additive"}
+
+
+def check_osam_train(found: dict[str, Any]) -> None:
+    """All positions at once, or one after another: the losses of three steps are those of one model."""
+    assert set(found["largest_difference_of_losses"]) == {"step loop"}
+    assert found["largest_difference_of_losses"]["step loop"] < 1e-4
+    assert set(found["ratio"]["ours"]) == set(found["ratio_by_processor_time"]["ours"]) == {"step loop"}
+    floor = found["floor"]
+    assert floor["percent_reached"]["ours"] < 100
+    assert floor["tokens_per_second"]["float32"] * floor["operations_per_token"] > 1e9
+
+
+def check_osam_decode(found: dict[str, Any]) -> None:
+    assert found["same_tokens_as_generate"] == {"fast": True, "generate": True, "step loop": True}
+    sizes, long = found["state_bytes"], found["long"]
+    assert sizes["few tokens"] == sizes["more tokens"] == sizes["predicted"] < sizes["step loop"]
+    assert set(long["state_bytes"].values()) == {sizes["predicted"]}
+    assert long["state_is_finite"]
+    assert set(long["late_to_early"]) == {"step of fast", "model with cache"}
+    memory = list(long["resident_megabytes"].values())
+    assert memory[1] - memory[0] < 8  # a text of 200 more tokens
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -68,8 +68,8 @@ def latent_attention(case: dict[str, Any], path: Path, work: Path) -> None:
 
     seen = Recorder()  # keys as the scores meet them
     y = layer(x, given, seen)
-    assert seen.prefix is not None
-    k, v = seen.prefix
+    k, v, *_ = seen.recorded()
+    assert k is not None and v is not None
     q = layer._heads(layer.q_b_proj(layer.q_a_proj(x)))
     q = rotate(layer.q_norm(q), *given.rotary)
     scores = (q @ k.mT / settings["head_dim"] ** 0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)

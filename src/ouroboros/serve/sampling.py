@@ -95,7 +95,8 @@ class Sampling:
         if ours and self.nucleus == "within" and (self.top_k or top_p):
             found.append(NucleusWithin(self.top_k, top_p))
         elif ours and self.nucleus == "pass":
-            found += [TopKLogitsWarper(self.top_k)] * (self.top_k > 0) + [NucleusPast(top_p)] * (top_p > 0)
+            found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+            found += [NucleusPast(top_p)] if top_p else []
         return found
 
     def with_value(self, name: str, text: str) -> Sampling:

@@ -146,10 +146,11 @@ def test_memory_is_extended_with_rotated_keys() -> None:
     layer, x, recorder = build(num_kv_heads=2), torch.randn(1, T, HIDDEN), Recorder()
     inputs = given(layer.spec)
     torch.testing.assert_close(layer(x, inputs, recorder), layer(x, inputs))
-    assert recorder.prefix is not None
+    recorded = recorder.recorded()
+    assert recorded.keys is not None and recorded.values is not None
     keys = layer.k_proj(x).view(1, T, 2, -1).transpose(1, 2)
-    torch.testing.assert_close(recorder.prefix[0], rotate(keys, *inputs.rotary))
-    assert recorder.prefix[1].shape == (1, 2, T, layer.head_dim)
+    torch.testing.assert_close(recorded.keys, rotate(keys, *inputs.rotary))
+    assert recorded.values.shape == (1, 2, T, layer.head_dim)
 
 
 def test_dropout_only_in_training() -> None:
