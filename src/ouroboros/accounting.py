@@ -7,6 +7,7 @@ Arithmetic counts a multiply-add as two operations and matrix products only, as 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from ouroboros.config import (
@@ -80,6 +81,8 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     parameters += spec.registers * spec.hidden_size + loop_parameters(spec, schedule)
     parameters += compressor_parameters(spec) + expansion_parameters(spec)
     parameters += spec.max_position_embeddings * spec.hidden_size if spec.positions == "learned" else 0
+    if isinstance(spec.mixer, OsamSpec) and spec.registers:  # which positions read is then told by the call
+        spec = dataclasses.replace(spec, mixer=dataclasses.replace(spec.mixer, kupdate=1))
     seen = context if isinstance(spec.mixer, OsamSpec) else context + spec.registers  # of which a state remains
     flops = run.num_visits * block_flops(spec, seen) + loop_flops(spec, run)
     flops += 2 * spec.vocab_size * spec.hidden_size

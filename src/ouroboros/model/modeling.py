@@ -155,6 +155,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise OuroborosError("give exactly one of input_ids and inputs_embeds")
         x_BTD = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        check(x_BTD.shape[1] > 0, "the text has no tokens: give at least one")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None and loops is None:
             past_key_values = DynamicCache(config=self.config)
