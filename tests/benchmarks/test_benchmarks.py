@@ -76,7 +76,7 @@ def check_delta_step(found: dict[str, Any]) -> None:
 def check_osam_train(found: dict[str, Any]) -> None:
     """All positions at once, or one after another: the losses of three steps are those of one model."""
     assert set(found["largest_difference_of_losses"]) == {"step loop"}
-    assert found["largest_difference_of_losses"]["step loop"] < 1e-4
+    assert found["largest_difference_of_losses"]["step loop"] < 1e-5  # another formula: 1e-4
     assert set(found["ratio"]["ours"]) == set(found["ratio_by_processor_time"]["ours"]) == {"step loop"}
     floor = found["floor"]
     assert floor["percent_reached"]["ours"] < 100

@@ -200,6 +200,7 @@ VARIANTS = {
     ),
     "osam spectral, dropout": combined(osam(buckets=101, readout_hidden=10, dropout=0.1), layout="(1)x1"),
     "osam kupdate": osam(kupdate=3, detach_state=True),
+    "osam kupdate, registers": combined(osam(kupdate=3), registers=3, layout="(1)x2"),
     "osam keys alone, registers": combined(osam(value_path=False), registers=3),
     "osam decay, registers": combined(osam(decay=True, frequencies=2), registers=3),
     "osam, share last kv": combined(osam(), loop(share_last_kv=True)),

@@ -207,6 +207,11 @@ class ModelSpec:
                 self.hidden_size % self.mixer.frequencies == 0,
                 f"mixer.frequencies ({self.mixer.frequencies}) must divide hidden_size ({self.hidden_size})",
             )
+            check(
+                not (self.registers and self.mixer.detach_state),
+                "registers reach the text through the memory alone, where mixer.detach_state lets no gradient pass:"
+                " set one of them off",
+            )
         elif self.mixer.head_dim is None:
             check(
                 self.hidden_size % self.mixer.num_heads == 0,

@@ -145,14 +145,13 @@ class Osam(nn.Module):
             memory: the state of this visit, read and replaced by the call; None: empty, and forgotten.
         """
         # Sums over a whole text need float32 whatever the products are computed in.
-        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+        T, dtype = x_BTD.shape[1], torch.promote_types(x_BTD.dtype, torch.float32)
         factors = self.factors(x_BTD, given, dtype)
         low = self._product_dtype(x_BTD)
         with torch.autocast(x_BTD.device.type, enabled=False):
             sums, read = self.remembered(factors, given, memory)
             count_BR1 = (self._positions(given, x_BTD, dtype) + 1)[..., None]
-            hidden_BRF = self._hidden(factors.query, sums, count_BR1, low)
-        T = x_BTD.shape[1]
+            hidden_BRF = self._hidden(factors.query, sums, count_BR1, low, alone=T == 1)
         skipped = F.gelu(self.readout_in.bias)  # where nothing is read, the readout maps 0
         feature_BTD = self.readout_out(self._drop(self._everywhere(hidden_BRF, skipped, given, T)))
         gate_feature, gate_value = self.gates(dtype)
@@ -231,11 +230,11 @@ class Osam(nn.Module):
         normed = self.value_norm(read.to(self.value_norm.weight.dtype))
         return self.value_out(self._drop(F.gelu(self.value_in(normed))))
 
-    def _hidden(self, query: Tensor, sums: Tensor, count_BR1: Tensor, low: torch.dtype) -> Tensor:
-        """The readout's hidden layer (B, R, F) behind its activation."""
+    def _hidden(self, query: Tensor, sums: Tensor, count_BR1: Tensor, low: torch.dtype, *, alone: bool) -> Tensor:
+        """The readout's hidden layer (B, R, F) behind its activation; ``alone``: of one token per sequence."""
         weight, bias = self.readout_in.weight, self.readout_in.bias
         # Only the largest product is worth a shorter format; sums and spectra are not.
-        if sums.shape[1] == 1:
+        if alone:
             return F.gelu(F.linear(self.feature(query, sums, count_BR1).to(low), weight.to(low), bias.to(low)))
         z_NF = map_of_convolution(
             query.flatten(0, 1) * self.spec.buckets**-0.5,

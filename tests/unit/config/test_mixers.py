@@ -45,3 +45,9 @@ def test_osam_defaults_are_the_published_ones() -> None:
     published |= {"detach_state": True, "independent_hashes": False, "sketch_values": True, "frequencies": 1}
     published |= {"decay": False, "normalisation": "count", "gate_cap": 0.25, "hash_seed": 42, "dropout": 0.0}
     assert dataclasses.asdict(OsamSpec()) == {"kind": "osam", "freq_cache": False, **published}
+
+
+def test_registers_that_could_not_be_trained_are_refused() -> None:
+    ModelSpec(registers=2, mixer=OsamSpec(detach_state=False))
+    with pytest.raises(OuroborosError, match=r"registers reach the text .* mixer\.detach_state"):
+        ModelSpec(registers=2, mixer=OsamSpec())
