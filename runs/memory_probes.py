@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -50,6 +51,10 @@ WINDOWS = 64
 """Held-out windows of text."""
 PROMPT, NEW = 1024, 64
 """Tokens in front of, and in, a timed continuation."""
+
+
+Score = Callable[[Any, bool], list[float]]
+"""Of a model, at every scored size; on other data while rates are chosen."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
     log = Log(chosen.out / "trainings.jsonl")
-    tasks: dict[str, tuple[int, Any, Callable[[Any], list[float]]]] = {
-        name: (study.steps, study.make(study.size), lambda model, study=study: accuracies(model, study))
+    tasks: dict[str, tuple[int, Any, Score]] = {
+        name: (study.steps, study.make(study.size), functools.partial(accuracies, study=study))
         for name, study in STUDIES.items()
     }
     tasks["text"] = (TEXT_STEPS, *text_task(chosen.out / "data"))
@@ -195,9 +200,7 @@ def optimiser(arm: str, rate: float) -> OptimSpec:
     )
 
 
-def study_task(
-    name: str, steps: int, task: Any, score: Callable[[Any], list[float]], seeds: Sequence[int], log: Log
-) -> dict[str, Any]:
+def study_task(name: str, steps: int, task: Any, score: Score, seeds: Sequence[int], log: Log) -> dict[str, Any]:
     """All trainings of one task: rates, scores and intervals of every arm."""
     from ouroboros.eval.probes import train_probe
 
@@ -211,7 +214,7 @@ def study_task(
             batch = TEXT_BATCH if text else PROBE_BATCH
             model = train_probe(spec, task, optimiser(arm, rate), steps=steps, batch_size=batch, seed=seed)
             seconds = time.process_time() - start
-            return {"scores": score(model), "cpu_seconds": round(seconds, 1)}
+            return {"scores": score(model, seed == RATE_SEED), "cpu_seconds": round(seconds, 1)}
 
         def entry(rate: float, seed: int, arm: str = arm, train: Any = train) -> dict[str, Any]:
             return log.get(lambda: train(rate, seed), task=name, arm=arm, steps=steps, rate=rate, seed=seed)
@@ -252,28 +255,28 @@ def levels_of(study: Study, factor: int) -> dict[str, float]:
     return {"chance": probe.chance, "unbound": probe.unbound}
 
 
-def accuracies(model: Any, study: Study) -> list[float]:
+def accuracies(model: Any, choosing: bool, study: Study) -> list[float]:
     """Share of right answers at every scored length, on sequences no training sees."""
     from ouroboros.eval.probes import score_probe
 
     return [
-        score_probe(model, study.make(factor * study.size).sample(study.sequences, (factor, 0, 1)))
+        score_probe(model, study.make(factor * study.size).sample(study.sequences, (factor, int(choosing), 1)))
         for factor in FACTORS
     ]
 
 
-def text_task(directory: Path) -> tuple[Text, Callable[[Any], list[float]]]:
+def text_task(directory: Path) -> tuple[Text, Score]:
     """The bundled text, and the score: bits per byte over the second half of each length, in windows of the longest."""
     from ouroboros.data import prepare
     from ouroboros.eval.probes import position_nats
 
     prepared = prepare(DataSpec(sequence_length=TEXT_LENGTH), directory)
-    held_out = prepared.tokens("test", 0)
     longest = FACTORS[-1] * TEXT_LENGTH
-    starts = np.linspace(0, len(held_out) - longest - 1, WINDOWS).astype(int)
-    windows = held_out[starts[:, None] + np.arange(longest + 1)].astype(np.int64)
 
-    def score(model: Any) -> list[float]:
+    def score(model: Any, choosing: bool) -> list[float]:
+        tokens = prepared.tokens("valid" if choosing else "test", 0)
+        starts = np.linspace(0, len(tokens) - longest - 1, WINDOWS).astype(int)
+        windows = tokens[starts[:, None] + np.arange(longest + 1)].astype(np.int64)
         bits = position_nats(model, windows) / np.log(2)
         return [float(bits[factor * TEXT_LENGTH // 2 : factor * TEXT_LENGTH].mean()) for factor in FACTORS]
 

@@ -3,6 +3,7 @@
 Parts, each with arms of its own; arms of a seed see the same text in the same order:
 
 - ``rates``: peak learning rates of the better form and of attention; on a seed and a split of their own.
+- ``starts``: starting values of the better form's gates and decays; likewise.
 - ``ablations``: the published model and its switches, on characters.
 - ``options``: the better form in a stack of blocks: every option left out by itself, or added by itself to the
   published form, other starting values, and two controls: no memory, and attention with as many parameters.
@@ -52,8 +53,8 @@ class Arm:
     """A recipe, and what is done with it besides training."""
 
     recipe: Any
-    raw: dict[str, float] = field(default_factory=dict)
-    """Other starting values of the mixers' parameters, by attribute."""
+    raw: dict[str, Any] = field(default_factory=dict)
+    """Other starting values of the mixers' parameters, by attribute: a number or a list."""
     also: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Names and mixer options with which the trained weights are scored once more."""
 
@@ -78,7 +79,7 @@ def main() -> None:
         for name, arm in make().items()
         if not chosen.arms or name in chosen.arms
     }
-    first, split = (100, "valid") if chosen.part == "rates" else (0, "test")
+    first, split = (100, "valid") if chosen.part in ("rates", "starts") else (0, "test")
     chosen.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in range(first, first + chosen.seeds):
@@ -142,7 +143,7 @@ def trained(arm: Arm, seed: int, out: Path) -> Any:
         for parameter, value in arm.raw.items():
             for name, tensor in model.named_parameters():
                 if name.endswith(f".{parameter}"):
-                    tensor.fill_(value)
+                    tensor.copy_(torch.as_tensor(value))
     trainer = Trainer(recipe, model, data, Workers())
     while not trainer.done:
         trainer.step()
@@ -337,10 +338,31 @@ def rates() -> dict[str, Arm]:
         for rate in (5e-3, 1e-2, 2e-2):
             recipe = with_optim(stack(mixer), lr=rate, embedding_lr=2 * rate, scalar_lr=None)
             arms[f"{mixer}, {rate:g}"] = Arm(recipe)
-    for rate in (3e-3, 5e-2):
+    for rate in (3e-3, 5e-2, 1e-1, 2e-1):
         recipe = with_optim(stack("osam"), lr=1e-2, embedding_lr=2e-2, scalar_lr=rate)
         arms[f"osam, 0.01, scalars {rate:g}"] = Arm(recipe)
     return arms
+
+
+def starts() -> dict[str, Arm]:
+    """Starting values of gates and of decays, at two rates of the single numbers."""
+    open_gates = {"gate_feature_raw": 0.0, "gate_value_raw": 0.0}
+    arms = {}
+    for rate in (1e-2, 5e-2):
+        recipe = with_optim(stack("osam"), lr=1e-2, embedding_lr=2e-2, scalar_lr=rate)
+        arms[f"{rate:g}"] = Arm(recipe)
+        arms[f"{rate:g}, gates 1"] = Arm(recipe, raw=open_gates)
+        for scales in ((1.25, 64), (1.25, 1024), (4, 64)):
+            arms[f"{rate:g}, scales {scales[0]} to {scales[1]}"] = Arm(recipe, raw={"decay_raw": decays(*scales)})
+        arms[f"{rate:g}, gates 1, scales 1.25 to 64"] = Arm(recipe, raw=open_gates | {"decay_raw": decays(1.25, 64)})
+    return arms
+
+
+def decays(shortest: float, longest: float) -> list[float]:
+    """Raw decays of the groups whose time scales, in tokens, lie between two at equal ratios."""
+    groups = BETTER["frequencies"]
+    scales = [shortest * (longest / shortest) ** (index / (groups - 1)) for index in range(groups)]
+    return [-math.log(scale - 1) for scale in scales]  # sigmoid of it is 1 / scale
 
 
 def options() -> dict[str, Arm]:
@@ -389,6 +411,7 @@ def depth() -> dict[str, Arm]:
 
 PARTS: dict[str, tuple[Callable[[], dict[str, Arm]], int, tuple[str, ...]]] = {
     "rates": (rates, 300, ()),
+    "starts": (starts, 300, ()),
     "ablations": (ablations, 200, ("base", "no memory")),
     "options": (options, 200, ("better", "published", "attention", "no memory")),
     "subword": (subword, 200, ("osam, bytes", "attention, bytes")),

@@ -107,14 +107,15 @@ def area(rate: float, rates: dict[str, float]) -> float:
 def legend(rates: dict[str, float]) -> list[str]:
     """Arms, and what length, size and lines mean."""
     parts = [text("Quality against what a sequence's memory costs", MARGIN, 24, "ink", size=17, weight=700)]
-    x = MARGIN
+    x = float(MARGIN)
     for index, (arm, rate) in enumerate(rates.items()):
-        glyph = 22 * (area(rate, rates) / area(1, {"": 1})) ** 0.5
-        words = f"{arm}, {rate:,.0f} tokens/s"
-        parts.append(text(chr(GLYPHS[index]), x, 52, arm_color(index), size=round(glyph)))
-        parts.append(text(words, x + 20, 50, "ink", size=12))
-        x += 30 + 6.2 * len(words)
-    notes = "Numbers at markers: length T of the scored sequences. Size of markers: decoded tokens per second."
+        words = f"{arm}, {rate:,.0f}/s"
+        parts.append(
+            text(chr(GLYPHS[index]), x, 50, arm_color(index), size=round(20 * (rate / max(rates.values())) ** 0.5))
+        )
+        parts.append(text(words, x + 19, 50, "ink", size=12))
+        x += 34 + 6.4 * len(words)
+    notes = "At the markers: tokens of the scored sequences, the first as in training. Size: tokens decoded per second."
     parts.append(text(notes, MARGIN, 72, "soft", size=12))
     return parts
 

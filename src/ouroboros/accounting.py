@@ -21,9 +21,9 @@ from ouroboros.config import (
 )
 from ouroboros.schedule import Schedule, parse
 
-CHUNK = 64
-"""Tokens that a constant-size memory works on at a time. With decays of at most 1 per token, the powers within a chunk
-stay far inside float32."""
+CHUNK, FADING_CHUNK = 128, 64
+"""Tokens that a constant-size memory works on at a time, without and with decay: with decays of at most 1 per token the
+powers within a chunk stay far inside float32."""
 BAND = 16
 """Coordinates of one band of a bilinear map: where it is symmetric, only products of a band with itself and with later
 coordinates are formed."""
@@ -250,7 +250,8 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
 
     A token meets those of its chunk, and behind the first chunk the state.
     """
-    d, chunk = hidden_size, min(context, CHUNK)
+    d, most = hidden_size, FADING_CHUNK if mixer.decay else CHUNK
+    chunk = min(context, most)
     symmetric = not mixer.independent_hashes and d > BAND
     if direct_is_faster(d, mixer.buckets, symmetric=symmetric):
         read = bilinear_flops(d, mixer.readout_hidden, symmetric=symmetric)
@@ -262,7 +263,7 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
         gram = 2 * 2 * d * d if mixer.sketch_values else 0
         read += gram + 2 * chunk * 3 * d + 2 * 2 * d * d
         total += 2 * d * d
-    if context > CHUNK:
+    if context > most:
         write, between = state_flops(mixer, d)
         total, read = total + write, read + between
     return total + read * -(-context // mixer.kupdate) // context

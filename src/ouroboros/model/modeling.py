@@ -155,7 +155,6 @@ class OuroborosModel(OuroborosPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise OuroborosError("give exactly one of input_ids and inputs_embeds")
         x_BTD = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        check(x_BTD.shape[1] > 0, "the text has no tokens: give at least one")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None and loops is None:
             past_key_values = DynamicCache(config=self.config)
@@ -268,6 +267,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
     ) -> Tensor:
         """Positions (B or 1, T) of this call's tokens in the text: as given, from a padding mask, or counted on."""
         T, limit = x_BTD.shape[1], self.spec.max_position_embeddings
+        check(T > 0, "the text has no tokens: give at least one")
         past = seen_tokens(store)
         if self.spec.positions == "learned" and isinstance(past, int) and past + T > limit:
             raise OuroborosError(

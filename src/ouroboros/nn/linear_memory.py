@@ -9,13 +9,14 @@ Shapes: B batch, T tokens, N chunks of C tokens, D coordinates, E value channels
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ouroboros.accounting import CHUNK
+from ouroboros.accounting import CHUNK, FADING_CHUNK
 
 
 class Turn(NamedTuple):
@@ -61,7 +62,7 @@ def read_and_write(
     *,
     wants_state: bool,
     every: int = 1,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What tokens read of the sum of keys and of the memory of values, and the state behind them all.
 
@@ -74,7 +75,7 @@ def read_and_write(
         padding: (B, T), 1 where real; None: all are.
         wants_state: whether the state behind all tokens is needed.
         every: tokens 0, every, 2 every, .. read.
-        chunk: tokens of a chunk, about.
+        chunk: tokens of a chunk, about; None chooses.
 
     Returns:
         The sums of keys (B, R, 2, D); what the queries read, ``Re(q S)`` (B, R, E) or None; the state or None.
@@ -84,6 +85,8 @@ def read_and_write(
         state = state.expand(B, -1, -1)  # that of a common prefix
     if T == 1:
         return _step(q_BR2D, keys, v_BTE, turn, state, padding)
+    if chunk is None:
+        chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
     size = T if chunk >= T else max(chunk // every, 1) * every
     rows = -(-T // every)
     key = Keys(*(_chunks(x, size) for x in keys))
@@ -100,16 +103,31 @@ def read_and_write(
         sums = sums + rotate_by(starts.sums[:, :, None], turn, reads)
     read = None
     if q_BR2D is not None and v is not None:
-        # Re(q k) = Re q Re k - Im q Im k
-        q = _chunks(q_BR2D * q_BR2D.new_tensor((1.0, -1.0))[:, None], -(-size // every))
-        conjugate = turn._replace(frequency_D=-turn.frequency_D)  # of the flipped imaginary part
-        turned = rotate_by(q, conjugate, reads, -middle)
-        read = (turned.flatten(-2) @ local_k.flatten(-2).mT * before) @ v
-        if starts is not None and starts.values is not None:
-            turned = turned if turn.decay_D is None else rotate_by(q, conjugate, reads)
-            read = read + turned.flatten(-2) @ starts.values
-        read = read.flatten(1, 2)[:, :rows]
+        q = _chunks(q_BR2D, -(-size // every))
+        read = _read_values(q, local_k, v, turn, reads, middle, before, starts).flatten(1, 2)[:, :rows]
     return sums.flatten(1, 2)[:, :rows], read, final
+
+
+def _read_values(
+    q: Tensor,
+    local_k: Tensor,
+    v: Tensor,
+    turn: Turn,
+    reads: Tensor,
+    middle: float,
+    before: Tensor,
+    starts: _Run | None,
+) -> Tensor:
+    """``Re(q S)`` of queries (B, N, R, 2, D): from their own chunk and from the state before it, (B, N, R, E)."""
+    # Re(q k) = Re q Re k - Im q Im k
+    q = q * q.new_tensor((1.0, -1.0))[:, None]
+    conjugate = turn._replace(frequency_D=-turn.frequency_D)  # of the flipped imaginary part
+    turned = rotate_by(q, conjugate, reads, -middle)
+    read = (turned.flatten(-2) @ local_k.flatten(-2).mT * before) @ v
+    if starts is not None and starts.values is not None:
+        turned = turned if turn.decay_D is None else rotate_by(q, conjugate, reads)
+        read = read + turned.flatten(-2) @ starts.values
+    return read
 
 
 class _Run(NamedTuple):
@@ -187,12 +205,15 @@ def _carry(
     used = N if wants_state else N - 1
     new_sums = local_k[:, :used].sum(2)
     new_values = None if v_BNCE is None else local_k[:, :used].flatten(-2).mT @ v_BNCE[:, :used]
-    runs = [given or _Run(torch.zeros_like(new_sums[:, 0]), None if new_values is None else new_values[:, 0] * 0)]
+    zero = _Run(torch.zeros_like(new_sums[:, 0]), None if new_values is None else torch.zeros_like(new_values[:, 0]))
+    runs = [given or zero]
     for index in range(used):
-        (sums, values), steps = runs[-1], length[:, index]
-        sums = rotate_by(sums, turn, steps) + rotate_by(new_sums[:, index], turn, steps, -middle)
-        if values is not None and new_values is not None:
-            values = _turn_rows(values, turn, steps) + _turn_rows(new_values[:, index], turn, steps, -middle)
+        steps, old = length[:, index], None if runs[-1] is zero else runs[-1]
+        sums = _advance(None if old is None else old.sums, new_sums[:, index], turn, steps, middle, rotate_by)
+        values = None
+        if new_values is not None:
+            before = None if old is None else old.values
+            values = _advance(before, new_values[:, index], turn, steps, middle, _turn_rows)
         runs.append(_Run(sums, values))
     starts = None
     if N > 1 or given is not None:
@@ -203,6 +224,17 @@ def _carry(
         column = runs[-1].sums.flatten(-2)[..., None]
         final = column if runs[-1].values is None else torch.cat((runs[-1].values, column), dim=-1)
     return starts, final
+
+
+def _advance(
+    old: Tensor | None, new: Tensor, turn: Turn, steps: Tensor, middle: float, turned: Callable[..., Tensor]
+) -> Tensor:
+    """A state behind a chunk, from that before it (None: empty) and what the chunk adds, faded to its middle."""
+    if old is None:
+        return turned(new, turn, steps, -middle)
+    if turn.decay_D is None:
+        return turned(old + new, turn, steps)
+    return turned(old, turn, steps) + turned(new, turn, steps, -middle)
 
 
 def _turn_rows(state: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tensor:
