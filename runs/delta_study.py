@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 LAYOUTS = {"plain": "4", "loop": "1 (2)x2 1"}
+BASES = ("additive", "write-only", "write-only 4", "delta 4 copies")
+"""What the other arms of a layout are compared with."""
 
 
 def main() -> None:
@@ -56,19 +58,19 @@ def main() -> None:
                 "seeds": chosen.seeds,
                 "parameters": sizes,
                 "bits_per_byte": {key: list(found.values()) for key, found in scores.items()},
-                **{f"difference_from_{base}": differences(scores, base) for base in ("additive", "write-only")},
+                **{f"difference_from_{base}": differences(scores, base) for base in BASES},
             }
         )
     )
 
 
 def differences(scores: dict[str, dict[int, float]], base: str) -> dict[str, Any]:
-    """Each arm minus the arm ``base`` of its layout: mean over seeds with a 95 % interval."""
+    """Each arm minus the arm ``base`` of its layout, if that has one: mean over seeds with a 95 % interval."""
     from ouroboros.eval.stats import mean_interval
 
     made = {}
     for key, found in scores.items():
-        other = scores[f"{key.partition(',')[0]}, {base}"]
+        other = scores.get(f"{key.partition(',')[0]}, {base}", found)
         if found is not other:
             made[key] = dataclasses.asdict(mean_interval([found[seed] - other[seed] for seed in found]))
     return made

@@ -202,7 +202,7 @@ def test_export_leaves_out_the_ids_that_are_not_published(tmp_path: Path, caplog
 
 OTHER = {
     "layout": {"layout": "2"},
-    "registers": {"registers": 2},
+    "registers": {"registers": 2, "mixer": OsamSpec(buckets=27, readout_hidden=5, detach_state=False)},
     "residual": {"residual": "delta"},
     "tie_embeddings": {"tie_embeddings": True, "head_std": None},
     "logit_scale": {"logit_scale": 0.5},

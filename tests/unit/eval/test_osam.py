@@ -58,6 +58,7 @@ def states_after(model: OuroborosForCausalLM, ids: Tensor) -> list[Tensor]:
 )
 @pytest.mark.parametrize("registers", [0, 2])
 def test_norms_are_those_of_the_sketched_states(mixer: dict[str, Any], registers: int) -> None:
+    mixer = {"detach_state": not registers, **mixer}
     model, ids = model_of(mixer, registers=registers), torch.randint(0, 31, (3, T))
     records = telemetry(model, ids, stride=1, rows=None)
     every = mixer.get("kupdate", 1)
@@ -117,7 +118,7 @@ def test_other_mixers_have_no_such_memory() -> None:
 
 def test_a_stride_that_meets_nothing_is_refused() -> None:
     with pytest.raises(OuroborosError, match="no position that reads is divisible by the stride 50"):
-        telemetry(model_of({}, registers=1), torch.zeros(1, 9, dtype=torch.long), stride=50)
+        telemetry(model_of({"detach_state": False}, registers=1), torch.zeros(1, 9, dtype=torch.long), stride=50)
 
 
 def test_reached_buckets_of_the_published_sizes() -> None:

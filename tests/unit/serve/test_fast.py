@@ -50,7 +50,15 @@ PUBLISHED_STATE = dataclasses.replace(
     tie_embeddings=False,
 )
 """A memory of constant size and nothing else; its gates are wide open, so that what it remembers tells."""
-STATE = OsamSpec(buckets=64, readout_hidden=24, gate_cap=4.0, frequencies=2, decay=True, normalisation="rms")
+STATE = OsamSpec(
+    buckets=64,
+    readout_hidden=24,
+    detach_state=False,
+    gate_cap=4.0,
+    frequencies=2,
+    decay=True,
+    normalisation="rms",
+)
 SPECS = {
     "state as published": PUBLISHED_STATE,
     "state, read now and then": dataclasses.replace(
