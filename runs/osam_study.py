@@ -289,7 +289,7 @@ def ablations() -> dict[str, Arm]:
 
 
 def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128, tokenizer: str = "bytes") -> Any:
-    """A stack of blocks with feed-forward networks around the better form, or around attention of as many parameters."""
+    """A stack of blocks with feed-forward networks around the better form, or around attention of equal size."""
     from ouroboros.config import AttentionSpec, FeedForwardSpec, OsamSpec
     from ouroboros.recipes import recipe
 
