@@ -87,7 +87,7 @@ def read_and_write(
         return _step(q_BR2D, keys, v_BTE, turn, state, padding)
     if chunk is None:
         chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
-    size = T if chunk >= T else max(chunk // every, 1) * every
+    size = min(T, T if chunk >= T else max(chunk // every, 1) * every)
     rows = -(-T // every)
     key = Keys(*(_chunks(x, size) for x in keys))
     at, length = _clock(key.size, T, padding)

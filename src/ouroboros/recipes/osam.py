@@ -59,7 +59,7 @@ def osam(size: str = "small") -> Recipe:
             ffn=FeedForwardSpec(intermediate_size=3 * hidden),
         ),
         data=DataSpec(tokenizer="bpe:4096" if size != "tiny" else "bytes", sequence_length=sequence),
-        optim=OptimSpec(lr=1e-2, scalar_lr=5e-2),
+        optim=OptimSpec(lr=1e-2, embedding_lr=2e-2, scalar_lr=5e-2),
         train=TrainSpec(batch_size=batch),
     )
 

@@ -123,3 +123,13 @@ def test_turns_add_up() -> None:
     size, angle = torch.randn(2, 4, D, dtype=DOUBLE)
     expected = size * torch.exp(1j * angle)
     torch.testing.assert_close(phased(size, angle), torch.stack((expected.real, expected.imag), dim=1))
+
+
+def test_reading_less_than_once_costs_no_more_than_the_text() -> None:
+    tokens, every = 200, 2**20
+    keys = Keys(*torch.randn(2, 1, tokens, 4))
+    turn = Turn(None, torch.rand(4))
+    sums, _, state = read_and_write(None, keys, None, turn, None, None, wants_state=True, every=every)
+    _, _, expected = read_and_write(None, keys, None, turn, None, None, wants_state=True)
+    assert sums.shape == (1, 1, 2, 4) and not sums.any()
+    torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
