@@ -3,8 +3,8 @@
 Four tasks, each trained at one size and scored at that size, twice and four times as much: multi-query associative
 recall, copy, a needle in noise, and the bundled text, byte by byte. Arms of a seed see the same sequences in the same
 order. Each arm's rate is the better of two on a seed of its own. Finished trainings in the working directory are kept.
-Prints one line of JSON and writes `table.md` and `picture.svg` into the working directory; what came out is told in
-`docs/studies/osam-probes.md`.
+Prints one line of JSON and writes `table.md` and `picture.svg` into the working directory. It has not been run
+whole yet.
 
     python runs/memory_probes.py --out work
 """
@@ -346,9 +346,10 @@ def table(record: dict[str, Any]) -> str:
             scores = " | ".join(shown(one, "+") for one in task["arms"][arm]["minus_attention"])
             lines.append(f"| {arm} minus attention | | {scores} | | |")
         lines.append("")
-    lines += ["| arm | parameters, text | tokens/s |", "|---|---|---|"]
+    name, task = list(record["tasks"].items())[-1]
+    lines += [f"| arm | parameters, {name} | tokens/s |", "|---|---|---|"]
     for arm, rate in record["tokens_per_second"].items():
-        lines.append(f"| {arm} | {record['tasks']['text']['arms'][arm]['parameters']:,} | {rate:,.0f} |")
+        lines.append(f"| {arm} | {task['arms'][arm]['parameters']:,} | {rate:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
