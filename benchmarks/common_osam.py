@@ -11,11 +11,12 @@ import dataclasses
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,6 +114,13 @@ def clocked(call: Callable[[], Any]) -> tuple[float, float]:
     start, used = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - start, time.process_time() - used
+
+
+def ratios(
+    mine: Sequence[str], speed: dict[str, list[float]], compared: Callable[..., dict[str, float]] = ratio
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Every arm of ours against every other one."""
+    return {name: {other: compared(speed[name], speed[other]) for other in speed if other not in mine} for name in mine}
 
 
 def open_gates(model: Any) -> Any:

@@ -48,7 +48,7 @@ def main() -> None:
 def compare(chosen: Any, started: float) -> None:
     """Tokens per second of every arm; the long text's measures in a few tokens with ``--quick``."""
     import torch
-    from common_osam import clocked, open_gates, spec_of
+    from common_osam import clocked, open_gates, ratios, spec_of
 
     size, new = ("tiny", 32) if chosen.quick else (chosen.size or "quick-start", chosen.new)
     model = open_gates(build(spec_of(size, kupdate=1))).eval()
@@ -83,11 +83,6 @@ def compare(chosen: Any, started: float) -> None:
         state_bytes=state_bytes(model),
         long=measured(model, 300, (64, 100), compiled=False, turns=4) if chosen.quick else None,
     )
-
-
-def ratios(mine: list[str], speed: dict[str, list[float]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Every arm of ours against every other one."""
-    return {name: {other: ratio(speed[name], speed[other]) for other in speed if other not in mine} for name in mine}
 
 
 def calls_of(model: Any, ids: Any, *, compiled: bool) -> dict[str, Callable[[int], Any]]:

@@ -38,6 +38,8 @@ class Arm(NamedTuple):
 
 def main() -> None:
     """Run the comparison."""
+    from common_osam import ratios
+
     options = parser(__doc__)
     options.add_argument("--size", default="default", choices=("default", "quick-start"))
     options.add_argument("--peer", help="directory of the published osam_minidemo.py")
@@ -59,6 +61,7 @@ def main() -> None:
         name: turn_of(arm, length, 0.0 if chosen.quick else chosen.turn, processor[name]) for name, arm in arms.items()
     }
     speed = alternate(turns, chosen.rounds or (2 if chosen.quick else 4 if size == "quick-start" else 7))
+    mine = [name for name, arm in arms.items() if arm.precision is not None]
     report(
         "osam_train",
         started,
@@ -67,8 +70,8 @@ def main() -> None:
         largest_difference_of_losses=differences,
         tokens_per_second={name: spread(values) for name, values in speed.items()},
         tokens_per_second_of_processor_time={name: spread(values) for name, values in processor.items()},
-        ratio=ratios(arms, speed),
-        ratio_by_processor_time=ratios(arms, processor),
+        ratio=ratios(mine, speed, with_range),
+        ratio_by_processor_time=ratios(mine, processor, with_range),
         floor=floor_of(size, arms, speed),
     )
 
@@ -236,15 +239,10 @@ def losses_differ(size: str, peer: str | None) -> dict[str, float]:
     }
 
 
-def ratios(arms: dict[str, Arm], speed: dict[str, list[float]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Every arm of ours against every other one: median and quartiles of the rounds' ratios, and their range."""
-
-    def compared(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-        found = [float(f"{a / b:.4g}") for a, b in zip(one, other)]
-        return ratio(one, other) | {"least": min(found), "most": max(found)}
-
-    mine = [name for name, arm in arms.items() if arm.precision is not None]
-    return {name: {other: compared(speed[name], speed[other]) for other in arms if other not in mine} for name in mine}
+def with_range(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of the rounds' ratios, and their range."""
+    found = [float(f"{a / b:.4g}") for a, b in zip(one, other)]
+    return ratio(one, other) | {"least": min(found), "most": max(found)}
 
 
 def floor_of(size: str, arms: dict[str, Arm], speed: dict[str, list[float]]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
     """The recipes of one layout, with equal numbers of parameters to within 1 %."""
     from ouroboros.config import DeltaSpec
     from ouroboros.recipes import recipe
+    from ouroboros.recipes.twin import equal_size
 
     plain = recipe("gpt", "tiny")
     plain = dataclasses.replace(
@@ -101,19 +102,6 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
         model = dataclasses.replace(plain.model, residual="delta", delta=delta)
         made[name] = dataclasses.replace(plain, model=equal_size(model, plain.model))
     return made
-
-
-def equal_size(model: Any, target: Any) -> Any:
-    """``model`` with the feed-forward width that brings its parameters closest to the target's."""
-    from ouroboros.accounting import cost
-
-    def at(width: int) -> Any:
-        return dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, intermediate_size=width))
-
-    wanted = cost(target).parameters
-    best = min(range(1, 2 * model.ffn.intermediate_size), key=lambda width: abs(cost(at(width)).parameters - wanted))
-    assert abs(cost(at(best)).parameters / wanted - 1) < 0.01
-    return at(best)
 
 
 def measure(recipe: Any, seed: int, run: Path, limit: int) -> float:

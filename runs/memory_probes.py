@@ -157,6 +157,7 @@ class Log:
 def arms(vocab_size: int) -> dict[str, ModelSpec]:
     """Two blocks of each mixer; the feed-forward width makes up for what a mixer needs more or less than OSAM's."""
     from ouroboros.recipes import recipe
+    from ouroboros.recipes.twin import equal_size
 
     osam = recipe("osam", "tiny").model
     assert isinstance(osam.mixer, OsamSpec)
@@ -174,18 +175,6 @@ def arms(vocab_size: int) -> dict[str, ModelSpec]:
         name: equal_size(dataclasses.replace(base, mixer=mixer), base) for name, mixer in zip(ARMS, mixers, strict=True)
     }
     return made
-
-
-def equal_size(model: ModelSpec, target: ModelSpec) -> ModelSpec:
-    """``model`` with the feed-forward width that brings its parameters closest to the target's."""
-
-    def at(width: int) -> ModelSpec:
-        return dataclasses.replace(model, ffn=FeedForwardSpec(intermediate_size=width))
-
-    wanted = cost(target).parameters
-    best = min(range(1, 8 * HIDDEN), key=lambda width: abs(cost(at(width)).parameters - wanted))
-    assert abs(cost(at(best)).parameters / wanted - 1) < 0.01
-    return at(best)
 
 
 def optimiser(arm: str, rate: float) -> OptimSpec:

@@ -292,6 +292,7 @@ def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128,
     """A stack of blocks with feed-forward networks around the better form, or around attention of equal size."""
     from ouroboros.config import AttentionSpec, FeedForwardSpec, OsamSpec
     from ouroboros.recipes import recipe
+    from ouroboros.recipes.twin import equal_size
 
     plain = recipe("osam", "tiny")
     better = OsamSpec(buckets=4 * hidden, readout_hidden=hidden, **BETTER)
@@ -304,31 +305,12 @@ def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128,
     )
     if mixer == "attention":
         attention = AttentionSpec(num_heads=max(hidden // 32, 1))
-        model = equal_size(dataclasses.replace(model, mixer=attention), size_of(model))
+        model = equal_size(dataclasses.replace(model, mixer=attention), model)
     data = dataclasses.replace(plain.data, tokenizer=tokenizer, sequence_length=sequence)
     made = dataclasses.replace(plain, model=model, data=data)
     rates = RATES[mixer]
     made = with_optim(made, embedding_lr=2 * rates["lr"], **rates)
     return with_train(made, batch_size=8, eval_every=0, compile="off", precision="fp32")
-
-
-def size_of(model: Any) -> int:
-    """Parameters of a model."""
-    from ouroboros.accounting import cost
-
-    return cost(model).parameters
-
-
-def equal_size(model: Any, wanted: int) -> Any:
-    """``model`` with the feed-forward width that brings its parameters closest to the number wanted."""
-
-    def at(width: int) -> Any:
-        return dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, intermediate_size=width))
-
-    slope = size_of(at(2)) - size_of(at(1))
-    best = at(max(1, 1 + round((wanted - size_of(at(1))) / slope)))
-    assert abs(size_of(best) / wanted - 1) < 0.01, (size_of(best), wanted)
-    return best
 
 
 def rates() -> dict[str, Arm]:
@@ -387,24 +369,26 @@ def options() -> dict[str, Arm]:
 
 def subword() -> dict[str, Arm]:
     """Vocabularies at equal parameters; a step sees as many bytes, and a window spans as many."""
+    from ouroboros.recipes.twin import equal_size
+
     largest, window, arms = stack("osam", tokenizer="bpe:4096"), 192, {}
-    wanted = size_of(largest.model)
     for mixer in ("osam", "attention"):
         for tokenizer, size, ratio in (("bytes", 257, 1.0), ("bpe:1024", 1024, 2.9), ("bpe:4096", 4096, 3.8)):
             recipe = stack(mixer, sequence=round(window / ratio), tokenizer=tokenizer)
-            model = equal_size(dataclasses.replace(recipe.model, vocab_size=size), wanted)
+            model = equal_size(dataclasses.replace(recipe.model, vocab_size=size), largest.model)
             arms[f"{mixer}, {tokenizer}"] = Arm(dataclasses.replace(recipe, model=model))
     return arms
 
 
 def depth() -> dict[str, Arm]:
     """Stacks of equal parameters: fewer blocks have wider feed-forward networks."""
-    arms = {}
-    wanted = size_of(stack("osam", blocks=4).model)
+    from ouroboros.recipes.twin import equal_size
+
+    arms, largest = {}, stack("osam", blocks=4)
     for mixer in ("osam", "attention"):
         for blocks in (1, 2, 4):
             recipe = stack(mixer, blocks=blocks)
-            model = equal_size(recipe.model, wanted)
+            model = equal_size(recipe.model, largest.model)
             arms[f"{mixer}, {blocks} blocks"] = Arm(dataclasses.replace(recipe, model=model))
     return arms
 

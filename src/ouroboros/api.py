@@ -131,7 +131,7 @@ def model_directory(path: str | Path) -> Path:
     if path.suffix in _PICKLES:
         raise OuroborosError(
             f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
-            " (`ouroboros convert` makes a model directory of a published R-HRM checkpoint)"
+            " (`ouroboros convert` makes a model directory of a published checkpoint)"
         )
     if path.is_file():
         raise OuroborosError(f"{path} is a file; give a run directory or a transformers directory")

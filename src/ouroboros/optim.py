@@ -74,7 +74,7 @@ def untrained_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that are never trained, by specification; a tied one under its first name.
 
     A module declares its own in an instance attribute ``untrained``, a set of dotted names relative to the module. Its
-    arithmetic gives them no gradient, whatever their ``requires_grad`` says (``from_pretrained`` sets it everywhere).
+    arithmetic gives them no gradient, whatever their ``requires_grad`` says.
 
     Raises:
         OuroborosError: a declared name that is no parameter of its module.

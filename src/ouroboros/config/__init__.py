@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from ouroboros.config.codec import from_dict, from_json, to_dict, to_json
 from ouroboros.config.data import DataSpec, FilterSpec
 from ouroboros.config.mixers import (
-    AttentionKind,
     AttentionSpec,
     BottleneckAttentionSpec,
     LatentAttentionSpec,
@@ -24,7 +23,6 @@ from ouroboros.config.model import DeltaSpec, FeedForwardSpec, LoopSpec, ModelSp
 from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
 
 __all__ = [
-    "AttentionKind",
     "AttentionSpec",
     "BottleneckAttentionSpec",
     "DataSpec",

@@ -244,5 +244,4 @@ class OsamSpec:
         check(0 <= self.dropout < 1, f"mixer.dropout must be in [0, 1), got {self.dropout}")
 
 
-AttentionKind = AttentionSpec | LatentAttentionSpec | BottleneckAttentionSpec
-MixerSpec = AttentionKind | OsamSpec
+MixerSpec = AttentionSpec | LatentAttentionSpec | BottleneckAttentionSpec | OsamSpec

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +23,8 @@ from ouroboros.config import ModelSpec, OsamSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published, published_name
 from ouroboros.convert.tensors import model_of
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import flush
-from ouroboros.nn.linear_memory import rotate_by
+from ouroboros.files import replacing
+from ouroboros.nn.linear_memory import turn_rows
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import apply_sketch
 from ouroboros.recipes.osam import osam_published
@@ -300,9 +299,9 @@ def published_state(mixer: Osam, state: Tensor, position: int | Tensor) -> Publi
     """
     spec = mixer.spec
     check(not spec.decay, "a memory with mixer.decay has no published form")
-    steps = torch.as_tensor(position, dtype=state.dtype, device=state.device).reshape(-1, 1)
-    still = rotate_by(state.unflatten(1, (2, -1)).movedim(-1, 1), mixer.turn(state.dtype), -steps)
-    sketched = apply_sketch(still.transpose(1, 2), mixer.key_sketch, spec.buckets)  # (B, 2, E + 1, m)
+    steps = torch.as_tensor(position, dtype=state.dtype, device=state.device)
+    still = turn_rows(state, mixer.turn(state.dtype), -steps).unflatten(1, (2, -1))
+    sketched = apply_sketch(still.mT, mixer.key_sketch, spec.buckets)  # (B, 2, E + 1, m)
     K = sketched[:, :, -1]
     FK = torch.fft.fft(torch.complex(K[:, 0], K[:, 1]), norm="ortho") if spec.freq_cache else None
     return PublishedState(K, sketched[:, :, :-1] if spec.value_path else None, FK)
@@ -408,13 +407,9 @@ def export(model: OuroborosForCausalLM, tokenizer: TextTokenizer, out: Path) -> 
         "stoi": {character: index for index, character in enumerate(characters)},
         "itos": dict(enumerate(characters)),
     }
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
-        torch.save(content, temporary)  # noqa: TID251
-        flush(temporary)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            torch.save(content, temporary)  # noqa: TID251
     except (OSError, RuntimeError) as error:  # torch's writer has its own for a directory that is missing
         raise OuroborosError(f"cannot write {out}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(characters)

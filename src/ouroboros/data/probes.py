@@ -46,7 +46,23 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recall:
+class _OfValues:
+    """A probe whose answers are values, the first ids."""
+
+    values: int = 64
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing any value."""
+        return 1 / self.values
+
+    def _guessing_among(self, candidates: int) -> float:
+        """Accuracy of guessing one of so many values, one of which is right and the others may equal it."""
+        return 1 / candidates + (1 - 1 / candidates) / self.values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall(_OfValues):
     """Multi-query associative recall. Ids: ``values`` values, which are also what stands between queries, then keys.
 
     Keys of a sequence are distinct, each asked for at most once; values are drawn independently, so they may repeat.
@@ -61,7 +77,6 @@ class Recall:
     length: int = 64
     """T: two tokens for each pair and each query, the rest random values between the queries."""
     keys: int = 64
-    values: int = 64
 
     def __post_init__(self) -> None:
         check(self.pairs >= 1, f"recall: pairs must be >= 1, got {self.pairs}")
@@ -87,15 +102,10 @@ class Recall:
         return self.values + self.keys
 
     @property
-    def chance(self) -> float:
-        """Accuracy of guessing any value."""
-        return 1 / self.values
-
-    @property
     def unbound(self) -> float:
         """Accuracy of guessing among the values of the pairs whose value has not been given yet."""
         left = range(self.pairs, self.pairs - self.queries, -1)
-        return float(np.mean([1 / n + (1 - 1 / n) / self.values for n in left]))
+        return float(np.mean(list(map(self._guessing_among, left))))
 
     def sample(self, batch_size: int, seed: Seed) -> Batch:
         """A batch of ``batch_size`` sequences; equal for equal seeds.
@@ -119,7 +129,7 @@ class Recall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copy:
+class Copy(_OfValues):
     """Write a random string again. Ids: ``values`` values, then the separator; T is ``2 span + 1``.
 
     Every token of the second string is an answer.
@@ -130,7 +140,6 @@ class Copy:
 
     span: int = 32
     """Tokens of the string; also how far back each answer is, less one."""
-    values: int = 64
 
     def __post_init__(self) -> None:
         check(self.span >= 1, f"copy: span must be >= 1, got {self.span}")
@@ -147,14 +156,9 @@ class Copy:
         return self.values + 1
 
     @property
-    def chance(self) -> float:
-        """Accuracy of guessing any value."""
-        return 1 / self.values
-
-    @property
     def unbound(self) -> float:
         """Accuracy of guessing among the tokens of the string that have not been written again yet."""
-        return float(np.mean([1 / n + (1 - 1 / n) / self.values for n in range(1, self.span + 1)]))
+        return float(np.mean(list(map(self._guessing_among, range(1, self.span + 1)))))
 
     def sample(self, batch_size: int, seed: Seed) -> Batch:
         """A batch of ``batch_size`` sequences; equal for equal seeds.
@@ -170,7 +174,7 @@ class Copy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needle:
+class Needle(_OfValues):
     """One key and its value among random values, asked for at the end. Ids: ``values`` values, then ``keys`` keys.
 
     With a single key there is nothing to confuse it with: the probe asks how far back a memory reaches, not how many
@@ -185,7 +189,6 @@ class Needle:
     distance: int | None = None
     """How many tokens the answer is after its value, from 2 to T - 2; None draws the place of the pair, uniformly."""
     keys: int = 64
-    values: int = 64
 
     def __post_init__(self) -> None:
         check(self.length >= 4, f"needle: length must be >= 4 (a pair, the question, its answer), got {self.length}")
@@ -202,15 +205,9 @@ class Needle:
         return self.values + self.keys
 
     @property
-    def chance(self) -> float:
-        """Accuracy of guessing any value."""
-        return 1 / self.values
-
-    @property
     def unbound(self) -> float:
         """Accuracy of guessing one of the values before the question, all of which look alike."""
-        seen = self.length - 3
-        return 1 / seen + (1 - 1 / seen) / self.values
+        return self._guessing_among(self.length - 3)
 
     def sample(self, batch_size: int, seed: Seed) -> Batch:
         """A batch of ``batch_size`` sequences; equal for equal seeds.

@@ -43,13 +43,26 @@ def phased(size: Tensor, angle: Tensor) -> Tensor:
 
 def rotate_by(x: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tensor:
     """``x L^steps`` for (..., 2, D), ``steps`` (...) of any sign; ``shift`` is added to the steps of decay alone."""
-    angle = steps[..., None] * turn.frequency_D
-    cos, sin = angle.cos(), angle.sin()
-    if turn.decay_D is not None:
-        fade = torch.exp(-(steps[..., None] + shift) * turn.decay_D)
-        cos, sin = cos * fade, sin * fade
+    cos, sin = _powers(turn, steps, shift)
     real, imaginary = x.unbind(-2)
     return torch.stack((real * cos + imaginary * sin, imaginary * cos - real * sin), dim=-2)
+
+
+def turn_rows(state: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tensor:
+    """``L^steps S`` for (B, 2 D, E), ``steps`` one number, (B or 1,) or (B or 1, 1); ``shift`` as above."""
+    cos, sin = (part[..., None] for part in _powers(turn, steps.flatten(), shift))
+    real, imaginary = state.chunk(2, dim=1)
+    return torch.cat((real * cos + imaginary * sin, imaginary * cos - real * sin), dim=1)
+
+
+def _powers(turn: Turn, steps: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Real part and negative imaginary part of ``L^steps``, (..., D) each."""
+    angle = steps[..., None] * turn.frequency_D
+    cos, sin = angle.cos(), angle.sin()
+    if turn.decay_D is None:
+        return cos, sin
+    fade = torch.exp(-(steps[..., None] + shift) * turn.decay_D)
+    return cos * fade, sin * fade
 
 
 def read_and_write(
@@ -87,7 +100,7 @@ def read_and_write(
         return _step(q_BR2D, keys, v_BTE, turn, state, padding)
     if chunk is None:
         chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
-    size = min(T, T if chunk >= T else max(chunk // every, 1) * every)
+    size = T if chunk >= T else min(T, max(chunk // every, 1) * every)
     rows = -(-T // every)
     key = Keys(*(_chunks(x, size) for x in keys))
     at, length = _clock(key.size, T, padding)
@@ -160,7 +173,7 @@ def _step(
     grown = torch.addcmul(state, k_B12D.flatten(-2).mT, v_B1E)
     steps = keys.size.new_ones(1, 1) if padding is None else padding.to(keys.size.dtype)
     # A copy of the sums: the caller may write the new state where the old one is.
-    return _pair(state[..., -1].clone())[:, None], read, _turn_rows(grown, turn, steps)
+    return _pair(state[..., -1].clone())[:, None], read, turn_rows(grown, turn, steps)
 
 
 def _clock(like_BNCD: Tensor, tokens: int, padding: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -206,19 +219,20 @@ def _carry(
     new_sums = local_k[:, :used].sum(2)
     new_values = None if v_BNCE is None else local_k[:, :used].flatten(-2).mT @ v_BNCE[:, :used]
     zero = _Run(torch.zeros_like(new_sums[:, 0]), None if new_values is None else torch.zeros_like(new_values[:, 0]))
-    runs = [given or zero]
+    run, runs = given, [given or zero]
     for index in range(used):
-        steps, old = length[:, index], None if runs[-1] is zero else runs[-1]
-        sums = _advance(None if old is None else old.sums, new_sums[:, index], turn, steps, middle, rotate_by)
-        values = None
+        steps, values = length[:, index], None
+        sums = _advance(None if run is None else run.sums, new_sums[:, index], turn, steps, middle, rotate_by)
         if new_values is not None:
-            before = None if old is None else old.values
-            values = _advance(before, new_values[:, index], turn, steps, middle, _turn_rows)
-        runs.append(_Run(sums, values))
+            old = None if run is None else run.values
+            values = _advance(old, new_values[:, index], turn, steps, middle, turn_rows)
+        run = _Run(sums, values)
+        runs.append(run)
     starts = None
     if N > 1 or given is not None:
-        stacked = [torch.stack(parts, dim=1) for parts in zip(*runs[:N], strict=True) if parts[0] is not None]
-        starts = _Run(stacked[0], stacked[1] if len(stacked) > 1 else None)
+        before = [run.values for run in runs[:N] if run.values is not None]
+        stacked = torch.stack(before, dim=1) if before else None
+        starts = _Run(torch.stack([run.sums for run in runs[:N]], dim=1), stacked)
     final = None
     if wants_state:
         column = runs[-1].sums.flatten(-2)[..., None]
@@ -235,18 +249,6 @@ def _advance(
     if turn.decay_D is None:
         return turned(old + new, turn, steps)
     return turned(old, turn, steps) + turned(new, turn, steps, -middle)
-
-
-def _turn_rows(state: Tensor, turn: Turn, steps: Tensor, shift: float = 0.0) -> Tensor:
-    """``L^steps S`` for (B, 2 D, E), ``steps`` (B or 1,) or (B or 1, 1)."""
-    steps = steps.flatten()
-    angle = steps[:, None] * turn.frequency_D
-    cos, sin = angle.cos()[..., None], angle.sin()[..., None]
-    if turn.decay_D is not None:
-        fade = torch.exp(-(steps[:, None] + shift) * turn.decay_D)[..., None]
-        cos, sin = cos * fade, sin * fade
-    real, imaginary = state.chunk(2, dim=1)
-    return torch.cat((real * cos + imaginary * sin, imaginary * cos - real * sin), dim=1)
 
 
 def _pair(sum_key: Tensor) -> Tensor:

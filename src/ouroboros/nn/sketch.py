@@ -62,8 +62,7 @@ def pair_buckets(query: Sketch, key: Sketch, buckets: int) -> Tensor:
 
 def products(first_N2D: Tensor, second_N2D: Tensor) -> Tensor:
     """(N, D, D), the real parts of all products of two complex coordinates."""
-    flipped = torch.stack((first_N2D[:, 0], -first_N2D[:, 1]), dim=-1)
-    return flipped @ second_N2D
+    return torch.bmm(*_sides(first_N2D, second_N2D, 0, first_N2D.shape[-1], symmetric=False))
 
 
 def convolution(first_N2D: Tensor, second_N2D: Tensor, query: Sketch, key: Sketch, buckets: int) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from ouroboros.config import (
     DataSpec,
     FeedForwardSpec,
@@ -68,9 +66,7 @@ def osam_published(size: str = "default") -> Recipe:
     """The system as published (v0.1), for parity; what differs from it is listed in docs/seeds/osam.md."""
     hidden, buckets, readout, sequence, batch = _PUBLISHED[size]
     quick = size == "quick-start"
-    recipe = osam("tiny")
-    return dataclasses.replace(
-        recipe,
+    return Recipe(
         name="osam-published",
         description="osam as published: one block, detached keys and values, no norm but the last",
         model=ModelSpec(

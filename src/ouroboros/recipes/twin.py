@@ -31,7 +31,8 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     plain = dataclasses.replace(recipe.model, layout=str(blocks), loop=LoopSpec())
     if match != "depth":
         context = (recipe.data.sequence_length + 1) // 2
-        plain = _solve(plain, recipe.model, match, context)
+        name = f"plain twin of layout {recipe.model.layout!r}"
+        plain = equal_size(plain, recipe.model, match, context, name=name)
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}-twin",
@@ -41,24 +42,41 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     )
 
 
-def _solve(plain: ModelSpec, looped: ModelSpec, match: Match, context: int) -> ModelSpec:
-    """``plain`` with the feed-forward width that comes closest to the target."""
+def equal_size(
+    spec: ModelSpec,
+    target: ModelSpec,
+    match: Literal["parameters", "flops"] = "parameters",
+    context: int = 1,
+    *,
+    name: str = "such model",
+) -> ModelSpec:
+    """``spec`` with the feed-forward width that brings it closest to ``target``.
 
-    def measure(spec: ModelSpec) -> int:
-        found = cost(spec, context=context)
+    Args:
+        spec: any model with a feed-forward network.
+        target: the model to equal.
+        match: in stored ``parameters``, or in training operations per token.
+        context: attended positions, for the operations.
+        name: what an error calls the model.
+
+    Raises:
+        OuroborosError: no width comes within 1 %.
+    """
+
+    def measure(model: ModelSpec) -> int:
+        found = cost(model, context=context)
         return found.parameters if match == "parameters" else found.training_flops_per_token
 
     def with_width(width: int) -> ModelSpec:
-        return dataclasses.replace(plain, ffn=dataclasses.replace(plain.ffn, intermediate_size=width))
+        return dataclasses.replace(spec, ffn=dataclasses.replace(spec.ffn, intermediate_size=width))
 
-    target = measure(looped)
-    slope = measure(with_width(2)) - measure(with_width(1))
-    start = measure(with_width(1))
-    width = max(1, 1 + round((target - start) / slope))
+    wanted, start = measure(target), measure(with_width(1))
+    slope = measure(with_width(2)) - start
+    width = max(1, 1 + round((wanted - start) / slope))
     chosen = with_width(width)
-    if width == 1 or abs(measure(chosen) / target - 1) > 0.01:
+    if width == 1 or abs(measure(chosen) / wanted - 1) > 0.01:
         raise OuroborosError(
-            f"no plain twin of layout {looped.layout!r} has equal {match} within 1 %:"
-            f" the closest, with ffn.intermediate_size {width}, has {measure(chosen):,} for {target:,}"
+            f"no {name} has equal {match} within 1 %:"
+            f" the closest, with ffn.intermediate_size {width}, has {measure(chosen):,} for {wanted:,}"
         )
     return chosen

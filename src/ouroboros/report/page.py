@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.errors import OuroborosError
+from ouroboros.files import replacing
 from ouroboros.report.bars import heaviest, length_chart, share_chart
 from ouroboros.report.charts import TELEMETRY, loop_chart, loss_chart, telemetry_chart
 from ouroboros.report.content import Report, Row, Sample
@@ -163,15 +163,8 @@ def _write(path: Path, data: bytes) -> None:
     """Write a file completely or not at all."""
     if path.is_dir():
         raise OuroborosError(f"{path} is a directory; give a file name such as {path / 'report.html'}")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise OuroborosError(f"{path}: cannot write the report: {error.strerror or error}") from None

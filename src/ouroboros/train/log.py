@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.errors import OuroborosError
+from ouroboros.files import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,15 +109,8 @@ def _repair(path: Path, resume_step: int | None) -> None:
             kept.append(line)
     if b"".join(kept) == present:
         return
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(b"".join(kept))
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
 
 
 def _strict(value: Any) -> Any:

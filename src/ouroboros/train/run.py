@@ -23,6 +23,7 @@ from ouroboros.config import Recipe, from_json, to_dict, to_json
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import replacing
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.train.checkpoint import Checkpoint, candidates, load_newest
@@ -36,7 +37,7 @@ from ouroboros.train.stop import Budget
 
 logger = logging.getLogger(__name__)
 
-_LEFT_OVER = re.compile(r"\.lock|data|\.data\.tmp-.*|\.recipe\.json\.tmp")
+_LEFT_OVER = re.compile(r"\.lock|data|\.data\.tmp-.*|\.recipe\.json\.tmp(-\d+)?")
 """What a start that was killed before its first step leaves in a directory."""
 
 
@@ -223,12 +224,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OuroborosError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OuroborosError(f"cannot write {path}: {error.strerror or error}") from None
 
 
