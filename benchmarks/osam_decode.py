@@ -184,7 +184,6 @@ class Text:
         for _ in range(count):
             logits = self.step(self.model, self.token, self.at, held, recent, None)
             self.token = logits.argmax(-1, keepdim=True)
-            self.at += 1
 
     def write_with_cache(self, count: int) -> None:
         """So many tokens with the model and its cache."""

@@ -5,6 +5,7 @@ Shapes: B = 1 sequence, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -57,14 +58,16 @@ class LoopDecoder(ABC):
     ) -> Tensor:
         """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
         advance = self.begin(model, input_ids, generation_config, prepared)
-        text, token_B1 = _Text(input_ids), None
+        text, end, token_B1 = _Text(input_ids), _End(stopping_criteria), None
         done = False
         while not done:
-            # A copy in float32: processors may change it in place; they see the whole text.
-            logits = advance(input_ids, token_B1).to(torch.float32, copy=True)
-            token_B1 = _choose(logits_processor(input_ids, logits), generation_config.do_sample)  # pyrefly: ignore
+            # Processors see the whole text, and may change the scores in place.
+            scores = advance(input_ids, token_B1).to(torch.float32, copy=bool(logits_processor))
+            if logits_processor:
+                scores = logits_processor(input_ids, scores)  # pyrefly: ignore
+            token_B1 = _choose(scores, generation_config.do_sample)
             input_ids = text.extended(token_B1)
-            done = bool(stopping_criteria(input_ids, None).all())  # pyrefly: ignore
+            done = end.reached(input_ids, token_B1)
             if token_streamer is not None:
                 token_streamer.put(token_B1[0].cpu())
         if token_streamer is not None:
@@ -82,9 +85,33 @@ class _Text:
         """(B, T + 1), a view of the buffer."""
         if self.length == self.buffer.shape[1]:
             self.buffer = torch.cat((self.buffer, torch.empty_like(self.buffer)), dim=1)
-        self.buffer[:, self.length] = token_B1[:, 0]
+        self.buffer.narrow(1, self.length, 1).copy_(token_B1)
         self.length += 1
         return self.buffer[:, : self.length]
+
+
+class _End:
+    """When to stop. Length and end tokens cost a comparison of numbers; criteria of other kinds are asked."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+        self.length, self.tokens, self.others = math.inf, set[int](), StoppingCriteriaList()
+        for criterion in criteria:
+            # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
+            known = getattr(criterion, "max_position_embeddings", None) or math.inf
+            if type(criterion) is MaxLengthCriteria and criterion.max_length <= known:
+                self.length = min(self.length, criterion.max_length)
+            elif type(criterion) is EosTokenCriteria:
+                self.tokens.update(criterion.eos_token_id.flatten().tolist())
+            else:
+                self.others.append(criterion)
+
+    def reached(self, ids_1T: Tensor, token_11: Tensor) -> bool:
+        """Whether ``token_11``, the last of ``ids_1T``, was the last one to write."""
+        if ids_1T.shape[1] >= self.length or (self.tokens and int(token_11) in self.tokens):
+            return True
+        return bool(self.others and self.others(ids_1T, None).all())  # pyrefly: ignore
 
 
 def _choose(scores_1V: Tensor, sample: bool) -> Tensor:

@@ -85,7 +85,11 @@ def next_logits(
     recent: list[Recent],
     prefix: list[Prefix] | None,
 ) -> Tensor:
-    """Logits (1, V) after one more token, at position ``at``, shape (1,); ``held`` and ``recent`` then include it."""
+    """Logits (1, V) after one more token, at position ``at``, shape (1,).
+
+    ``held`` and ``recent`` then include the token, and ``at`` is one more: whatever the compiled program does of it
+    need not be done between its calls.
+    """
     inner = model.model
     share = inner.spec.loop.share_last_kv
 
@@ -98,7 +102,9 @@ def next_logits(
     registers = inner.spec.registers
     room = held[0][KEYS].shape[2] if KEYS in held[0] else 1  # a state is all that is seen
     seen = torch.arange(registers + room, device=at.device) <= at + registers
-    return model.logits(inner.step(token_B1, at, seen, memory_of))[:, -1]
+    logits = model.logits(inner.step(token_B1, at, seen, memory_of))[:, -1]
+    at.add_(1)
+    return logits
 
 
 def compiled_step() -> Step:
@@ -157,9 +163,7 @@ class FastDecoder(LoopDecoder):
             if token_B1 is None:
                 return logits
             held = _with_room(held, ids.shape[1])
-            found = step(model, token_B1, at, held, recent, prefix)
-            at.add_(1)
-            return found
+            return step(model, token_B1, at, held, recent, prefix)
 
         return advance
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from transformers.generation import stopping_criteria
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ouroboros.serve.decoder import Advance, LoopDecoder
 
@@ -49,7 +57,7 @@ def test_each_token_is_chosen_shown_and_streamed_until_the_criterion() -> None:
         SimpleNamespace(),
         torch.tensor([[1]]),
         no_four,
-        lambda ids, scores: torch.tensor([ids.shape[1] == 4]),
+        StoppingCriteriaList([MaxLengthCriteria(4)]),
         SimpleNamespace(do_sample=False),
         streamed,
     )
@@ -75,10 +83,53 @@ def test_a_long_text_is_kept_in_a_buffer_that_doubles() -> None:
         SimpleNamespace(),
         given,
         lambda ids, scores: scores,
-        lambda ids, scores: torch.tensor([ids.shape[1] == 50]),
+        StoppingCriteriaList([MaxLengthCriteria(50)]),
         SimpleNamespace(do_sample=False),
     )
     expected = [n % 9 for n in range(50)]
     assert found.tolist() == [expected] and given.tolist() == [[0, 1, 2]]
     assert [text for text, _ in seen] == [expected[:length] for length in range(3, 50)]
     assert len({address for _, address in seen}) == 6  # 3, 6, 12, 24, 48, 96
+
+
+class Past(StoppingCriteria):
+    """Ends a text of more than so many tokens; counts how often it is asked."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.asked = length, 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.asked += 1
+        return torch.tensor([input_ids.shape[1] > self.length])
+
+
+def written(*criteria: StoppingCriteria) -> list[int]:
+    """What counting up from 1 comes to."""
+    found = Counting()._write(
+        SimpleNamespace(), torch.tensor([[1]]), [], StoppingCriteriaList(criteria), SimpleNamespace(do_sample=False)
+    )
+    return found[0].tolist()
+
+
+def test_the_first_criterion_of_any_kind_ends_the_text() -> None:
+    assert written(MaxLengthCriteria(6), MaxLengthCriteria(4)) == [1, 2, 3, 4]
+    assert written(MaxLengthCriteria(6), EosTokenCriteria(3)) == [1, 2, 3]
+    assert written(EosTokenCriteria(torch.tensor([5, 7])), EosTokenCriteria([6, 4])) == [1, 2, 3, 4]
+    assert written(MaxLengthCriteria(4), EosTokenCriteria(1)) == [1, 2, 3, 4], "the prompt's end token ended it"
+    other = Past(4)
+    assert written(MaxLengthCriteria(8), other) == [1, 2, 3, 4, 5] and other.asked == 4
+
+
+def test_what_inherits_a_criterion_is_asked() -> None:
+    class Later(MaxLengthCriteria):
+        def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+            return super().__call__(input_ids[:, 1:], scores)
+
+    assert written(Later(4)) == [1, 2, 3, 4, 5]
+
+
+def test_a_length_beyond_the_models_still_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(stopping_criteria.logger, "warning_once", said.append)
+    assert written(MaxLengthCriteria(6, max_position_embeddings=4)) == [1, 2, 3, 4, 5, 6]
+    assert len(said) == 1 and "maximum length (4)" in said[0]
