@@ -3,7 +3,7 @@
 Parts, each with arms of its own; arms of a seed see the same text in the same order:
 
 - ``rates``: peak learning rates of the better form and of attention; on a seed and a split of their own.
-- ``starts``: starting values of the better form's gates and decays; likewise.
+- ``starts``: starting values of the better form's gates and decays; seeds and split as above.
 - ``ablations``: the published model and its switches, on characters.
 - ``options``: the better form in a stack of blocks: every option left out by itself, or added by itself to the
   published form, other starting values, and two controls: no memory, and attention with as many parameters.
@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ouroboros.config import OsamSpec
+
 NEVER = 256
 """``kupdate`` of no window's reach: no token but the first reads the memory, the model is the same otherwise."""
 PIECE = 4096
@@ -42,8 +44,11 @@ BETTER: dict[str, Any] = {
     "decay": True,
     "normalisation": "rms",
     "gate_cap": 2.0,
+    "gate_start": 0.0,
 }
 """The options, with the values of the better form; the published ones are the defaults."""
+TIME_SCALES = (1.25, 64.0)
+"""Of the better form at the start; the published one has no decay that would use them."""
 RATES = {"osam": {"lr": 1e-2}, "attention": {"lr": 1e-2}}
 """Peak rates that part ``rates`` chose."""
 
@@ -53,8 +58,6 @@ class Arm:
     """A recipe, and what is done with it besides training."""
 
     recipe: Any
-    raw: dict[str, Any] = field(default_factory=dict)
-    """Other starting values of the mixers' parameters, by attribute: a number or a list."""
     also: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Names and mixer options with which the trained weights are scored once more."""
 
@@ -93,7 +96,7 @@ def measured(part: str, name: str, arm: Arm, seed: int, split: str, out: Path) -
     """The records of one run: found in ``out``, or made now and added to it."""
     from ouroboros.config import to_json
 
-    text = json.dumps([to_json(arm.recipe), arm.raw, arm.also, split], sort_keys=True)
+    text = json.dumps([to_json(arm.recipe), arm.also, split], sort_keys=True)
     setting = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = out / f"{part}.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
@@ -139,11 +142,6 @@ def trained(arm: Arm, seed: int, out: Path) -> Any:
     recipe = resolve(with_train(arm.recipe, seed=seed), data)
     torch.manual_seed(seed)
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))
-    with torch.no_grad():
-        for parameter, value in arm.raw.items():
-            for name, tensor in model.named_parameters():
-                if name.endswith(f".{parameter}"):
-                    tensor.copy_(torch.as_tensor(value))
     trainer = Trainer(recipe, model, data, Workers())
     while not trainer.done:
         trainer.step()
@@ -290,12 +288,12 @@ def ablations() -> dict[str, Arm]:
 
 def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128, tokenizer: str = "bytes") -> Any:
     """A stack of blocks with feed-forward networks around the better form, or around attention of equal size."""
-    from ouroboros.config import AttentionSpec, FeedForwardSpec, OsamSpec
+    from ouroboros.config import AttentionSpec, FeedForwardSpec
     from ouroboros.recipes import recipe
     from ouroboros.recipes.twin import equal_size
 
     plain = recipe("osam", "tiny")
-    better = OsamSpec(buckets=4 * hidden, readout_hidden=hidden, **BETTER)
+    better = OsamSpec(buckets=4 * hidden, readout_hidden=hidden, time_scales=TIME_SCALES, **BETTER)
     model = dataclasses.replace(
         plain.model,
         layout=str(blocks),
@@ -327,30 +325,21 @@ def rates() -> dict[str, Arm]:
 
 
 def starts() -> dict[str, Arm]:
-    """Starting values of gates and of decays, at two rates of the single numbers."""
-    open_gates = {"gate_feature_raw": 0.0, "gate_value_raw": 0.0}
+    """Starting values of gates and of decays; the longest time scale for windows four times as long, too."""
     arms = {}
-    for rate in (1e-2, 5e-2):
-        recipe = with_optim(stack("osam"), lr=1e-2, embedding_lr=2e-2, scalar_lr=rate)
-        arms[f"{rate:g}"] = Arm(recipe)
-        arms[f"{rate:g}, gates 1"] = Arm(recipe, raw=open_gates)
-        for scales in ((1.25, 64), (1.25, 1024), (4, 64)):
-            arms[f"{rate:g}, scales {scales[0]} to {scales[1]}"] = Arm(recipe, raw={"decay_raw": decays(*scales)})
-        arms[f"{rate:g}, gates 1, scales 1.25 to 64"] = Arm(recipe, raw=open_gates | {"decay_raw": decays(1.25, 64)})
+    for sequence in (128, 512):
+        recipe = stack("osam", sequence=sequence)
+        recipe = with_train(recipe, batch_size=1024 // sequence)
+        closed = OsamSpec().gate_start
+        tried = [(closed, 4, 4096), (0.0, 4, 4096), (closed, 1.25, 64)] if sequence == 128 else []
+        for gate, *scales in (*tried, (0.0, 1.25, 64), (0.0, 1.25, 256), (0.0, 1.25, 1024)):
+            name = f"{sequence} bytes, gates {gate:g}, {scales[0]:g} to {scales[1]:g} tokens"
+            arms[name] = Arm(with_mixer(recipe, gate_start=gate, time_scales=tuple(map(float, scales))))
     return arms
-
-
-def decays(shortest: float, longest: float) -> list[float]:
-    """Raw decays of the groups whose time scales, in tokens, lie between two at equal ratios."""
-    groups = BETTER["frequencies"]
-    scales = [shortest * (longest / shortest) ** (index / (groups - 1)) for index in range(groups)]
-    return [-math.log(scale - 1) for scale in scales]  # sigmoid of it is 1 / scale
 
 
 def options() -> dict[str, Arm]:
     """The better form, its options, other starting values and controls."""
-    from ouroboros.config import OsamSpec
-
     full = stack("osam")
     published = {name: getattr(OsamSpec(), name) for name in BETTER}
     arms = {
@@ -361,6 +350,7 @@ def options() -> dict[str, Arm]:
     }
     for name, value in published.items():
         arms[f"better, {name} {value}"] = Arm(with_mixer(full, **{name: value}))
+    arms["better, time scales 4 to 4096"] = Arm(with_mixer(full, time_scales=OsamSpec().time_scales))
     arms["better, no value path"] = Arm(with_mixer(full, value_path=False))
     for name, value in BETTER.items():
         arms[f"published, {name} {value}"] = Arm(with_mixer(full, **published | {name: value}))

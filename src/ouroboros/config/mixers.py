@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -225,12 +226,17 @@ class OsamSpec:
     frequencies: int = 1
     """Groups of coordinates that each turn with a frequency of their own; one alone cancels after a full turn."""
     decay: bool = False
-    """Each group forgets at a learned rate, starting with time scales from 4 to 4,096 tokens."""
+    """Each group forgets at a learned rate."""
+    time_scales: tuple[float, float] = (4.0, 4096.0)
+    """Tokens after which the first and the last group have forgotten all but 1/e at the start of training; the others
+    lie between them at equal ratios. Used with ``decay`` alone."""
     normalisation: Literal["count", "rms"] = "count"
     """Divide by the square root of the tokens seen, or by the root mean square of what is remembered, which stays the
     same however long the text and however alike its keys."""
     gate_cap: float = 0.25
     """Upper end of the two gates ``cap * sigmoid(raw)``."""
+    gate_start: float = -2.5
+    """Raw value of both at the start of training."""
     hash_seed: int = 42
     """Of the tables of buckets and signs, which are not trained."""
     dropout: float = 0.0
@@ -239,7 +245,13 @@ class OsamSpec:
     def __post_init__(self) -> None:
         for name in ("buckets", "readout_hidden", "kupdate", "frequencies"):
             check(getattr(self, name) >= 1, f"mixer.{name} must be >= 1, got {getattr(self, name)}")
+        first, last = self.time_scales
+        check(
+            1 < first <= last < math.inf,
+            f"mixer.time_scales must be two lengths in tokens, longer than 1 and in order, got {first:g}, {last:g}",
+        )
         check(self.gate_cap > 0, f"mixer.gate_cap must be > 0, got {self.gate_cap}")
+        check(math.isfinite(self.gate_start), f"mixer.gate_start must be a finite number, got {self.gate_start}")
         check(0 <= self.hash_seed < 2**63, f"mixer.hash_seed must be in [0, 2^63), got {self.hash_seed}")
         check(0 <= self.dropout < 1, f"mixer.dropout must be in [0, 1), got {self.dropout}")
 

@@ -22,10 +22,10 @@ from ouroboros.nn.memory import Memory
 from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.sketch import Sketch, convolution, draw_sketch, gram_matrix, map_of_convolution
 
-THETA_START, GATE_START, OMEGA_START = 0.05, -2.5, 0.02
-"""Raw values at the start, as published; of several frequencies the first alone is not used."""
-SCALES = (4.0, 4096.0)
-"""Time scales of the first and the last of several groups, tokens; the others lie between them at equal ratios."""
+THETA_START, OMEGA_START = 0.05, 0.02
+"""Raw values at the start, as published; several frequencies start otherwise."""
+TURNS = (4.0, 4096.0)
+"""Tokens in which the first and the last of several groups turn by 1.6 radians, a quarter and a bit, at the start."""
 RMS_EPS = 1e-6
 
 
@@ -95,17 +95,15 @@ class Osam(nn.Module):
                 getattr(self, name).reset_parameters()
         nn.init.constant_(self.theta_q_raw, THETA_START)
         nn.init.constant_(self.theta_k_raw, THETA_START)
-        nn.init.constant_(self.gate_feature_raw, GATE_START)
+        nn.init.constant_(self.gate_feature_raw, spec.gate_start)
         if spec.value_path:
-            nn.init.constant_(self.gate_value_raw, GATE_START)
-        first, last = (math.log10(scale) for scale in SCALES)
-        scales = torch.logspace(first, last, spec.frequencies, dtype=torch.float64)
+            nn.init.constant_(self.gate_value_raw, spec.gate_start)
         if spec.frequencies == 1:
             nn.init.constant_(self.omega_raw, OMEGA_START)
-        else:  # a quarter of a turn and a bit in each time scale
-            _start(self.omega_raw, torch.atanh(2 * 1.6 / scales))
+        else:
+            _start(self.omega_raw, torch.atanh(2 * 1.6 / _between(*TURNS, spec.frequencies)))
         if spec.decay:
-            _start(self.decay_raw, torch.logit(1 / scales))
+            _start(self.decay_raw, torch.logit(1 / _between(*spec.time_scales, spec.frequencies)))
 
     @property
     def key_sketch(self) -> Sketch:
@@ -293,6 +291,11 @@ def _untrained(spec: OsamSpec) -> frozenset[str]:
     if spec.detach_state and spec.frequencies > 1:
         names.add("omega_raw")  # they turn the memory alone
     return frozenset(names if spec.value_path else names - {"v_proj.weight"})
+
+
+def _between(first: float, last: float, count: int) -> Tensor:
+    """``count`` lengths at equal ratios, (count,); a single one is the first."""
+    return torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
 
 
 def _start(parameter: Tensor, values: Tensor) -> None:

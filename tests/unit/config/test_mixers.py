@@ -19,6 +19,10 @@ from ouroboros.errors import OuroborosError
         ({"readout_hidden": -1}, r"mixer\.readout_hidden must be >= 1, got -1"),
         ({"frequencies": 0}, r"mixer\.frequencies must be >= 1"),
         ({"gate_cap": 0.0}, r"mixer\.gate_cap must be > 0"),
+        ({"gate_start": float("inf")}, r"mixer\.gate_start must be a finite number"),
+        ({"time_scales": (1.0, 64.0)}, r"mixer\.time_scales must be two lengths .* got 1, 64"),
+        ({"time_scales": (64.0, 4.0)}, r"mixer\.time_scales must be two lengths .* in order, got 64, 4"),
+        ({"time_scales": (4.0, float("nan"))}, r"mixer\.time_scales must be two lengths"),
         ({"hash_seed": -1}, r"mixer\.hash_seed must be in"),
         ({"dropout": 1.0}, r"mixer\.dropout must be in \[0, 1\), got 1\.0"),
     ],
@@ -29,7 +33,7 @@ def test_osam_out_of_range(option: dict[str, Any], words: str) -> None:
 
 
 def test_osam_in_a_file() -> None:
-    spec = ModelSpec(mixer=OsamSpec(buckets=3, decay=True))
+    spec = ModelSpec(mixer=OsamSpec(buckets=3, decay=True, time_scales=(2.0, 9.0)))
     assert from_dict(ModelSpec, to_dict(spec), where="model") == spec
     assert to_dict(spec)["mixer"]["kind"] == "osam"
 
@@ -43,7 +47,15 @@ def test_groups_of_coordinates_are_equal() -> None:
 def test_osam_defaults_are_the_published_ones() -> None:
     published = {"buckets": 2048, "readout_hidden": 128, "kupdate": 1, "value_path": True, "freeze_phase": False}
     published |= {"detach_state": True, "independent_hashes": False, "sketch_values": True, "frequencies": 1}
-    published |= {"decay": False, "normalisation": "count", "gate_cap": 0.25, "hash_seed": 42, "dropout": 0.0}
+    published |= {
+        "decay": False,
+        "normalisation": "count",
+        "gate_cap": 0.25,
+        "gate_start": -2.5,
+        "hash_seed": 42,
+        "dropout": 0.0,
+    }
+    published |= {"time_scales": (4.0, 4096.0)}  # used by nothing in it
     assert dataclasses.asdict(OsamSpec()) == {"kind": "osam", "freq_cache": False, **published}
 
 

@@ -245,7 +245,7 @@ def test_every_field_is_of_the_form_or_free() -> None:
     own = {name for name in FORM if "." not in name}
     assert {field.name for field in dataclasses.fields(ModelSpec)} == own | free
     inner = {"buckets", "readout_hidden", "kupdate", "value_path", "freeze_phase", "detach_state", "freq_cache"}
-    inner |= {"hash_seed", "dropout"}
+    inner |= {"hash_seed", "dropout", "gate_start", "time_scales"}  # the last two: where training starts
     of_mixer = {name.removeprefix("mixer.") for name in FORM if name.startswith("mixer.")}
     assert {field.name for field in dataclasses.fields(OsamSpec)} == inner | of_mixer
     assert {f"norm.{field.name}" for field in dataclasses.fields(NormSpec)} <= set(FORM)

@@ -279,6 +279,12 @@ def test_starting_values() -> None:
     torch.testing.assert_close(turn.decay_D[:: D // 4], 1 / scales)
     torch.testing.assert_close(turn.frequency_D[:: D // 4], 1.6 / scales)
     assert torch.equal(turn.frequency_D[: D // 4], turn.frequency_D[:1].expand(D // 4))
+    other = Osam(dataclasses.replace(spec, gate_start=0.0, time_scales=(1.25, 80.0)), D, 1e-5)
+    assert [gate.item() for gate in other.gates() if gate is not None] == [0.125, 0.125]
+    decay, frequency = other.turn()
+    assert decay is not None
+    torch.testing.assert_close(decay[:: D // 4], 1 / torch.tensor([1.25, 5.0, 20.0, 80.0]))
+    assert torch.equal(frequency, turn.frequency_D)
     one = Osam(SPEC, D, 1e-5)
     assert one.turn().decay_D is None and one.turn().frequency_D[0].item() == pytest.approx(0.0099987, abs=1e-7)
 

@@ -73,5 +73,5 @@ def test_the_recipe_as_it_should_be_trains_everything() -> None:
     changed = {f.name for f in dataclasses.fields(OsamSpec) if getattr(mixer, f.name) != getattr(published, f.name)}
     assert changed == {
         *("buckets", "readout_hidden", "detach_state", "independent_hashes", "sketch_values", "frequencies", "decay"),
-        *("normalisation", "gate_cap"),
+        *("time_scales", "normalisation", "gate_cap", "gate_start"),
     }
