@@ -257,16 +257,18 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
         read = bilinear_flops(d, mixer.readout_hidden, symmetric=symmetric)
     else:
         read = 2 * (2 * (mixer.buckets // 2 + 1)) * mixer.readout_hidden
-    read += 2 * d * d + 2 * chunk * 2 * d  # queries, sums of keys
-    total = 2 * d * d + 2 * mixer.readout_hidden * d
+    read += 2 * d * d
+    look, total = 2 * chunk * 2 * d, 2 * d * d + 2 * mixer.readout_hidden * d  # sums of keys
     if mixer.value_path:
-        gram = 2 * 2 * d * d if mixer.sketch_values else 0
-        read += gram + 2 * chunk * 3 * d + 2 * 2 * d * d
+        read += 2 * 2 * d * d + (2 * 2 * d * d if mixer.sketch_values else 0)
+        look += 2 * chunk * 3 * d
         total += 2 * d * d
     if context > most:
         write, between = state_flops(mixer, d)
-        total, read = total + write, read + between
-    return total + read * -(-context // mixer.kupdate) // context
+        total, look = total + write, look + between
+    reads = -(-context // mixer.kupdate)
+    looks = context if mixer.decay and most < min(mixer.kupdate, context) else reads
+    return total + (read * reads + look * looks) // context
 
 
 def bilinear_flops(width: int, outputs: int, *, symmetric: bool) -> int:

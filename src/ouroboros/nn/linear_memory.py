@@ -100,6 +100,10 @@ def read_and_write(
         return _step(q_BR2D, keys, v_BTE, turn, state, padding)
     if chunk is None:
         chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
+    if turn.decay_D is not None and chunk < min(every, T):
+        return _read_rarely(
+            q_BR2D, keys, v_BTE, turn, state, padding, wants_state=wants_state, every=every, chunk=chunk
+        )
     size = T if chunk >= T else min(T, max(chunk // every, 1) * every)
     rows = -(-T // every)
     key = Keys(*(_chunks(x, size) for x in keys))
@@ -119,6 +123,28 @@ def read_and_write(
         q = _chunks(q_BR2D, -(-size // every))
         read = _read_values(q, local_k, v, turn, reads, middle, before, starts).flatten(1, 2)[:, :rows]
     return sums.flatten(1, 2)[:, :rows], read, final
+
+
+def _read_rarely(
+    q_BR2D: Tensor | None,
+    keys: Keys,
+    v_BTE: Tensor | None,
+    turn: Turn,
+    state: Tensor | None,
+    padding: Tensor | None,
+    *,
+    wants_state: bool,
+    every: int,
+    chunk: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A fading memory that is read less than once a chunk: at every token, for in chunks that are longer the powers of
+    the decay would overflow."""
+    if q_BR2D is not None:
+        spread = q_BR2D.new_zeros(*keys.size.shape[:2], *q_BR2D.shape[2:])
+        spread[:, ::every] = q_BR2D
+        q_BR2D = spread
+    sums, read, final = read_and_write(q_BR2D, keys, v_BTE, turn, state, padding, wants_state=wants_state, chunk=chunk)
+    return sums[:, ::every], None if read is None else read[:, ::every], final
 
 
 def _read_values(

@@ -125,6 +125,22 @@ def test_turns_add_up() -> None:
     torch.testing.assert_close(phased(size, angle), torch.stack((expected.real, expected.imag), dim=1))
 
 
+@pytest.mark.parametrize("every", [65, 100, 2**20])
+def test_rare_reading_of_a_memory_that_fades_at_once(every: int) -> None:
+    """Powers of a whole distance between two readings would leave float32."""
+    tokens = 300
+    q, keys, v = (inputs(tokens)[0], *inputs(tokens)[1:])
+    turn = Turn(torch.ones(D, dtype=DOUBLE), torch.randn(D, dtype=DOUBLE))
+    expected = step_by_step(q, keys, v, turn, None, None)
+    low = q[:, ::every].float().requires_grad_(), Keys(*(x.float() for x in keys)), v.float()
+    found = read_and_write(*low, Turn(*(x.float() for x in turn)), None, None, wants_state=True, every=every)
+    for one, other in zip(found, (expected[0][:, ::every], expected[1][:, ::every], expected[2]), strict=True):
+        assert one is not None
+        torch.testing.assert_close(one.double(), other, atol=1e-4, rtol=1e-4)
+    assert found[1] is not None
+    assert torch.autograd.grad(found[1].sum(), low[0])[0].isfinite().all()
+
+
 def test_reading_less_than_once_costs_no_more_than_the_text() -> None:
     tokens, every = 200, 2**20
     keys = Keys(*torch.randn(2, 1, tokens, 4))
