@@ -101,9 +101,10 @@ def read_and_write(
     if chunk is None:
         chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
     if turn.decay_D is not None and chunk < min(every, T):
-        return _read_rarely(
-            q_BR2D, keys, v_BTE, turn, state, padding, wants_state=wants_state, every=every, chunk=chunk
-        )
+        # In chunks as long as the distance of two readings the powers of the decay would overflow: all tokens read.
+        q_BT2D = None if q_BR2D is None else _spread(q_BR2D, T, every)
+        found = read_and_write(q_BT2D, keys, v_BTE, turn, state, padding, wants_state=wants_state, chunk=chunk)
+        return found[0][:, ::every], None if found[1] is None else found[1][:, ::every], found[2]
     size = T if chunk >= T else min(T, max(chunk // every, 1) * every)
     rows = -(-T // every)
     key = Keys(*(_chunks(x, size) for x in keys))
@@ -125,26 +126,11 @@ def read_and_write(
     return sums.flatten(1, 2)[:, :rows], read, final
 
 
-def _read_rarely(
-    q_BR2D: Tensor | None,
-    keys: Keys,
-    v_BTE: Tensor | None,
-    turn: Turn,
-    state: Tensor | None,
-    padding: Tensor | None,
-    *,
-    wants_state: bool,
-    every: int,
-    chunk: int,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A fading memory that is read less than once a chunk: at every token, for in chunks that are longer the powers of
-    the decay would overflow."""
-    if q_BR2D is not None:
-        spread = q_BR2D.new_zeros(*keys.size.shape[:2], *q_BR2D.shape[2:])
-        spread[:, ::every] = q_BR2D
-        q_BR2D = spread
-    sums, read, final = read_and_write(q_BR2D, keys, v_BTE, turn, state, padding, wants_state=wants_state, chunk=chunk)
-    return sums[:, ::every], None if read is None else read[:, ::every], final
+def _spread(q_BR2D: Tensor, tokens: int, every: int) -> Tensor:
+    """Queries of all tokens (B, T, 2, D), 0 for those that do not read."""
+    spread = q_BR2D.new_zeros(q_BR2D.shape[0], tokens, *q_BR2D.shape[2:])
+    spread[:, ::every] = q_BR2D
+    return spread
 
 
 def _read_values(
