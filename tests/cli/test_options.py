@@ -11,8 +11,9 @@ from typing import Literal
 import pytest
 import tyro
 
+from ouroboros.config import DeltaSpec, ModelSpec, OsamSpec
 from ouroboros.errors import UsageError
-from ouroboros.verbs.options import collect, emit_json, parse
+from ouroboros.verbs.options import collect, emit_json, parse, refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +90,22 @@ def test_json_is_one_strict_object(capsys):
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert json.loads(out) == {"a": None, "b": [None, 1.5, {"c": None}], "d": [1, "\u00e9"], "e": None}
+
+
+def test_options_that_change_nothing_are_refused():
+    plain, delta = ModelSpec(), ModelSpec(delta=DeltaSpec(values=4))
+    with pytest.raises(
+        UsageError, match=r"--model\.delta\.values changes nothing here; it needs --model\.residual delta"
+    ):
+        refuse_idle(delta, plain)
+    refuse_idle(delta, delta)  # the recipe's own, its residual switched off
+    refuse_idle(ModelSpec(residual="delta", delta=DeltaSpec(values=4)), plain)
+    scales = {"time_scales": (2.0, 9.0)}
+    with pytest.raises(UsageError, match=r"--model\.mixer\.time-scales changes nothing .* --model\.mixer\.decay"):
+        refuse_idle(ModelSpec(mixer=OsamSpec(**scales)), ModelSpec(mixer=OsamSpec()))
+    refuse_idle(ModelSpec(mixer=OsamSpec(**scales, decay=True)), ModelSpec(mixer=OsamSpec()))
+
+
+@pytest.mark.parametrize("verb", [["train", "gpt", "--data", "x", "--out", "y"], ["show", "gpt"]])
+def test_a_verb_refuses_them(cli, verb):
+    assert "--model.delta.values changes nothing here" in cli(*verb, "--model.delta.values", "4").error(2)

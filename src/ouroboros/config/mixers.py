@@ -236,7 +236,7 @@ class OsamSpec:
     gate_cap: float = 0.25
     """Upper end of the two gates ``cap * sigmoid(raw)``."""
     gate_start: float = -2.5
-    """Raw value of both at the start of training."""
+    """Raw value of both gates at the start of training."""
     hash_seed: int = 42
     """Of the tables of buckets and signs, which are not trained."""
     dropout: float = 0.0

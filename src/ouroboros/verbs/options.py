@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from ouroboros.config import DeltaSpec, ModelSpec, OsamSpec
 from ouroboros.errors import UsageError
 
 T = TypeVar("T")
@@ -60,6 +62,25 @@ def _flatten(box: str, verb: str) -> str:
             first += f"; did you mean {lines[index + 1].split()[0]}?"
             break
     return f"{first or 'wrong options'}; see `ouroboros {verb} --help`"
+
+
+def refuse_idle(model: ModelSpec, default: ModelSpec) -> None:
+    """Refuse an option that differs from the recipe's and changes nothing, because another one is off.
+
+    Raises:
+        UsageError: the option, and what would give it an effect.
+    """
+    idle: list[tuple[str, str]] = []
+    if model.residual != "delta":
+        given = [field.name for field in dataclasses.fields(DeltaSpec)]
+        given = [name for name in given if getattr(model.delta, name) != getattr(default.delta, name)]
+        idle += [(f"delta.{name}", "--model.residual delta") for name in given]
+    mixer, usual = model.mixer, default.mixer
+    if isinstance(mixer, OsamSpec) and isinstance(usual, OsamSpec) and not mixer.decay:
+        if mixer.time_scales != usual.time_scales:
+            idle.append(("mixer.time_scales", "--model.mixer.decay"))
+    for name, needed in idle:
+        raise UsageError(f"--model.{name.replace('_', '-')} changes nothing here; it needs {needed}")
 
 
 def collect(arguments: Sequence[str], option: str) -> list[str]:

@@ -10,7 +10,7 @@ import tyro
 from ouroboros.accounting import cost, describe
 from ouroboros.config import ModelSpec, Recipe, to_dict
 from ouroboros.recipes import RECIPES, recipe, sizes
-from ouroboros.verbs.options import emit_json, parse, say
+from ouroboros.verbs.options import emit_json, parse, refuse_idle, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,9 @@ def show(arguments: Sequence[str]) -> int:
     chosen = recipe(name, size or "small")
     options = _parse(arguments, chosen)
     if options.recipe != chosen.name:  # the recipe came after an option
-        options = _parse(arguments, recipe(options.recipe, options.size))
+        chosen = recipe(options.recipe, options.size)
+        options = _parse(arguments, chosen)
+    refuse_idle(options.model, chosen.model)
     model = options.model
     if options.loops is not None:
         from ouroboros.schedule import parse as parse_layout

@@ -14,7 +14,16 @@ from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec
 from ouroboros.errors import check
 from ouroboros.recipes import PRESETS
 from ouroboros.recipes import recipe as make_recipe
-from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say, signal_status
+from ouroboros.verbs.options import (
+    collect,
+    emit_json,
+    log_to_stderr,
+    parse,
+    quiet_transformers,
+    refuse_idle,
+    say,
+    signal_status,
+)
 from ouroboros.verbs.show import named
 
 if TYPE_CHECKING:
@@ -59,6 +68,7 @@ def train(arguments: Sequence[str]) -> int:
     if options.recipe != default.name:  # the recipe came after an option
         default, choice = _default(options.recipe, options.size)
         options = _parse(arguments, default)
+    refuse_idle(options.model, default.model)
     check(bool(options.sources), "train: name the text with --data, for example --data notes.txt or --data python:")
     given = {k: getattr(options, k) for k in ("steps", "tokens", "minutes", "seed") if getattr(options, k) is not None}
     recipe = Recipe(
