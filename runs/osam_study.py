@@ -388,8 +388,8 @@ PARTS: dict[str, tuple[Callable[[], dict[str, Arm]], int, tuple[str, ...]]] = {
     "starts": (starts, 300, ()),
     "ablations": (ablations, 200, ("base", "no memory")),
     "options": (options, 200, ("better", "published", "attention", "no memory")),
-    "subword": (subword, 200, ("osam, bytes", "attention, bytes")),
-    "depth": (depth, 200, ("osam, 2 blocks", "attention, 2 blocks")),
+    "subword": (subword, 200, ("osam, bytes", *(f"attention, {name}" for name in ("bytes", "bpe:1024", "bpe:4096")))),
+    "depth": (depth, 200, ("osam, 2 blocks", *(f"attention, {blocks} blocks" for blocks in (1, 2, 4)))),
 }
 """Arms, steps, and the arms that others are compared with."""
 
