@@ -76,9 +76,9 @@ def refuse_idle(model: ModelSpec, default: ModelSpec) -> None:
         given = [name for name in given if getattr(model.delta, name) != getattr(default.delta, name)]
         idle += [(f"delta.{name}", "--model.residual delta") for name in given]
     mixer, usual = model.mixer, default.mixer
-    if isinstance(mixer, OsamSpec) and isinstance(usual, OsamSpec) and not mixer.decay:
-        if mixer.time_scales != usual.time_scales:
-            idle.append(("mixer.time_scales", "--model.mixer.decay"))
+    if isinstance(mixer, OsamSpec) and isinstance(usual, OsamSpec):
+        moved = mixer.time_scales != usual.time_scales
+        idle += [("mixer.time_scales", "--model.mixer.decay")] if moved and not mixer.decay else []
     for name, needed in idle:
         raise UsageError(f"--model.{name.replace('_', '-')} changes nothing here; it needs {needed}")
 
