@@ -13,11 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec, OsamSpec
 from ouroboros.errors import check
+from ouroboros.eval.probes import position_nats
 from ouroboros.eval.score import evaluating
 from ouroboros.nn.linear_memory import Keys, Turn, read_and_write
 from ouroboros.nn.mixer import MixerInput
@@ -108,6 +110,22 @@ def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int |
         # Registers run by themselves first; the text's own pass comes last.
         texts = zip(visits, seen[-len(visits) :], strict=True)
         return [_record(visit.slot, visit.block, visit.loop, it, stride) for visit, it in texts]
+
+
+def reading_losses(model: Any, ids: np.ndarray) -> dict[str, float]:
+    """Mean loss, nats, of the tokens predicted where the memory is read and of those predicted where it is skipped.
+
+    Args:
+        model: a model with OSAM mixers; empty if every position reads.
+        ids: token ids (B, T), without padding.
+    """
+    mixer, registers = model.model.spec.mixer, model.model.spec.registers
+    if mixer.kupdate == 1:
+        return {}
+    nats = position_nats(model, ids)
+    reads = (np.arange(len(nats)) + registers) % mixer.kupdate == 0
+    parts = {"read": nats[reads], "skipped": nats[~reads]}
+    return {name: float(part.mean()) for name, part in parts.items() if len(part)}
 
 
 def _record(slot: int, block: int, loop: int, seen: _Seen, stride: int) -> MemoryRecord:

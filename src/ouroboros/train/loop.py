@@ -223,7 +223,7 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self.loader.next_batch()
-        memory = memory_records(self.model, batch) if telemetry and self.workers.is_main else []
+        memory = memory_records(self.model, batch) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
@@ -233,8 +233,7 @@ class Trainer:
                 optimizer.step()
             if self.ema is not None:
                 self.ema.update()
-        loop_records = probe.collect() if probe is not None else []
-        records = {name: found for name, found in (("loops", loop_records), ("memory", memory)) if found}
+        records = ({"loops": probe.collect()} if probe is not None else {}) | memory
         self.model.zero_grad(set_to_none=True)
         c.step += 1
         c.tokens += self.step_tokens

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import OsamSpec
-from ouroboros.eval.osam import ROWS, telemetry
+from ouroboros.eval.osam import ROWS, reading_losses, telemetry
 
 
 class LoopTelemetry:
@@ -59,10 +59,12 @@ class LoopTelemetry:
         return self.records
 
 
-def memory_records(model: Any, batch: np.ndarray) -> list[dict[str, Any]]:
-    """What the memories of an OSAM model hold on the first windows of ``batch`` (B, T + 1), one record for each visit;
-    empty for other mixers."""
+def memory_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
+    """Of an OSAM model and a ``batch`` (B, T + 1): ``memory``, what its memories hold on the first windows, a record
+    for each visit; with a kupdate above 1 ``loss_by_reading``, of all windows. Empty for other mixers."""
     if not isinstance(model.model.spec.mixer, OsamSpec):
-        return []
+        return {}
     ids = torch.from_numpy(batch[:ROWS, :-1]).to(next(model.parameters()).device)
-    return [record.to_dict() for record in telemetry(model, ids)]
+    found: dict[str, Any] = {"memory": [record.to_dict() for record in telemetry(model, ids)]}
+    losses = reading_losses(model, batch)
+    return found | ({"loss_by_reading": losses} if losses else {})

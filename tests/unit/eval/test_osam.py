@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ouroboros.config import FeedForwardSpec, LoopSpec, ModelSpec, OsamSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.osam import idle_buckets, telemetry
+from ouroboros.eval.osam import idle_buckets, reading_losses, telemetry
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.osam import Osam
@@ -137,3 +137,16 @@ def test_buckets_beyond_the_number_of_products() -> None:
     assert "is 56 and a width of 10 has 55 products" in str(idle_buckets(spec(56)))
     assert "is 101 and a width of 10 has 100 products" in str(idle_buckets(spec(101, independent_hashes=True)))
     assert idle_buckets(ModelSpec()) is None
+
+
+def test_losses_of_read_and_skipped_positions() -> None:
+    """Registers count as positions: the text begins at theirs."""
+    ids = torch.randint(0, 31, (3, 12), generator=torch.Generator().manual_seed(1))
+    model = model_of({"kupdate": 5, "detach_state": False}, registers=2)
+    found = reading_losses(model, ids.numpy())
+    with torch.no_grad():
+        logits = model(ids).logits.double()
+    nats = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(0)
+    assert found["read"] == pytest.approx(nats[[3, 8]].mean().item(), rel=1e-5)
+    assert found["skipped"] == pytest.approx(nats[[0, 1, 2, 4, 5, 6, 7, 9, 10]].mean().item(), rel=1e-5)
+    assert reading_losses(model_of({}), ids.numpy()) == {}

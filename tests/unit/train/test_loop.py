@@ -213,6 +213,18 @@ def test_memories_have_telemetry_on_request_and_idle_buckets_are_named(make, tra
     assert trainer.step().telemetry is None
 
 
+def test_losses_of_read_and_skipped_positions_are_told_apart(make, trainer_of):
+    mixer = {"kind": "osam", "buckets": 20, "readout_hidden": 8}
+    every = trainer_of(make(**{"model.mixer": mixer})).step(telemetry=True)
+    assert "loss_by_reading" not in (every.telemetry or {})
+    trainer = trainer_of(make(**{"model.mixer": {**mixer, "kupdate": 4}}))
+    step = trainer.step(telemetry=True)
+    parts = (step.telemetry or {})["loss_by_reading"]
+    T = trainer.recipe.data.sequence_length
+    reads = len(range(0, T, 4))
+    assert (reads * parts["read"] + (T - reads) * parts["skipped"]) / T == pytest.approx(step.loss, rel=1e-5)
+
+
 def test_telemetry_changes_no_step(make, trainer_of):
     recipe = make(**{"model.mixer": {"kind": "osam", "buckets": 20, "readout_hidden": 8, "dropout": 0.2}})
     asked, plain = trainer_of(recipe), trainer_of(recipe)
