@@ -92,7 +92,7 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
         flops_per_token=flops,
         training_flops_per_token=3 * flops,
         cache_values_per_token=cached_visits(spec, run) * cache_values(spec),
-        state_values=filter_values(spec, run) + cached_visits(spec, run) * state_values(spec),
+        state_values=filter_values(spec, run) + cached_visits(spec, run) * memory_values(spec.mixer, spec.hidden_size),
         context=context,
     )
 
@@ -108,7 +108,7 @@ def filter_values(spec: ModelSpec, schedule: Schedule) -> int:
     Each cache entry's own filters, and those of the embeddings and of what the head reads.
     """
     delta, d = spec.delta, spec.hidden_size
-    visit, outer = mixer_state_values(spec.mixer, d), 0
+    visit, outer = shift_values(spec.mixer, d), 0
     if spec.residual == "delta" and delta.expanded:
         compressor = (delta.kernel - 1) * delta.values * d if delta.compressor == "token" else 0
         visit += 2 * compressor  # before the mixer and before the feed-forward network
@@ -220,16 +220,15 @@ def _mixer_weights(mixer: MixerSpec, hidden_size: int) -> tuple[int, int]:
     return hidden_size * (queries + 2 * keys + gates) + queries * hidden_size, norms + biases + gains
 
 
-def state_values(spec: ModelSpec) -> int:
+def memory_values(mixer: MixerSpec, hidden_size: int) -> int:
     """Numbers of the state that one visit's mixer carries per sequence: sums of keys, and of keys times values."""
-    d = spec.hidden_size
-    if not isinstance(spec.mixer, OsamSpec):
+    if not isinstance(mixer, OsamSpec):
         return 0
-    return 2 * d * (d + 1) if spec.mixer.value_path else 2 * d
+    return 2 * hidden_size * (hidden_size + 1) if mixer.value_path else 2 * hidden_size
 
 
-def mixer_state_values(mixer: MixerSpec, hidden_size: int) -> int:
-    """Numbers of constant size that one visit's mixer remembers per sequence: the last keys and values it mixes in."""
+def shift_values(mixer: MixerSpec, hidden_size: int) -> int:
+    """Numbers that one visit's mixer remembers per sequence for its shifts: the last keys and values."""
     if not isinstance(mixer, AttentionSpec):
         return 0
     return (mixer.k_shift + mixer.v_shift) * mixer.kv_heads * mixer.width(hidden_size)

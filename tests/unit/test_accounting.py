@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.accounting import Cost, cached_visits, cost, describe, mixer_state_values
+from ouroboros.accounting import Cost, cached_visits, cost, describe, shift_values
 from ouroboros.config import (
     AttentionSpec,
     DeltaSpec,
@@ -144,10 +144,10 @@ def test_cache() -> None:
 
 
 def test_a_shift_remembers_the_last_key_or_value() -> None:
-    assert mixer_state_values(SPEC.mixer, D) == mixer_state_values(LatentAttentionSpec(), D) == 0
+    assert shift_values(SPEC.mixer, D) == shift_values(LatentAttentionSpec(), D) == 0
     for shifts in ({"k_shift": True}, {"k_shift": True, "v_shift": True}):
         mixer = dataclasses.replace(SPEC.mixer, **shifts)
-        assert mixer_state_values(mixer, D) == len(shifts) * 2 * 2
+        assert shift_values(mixer, D) == len(shifts) * 2 * 2
         assert cost(change(mixer=mixer)).state_values == 8 * len(shifts) * 2 * 2
         assert cost(change(mixer=mixer)).cache_values_per_token == cost(SPEC).cache_values_per_token
 
