@@ -343,17 +343,18 @@ def table(record: dict[str, Any]) -> str:
     lines = []
     for name, task in record["tasks"].items():
         heads = " | ".join(f"T = {length}" for length in task["lengths"])
-        lines += [f"**{name}**, {task['steps']} steps", "", f"| arm | rate | {heads} | state, kB | CPU s |"]
-        lines.append("|---" * (len(FACTORS) + 4) + "|")
+        head = f"| arm | rate | {heads} | first, by seed | state, kB | CPU s |"
+        lines += [f"**{name}**, {task['steps']} steps", "", head, "|---" * (len(FACTORS) + 5) + "|"]
         for arm, found in task["arms"].items():
             scores = " | ".join(shown(one) for one in found["intervals"])
             state = ", ".join(f"{size / 1000:.1f}" for size in sorted(set(found["state_bytes"])))
-            lines.append(f"| {arm} | {found['rate']:g} | {scores} | {state} | {found['cpu_seconds']:.0f} |")
+            seeds = ", ".join(f"{run[0]:.2f}" for run in found["scores"])
+            lines.append(f"| {arm} | {found['rate']:g} | {scores} | {seeds} | {state} | {found['cpu_seconds']:.0f} |")
         for level in ("chance", "unbound") if task["levels"] else ():
-            lines.append(f"| *{level}* | | {' | '.join(f'{one[level]:.3f}' for one in task['levels'])} | | |")
+            lines.append(f"| *{level}* | | {' | '.join(f'{one[level]:.3f}' for one in task['levels'])} | | | |")
         for arm in ARMS[1:]:
             scores = " | ".join(shown(one, "+") for one in task["arms"][arm]["minus_attention"])
-            lines.append(f"| {arm} minus attention | | {scores} | | |")
+            lines.append(f"| {arm} minus attention | | {scores} | | | |")
         lines.append("")
     name, task = list(record["tasks"].items())[-1]
     lines += [f"| arm | parameters, {name} | tokens/s |", "|---|---|---|"]
