@@ -113,8 +113,8 @@ def levels(axes: Axes, task: dict[str, Any]) -> None:
 
 
 def area(rate: float, rates: dict[str, float]) -> float:
-    """Of a marker, square points: in proportion to tokens per second."""
-    return 110 * rate / max(rates.values())
+    """Of a marker, square points: it grows with the square root of the tokens per second, so that all can be seen."""
+    return 110 * (rate / max(rates.values())) ** 0.5
 
 
 def legend(rates: dict[str, float]) -> list[str]:
@@ -124,11 +124,11 @@ def legend(rates: dict[str, float]) -> list[str]:
     for index, (arm, rate) in enumerate(rates.items()):
         words = f"{arm}, {rate:,.0f}/s"
         parts.append(
-            text(chr(GLYPHS[index]), x, 50, arm_color(index), size=round(20 * (rate / max(rates.values())) ** 0.5))
+            text(chr(GLYPHS[index]), x, 50, arm_color(index), size=round(20 * (rate / max(rates.values())) ** 0.25))
         )
         parts.append(text(words, x + 19, 50, "ink", size=12))
         x += 34 + 6.4 * len(words)
-    notes = "At the markers: tokens of the scored sequences. Size of the markers: tokens decoded per second."
+    notes = "At the markers: tokens of the scored sequences. Larger markers: more tokens decoded per second."
     parts.append(text(notes, MARGIN, 72, "soft", size=12))
     return parts
 
