@@ -129,7 +129,7 @@ def test_turns_add_up() -> None:
 def test_rare_reading_of_a_memory_that_fades_at_once(every: int) -> None:
     """Powers of a whole distance between two readings would leave float32."""
     tokens = 300
-    q, keys, v = (inputs(tokens)[0], *inputs(tokens)[1:])
+    q, keys, v = inputs(tokens)
     turn = Turn(torch.ones(D, dtype=DOUBLE), torch.randn(D, dtype=DOUBLE))
     expected = step_by_step(q, keys, v, turn, None, None)
     low = q[:, ::every].float().requires_grad_(), Keys(*(x.float() for x in keys)), v.float()
