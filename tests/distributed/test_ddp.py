@@ -5,7 +5,6 @@ Starting two processes takes longer than all they do here, so one start serves e
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -107,6 +106,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def free_ports() -> Iterator[int]:
+    """Ports below those that systems hand out by themselves: the groups' own connections take none of them before it is
+    its turn."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:  # somebody has it
+            continue
+        yield port
+
+
 @pytest.fixture(scope="module")
 def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case under two processes, in one start; the directory of what they left."""
@@ -126,10 +136,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "odd": (train("odd", "--train.batch-size", "6", "--train.accumulation", "2"), None),
         "failing": (train("failing", "--train.eval-every", "1", "--train.max-bad-validations", "2"), None),
     }
-    with contextlib.ExitStack() as stack:
-        places = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in cases]
-        ports = [place.getsockname()[1] for place in places]
-    listed = {name: (*case, port) for (name, case), port in zip(cases.items(), ports, strict=True)}
+    listed = {name: (*case, port) for (name, case), port in zip(cases.items(), free_ports(), strict=False)}
     (here / "cases.json").write_text(json.dumps(listed))
     (here / "driver.py").write_text(DRIVER)
     source = str(Path(ouroboros.__file__).parent.parent)
@@ -142,7 +149,8 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             _, errors = process.communicate(timeout=200)
         except subprocess.TimeoutExpired:
             process.terminate()  # the launcher then ends its workers
-            raise
+            done = sorted(path.name for path in here.glob("*.status"))
+            pytest.fail(f"two processes hang; ended: {done}; {process.communicate()[1][-3000:]}")
     assert process.returncode == 0, errors[-3000:]
     return here
 
