@@ -256,7 +256,7 @@ def _osam_flops(mixer: OsamSpec, hidden_size: int, context: int) -> int:
         read = bilinear_flops(d, mixer.readout_hidden, symmetric=symmetric)
     else:
         read = 2 * (2 * (mixer.buckets // 2 + 1)) * mixer.readout_hidden
-    read += 2 * d * d
+    read += 2 * d * d  # queries
     look, total = 2 * chunk * 2 * d, 2 * d * d + 2 * mixer.readout_hidden * d  # sums of keys
     if mixer.value_path:
         read += 2 * 2 * d * d + (2 * 2 * d * d if mixer.sketch_values else 0)

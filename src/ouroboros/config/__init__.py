@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ouroboros.config.codec import from_dict, from_json, to_dict, to_json
+from ouroboros.config.codec import fields_by_path, from_dict, from_json, to_dict, to_json
 from ouroboros.config.data import DataSpec, FilterSpec
 from ouroboros.config.mixers import (
     AttentionSpec,
@@ -40,6 +40,7 @@ __all__ = [
     "Recipe",
     "RopeSpec",
     "TrainSpec",
+    "fields_by_path",
     "from_dict",
     "from_json",
     "to_dict",

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from ouroboros.errors import OuroborosError, check, nearest
@@ -21,6 +22,19 @@ def to_dict(spec: Any) -> dict[str, Any]:
 def to_json(spec: Any) -> str:
     """The specification as indented JSON text."""
     return json.dumps(to_dict(spec), indent=2) + "\n"
+
+
+def fields_by_path(spec: Any) -> dict[str, Any]:
+    """Every field that is no specification itself, as a plain JSON value by its dotted path."""
+
+    def flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from flatten(inner, f"{prefix}.{key}" if prefix else key)
+        else:
+            yield prefix, value
+
+    return dict(flatten(to_dict(spec), ""))
 
 
 def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:

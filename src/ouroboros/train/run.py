@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ouroboros.config import Recipe, from_json, to_dict, to_json
+from ouroboros.config import Recipe, fields_by_path, from_json, to_json
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
@@ -156,15 +156,7 @@ def resolve(recipe: Recipe, data: PreparedData) -> Recipe:
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     """What differs, one ``field: old -> new`` each."""
-
-    def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield from flatten(inner, f"{prefix}.{key}" if prefix else key)
-        else:
-            yield prefix, value
-
-    before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
+    before, after = fields_by_path(old), fields_by_path(new)
     keys = sorted(before.keys() | after.keys())
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import logging
@@ -13,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ouroboros.config import DeltaSpec, ModelSpec, OsamSpec
+from ouroboros.config import ModelSpec, OsamSpec, fields_by_path
 from ouroboros.errors import UsageError
 
 T = TypeVar("T")
@@ -70,17 +69,16 @@ def refuse_idle(model: ModelSpec, default: ModelSpec) -> None:
     Raises:
         UsageError: the option, and what would give it an effect.
     """
-    idle: list[tuple[str, str]] = []
+    needed = {}
     if model.residual != "delta":
-        given = [field.name for field in dataclasses.fields(DeltaSpec)]
-        given = [name for name in given if getattr(model.delta, name) != getattr(default.delta, name)]
-        idle += [(f"delta.{name}", "--model.residual delta") for name in given]
-    mixer, usual = model.mixer, default.mixer
-    if isinstance(mixer, OsamSpec) and isinstance(usual, OsamSpec):
-        moved = mixer.time_scales != usual.time_scales
-        idle += [("mixer.time_scales", "--model.mixer.decay")] if moved and not mixer.decay else []
-    for name, needed in idle:
-        raise UsageError(f"--model.{name.replace('_', '-')} changes nothing here; it needs {needed}")
+        needed["delta."] = "--model.residual delta"
+    if isinstance(model.mixer, OsamSpec) and not model.mixer.decay:
+        needed["mixer.time_scales"] = "--model.mixer.decay"
+    usual = fields_by_path(default)
+    for name, value in fields_by_path(model).items():
+        for start, other in needed.items():
+            if name.startswith(start) and value != usual.get(name):
+                raise UsageError(f"--model.{name.replace('_', '-')} changes nothing here; it needs {other}")
 
 
 def collect(arguments: Sequence[str], option: str) -> list[str]:
