@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import sys
@@ -47,7 +46,6 @@ was not learned in 1,500 steps (seed RATE_SEED)."""
 ARMS = ("attention", "latent attention", "osam", "osam as published")
 SCALAR_RATES = {"osam": 5, "osam as published": 10}
 """Of phases, gates, frequencies and decays, as multiples of the rest's: those of the two recipes."""
-RATES, TEXT_RATES = (1e-3, 3e-3), (3e-3, 1e-2)
 RATE_SEED = 100
 """Of the trainings that choose a rate; no other uses it."""
 FACTORS = (1, 2, 4)
@@ -58,13 +56,9 @@ PROMPT, NEW = 1024, 64
 """Tokens in front of, and in, a timed continuation."""
 
 
-Score = Callable[[Any, bool], list[float]]
-"""Of a model, at every scored size; on other data while rates are chosen."""
-
-
 @dataclass(frozen=True)
 class Study:
-    """One task: how its sequences are made, trained and scored."""
+    """A probe: how its sequences are made, trained and scored."""
 
     size: int
     """The smallest, in the units of ``make``."""
@@ -75,16 +69,43 @@ class Study:
     batch: int = 16
     """Sequences of the smallest size in a batch."""
     factors: tuple[int, int, int] = FACTORS
+    rates: tuple[float, float] = (1e-3, 3e-3)
+    better: Callable[..., Any] = max
+    """Of two scores."""
+
+    @property
+    def probes(self) -> list[Probe]:
+        """One of each size."""
+        return [self.make(factor * self.size) for factor in self.factors]
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, whatever the size."""
-        return self.make(self.size).vocab_size
+        return self.probes[0].vocab_size
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the sequences that are scored."""
+        return [probe.length for probe in self.probes]
+
+    @property
+    def levels(self) -> list[dict[str, float]]:
+        """What each scored probe gives away without a memory."""
+        return [{"chance": probe.chance, "unbound": probe.unbound} for probe in self.probes]
 
     def sample(self, batch_size: int, seed: Any) -> Batch:
         """A batch of one of the sizes: ``batch_size`` sequences of the smallest, or fewer and about as many tokens."""
         factor = int(np.random.default_rng(seed).choice(self.factors))
         return self.make(factor * self.size).sample(batch_size // factor, (*seed, factor))
+
+    def scores(self, model: Any, *, choosing: bool) -> list[float]:
+        """Share of right answers at every length, on sequences no training sees; other ones to choose a rate by."""
+        from ouroboros.eval.probes import score_probe
+
+        return [
+            score_probe(model, probe.sample(self.sequences, (factor, int(choosing), 1)))
+            for factor, probe in zip(self.factors, self.probes, strict=True)
+        ]
 
 
 STUDIES = {
@@ -92,21 +113,37 @@ STUDIES = {
     "copy": Study(8, 2000, 128, lambda n: Copy(span=n, values=32)),
     "needle": Study(16, 1500, 512, lambda n: Needle(length=n, keys=4, values=16), batch=64, factors=(1, 4, 16)),
 }
-TEXT_LENGTH, TEXT_STEPS, TEXT_BATCH = 256, 400, 8
 
 
-@dataclass(frozen=True)
 class Text:
-    """Windows anywhere in a row of tokens; every token is to be predicted."""
+    """The bundled text: windows of the first length anywhere in it, every token of which is to be predicted."""
 
-    tokens: np.ndarray
-    vocab_size: int
+    steps, batch, rates, better = 400, 8, (3e-3, 1e-2), min
+    lengths = [256 * factor for factor in FACTORS]
+    levels: tuple[dict[str, float], ...] = ()
+
+    def __init__(self, directory: Path) -> None:
+        from ouroboros.data import prepare
+
+        self.prepared = prepare(DataSpec(sequence_length=self.lengths[0]), directory)
+        self.tokens, self.vocab_size = self.prepared.train_tokens(0), self.prepared.tokenizer.vocab_size
 
     def sample(self, batch_size: int, seed: Any) -> Batch:
-        """A batch of windows of TEXT_LENGTH inputs and the token behind them."""
-        starts = np.random.default_rng(seed).integers(len(self.tokens) - TEXT_LENGTH, size=batch_size)
-        ids = self.tokens[starts[:, None] + np.arange(TEXT_LENGTH + 1)].astype(np.int64)
+        """A batch of windows: inputs and the token behind them."""
+        length = self.lengths[0]
+        starts = np.random.default_rng(seed).integers(len(self.tokens) - length, size=batch_size)
+        ids = self.tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
         return Batch(ids, ids)
+
+    def scores(self, model: Any, *, choosing: bool) -> list[float]:
+        """Bits per byte over the second half of each length, in windows of the longest, of other files if choosing."""
+        from ouroboros.eval.probes import position_nats
+
+        tokens, longest = self.prepared.tokens("valid" if choosing else "test", 0), self.lengths[-1]
+        starts = np.linspace(0, len(tokens) - longest - 1, WINDOWS).astype(int)
+        windows = tokens[starts[:, None] + np.arange(longest + 1)].astype(np.int64)
+        bits = position_nats(model, windows) / np.log(2)
+        return [float(bits[length // 2 : length].mean()) for length in self.lengths]
 
 
 def main() -> None:
@@ -126,21 +163,17 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
     log = Log(chosen.out / "trainings.jsonl")
-    tasks: dict[str, tuple[int, Any, Score]] = {
-        name: (study.steps, study, functools.partial(accuracies, study=study)) for name, study in STUDIES.items()
-    }
-    tasks["text"] = (TEXT_STEPS, *text_task(chosen.out / "data"))
+    tasks = {**STUDIES, "text": Text(chosen.out / "data")}
     found = {}
     for name in chosen.tasks:
-        steps, task, score = tasks[name]
-        steps = max(1, round(steps * chosen.share))
-        found[name] = study_task(name, steps, task, score, range(chosen.seeds), log)
+        steps = max(1, round(tasks[name].steps * chosen.share))
+        found[name] = study_task(name, tasks[name], steps, range(chosen.seeds), log)
     record = {
         "study": "memory probes",
         "seeds": chosen.seeds,
         "share": chosen.share,
         "tasks": found,
-        "tokens_per_second": decoding(tasks["text"][1].vocab_size, chosen.rounds),
+        "tokens_per_second": decoding(tasks["text"].vocab_size, chosen.rounds),
     }
     (chosen.out / "table.md").write_text(table(record))
     (chosen.out / "picture.svg").write_text(probes_picture.draw(record))
@@ -188,10 +221,9 @@ def arms(vocab_size: int) -> dict[str, ModelSpec]:
         ffn=FeedForwardSpec(intermediate_size=3 * HIDDEN),
     )
     mixers = (AttentionSpec(num_heads=HEADS), LatentAttentionSpec(num_heads=HEADS), base.mixer, OsamSpec(**sizes))
-    made = {
+    return {
         name: equal_size(dataclasses.replace(base, mixer=mixer), base) for name, mixer in zip(ARMS, mixers, strict=True)
     }
-    return made
 
 
 def optimiser(arm: str, rate: float) -> OptimSpec:
@@ -206,34 +238,31 @@ def optimiser(arm: str, rate: float) -> OptimSpec:
     )
 
 
-def study_task(name: str, steps: int, task: Any, score: Score, seeds: Sequence[int], log: Log) -> dict[str, Any]:
-    """All trainings of one task: rates, scores and intervals of every arm."""
+def study_task(name: str, task: Any, steps: int, seeds: Sequence[int], log: Log) -> dict[str, Any]:
+    """All trainings of a :class:`Study` or of :class:`Text`: rates, scores and intervals of every arm."""
     from ouroboros.eval.probes import train_probe
 
-    text = name == "text"
-    better = min if text else max
     specs, found = arms(task.vocab_size), {}
     for arm, spec in specs.items():
 
         def train(rate: float, seed: int, arm: str = arm, spec: ModelSpec = spec) -> dict[str, Any]:
             start = time.process_time()
-            batch = TEXT_BATCH if text else STUDIES[name].batch
-            model = train_probe(spec, task, optimiser(arm, rate), steps=steps, batch_size=batch, seed=seed)
+            model = train_probe(spec, task, optimiser(arm, rate), steps=steps, batch_size=task.batch, seed=seed)
             seconds = time.process_time() - start
-            return {"scores": score(model, seed == RATE_SEED), "cpu_seconds": round(seconds, 1)}
+            return {"scores": task.scores(model, choosing=seed == RATE_SEED), "cpu_seconds": round(seconds, 1)}
 
         def entry(rate: float, seed: int, arm: str = arm, train: Any = train) -> dict[str, Any]:
             return log.get(lambda: train(rate, seed), task=name, arm=arm, steps=steps, rate=rate, seed=seed)
 
-        tried = {rate: entry(rate, RATE_SEED)["scores"][0] for rate in (TEXT_RATES if text else RATES)}
-        rate = better(tried, key=lambda rate: tried[rate])
+        tried = {rate: entry(rate, RATE_SEED)["scores"][0] for rate in task.rates}
+        rate = task.better(tried, key=lambda rate: tried[rate])
         runs = [entry(rate, seed) for seed in seeds]
         found[arm] = {
             "parameters": cost(spec).parameters,
             "rates": {str(one): value for one, value in tried.items()},
             "rate": rate,
             "scores": [run["scores"] for run in runs],
-            "state_bytes": [state_bytes(spec, length) for length in lengths_of(name)],
+            "state_bytes": [state_bytes(spec, length) for length in task.lengths],
             "cpu_seconds": statistics.mean(run["cpu_seconds"] for run in runs),
         }
     base = found[ARMS[0]]["scores"]
@@ -241,55 +270,12 @@ def study_task(name: str, steps: int, task: Any, score: Score, seeds: Sequence[i
         pairs = list(zip(result["scores"], base, strict=True))
         result["intervals"] = [interval([s[at] for s, _ in pairs]) for at in range(len(FACTORS))]
         result["minus_attention"] = [interval([s[at] - b[at] for s, b in pairs]) for at in range(len(FACTORS))]
-    levels = [] if text else [levels_of(STUDIES[name], factor) for factor in STUDIES[name].factors]
-    return {"steps": steps, "lengths": lengths_of(name), "levels": levels, "arms": found}
+    return {"steps": steps, "lengths": task.lengths, "levels": list(task.levels), "arms": found}
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean and 95 % Student interval over seeds."""
     return mean_interval(values).to_dict()
-
-
-def lengths_of(task: str) -> list[int]:
-    """Tokens of the sequences that are scored."""
-    if task == "text":
-        return [factor * TEXT_LENGTH for factor in FACTORS]
-    study = STUDIES[task]
-    return [study.make(factor * study.size).length for factor in study.factors]
-
-
-def levels_of(study: Study, factor: int) -> dict[str, float]:
-    """What the scored probe gives away without a memory."""
-    probe = study.make(factor * study.size)
-    return {"chance": probe.chance, "unbound": probe.unbound}
-
-
-def accuracies(model: Any, choosing: bool, study: Study) -> list[float]:
-    """Share of right answers at every scored length, on sequences no training sees."""
-    from ouroboros.eval.probes import score_probe
-
-    return [
-        score_probe(model, study.make(factor * study.size).sample(study.sequences, (factor, int(choosing), 1)))
-        for factor in study.factors
-    ]
-
-
-def text_task(directory: Path) -> tuple[Text, Score]:
-    """The bundled text, and the score: bits per byte over the second half of each length, in windows of the longest."""
-    from ouroboros.data import prepare
-    from ouroboros.eval.probes import position_nats
-
-    prepared = prepare(DataSpec(sequence_length=TEXT_LENGTH), directory)
-    longest = FACTORS[-1] * TEXT_LENGTH
-
-    def score(model: Any, choosing: bool) -> list[float]:
-        tokens = prepared.tokens("valid" if choosing else "test", 0)
-        starts = np.linspace(0, len(tokens) - longest - 1, WINDOWS).astype(int)
-        windows = tokens[starts[:, None] + np.arange(longest + 1)].astype(np.int64)
-        bits = position_nats(model, windows) / np.log(2)
-        return [float(bits[factor * TEXT_LENGTH // 2 : factor * TEXT_LENGTH].mean()) for factor in FACTORS]
-
-    return Text(prepared.train_tokens(0), prepared.tokenizer.vocab_size), score
 
 
 def state_bytes(spec: ModelSpec, length: int) -> int:
