@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ouroboros.cli import let_waiting_threads_sleep
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options every benchmark has."""
+    """Options every benchmark has. Threads wait as they do under the command."""
+    let_waiting_threads_sleep(os.environ)
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--quick", action="store_true", help="smallest sizes, two rounds: a smoke test, not a measure")
     options.add_argument("--threads", type=int, help="threads of torch; by default all cores")

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from ouroboros.errors import OuroborosError, UsageError, nearest
 
@@ -30,8 +30,22 @@ VERBS = {
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
 
 
+THREAD_RUNTIME = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+"""How long a thread that waits for another one spins before it sleeps: turns of GNU's loop, milliseconds of LLVM's and
+Intel's runtime. Left alone it spins for many milliseconds, and beside a busy program that keeps the thread it waits for
+from running. The number of turns is measured, see docs/benchmarks.md."""
+
+
+def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
+    """Set :data:`THREAD_RUNTIME` where the user has not said how threads wait; needed before torch is loaded."""
+    if not {"OMP_WAIT_POLICY", *THREAD_RUNTIME} & environment.keys():
+        environment.update(THREAD_RUNTIME)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    if arguments is None:  # the process is ours
+        let_waiting_threads_sleep(os.environ)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())

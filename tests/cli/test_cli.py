@@ -9,7 +9,7 @@ import pytest
 
 import ouroboros
 from ouroboros import cli as module
-from ouroboros.cli import VERBS
+from ouroboros.cli import THREAD_RUNTIME, VERBS, let_waiting_threads_sleep
 from ouroboros.errors import OuroborosError, UsageError
 
 
@@ -112,3 +112,16 @@ def test_each_verb_is_a_function_of_its_name():
     for verb, (name, _) in VERBS.items():
         assert callable(getattr(importlib.import_module(f"ouroboros.verbs.{name}"), verb))
     assert module.main is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, THREAD_RUNTIME),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_has_said_otherwise(given, expected):
+    let_waiting_threads_sleep(given)
+    assert given == expected

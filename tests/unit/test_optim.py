@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
+    orthogonalize,
     parameter_roles,
     set_first_beta,
     set_learning_rate,
@@ -220,10 +222,12 @@ def matrices(seed: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def test_batched_muon_equals_torch_muon(monkeypatch):
-    monkeypatch.setattr(BatchedMuon, "CHUNK_ELEMENTS", 2000)  # stacks of five: the seven matrices need two
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_batched_muon_equals_torch_muon(dtype, monkeypatch):
+    # Stacks of five: the seven matrices need two.
+    monkeypatch.setattr(BatchedMuon, "CHUNK_BYTES", 2000 * dtype.itemsize)
     ours, theirs = matrices(0), matrices(0)
-    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.2, momentum=0.9, ns_steps=5)
+    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.2, momentum=0.9, ns_steps=5, dtype=dtype)
     single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
@@ -233,11 +237,50 @@ def test_batched_muon_equals_torch_muon(monkeypatch):
         batched.step()
         single.step()
     for a, b in zip(ours, theirs):
-        # The update's RMS is 0.2 lr; bf16 has 8 bits.
-        torch.testing.assert_close(a, b, atol=3 * 0.02 * 2**-6, rtol=0)
+        # The update's RMS is 0.2 lr; torch's has the 8 bits of bfloat16, in which five iterations lose half of them.
+        torch.testing.assert_close(a, b, atol=3 * 0.02 * (2**-6 if dtype == torch.bfloat16 else 2**-5), rtol=0)
         if "momentum_buffer" in single.state[b]:
             assert torch.equal(batched.state[a]["momentum_buffer"], single.state[b]["momentum_buffer"])
     assert torch.equal(ours[4], matrices(0)[4]) and not batched.state.get(ours[4])
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 24), (3, 16, 32), (1, 8, 72), (2, 1, 5)])
+@pytest.mark.parametrize("smallest", [1e-1, 1e-6])
+def test_wide_matrices_are_orthogonalised_as_the_definition_says(shape, smallest):
+    generator = torch.Generator().manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
+    values = torch.logspace(0, math.log10(smallest), shape[1])
+    x = left @ torch.diag_embed(values.expand(shape[0], -1)) @ right
+    a, b, c = 3.4445, -4.775, 2.0315
+    expected = x.double() / x.double().norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = expected @ expected.mT
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    found = orthogonalize(x, (a, b, c), 5, 1e-7)
+    torch.testing.assert_close(found.double(), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_muon_takes_the_precision_that_is_asked_for(precision, dtype):
+    optimizer = build_optimizers(nn.Linear(4, 8), OptimSpec(muon_precision=precision))[0]
+    assert isinstance(optimizer, BatchedMuon) and optimizer.dtype == dtype
+
+
+@pytest.mark.parametrize(("slow", "chosen"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_muon_takes_the_precision_that_is_measured_to_be_faster(slow, chosen, monkeypatch):
+    asked = []
+
+    def timed(x, *_):
+        asked.append(x)
+        time.sleep(0.02 if x.dtype == slow else 0.001)
+        return x
+
+    monkeypatch.setattr("ouroboros.optim.orthogonalize", timed)
+    layers = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 8))
+    optimizer = build_optimizers(layers, OptimSpec())[0]
+    assert isinstance(optimizer, BatchedMuon) and optimizer.dtype == chosen
+    assert {tuple(x.shape[1:]) for x in asked} == {(128, 128)}  # tiny shapes are timed at this size
+    assert sum(x.dtype == slow for x in asked) == 2  # a hopeless precision is not tried again and again
 
 
 def test_muon_update_has_the_rms_of_adamw():

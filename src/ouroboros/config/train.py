@@ -30,6 +30,9 @@ class OptimSpec:
     eps: float = 1e-8
     muon_momentum: float = 0.95
     muon_steps: int = 5
+    muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """In what Muon orthogonalises; ``auto`` is what is measured to be faster for the model's shapes on this device, and
+    a resumed run keeps it."""
     schedule: Literal["wsd", "cosine", "constant", "one_cycle"] = "wsd"
     warmup_fraction: float = 0.02
     decay_fraction: float = 0.4
@@ -110,6 +113,8 @@ class TrainSpec:
     accumulation: int = 1
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int | None = None
+    """Threads of each process on a CPU; None measures, when the run begins, whether fewer than all are as fast."""
     compile: Literal["auto", "on", "off"] = "auto"
     activation_checkpointing: bool = False
     ema_decay: float = 0.0
@@ -158,6 +163,7 @@ class TrainSpec:
             check(getattr(self, name) >= 1, f"train.{name} must be >= 1, got {getattr(self, name)}")
         for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience"):
             check(getattr(self, name) >= 0, f"train.{name} must be >= 0, got {getattr(self, name)}")
+        check(self.threads is None or self.threads >= 1, f"train.threads must be >= 1, got {self.threads}")
         check(
             self.batch_size % self.accumulation == 0,
             f"train.batch_size ({self.batch_size}) must be a multiple of train.accumulation ({self.accumulation})",

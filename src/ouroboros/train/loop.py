@@ -27,6 +27,7 @@ from ouroboros.eval.osam import idle_buckets
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
+    choose_muon_dtype,
     clip_and_norm,
     first_beta,
     learning_rate,
@@ -36,7 +37,16 @@ from ouroboros.optim import (
 from ouroboros.train.corruption import Corruption
 from ouroboros.train.distributed import Workers
 from ouroboros.train.ema import Ema
-from ouroboros.train.precision import COMPILED, autocast, choose_dtype, compile_blocks, from_compiler, matmul_peak
+from ouroboros.train.precision import (
+    COMPILED,
+    Choices,
+    autocast,
+    choose_dtype,
+    choose_threads,
+    compile_blocks,
+    from_compiler,
+    matmul_peak,
+)
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget, EarlyStop, early_stop
 from ouroboros.train.telemetry import LoopTelemetry, memory_records
@@ -86,6 +96,8 @@ class StepResult:
     skipped: bool
     telemetry: dict[str, list[dict[str, Any]]] | None
     """Records of ``loops`` and of ``memory``, where the model has such and they were asked for."""
+    seconds: float = 0.0
+    """Wall-clock time of the step."""
 
 
 class Trainer:
@@ -96,7 +108,7 @@ class Trainer:
         model: on its device; trained in place.
         data: prepared shards.
         workers: this process among its peers.
-        dtype: of autocast; None chooses by measurement (:func:`~ouroboros.train.precision.choose_dtype`).
+        choices: of the run that is resumed; None makes them, by measurement where they are left open.
     """
 
     def __init__(
@@ -106,12 +118,11 @@ class Trainer:
         data: PreparedData,
         workers: Workers,
         *,
-        dtype: torch.dtype | None = None,
+        choices: Choices | None = None,
     ) -> None:
         spec = recipe.train
         self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
         self.device = next(model.parameters()).device
-        self.dtype = choose_dtype(spec, self.device) if dtype is None else dtype
         self.budget = Budget.from_spec(spec)
         self.counters = Counters()
         self.loader = open_loader(
@@ -134,19 +145,48 @@ class Trainer:
             logger.warning("%s", idle)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
-        self.optimizers = build_optimizers(model, recipe.optim)
+        self.wrapped: nn.Module = model
+        self.compiled = "compile: off"
+        self._criterion = criterion(spec.label_smoothing)
+        self.choices = self._choose() if choices is None else self._keep(choices)
+        self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype)
         self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
+        if spec.compile == "auto" and self.choices.compile is not None:
+            spec = dataclasses.replace(spec, compile=self.choices.compile)
         self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds)
-        self._criterion = criterion(spec.label_smoothing)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(self._criterion, dynamic=False)
         self.wrapped = workers.wrap(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
         self.bytes_per_token = data.train_bytes / max(data.count("train", "tokens"), 1)
+
+    def _choose(self) -> Choices:
+        """Choose what the recipe leaves open, by measurement; processes that train together choose alike."""
+        spec, alone = self.recipe.train, not self.workers.distributed
+        dtypes = [choose_dtype(spec, self.device), choose_muon_dtype(self.model, self.recipe.optim)]
+        dtypes = [torch.float32 if self.workers.any(dtype == torch.float32) else dtype for dtype in dtypes]
+        self.choices = Choices(dtype=dtypes[0], muon_dtype=dtypes[1], threads=spec.threads or torch.get_num_threads())
+        if spec.threads is not None or self.device.type != "cpu" or not alone:
+            return self.choices
+        return dataclasses.replace(self.choices, threads=choose_threads(self._rehearse))
+
+    def _keep(self, choices: Choices) -> Choices:
+        """The choices of the run that is resumed, with the threads that there are."""
+        wanted, most = self.recipe.train.threads, torch.get_num_threads()
+        if wanted is None and choices.threads > most:
+            logger.warning(
+                "the run had %d threads, here are %d: it goes on, but not with the same rounding", choices.threads, most
+            )
+        return dataclasses.replace(choices, threads=wanted or min(choices.threads, most))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of autocast; float32 is without."""
+        return self.choices.dtype
 
     @property
     def expected_seconds(self) -> float | None:
@@ -194,14 +234,18 @@ class Trainer:
         """
         start = time.perf_counter()
         if self.compiled == COMPILED:
-            spec = self.recipe.train
-            rows = spec.batch_size // self.workers.world_size // spec.accumulation
-            windows = torch.zeros(rows, self.recipe.data.sequence_length + 1, dtype=torch.long, device=self.device)
-            self.model.train()
-            with self.wrapped.no_sync() if self.workers.distributed else contextlib.nullcontext():  # pyrefly: ignore
-                self._losses_or_fall_back(windows[:, :-1], windows[:, 1:], None, None)[0].backward()
-            self.model.zero_grad(set_to_none=True)
+            self._rehearse()
         return time.perf_counter() - start
+
+    def _rehearse(self) -> None:
+        """A forward and backward pass of the training shape that leaves nothing behind."""
+        spec = self.recipe.train
+        rows = spec.batch_size // self.workers.world_size // spec.accumulation
+        windows = torch.zeros(rows, self.recipe.data.sequence_length + 1, dtype=torch.long, device=self.device)
+        self.model.train()
+        with self.wrapped.no_sync() if self.workers.distributed else contextlib.nullcontext():  # pyrefly: ignore
+            self._losses_or_fall_back(windows[:, :-1], windows[:, 1:], None, None)[0].backward()
+        self.model.zero_grad(set_to_none=True)
 
     def step(self, *, telemetry: bool = False) -> StepResult:
         """One optimiser step over the next global batch.
@@ -237,10 +281,11 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         c.step += 1
         c.tokens += self.step_tokens
-        c.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        c.seconds += seconds
         self._count_bad(bad, batch)
         mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None)
+        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
@@ -335,7 +380,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "next_batch": self.loader.peek_hash(),
             "ema_updates": self.ema.updates if self.ema is not None else 0,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:

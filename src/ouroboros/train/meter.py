@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from ouroboros.train.log import Status
 from ouroboros.train.loop import StepResult, Trainer
 from ouroboros.train.precision import matmul_peak
+
+WINDOW_SECONDS, WINDOW_STEPS = 5.0, 5
+"""What one look at the throughput covers, at least."""
 
 
 class Meter:
@@ -17,6 +21,9 @@ class Meter:
         self.trainer = trainer
         self.peak = matmul_peak(trainer.device.type, trainer.dtype) * trainer.workers.world_size
         self._seconds, self._tokens = trainer.counters.seconds, trainer.counters.tokens
+        self._window: list[tuple[float, float]] = []
+        self._window_processor = time.process_time()
+        self._best, self._warned = 0.0, False
 
     @property
     def rate(self) -> float:
@@ -65,4 +72,31 @@ class Meter:
             tokens_per_second=self.rate,
             peak_share=self.peak_share(),
             note=f"{c.skipped} steps skipped" if c.skipped else "",
+        )
+
+    def slowed(self, result: StepResult) -> str | None:
+        """A line for people when the throughput of the last seconds is under half of the best seen, else None.
+
+        Only steps are looked at, not validation between them; a step of more loops counts for more. The line is said
+        once, and again after the throughput has recovered meanwhile.
+        """
+        schedule = self.trainer.model.schedule
+        visits = (schedule if result.loops is None else schedule.with_loops(result.loops)).num_visits
+        self._window.append((result.seconds, visits))
+        seconds = sum(passed for passed, _ in self._window)
+        if seconds < WINDOW_SECONDS or len(self._window) < WINDOW_STEPS:
+            return None
+        rate = sum(done for _, done in self._window) / seconds
+        now = time.process_time()
+        share = (now - self._window_processor) / seconds
+        self._window, self._window_processor = [], now
+        self._best = max(self._best, rate)
+        slow, before = rate < 0.5 * self._best, self._warned
+        self._warned = slow or (before and rate < 0.8 * self._best)
+        if not slow or before:
+            return None
+        threads = self.trainer.choices.threads
+        return (
+            f"other programs use the processor: training runs at {rate / self._best:.0%} of its best speed so far"
+            f" and had {share:.1f} of {threads} processor{'s' * (threads != 1)}; it goes on"
         )

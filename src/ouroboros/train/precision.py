@@ -1,4 +1,4 @@
-"""Precision and compilation, chosen by measurement on the machine at hand."""
+"""Precision, threads and compilation, chosen by measurement on the machine at hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +20,43 @@ logger = logging.getLogger(__name__)
 
 COMPILED = "compile: per block"
 """What :func:`compile_blocks` says when it has compiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What was chosen when a run began. A resumed run keeps it, because each of them decides how sums are rounded."""
+
+    dtype: torch.dtype
+    """Of autocast; float32 is without."""
+    muon_dtype: torch.dtype
+    """In which Muon orthogonalises."""
+    threads: int
+    """Of each process."""
+    compile: Literal["on", "off"] | None = None
+    """Whether blocks are compiled; None where it is still to be seen."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        names = {"dtype": _name(self.dtype), "muon_dtype": _name(self.muon_dtype)}
+        return names | {"threads": self.threads, "compile": self.compile}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Choices:
+        """The choices that :meth:`to_dict` gave; checkpoints older than a choice have what was done then."""
+        return cls(
+            dtype=getattr(torch, saved["dtype"]),
+            muon_dtype=getattr(torch, saved.get("muon_dtype", "bfloat16")),
+            threads=saved.get("threads", torch.get_num_threads()),
+            compile=saved.get("compile"),
+        )
+
+    def describe(self) -> str:
+        """Threads and Muon's precision, for people."""
+        return f"{self.threads} thread{'s' * (self.threads != 1)}, Muon in {_name(self.muon_dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def choose_device() -> torch.device:
@@ -49,6 +88,56 @@ def choose_dtype(spec: TrainSpec, device: torch.device) -> torch.dtype:
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision]
     ratio = matmul_peak(device.type, torch.bfloat16) / matmul_peak(device.type, torch.float32)
     return torch.bfloat16 if ratio >= 1.5 else torch.float32
+
+
+LONG_STEP = 2.0
+"""Seconds; a step that takes longer is large enough for all threads to pay, and too long to be repeated."""
+
+
+def choose_threads(step: Callable[[], Any], most: int | None = None) -> int:
+    """The number of threads with which ``step`` is fastest: 1, 2, 4 and so on up to ``most``, and ``most`` itself.
+
+    Small models can be faster with one thread than with several that wait for each other. The candidates take turns, so
+    that what else the machine does meets all of them; of those within 3 % of the best the smallest number is taken.
+
+    Args:
+        step: a forward and backward pass of the training shape.
+        most: by default the number of threads that torch has now, which is also restored.
+    """
+    before = torch.get_num_threads()
+    most = before if most is None else most
+    candidates = [count for count in (2**power for power in range(16)) if count < most] + [most]
+    if len(candidates) == 1:
+        return most
+    seconds = dict.fromkeys(candidates, float("inf"))
+    try:
+        step()  # warms up
+        for _ in range(3):
+            for count in candidates:
+                torch.set_num_threads(count)
+                begun = time.perf_counter()
+                step()
+                seconds[count] = min(seconds[count], time.perf_counter() - begun)
+                if seconds[count] > LONG_STEP:
+                    return most
+            candidates = [count for count in candidates if seconds[count] <= 1.25 * min(seconds.values())]
+            if len(candidates) == 1:
+                break
+    finally:
+        torch.set_num_threads(before)
+    best = min(seconds.values())
+    return next(count for count in candidates if seconds[count] <= 1.03 * best)
+
+
+@contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Within the context torch computes with ``count`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from ouroboros.train.distributed import Workers, workers
 from ouroboros.train.lock import RunLock
 from ouroboros.train.log import Progress
 from ouroboros.train.loop import Trainer
-from ouroboros.train.precision import choose_device
+from ouroboros.train.precision import Choices, choose_device
 from ouroboros.train.session import RECIPE, WEIGHTS, RunResult, restore, train
 from ouroboros.train.stop import Budget
 
@@ -109,8 +109,8 @@ def resume(
         for change in changes:
             logger.warning("resume with a changed recipe: %s", change)
         data = _prepare(wanted, out, crew)
-        dtype = None if newest is None else getattr(torch, newest.documents["state.json"]["dtype"])
-        trainer = _trainer(wanted, data, crew, dtype=dtype)
+        choices = None if newest is None else Choices.from_dict(newest.documents["state.json"])
+        trainer = _trainer(wanted, data, crew, choices)
         if newest is not None:
             restore(trainer, newest)
         check(not (trainer.done and (out / WEIGHTS).is_file()), f"resume {out}: the run is complete {_how(trainer)}")
@@ -171,11 +171,11 @@ def _prepare(recipe: Recipe, out: Path, crew: Workers) -> PreparedData:
     return prepare(recipe.data, out / "data")
 
 
-def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, dtype: torch.dtype | None = None) -> Trainer:
+def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, choices: Choices | None = None) -> Trainer:
     torch.manual_seed(recipe.train.seed)
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))
     nn.Module.to(model, choose_device())
-    return Trainer(recipe, model, data, crew, dtype=dtype)
+    return Trainer(recipe, model, data, crew, choices=choices)
 
 
 def _refuse_existing(out: Path) -> None:

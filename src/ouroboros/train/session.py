@@ -21,6 +21,7 @@ from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, syst
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.loop import Counters, NotFinite, StepResult, Trainer
 from ouroboros.train.meter import Meter
+from ouroboros.train.precision import using_threads
 from ouroboros.train.state import pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import StopControl
 from ouroboros.train.validate import ValidationFailed, Validator
@@ -63,6 +64,7 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
         metrics = stack.enter_context(MetricsLog(out / "metrics.jsonl", resume_step=resumed_at)) if main else None
         shown = stack.enter_context(progress) if main else Progress(quiet=True)
         control = stack.enter_context(StopControl(shown.message))
+        stack.enter_context(using_threads(trainer.choices.threads))
         validator = Validator(trainer, metrics, shown)
         shown.message(_opening(trainer, resumed_at) + validator.goal())
         meter = Meter(trainer)
@@ -146,6 +148,7 @@ def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     return (
         f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{total},"
         f" {trainer.step_tokens:,} tokens/step, {str(trainer.dtype).removeprefix('torch.')}, {trainer.compiled},"
+        f" {trainer.choices.describe()},"
         f" {trainer.workers.world_size} process(es)"
     )
 
@@ -154,6 +157,9 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
     """Show progress, and write the metrics of every ``log_every`` th step."""
     step = meter.trainer.counters.step
     shown.update(meter.status(result))
+    slowed = meter.slowed(result)
+    if slowed is not None:
+        shown.message(slowed)
     if result.telemetry is not None:
         metrics.write({"kind": "telemetry", "step": step, **result.telemetry})
     if step % meter.trainer.recipe.train.log_every == 0 or result.skipped or step == 1:

@@ -22,6 +22,7 @@ from ouroboros.config import (
     LoopSpec,
     ModelSpec,
     NormSpec,
+    OptimSpec,
     Recipe,
     TrainSpec,
     from_dict,
@@ -82,6 +83,7 @@ def make(text: Path) -> MakeRecipe:
             norm=NormSpec(placement="sandwich"),
         ),
         data=DataSpec(sources=(str(text),), sequence_length=32),
+        optim=OptimSpec(muon_precision="fp32"),  # two runs that are compared choose alike
         train=TrainSpec(
             steps=6, batch_size=4, precision="fp32", compile="off", eval_every=0, eval_bytes=256, checkpoint_every=0
         ),

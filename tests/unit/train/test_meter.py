@@ -1,11 +1,13 @@
 """Rates and shares, from numbers that are known."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
 import pytest
 
 from ouroboros.config import OptimSpec, TrainSpec
+from ouroboros.schedule import parse
 from ouroboros.train.distributed import Workers
 from ouroboros.train.loop import Counters, StepResult
 from ouroboros.train.meter import Meter
@@ -25,6 +27,8 @@ def trainer():
         bytes_per_token=4.0,
         flops_per_token=10_000,
         budget=Budget(steps=20),
+        model=SimpleNamespace(schedule=parse("1 (1)x3 1")),
+        choices=SimpleNamespace(threads=2),
     )
 
 
@@ -61,3 +65,34 @@ def test_the_status_shows_progress_and_skipped_steps(trainer):
 
 def test_no_time_is_no_division_by_zero(trainer):
     assert Meter(trainer).rate == 0.0
+
+
+def steps(meter, seconds, count=5, loops=None):
+    """What is said of ``count`` equal steps."""
+    result = dataclasses.replace(RESULT, seconds=seconds, loops=loops)
+    return [line for line in (meter.slowed(result) for _ in range(count)) if line is not None]
+
+
+def test_a_fall_of_the_throughput_is_said_once_until_it_recovers(trainer):
+    meter = Meter(trainer)
+    assert steps(meter, 2.0) == [] and steps(meter, 1.0) == []  # the best so far is one step a second
+    assert steps(meter, 1.9) == []
+    (line,) = steps(meter, 2.5, count=20)
+    assert line.startswith("other programs use the processor: training runs at 40% of its best speed")
+    assert "of 2 processors" in line
+    assert steps(meter, 1.5) == [] and steps(meter, 2.5) == []  # between half and recovered nothing is said
+    assert steps(meter, 1.1) == [] and len(steps(meter, 2.5)) == 1
+
+
+def test_a_few_steps_or_seconds_say_nothing_about_the_throughput(trainer):
+    meter = Meter(trainer)
+    assert steps(meter, 1.0, count=5) == []
+    assert steps(meter, 0.1, count=49) == []
+    assert steps(meter, 60.0, count=4) == []
+
+
+def test_more_loops_are_more_work_and_not_a_slower_machine(trainer):
+    meter = Meter(trainer)
+    assert steps(meter, 1.0, loops=1) == []  # three visits
+    assert steps(meter, 6.0, loops=16) == []  # eighteen
+    assert len(steps(meter, 18.0, loops=16)) == 1
