@@ -301,7 +301,7 @@ def _faster_dtype(shape: tuple[int, int], device: torch.device) -> torch.dtype:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one is hardly disturbed by what else the machine does
     try:
-        for turn in range(6):
+        for turn in range(12):
             for dtype, seconds in fastest.items():
                 # Where one is hopeless at first sight, it is not tried again: emulation can take a second.
                 if turn > 1 and seconds > 4 * min(fastest.values()):

@@ -37,6 +37,7 @@ from ouroboros.model.topology import Chain, MemoryOf, Probe
 from ouroboros.nn.attention import Attention
 from ouroboros.nn.block import Block
 from ouroboros.nn.delta import COMPRESSORS, DELTA_PARTS, SmallLinear, build_compressor, build_expansion
+from ouroboros.nn.head_loss import head_loss
 from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, Store
 from ouroboros.nn.mixer import MixerInput
@@ -363,6 +364,14 @@ class OuroborosModel(OuroborosPreTrainedModel):
         return torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
 
 
+@dataclasses.dataclass
+class LossOutput(CausalLMOutputWithPast):
+    """What training asks for: no logits."""
+
+    unsmoothed_loss: Tensor | None = None
+    """``loss`` without label smoothing and without gradient."""
+
+
 class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
     """A causal language model that reuses its weights; ``AutoModelForCausalLM`` loads it after ``import ouroboros``."""
 
@@ -399,6 +408,8 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        targets: Tensor | None = None,
+        label_smoothing: float = 0.0,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         loops: int | None = None,
@@ -408,7 +419,9 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the mean next-token loss when ``labels`` (B, T; -100 ignored) are given.
 
-        The labels are shifted inside: pass the input ids. See :class:`OuroborosModel` for the other arguments.
+        The labels are shifted inside: pass the input ids. With ``targets`` (B, T; -100 ignored), the tokens that follow
+        each position, there is the loss alone, as training wants it: logits are then never in memory all at once, see
+        :func:`~ouroboros.nn.head_loss.head_loss`. See :class:`OuroborosModel` for the other arguments.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -421,11 +434,25 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
             backprop_loops=backprop_loops,
             probe=probe,
         )
+        if targets is not None:
+            return self._loss(outputs.last_hidden_state, targets, label_smoothing)
         logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def _loss(self, x_BTD: Tensor, targets_BT: Tensor, smoothing: float) -> LossOutput:
+        spec = self.model.spec
+        objective, plain = head_loss(
+            x_BTD.flatten(0, 1),
+            self.lm_head.weight,
+            targets_BT.flatten(),
+            smoothing=smoothing,
+            scale=spec.logit_scale,
+            softcap=spec.logit_softcap,
+        )
+        return LossOutput(loss=objective, unsmoothed_loss=plain)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Final states (..., D) to logits (..., V), with scale and soft cap."""

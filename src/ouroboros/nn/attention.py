@@ -84,7 +84,7 @@ class Attention(nn.Module):
         if memory is not None:
             k_BKTC, v_BKTC = memory.extend(k_BKTC, v_BKTC)
         dropout = spec.dropout if self.training else 0.0
-        y_BTHC = attend(q_BHTC, k_BKTC, v_BKTC, given.mask, dropout).transpose(1, 2)
+        y_BTHC = attend(q_BHTC, k_BKTC, v_BKTC, given.mask, dropout, once=self.training).transpose(1, 2)
         if spec.normalises_heads:
             y_BTHC = self.head_norm(y_BTHC)
         if spec.output_gate:
@@ -113,9 +113,11 @@ def attend(
     dropout: float = 0.0,
     *,
     scale: float | None = None,
+    once: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention; ``mask`` None means causal over T == S; ``scale`` None means ``1 / sqrt(C)``.
 
+    ``once`` says that gradients are asked for once, as in training, which allows ways that have no second derivatives.
     A single query per sequence folds each group of query heads into the query axis, so that shared keys and values
     are read once instead of being repeated.
     """
@@ -128,6 +130,8 @@ def attend(
         k_BKSC, v_BKSC = (t.repeat_interleave(H // K, dim=1) for t in (k_BKSC, v_BKSC))
     if mask is None and dropout == 0 and scale is None and causal.suits(q_BHTC, k_BKSC):
         return causal.CausalAttention.apply(q_BHTC, k_BKSC, v_BKSC)
+    if once and mask is None and dropout == 0 and scale is None and causal.suits_kept(q_BHTC, k_BKSC):
+        return causal.KeptAttention.apply(q_BHTC, k_BKSC, v_BKSC)
     return F.scaled_dot_product_attention(
         q_BHTC, k_BKSC, v_BKSC, mask, dropout, is_causal=mask is None and T > 1, scale=scale
     )

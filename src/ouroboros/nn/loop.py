@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import LoopSpec
+from ouroboros.nn.norm import rms_norm
 
 
 class ConcatInjection(nn.Linear):
@@ -89,7 +90,7 @@ class LoopParts(nn.Module):
         """The state after loop ``loop``: its norm, then gate, then contractive step from the previous state ``x``."""
         if self.spec.norm:
             gain = self.norm[self._row(loop)].float()
-            z_BTD = nn.functional.rms_norm(z_BTD.float(), gain.shape, gain, self.eps).to(z_BTD.dtype)
+            z_BTD = rms_norm(z_BTD.float(), gain, self.eps, once=self.training).to(z_BTD.dtype)
         if self.spec.gate:
             gate = torch.sigmoid(self.gate_proj(torch.cat((z_BTD, x_BTD), dim=-1)).float()).to(z_BTD.dtype)
             z_BTD = gate * z_BTD + (1 - gate) * x_BTD

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ouroboros.config import NormSpec
+from ouroboros.nn.once import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -24,10 +27,53 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape (..., width); computed in float32, returned in the input's dtype."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x.float(), self.weight.float(), self.eps, once=self.training).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, once: bool) -> Tensor:
+    """As ``torch.nn.functional.rms_norm`` over the last axis, on a CPU in a third of its time.
+
+    torch computes it there by eight operations and their derivatives. The compiler makes one program of them, so that
+    path is left alone, and so is every other device.
+
+    Args:
+        x: (..., width).
+        weight: (width,).
+        eps: added to the mean square.
+        once: gradients are asked for once, as in training; the fast way has no second derivatives.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or (torch.is_grad_enabled() and not once):
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With ``r = 1 / sqrt(mean(x^2) + eps)`` and ``h = r x``: ``y = h w``, ``dw = sum(dy h)`` and
+    ``dx = r (dy w - h mean(dy w h))``."""
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)  # the inputs are float32, and the inner product would be rounded
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        ctx.save_for_backward(x, weight, scale)
+        return torch.mul(x, scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        width, dy = x.shape[-1], gradients[0].contiguous()
+        # Layer norm's kernel, told that the mean is 0, gives r (dy w - h mean(dy w h) - mean(dy w)), and dw.
+        zero = torch.zeros_like(scale)
+        dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
+            dy, x.contiguous(), [width], zero, scale, weight, None, [True, True, False]
+        )
+        extra = torch.matmul(dy, weight).div_(width).unsqueeze(-1).mul_(scale)
+        return dx.add_(extra), dw, None
 
 
 class LayerNorm(nn.Module):

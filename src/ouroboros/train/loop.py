@@ -147,7 +147,8 @@ class Trainer:
             model.activation_checkpointing_enable()
         self.wrapped: nn.Module = model
         self.compiled = "compile: off"
-        self._criterion = criterion(spec.label_smoothing)
+        # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
+        self._criterion: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self.choices = self._choose() if choices is None else self._keep(choices)
         self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype)
         self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
@@ -156,9 +157,9 @@ class Trainer:
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
         if spec.compile == "auto" and self.choices.compile is not None:
             spec = dataclasses.replace(spec, compile=self.choices.compile)
-        self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds)
+        self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
-            self._criterion = torch.compile(self._criterion, dynamic=False)
+            self._criterion = torch.compile(criterion(spec.label_smoothing), dynamic=False)
         self.wrapped = workers.wrap(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
@@ -332,7 +333,7 @@ class Trainer:
                 raise
             logger.warning("compile: failed (%s); training runs uncompiled", first_line(error))
             self.compiled = "compile: off (the compiler failed)"
-            self._criterion = criterion(self.recipe.train.label_smoothing)
+            self._criterion = None
             for block in self.model.model.decoder.layers:
                 block._compiled_call_impl = None
             return self.losses(inputs, targets, loops, probe)
@@ -348,14 +349,14 @@ class Trainer:
             loops: loop count of this call.
             probe: sees the state after every loop.
         """
+        arguments = {"input_ids": inputs_BT, "use_cache": False, "loops": loops, "probe": probe}
+        arguments["backprop_loops"] = self.recipe.train.loops.backprop
+        smoothing = self.recipe.train.label_smoothing
         with autocast(self.device, self.dtype):
-            logits = self.wrapped(
-                input_ids=inputs_BT,
-                use_cache=False,
-                loops=loops,
-                backprop_loops=self.recipe.train.loops.backprop,
-                probe=probe,
-            ).logits
+            if self._criterion is None:
+                found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
+                return found.loss, found.unsmoothed_loss
+            logits = self.wrapped(**arguments).logits
         return self._criterion(logits, targets_BT)
 
     @contextlib.contextmanager

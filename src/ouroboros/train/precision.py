@@ -147,15 +147,26 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def compile_blocks(blocks: nn.ModuleList, spec: TrainSpec, device: torch.device, expected_seconds: float | None) -> str:
+PAYS_AFTER = {torch.float32: 900.0, torch.bfloat16: 150.0}
+"""Seconds of training from which compiling pays. Compiling takes about half a minute on two cores, the first time on a
+machine. In float32 a step then takes a tenth less time, in bfloat16 half of it (docs/benchmarks.md)."""
+
+
+def compile_blocks(
+    blocks: nn.ModuleList,
+    spec: TrainSpec,
+    device: torch.device,
+    expected_seconds: float | None,
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """Compile every block in place, if asked or if it pays; returns a line that says what was done and why.
 
     Args:
         blocks: the model's blocks; equal blocks share one compiled program.
         spec: ``compile`` on, off or auto.
         device: where they run.
-        expected_seconds: length of the run if known. Compilation takes about a minute on two cores and makes a step
-            about 1.4 times as fast there, so ``auto`` compiles runs of four minutes and more.
+        expected_seconds: length of the run if known; ``auto`` compiles runs that are as long as :data:`PAYS_AFTER`.
+        dtype: of autocast.
     """
     if spec.compile == "off":
         return "compile: off"
@@ -164,7 +175,7 @@ def compile_blocks(blocks: nn.ModuleList, spec: TrainSpec, device: torch.device,
         if spec.compile == "on":
             logger.warning("compile: %s; training runs uncompiled", missing)
         return f"compile: off ({missing})"
-    if spec.compile == "auto" and expected_seconds is not None and expected_seconds < 240:
+    if spec.compile == "auto" and expected_seconds is not None and expected_seconds < PAYS_AFTER[dtype]:
         return "compile: off (the run is too short for it to pay)"
     for block in blocks:
         block.compile(dynamic=False)

@@ -80,3 +80,46 @@ def test_compiled_attention_trains_as_uncompiled():
         strict=True,
     ):
         torch.testing.assert_close(mine.float(), theirs.float(), atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("T", [2, 7, 64, 65, 130, 200])
+def test_kept_probabilities_give_attention_and_its_gradients(T, monkeypatch):
+    monkeypatch.setattr(causal, "MAX_BLOCKS", 3)  # 200 positions are blocks of 67, 67 and 66
+    inputs, upstream = tensors(T, torch.float32), torch.randn(2, 3, T, 8)
+
+    def reference(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    torch.testing.assert_close(causal.KeptAttention.apply(*inputs), reference(*inputs), atol=1e-5, rtol=1e-5)
+    ours, exact = (gradients(f, inputs, upstream) for f in (causal.KeptAttention.apply, reference))
+    for mine, theirs in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_a_position_does_not_see_what_follows_it():
+    q, k, v = (t.detach() for t in tensors(80, torch.float32))
+    changed = [t.clone() for t in (q, k, v)]
+    for t in changed:
+        t[:, :, 50:] = torch.randn_like(t[:, :, 50:])
+    before, after = (causal.KeptAttention.apply(*given) for given in ((q, k, v), changed))
+    assert torch.equal(before[:, :, :50], after[:, :, :50]) and not torch.equal(before, after)
+
+
+def test_only_training_in_float32_on_short_windows_keeps_probabilities(monkeypatch):
+    monkeypatch.setattr(causal, "KEPT_POSITIONS", 6)
+    q, k, v = tensors(6, torch.float32)
+    assert causal.suits_kept(q, k)
+    assert not causal.suits_kept(*tensors(7, torch.float32)[:2])  # too long
+    assert not causal.suits_kept(*tensors(6, torch.bfloat16)[:2])
+    assert not causal.suits_kept(q[:, :, -1:], k)  # one new token behind a cache
+    with torch.no_grad():
+        assert not causal.suits_kept(q, k)
+    assert "KeptAttention" in type(attend(q, k, v, None, once=True).grad_fn).__name__
+    for other in (attend(q, k, v, None), attend(q, k, v, None, 0.1, once=True), attend(q, k, v, None, scale=1.0)):
+        assert "KeptAttention" not in type(other.grad_fn).__name__
+
+
+def test_second_derivatives_in_training_are_an_error_and_not_wrong():
+    q, k, v = tensors(4, torch.float32)
+    with pytest.raises(RuntimeError, match="no second derivatives: call model.eval"):
+        torch.autograd.grad(attend(q, k, v, None, once=True).sum(), q, create_graph=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ouroboros.config import NormSpec
-from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm
+from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm, rms_norm
 
 
 def test_formula() -> None:
@@ -69,3 +69,28 @@ def test_norm_by_specification() -> None:
     for kind, expected in (("rms", RMSNorm), ("layer", LayerNorm)):
         norm = build_norm(NormSpec(kind=kind, eps=3e-4), 6)
         assert type(norm) is expected and norm.eps == 3e-4 and norm.weight.shape == (6,)
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 5, 8), (2, 3, 4, 8)])
+def test_the_training_way_is_rms_norm_with_its_gradients(shape):
+    x, weight = torch.randn(shape).requires_grad_(), torch.randn(8).requires_grad_()
+    upstream = torch.randn(shape).transpose(0, -1).contiguous().transpose(0, -1)  # not contiguous
+    fast, plain = (rms_norm(x, weight, 1e-5, once=once) for once in (True, False))
+    torch.testing.assert_close(fast, plain)
+    ours, theirs = (torch.autograd.grad(y, (x, weight), upstream) for y in (fast, plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_rms_norm_has_second_derivatives_outside_of_training():
+    x, weight = torch.randn(3, 8).requires_grad_(), torch.randn(8).requires_grad_()
+    (first,) = torch.autograd.grad(rms_norm(x, weight, 1e-5, once=False).square().sum(), x, create_graph=True)
+    first.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivatives: call model.eval"):
+        torch.autograd.grad(rms_norm(x, weight, 1e-5, once=True).sum(), x, create_graph=True)
+
+
+def test_autocast_does_not_round_the_norm():
+    x, weight = torch.randn(3, 8), torch.randn(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rms_norm(x, weight, 1e-5, once=True)
+    assert torch.equal(found, rms_norm(x, weight, 1e-5, once=True)) and found.dtype == torch.float32

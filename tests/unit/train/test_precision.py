@@ -57,21 +57,23 @@ def test_autocast_is_on_for_bfloat16_alone():
 
 
 @pytest.mark.parametrize(
-    ("choice", "seconds", "compiler", "line", "warned"),
+    ("choice", "seconds", "dtype", "compiler", "line", "warned"),
     [
-        ("off", None, True, "compile: off", False),
-        ("on", 1.0, True, "compile: per block", False),
-        ("auto", 1000.0, True, "compile: per block", False),
-        ("auto", None, True, "compile: per block", False),
-        ("auto", 10.0, True, "compile: off (the run is too short for it to pay)", False),
-        ("auto", 1000.0, False, "compile: off (no C++ compiler on this machine)", False),
-        ("on", 1000.0, False, "compile: off (no C++ compiler on this machine)", True),
+        ("off", None, torch.float32, True, "compile: off", False),
+        ("on", 1.0, torch.float32, True, "compile: per block", False),
+        ("auto", 1000.0, torch.float32, True, "compile: per block", False),
+        ("auto", None, torch.float32, True, "compile: per block", False),
+        ("auto", 10.0, torch.float32, True, "compile: off (the run is too short for it to pay)", False),
+        ("auto", 300.0, torch.float32, True, "compile: off (the run is too short for it to pay)", False),
+        ("auto", 300.0, torch.bfloat16, True, "compile: per block", False),  # there it saves half of a step
+        ("auto", 1000.0, torch.float32, False, "compile: off (no C++ compiler on this machine)", False),
+        ("on", 1000.0, torch.float32, False, "compile: off (no C++ compiler on this machine)", True),
     ],
 )
-def test_compilation_is_chosen_and_said(choice, seconds, compiler, line, warned, monkeypatch, caplog):
+def test_compilation_is_chosen_and_said(choice, seconds, dtype, compiler, line, warned, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if compiler else None)
     modules = blocks()
-    assert compile_blocks(modules, TrainSpec(compile=choice), CPU, seconds) == line
+    assert compile_blocks(modules, TrainSpec(compile=choice), CPU, seconds, dtype) == line
     assert is_compiled(modules) == [line == "compile: per block"] * 2
     assert ("no C++ compiler on this machine; training runs uncompiled" in caplog.text) == warned
 
