@@ -39,10 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a missing golden directory; give the run a hub cache of its own, which its workers inherit."""
+    """Refuse a golden directory that is missing or empty; give the run a hub cache of its own, which its workers inherit."""
     for path in config.getoption("golden"):
         if not path.is_dir():
             raise pytest.UsageError(f"--golden {path}: not a directory")
+        if not any(path.rglob("*.json")):
+            raise pytest.UsageError(f"--golden {path}: no cases (*.json) in it")
     if not hasattr(config, "workerinput"):
         cache = tempfile.mkdtemp(prefix="ouroboros-tests-")
         os.environ["HF_HOME"] = cache
@@ -100,9 +102,3 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no real data beside the project")
     return path
-
-
-@pytest.fixture(scope="session")
-def golden_dirs(request: pytest.FixtureRequest) -> list[Path]:
-    """The project's golden cases, then every ``--golden DIR``."""
-    return [ROOT / "tests" / "golden" / "data", *request.config.getoption("golden")]
