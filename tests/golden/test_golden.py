@@ -70,7 +70,7 @@ def check(path: Path, work: Path) -> None:
 
 
 def cases(folders: list[Path]) -> dict[str, Path]:
-    """Every case by its name, ``delta/kv-shift``; where an earlier directory has the name, the directory goes before it."""
+    """Every case by its name, ``delta/kv-shift``, after its directory where an earlier directory has the name too."""
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
