@@ -5,17 +5,21 @@ ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.done
+# How an ordinary processor is imitated on one that has more than AVX2, and the tests whose numbers could notice.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+NUMERIC := tests/recipes tests/golden tests/unit/train tests/unit/test_optim.py tests/cli
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-avx2 check bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train the looped model and its plain twin, write report.html (ARGS='--minutes 2')"
-	@echo "make test    run the test suite (ARGS='-k schedule')"
-	@echo "make check   lint, format, types, layers, spelling, house rules"
-	@echo "make bench   run benchmarks/*.py, one line of JSON each"
-	@echo "make clean   remove .venv and caches, never runs or reports"
+	@echo "make demo       train the looped model and its plain twin, write report.html (ARGS='--minutes 2')"
+	@echo "make test       run the test suite (ARGS='-k schedule')"
+	@echo "make test-avx2  the tests that depend on arithmetic, as on a processor without AVX-512"
+	@echo "make check      lint, format, types, layers, spelling, house rules"
+	@echo "make bench      run benchmarks/*.py, one line of JSON each"
+	@echo "make clean      remove .venv and caches, never runs or reports"
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -31,6 +35,9 @@ demo: $(READY)
 # One thread for each worker: two workers with two threads each would fight over two cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-avx2: $(READY)
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NUMERIC) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -39,10 +40,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a missing golden directory; give the run a hub cache of its own, which its workers inherit."""
+    """Refuse a golden directory without cases; give the run a hub cache of its own, which its workers inherit."""
     for path in config.getoption("golden"):
         if not path.is_dir():
             raise pytest.UsageError(f"--golden {path}: not a directory")
+        if not any(path.rglob("*.json")):
+            raise pytest.UsageError(f"--golden {path}: no cases (*.json) in it")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that starts the suite in the background has it ignore interrupts, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         cache = tempfile.mkdtemp(prefix="ouroboros-tests-")
         os.environ["HF_HOME"] = cache
@@ -100,9 +106,3 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no real data beside the project")
     return path
-
-
-@pytest.fixture(scope="session")
-def golden_dirs(request: pytest.FixtureRequest) -> list[Path]:
-    """The project's golden cases, then every ``--golden DIR``."""
-    return [ROOT / "tests" / "golden" / "data", *request.config.getoption("golden")]

@@ -40,7 +40,8 @@ def shortened(command: str) -> list[str]:
     if words[:2] == ["ouroboros", "check"]:
         words.append("--quick")
     if "train" in words:
-        words += ["--train.batch-size", "4", "--data.sequence-length", "32", "--train.compile", "off", "--quiet"]
+        words += ["--train.batch-size", "4", "--data.sequence-length", "32"]
+        words += ["--train.precision", "fp32", "--train.compile", "off", "--quiet"]
     return words
 
 

@@ -117,7 +117,11 @@ def command(spawn: Callable[..., subprocess.Popen[str]]) -> Cli:
         if input is not None:
             options["stdin"] = subprocess.PIPE
         with spawn(*arguments, **options) as process:
-            out, err = process.communicate(input, timeout=100)
+            try:
+                out, err = process.communicate(input, timeout=100)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or leaving this block would wait for it
+                raise
         return Result(process.returncode, out, err)
 
     return run

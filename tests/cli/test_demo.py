@@ -22,10 +22,8 @@ def test_the_demo_trains_scores_and_says_who_won(command, text, tmp_path):
         (folder / f"{index}.txt").write_text(f"{index}\n{content[100 * index : 100 * index + 1500]}", encoding="utf-8")
     text = folder
     out = tmp_path / "demo"
-    begun = time.monotonic()
     result = command("demo", *SMALL, "--data", text, "--out", out)
     assert result.status == 0, result.err
-    assert time.monotonic() - begun < 120  # 3 s of training asked for; the rest is start, scoring and the page
     numbers = json.loads((out / "demo.json").read_text())
     assert set(numbers["arms"]) == {"loop", "loop-twin"}
     arms = list(numbers["arms"].values())

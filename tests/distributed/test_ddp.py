@@ -83,8 +83,8 @@ LOOPS = [
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
 
-PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "10", "--optim.warmup-fraction", "0"]
-"""At this rate the first steps make everything worse."""
+PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1e-30", "--optim.embedding-lr", "1e-30"]
+"""At these rates no weight moves and no score gets better, on any processor."""
 
 
 @pytest.fixture(autouse=True)

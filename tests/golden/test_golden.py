@@ -31,6 +31,8 @@ def training_losses(case: dict[str, Any], path: Path, work: Path) -> None:
     assert [r["loss"] for r in records] == pytest.approx(case["losses"], abs=case["tolerance"])
 
 
+DATA = Path(__file__).with_name("data")
+
 Check = Callable[[dict[str, Any], Path, Path], None]
 
 
@@ -67,13 +69,37 @@ def check(path: Path, work: Path) -> None:
     KINDS[kind](case, path, work)
 
 
-def test_every_case(golden_dirs: list[Path], tmp_path: Path):
-    cases = [p for folder in golden_dirs for p in sorted(folder.rglob("*.json")) if p.name != "index.json"]
-    assert cases
-    for number, path in enumerate(cases):
-        work = tmp_path / str(number)
-        work.mkdir()
-        check(path, work)
+def cases(folders: list[Path]) -> dict[str, Path]:
+    """Every case by its name, ``delta/kv-shift``, after its directory where an earlier directory has the name too."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.json")):
+            if path.name == "index.json":
+                continue
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            found[f"{folder.as_posix()}/{name}" if name in found else name] = path
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each case of the project and of every ``--golden DIR``: only names are read before it runs."""
+    if "case_path" in metafunc.fixturenames:
+        found = cases([DATA, *metafunc.config.getoption("golden")])
+        metafunc.parametrize("case_path", found.values(), ids=found)
+
+
+def test_case(case_path: Path, tmp_path: Path):
+    check(case_path, tmp_path)
+
+
+def test_names_of_cases(tmp_path: Path):
+    places = ("one/delta/a.json", "one/delta/index.json", "two/delta/a.json", "two/osam/b.json")
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    a, _, again, b = (tmp_path / place for place in places)
+    second = tmp_path / "two"
+    assert cases([tmp_path / "one", second]) == {"delta/a": a, f"{second}/delta/a": again, "osam/b": b}
 
 
 def test_an_unknown_kind_is_a_failure(tmp_path: Path):
@@ -83,8 +109,8 @@ def test_an_unknown_kind_is_a_failure(tmp_path: Path):
         check(case, tmp_path)
 
 
-def test_a_changed_number_is_a_failure(golden_dirs: list[Path], tmp_path: Path):
-    case = json.loads((golden_dirs[0] / "recipes" / "gpt.json").read_text())
+def test_a_changed_number_is_a_failure(tmp_path: Path):
+    case = json.loads((DATA / "recipes" / "gpt.json").read_text())
     case["losses"][-1] += 10 * case["tolerance"]
     changed = tmp_path / "gpt.json"
     changed.write_text(json.dumps(case))

@@ -50,10 +50,16 @@ def check_gradients(subject: Subject) -> str:
 
 
 def _zero_gradients(model: nn.Module, subject: Subject, untrained: Set[str] = frozenset()) -> list[str]:
-    """Names of parameters whose gradient of the loss is zero throughout; ``untrained`` ones have none."""
+    """Names of parameters whose gradient of the loss is zero throughout; ``untrained`` ones have none.
+
+    Every position is scored, and a single token gets another one behind it: attention to one position, or to equal
+    ones, has no gradient of queries and keys, and whether rounding leaves some depends on the processor.
+    """
     model.zero_grad(set_to_none=True)
-    ids = subject.ids if subject.ids.shape[1] > 1 else subject.ids.repeat(1, 2)
-    model(ids, labels=ids, use_cache=False).loss.backward()
+    ids = subject.ids
+    if ids.shape[1] == 1:
+        ids = torch.cat((ids, (ids + 1) % subject.spec.vocab_size), dim=1)
+    model(ids, labels=ids, shift_labels=ids.roll(-1, dims=1), use_cache=False).loss.backward()
     zero = []
     for name, parameter in model.named_parameters():
         if name in untrained:

@@ -55,8 +55,20 @@ def at_call(owner, name, number, after):
     setattr(owner, name, counting)
 
 
-def live(run: Path, recipe: Recipe, *sabotage) -> int:
-    """Fork a child that goes on with the run to its end; returns its process id."""
+def wait_after(run: Path, step: int) -> None:
+    """Have the process wait to be killed once the checkpoint of ``step`` is there."""
+    original = session.retain
+
+    def waiting(*arguments, **keywords):
+        original(*arguments, **keywords)
+        if newest(run) >= step:
+            signal.pause()
+
+    session.retain = waiting
+
+
+def live(run: Path, recipe: Recipe, *sabotage, until: int | None = None) -> int:
+    """Fork a child that goes on with the run to its end, or waits after a step; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -64,6 +76,8 @@ def live(run: Path, recipe: Recipe, *sabotage) -> int:
     try:
         if sabotage:
             at_call(*sabotage)
+        if until is not None:
+            wait_after(run, until)
         if not (run / "model.safetensors").exists():
             resume(run) if (run / "recipe.json").exists() else start(recipe, run)
         status = 0
@@ -98,10 +112,11 @@ length = time.monotonic() - begun
 chooser = random.Random(7)
 run, kills, torn = here / "killed", 0, 0
 while True:
-    child = live(run, recipe)
+    last = (kills + 1) * every
+    child = live(run, recipe, until=last if kills < KILLS else None)
     if kills < KILLS:
         deadline = time.monotonic() + chooser.uniform(0.0, 0.25 * length)
-        while time.monotonic() < deadline and newest(run) < (kills + 1) * every:
+        while time.monotonic() < deadline and newest(run) < last:
             time.sleep(0.001)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)

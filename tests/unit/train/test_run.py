@@ -333,7 +333,7 @@ def test_a_budget_of_tokens(tokens, steps, make, tmp_path):
 
 def test_a_budget_of_minutes_counts_earlier_sessions(make, stop_at, tmp_path):
     recipe = make(**{"train.steps": None, "train.minutes": 0.02, "train.log_every": 1})
-    first = start(recipe, tmp_path / "run", progress=stop_at(3, signal.SIGTERM))
+    first = start(recipe, tmp_path / "run", progress=stop_at(1, signal.SIGTERM))
     result = resume(tmp_path / "run")
     assert result.finished and result.counters.seconds >= 1.2 > first.counters.seconds
     rates = [record["lr"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
