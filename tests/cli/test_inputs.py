@@ -79,10 +79,13 @@ def test_a_hub_layout_with_a_pipe_and_links(train, text, tmp_path, caplog):
     os.mkfifo(hub / "waiting.txt")
     assert train(hub).status == 0
     (record,) = caplog.records
-    assert "skipped what is no file: waiting.txt (a named pipe)" in record.getMessage()
+    assert "left out: waiting.txt (a named pipe)" in record.getMessage()
     manifest = json.loads((tmp_path / "run" / "data" / "manifest.json").read_text())
     assert manifest["sources"][0]["kept"] == len(lines)
-    assert "waiting.txt': is a named pipe, from which a text cannot be read twice" in train(hub / "waiting.txt").error()
+    assert (
+        "waiting.txt': is a named pipe, from which a text cannot be read twice"
+        in train(hub / "waiting.txt", out="other").error()
+    )
 
 
 def test_resume_from_another_directory(train, cli, text, tmp_path, monkeypatch, caplog):

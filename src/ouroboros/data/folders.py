@@ -119,7 +119,7 @@ def directory_files(text: str, root: Path, *, quiet: bool = False) -> Files:
                     (sizes if is_wanted else others)[place] = size
     except OSError as error:
         raise OuroborosError(f"source {text!r}: cannot be read: {error.strerror}: {error.filename}") from None
-    unusable += [f"{link.relative_to(root).as_posix()} (a link to a directory above)" for link in loops]
+    unusable += _loop_names(loops, root)
     documentation = _documentation(sizes)
     chosen = sizes.keys() - documentation
     _refuse_nothing(text, sizes, others, documentation)
@@ -142,15 +142,16 @@ def glob_files(text: str, base: Path | None, *, quiet: bool = False) -> Files:
         OuroborosError: nothing matches; a directory that cannot be read.
     """
     root, rest = _split_glob(text, base)
+    loops: list[Path] = []
     try:
-        paths = set(_matches(root, rest))
+        paths = set(_matches(root, rest, loops))
         places = {path.relative_to(root).as_posix(): path for path in paths if not path.is_dir()}
         kinds = {place: _examine(text, path, place)[0] for place, path in places.items()}
     except OSError as error:
         raise OuroborosError(f"source {text!r}: cannot be read: {error.strerror}: {error.filename}") from None
-    unusable = [f"{place} ({kind})" for place, kind in sorted(kinds.items()) if kind]
+    unusable = [f"{place} ({kind})" for place, kind in kinds.items() if kind] + _loop_names(loops, root)
     if unusable and not quiet:
-        logger.warning("source %r: skipped what is no file: %s", text, _some(sorted(unusable)))
+        logger.warning("source %r: left out: %s", text, _some(sorted(unusable)))
     files = sorted((place, path) for place, path in places.items() if not kinds[place])
     if not files:
         raise OuroborosError(
@@ -162,7 +163,7 @@ def glob_files(text: str, base: Path | None, *, quiet: bool = False) -> Files:
 
 def glob_matches(text: str, base: Path | None) -> Iterator[Path]:
     """Everything that a glob matches, files or not; some perhaps twice."""
-    return _matches(*_split_glob(text, base))
+    return _matches(*_split_glob(text, base), [])
 
 
 def _split_glob(text: str, base: Path | None) -> tuple[Path, tuple[str, ...]]:
@@ -172,15 +173,15 @@ def _split_glob(text: str, base: Path | None) -> tuple[Path, tuple[str, ...]]:
     return (base or Path()).joinpath(*parts[:fixed]), parts[fixed:]
 
 
-def _matches(root: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+def _matches(root: Path, parts: tuple[str, ...], loops: list[Path]) -> Iterator[Path]:
     if "**" not in parts:
         yield from (root / match for match in glob.glob(os.path.join(*parts), root_dir=root))
         return
     at = parts.index("**")
-    tops = [path for path in (_matches(root, parts[:at]) if at else [root]) if path.is_dir()]
-    for folder, files in (found for top in tops for found in walk(top)):
+    tops = [path for path in (_matches(root, parts[:at], loops) if at else [root]) if path.is_dir()]
+    for folder, files in (found for top in tops for found in walk(top, loops)):
         if parts[at + 1 :]:
-            yield from _matches(folder, parts[at + 1 :])
+            yield from _matches(folder, parts[at + 1 :], loops)
         else:
             yield from (folder / name for name in files if not name.startswith("."))
 
@@ -196,6 +197,10 @@ def _examine(text: str, path: Path, place: str) -> tuple[str | None, int]:
             f"source {text!r}: {place!r} is a link to a file that is gone; restore the file or remove the link"
         ) from None
     return special_kind(found.st_mode), found.st_size
+
+
+def _loop_names(loops: Iterable[Path], root: Path) -> list[str]:
+    return [f"{name} (a link to a directory above)" for name in {link.relative_to(root).as_posix() for link in loops}]
 
 
 def _is_wanted(name: str) -> bool:
@@ -233,7 +238,7 @@ def _report(
 ) -> None:
     """Log what is left out; a warning where a user would not expect it."""
     if unusable:
-        logger.warning("source %r: skipped what is no file: %s", text, _some(sorted(unusable)))
+        logger.warning("source %r: left out: %s", text, _some(sorted(unusable)))
     if documentation:
         logger.info("source %r: skipped documentation: %s", text, _some(sorted(documentation)))
     left, read = sum(others.values()), sum(sizes[name] for name in chosen)

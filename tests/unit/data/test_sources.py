@@ -297,7 +297,7 @@ def test_compressed_records_and_texts(tmp_path: Path) -> None:
     whole = [*records, ("c.json.gz:1", b"three"), *texts, ("f.jsonl:1", b"six")]
     assert read(tmp_path) == read(tmp_path / "**") == whole
     assert read(tmp_path, DataSpec(max_bytes=4)) == [("a.jsonl.gz:1", b"one"), ("a.jsonl.gz:2", b"t")]
-    assert read(tmp_path / "d.txt.gz", DataSpec(max_bytes=2)) == [("d.txt.gz", b"fo")]
+    assert read(tmp_path / "d.txt.gz", DataSpec(max_bytes=3)) == [("d.txt.gz", b"fou")]
     assert parse_source(f"{tmp_path}/a.jsonl.gz@{{text}}!").kind == "records"
 
 
