@@ -102,7 +102,7 @@ def test_loops_end_and_are_named(make: Callable[..., Path], caplog: pytest.LogCa
     assert len(list(walk(root))) == 4
     caplog.clear()
     assert [name for name, _ in glob_files("s*/**", root)] == ["sub/in.txt"]
-    assert f"source 's*/**': left out: sub/top (a link to a directory above)" in caplog.text
+    assert "source 's*/**': left out: sub/top (a link to a directory above)" in caplog.text
 
 
 def test_what_would_wait_is_skipped_by_name(make: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
