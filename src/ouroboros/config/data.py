@@ -50,8 +50,8 @@ class DataSpec:
 
     sources: tuple[str, ...] = ("python:",)
     """``python:``, a file, a directory, a glob, ``hf:NAME`` or ``mix:NAME``, each with an optional ``@format`` that
-    makes text of records and an optional ``=weight``; ``periodic:`` and ``needle:`` are texts that repeat themselves
-    (:mod:`ouroboros.data.periodic`)."""
+    makes text of records and an optional ``=weight``; files may be compressed with gzip or zstd. ``periodic:`` and
+    ``needle:`` are texts that repeat themselves (:mod:`ouroboros.data.periodic`)."""
     tokenizer: str = "bytes"
     """``bytes``, ``chars`` (one id per character of the training split, then one for all others and the end of text),
     ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from ouroboros.data.sources import SourceRef, parse_source, split_weight
 from ouroboros.errors import OuroborosError, check, nearest
 
-_SUFFIXES = (".jsonl", ".parquet")
+_SUFFIXES = (".jsonl", ".parquet", ".jsonl.gz", ".jsonl.zst")
 
 
 @dataclass(frozen=True)

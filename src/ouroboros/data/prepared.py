@@ -46,9 +46,10 @@ class PreparedData:
         self.directory = directory
         self.manifest = manifest
         self.spec: DataSpec = from_dict(DataSpec, manifest["spec"], where=f"{directory / MANIFEST}: spec")
-        base = Path(manifest["base"])
+        self.base = Path(manifest["base"])
+        """The directory that it was prepared from: relative sources start there."""
         self.sources: tuple[SourceRef, ...] = tuple(
-            SourceRef(entry["text"], entry["weight"], base, entry["format"]) for entry in manifest["sources"]
+            SourceRef(entry["text"], entry["weight"], self.base, entry["format"]) for entry in manifest["sources"]
         )
         """Every source that was read; the parts of a mixture stand in its place."""
 
@@ -131,11 +132,67 @@ class PreparedData:
             if ref.kind == "hf" or self.spec.stream:
                 logger.info("source %r: a stream, not compared again", ref.text)
                 continue
-            where = ref if base is None else dataclasses.replace(ref, base=base)
-            if fingerprint_of(read_documents(where, self.spec)) != entry["fingerprint"]:
+            self._refuse_changed(ref if base is None else dataclasses.replace(ref, base=base), entry)
+
+    def find_sources(self) -> None:
+        """Find every source again for a run that goes on, and refuse if one has changed.
+
+        A source is looked for in the directory it was prepared from. If it is not there any more, the same text is
+        taken from the current directory; else the run goes on with the text stored here, once that is verified, and a
+        warning says so.
+
+        Raises:
+            OuroborosError: names the source that changed, or the streamed one that is gone; an altered file.
+        """
+        found = [self._find(ref, entry) for ref, entry in zip(self.sources, self.manifest["sources"], strict=True)]
+        gone = [ref for ref, place in zip(self.sources, found, strict=True) if place is None]
+        if gone and self.spec.stream:
+            raise OuroborosError(
+                f"source {gone[0].text!r}: is not at {str(gone[0].path)!r} any more; a streamed run reads its text"
+                " while it trains: put it back there, or resume in a directory that has it"
+            )
+        if gone:
+            self.verify()
+            logger.warning(
+                "%s: not there any more; the run goes on with the text prepared from it, which is intact",
+                ", ".join(f"source {ref.text!r} at {str(ref.path)!r}" for ref in gone),
+            )
+        self.sources = tuple(place or ref for ref, place in zip(self.sources, found, strict=True))
+
+    def _find(self, ref: SourceRef, entry: dict[str, Any]) -> SourceRef | None:
+        """The source where it was, or the same one in the current directory."""
+        if ref.is_there():
+            # What is streamed would take too long to compare.
+            if not self.spec.stream and ref.kind != "hf":
+                self._refuse_changed(ref, entry)
+            return ref
+        here = dataclasses.replace(ref, base=Path())
+        try:
+            return here if here.is_there() and self._fingerprint(here) == entry["fingerprint"] else None
+        except OuroborosError as error:  # something else of that name
+            logger.info("%s", error)
+            return None
+
+    def _fingerprint(self, ref: SourceRef) -> str:
+        return fingerprint_of(read_documents(ref, self.spec))
+
+    def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
+        if self._fingerprint(ref) != entry["fingerprint"]:
+            raise OuroborosError(
+                f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
+                " restore it, or prepare the data anew in another directory"
+            )
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file with the manifest.
+
+        Raises:
+            OuroborosError: a file was altered; names it.
+        """
+        for name, entry in self.manifest["files"].items():
+            if file_sha256(self.directory / name) != entry["sha256"]:
                 raise OuroborosError(
-                    f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
-                    " restore it, or prepare the data anew in another directory"
+                    f"data {str(self.directory)!r}: {name} was altered (sha256 differs); prepare the data anew"
                 )
 
 
@@ -181,9 +238,10 @@ def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedDat
         if size != entry["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
             raise OuroborosError(f"data {str(path)!r}: {name} {found}; prepare the data anew")
-        if verify and file_sha256(file) != entry["sha256"]:
-            raise OuroborosError(f"data {str(path)!r}: {name} was altered (sha256 differs); prepare the data anew")
-    return PreparedData(path, manifest)
+    prepared = PreparedData(path, manifest)
+    if verify:
+        prepared.verify()
+    return prepared
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ouroboros.config import DataSpec
 from ouroboros.data.formats import TextFormat
+from ouroboros.data.textfile import open_text, text_suffix
 from ouroboros.errors import OuroborosError, first_line
 
 
@@ -46,14 +47,14 @@ def read_records(path: Path, form: TextFormat, skip: Skip | None = None) -> Iter
     """
     skip = skip or Skip()
     try:
-        if path.suffix.lower() == ".parquet":
+        if text_suffix(path) == ".parquet":
             yield from _read_parquet(path, form, skip)
         elif _is_array(path):
             yield from _read_array(path, form, skip)
         else:
             yield from _read_lines(path, form, skip)
     except OSError as error:
-        raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+        raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
 def _record(value: Any, form: TextFormat, place: int, where: str) -> Record:
@@ -70,14 +71,14 @@ def _record(value: Any, form: TextFormat, place: int, where: str) -> Record:
 
 def _is_array(path: Path) -> bool:
     """Whether a ``.json`` file is one array; otherwise it is read as json lines."""
-    if path.suffix.lower() != ".json":
+    if text_suffix(path) != ".json":
         return False
-    with path.open("rb") as file:
+    with open_text(path) as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def _read_lines(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
-    with path.open("rb") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
                 continue
@@ -89,7 +90,8 @@ def _read_lines(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
 
 
 def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
-    values = _parse(path.read_bytes(), str(path))
+    with open_text(path) as file:
+        values = _parse(file.read(), str(path))
     passed = min(skip.left, len(values))
     skip.left -= passed
     for number, value in enumerate(values[passed:], passed + 1):
@@ -99,8 +101,8 @@ def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
 def _parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise OuroborosError(f"{where}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
+        raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
 
 
 def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:

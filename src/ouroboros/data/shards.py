@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.folders import lies_inside
 from ouroboros.data.mixtures import parse_sources
 from ouroboros.data.prepared import (
     FORMAT_VERSION,
@@ -45,22 +46,28 @@ logger = logging.getLogger(__name__)
 MIN_TRAIN_BYTES = 64
 
 
-def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
+def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False) -> PreparedData:
     """Write the shards of ``spec`` to the directory ``out``, or reuse those that are there and still fit.
+
+    Args:
+        spec: the sources, and what is made of them.
+        out: the directory.
+        resumed: ``out`` belongs to a run that goes on: its sources are looked for where it was begun, and may be gone
+            (:meth:`~ouroboros.data.prepared.PreparedData.find_sources`).
 
     Raises:
         OuroborosError: a source that cannot be used; ``out`` holds something else; a source changed since ``out``
             was prepared; the disk is full or not writable. Nothing half-written stays.
     """
     path = Path(out)
-    refs = parse_sources(spec.sources, base=Path.cwd())
     if (path / MANIFEST).exists():
-        return _reuse(spec, path)
+        return _reuse(spec, path, resumed)
+    refs = parse_sources(spec.sources, base=Path.cwd())
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OuroborosError(f"data {str(path)!r}: exists and holds no prepared data; choose another directory")
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
-        if ref.kind == "directory" and path.resolve().is_relative_to(ref.path.resolve()):
+        if ref.kind == "directory" and lies_inside(path, ref.path):
             raise OuroborosError(f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it")
     try:
         with _temporary_sibling(path) as work:
@@ -70,14 +77,14 @@ def prepare(spec: DataSpec, out: str | Path) -> PreparedData:
             except OSError:
                 if not (path / MANIFEST).exists():
                     raise
-                return _reuse(spec, path)  # another process was faster
+                return _reuse(spec, path, resumed)  # another process was faster
             flush(path.parent)
     except OSError as error:
         raise OuroborosError(f"data {str(path)!r}: cannot be written: {error.strerror or error}") from error
     return open_prepared(path)
 
 
-def _reuse(spec: DataSpec, path: Path) -> PreparedData:
+def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
     prepared = open_prepared(path)
     wanted, found = to_dict(spec), to_dict(prepared.spec)
     for key in wanted:
@@ -87,13 +94,33 @@ def _reuse(spec: DataSpec, path: Path) -> PreparedData:
                 f"data {str(path)!r}: was prepared with data.{key} = {found[key]!r}, not {wanted[key]!r};"
                 " choose another directory or remove it"
             )
-    prepared.check_sources(Path.cwd())
+    if resumed:
+        prepared.find_sources()
+    else:
+        prepared.check_sources(Path.cwd())
     if spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
-        fingerprint = load_tokenizer(Path(spec.tokenizer).expanduser()).fingerprint
-        if fingerprint != prepared.manifest["tokenizer"]["fingerprint"]:
-            raise OuroborosError(f"data.tokenizer {spec.tokenizer!r}: has changed since {str(path)!r} was prepared")
+        _check_tokenizer(spec, prepared, resumed)
     logger.info("data %s: prepared before, reused", path)
     return prepared
+
+
+def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> None:
+    """Refuse a tokenizer directory that has changed. A run that goes on has a copy, so the directory may be gone."""
+    path = Path(spec.tokenizer).expanduser()
+    if resumed:
+        places = [base / path for base in (prepared.base, Path())]
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            prepared.verify()
+            logger.warning(
+                "tokenizer %r: is not at %r any more; the run goes on with its own copy", spec.tokenizer, str(places[0])
+            )
+            return
+        path = found
+    if load_tokenizer(path).fingerprint != prepared.manifest["tokenizer"]["fingerprint"]:
+        raise OuroborosError(
+            f"data.tokenizer {spec.tokenizer!r}: has changed since {str(prepared.directory)!r} was prepared"
+        )
 
 
 def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path) -> None:

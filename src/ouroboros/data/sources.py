@@ -1,19 +1,20 @@
 """Where text comes from: the built-in texts, files, globs, directories, records and hub streams.
 
 A source is written ``TEXT``, ``TEXT@FORMAT`` or either with ``=WEIGHT``. Bytes are the truth: text files are read as
-bytes and never altered. Documents come in a fixed order (names sorted; records in file order), so a source always has
-one fingerprint. Named mixtures (``mix:NAME``) are several sources: :mod:`ouroboros.data.mixtures`.
+bytes and never altered, but for what :mod:`ouroboros.data.textfile` decompresses or converts. Documents come in a
+fixed order (names sorted; records in file order), so a source always has one fingerprint. Which files a directory or a
+glob means: :mod:`ouroboros.data.folders`. Named mixtures (``mix:NAME``) are several sources:
+:mod:`ouroboros.data.mixtures`.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,29 +22,21 @@ from typing import Literal, NamedTuple
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data.bundled import bundled_files
 from ouroboros.data.filters import Filters
+from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files, glob_matches
 from ouroboros.data.formats import FORMATS, FieldFormat, TextFormat, find_format
 from ouroboros.data.periodic import needle_text, periodic_text
 from ouroboros.data.records import Skip, read_hub, read_records
+from ouroboros.data.textfile import look, open_text, special_kind, text_suffix
 from ouroboros.errors import OuroborosError, nearest
 
 logger = logging.getLogger(__name__)
 
-RECORD_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
-_TEXT_NAMES = """
-    adoc asm awk bash bat bib bzl c cc cfg cl clj cmake conf cpp cs css csv cu cuh cxx d dart diff el
-    erl ex exs f90 fs glsl go gradle groovy h hh hpp hs htm html ini java jl js jsx kt latex lean lisp
-    log lua m markdown md mjs ml mli mm nim nix org pas patch php pl pm proto ps1 py pyi pyx r rb rkt rs
-    rst s sbt scala scm sh sol sql srt svelte swift tcl tex text toml ts tsv tsx txt v vb vhd vim vue
-    wat xml yaml yml zig zsh
-"""
-TEXT_SUFFIXES = frozenset(f".{name}" for name in _TEXT_NAMES.split())
 BUILT_IN = ("needle:", "periodic:", "python:")
 """Sources that every machine has."""
 _MADE: dict[str, Callable[[], bytes]] = {"needle": needle_text, "periodic": periodic_text}
 """Texts that are made rather than read, by kind: one document each."""
 HEAD_BYTES = 4_000_000
 """What is read of a stream before training where ``data.max_bytes`` is not set."""
-_MAGIC = frozenset("*?[")
 _HOPELESS = 10_000
 """A hub stream of which this many documents were all dropped is not read on: it may have no end."""
 
@@ -73,7 +66,7 @@ class SourceRef:
     @property
     def path(self) -> Path:
         """The file system path of a local source."""
-        path = Path(self.text).expanduser()
+        path = Path(os.path.expanduser(self.text))
         return path if self.base is None else self.base / path
 
     @property
@@ -86,9 +79,16 @@ class SourceRef:
             return "hf"
         if self.path.is_dir():
             return "directory"
-        if not self.path.exists() and _MAGIC & set(self.text):
+        if not self.path.exists() and MAGIC & set(self.text):
             return "glob"
         return "records" if _is_records(self.path) else "file"
+
+    def is_there(self) -> bool:
+        """Whether a local source exists; True for every other kind."""
+        kind = self.kind
+        if kind == "glob":
+            return any(True for _ in glob_matches(self.text, self.base))
+        return kind not in ("directory", "records", "file") or self.path.exists()
 
 
 def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
@@ -152,7 +152,7 @@ def _split_format(text: str, base: Path | None) -> tuple[str, str | None]:
     for place in places:
         name, form = text[:place], text[place + 1 :]
         # Of what is not on this disk, only a hub name or a glob can have a format misspelt; else it is a missing file.
-        is_elsewhere = name.startswith(("hf:", *BUILT_IN)) or _MAGIC & set(name)
+        is_elsewhere = name.startswith(("hf:", *BUILT_IN)) or MAGIC & set(name)
         if form in FORMATS or "{" in form or (is_elsewhere and re.fullmatch(r"[^/*?@]*", form)):
             return name, form
     return text, None
@@ -271,13 +271,15 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iter
         for name, record in read_hub(ref.text, spec, form, start):
             yield _Raw(name, record.data, record.text, record.group)
         return
-    files: list[tuple[str, Path]] = []
+    # The head of a stream has been read, and said of it what there is to say.
+    quiet = spec.stream and limit is None
+    files: Files = []
     if kind == "python":
         files = list(bundled_files())
     elif kind == "directory":
-        files = _directory_files(ref)
+        files = directory_files(ref.text, ref.path, quiet=quiet)
     elif kind == "glob":
-        files = _glob_files(ref)
+        files = glob_files(ref.text, ref.base, quiet=quiet)
     elif kind not in _MADE:
         _check_file(ref)
         files = [(ref.path.name, ref.path)]
@@ -289,32 +291,46 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iter
         yield _Raw(kind, _MADE[kind]())
     # A file is read no further than needed, unless all of it is to be judged or kept.
     part = None if spec.stream or _is_filtered(ref, spec) else limit
-    yield from _read_files(files, form, start, part)
+    notes: dict[str, list[str]] = {}
+    try:
+        yield from _read_files(files, form, start, part, notes)
+    finally:
+        for note, names in notes.items() if not quiet else ():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            logger.warning("source %r: %s: %s%s", ref.text, note, ", ".join(names[:5]), more)
 
 
 def _is_records(path: Path) -> bool:
-    return path.suffix.lower() in RECORD_SUFFIXES
+    return text_suffix(path) in RECORD_SUFFIXES
 
 
-def _read_files(files: Iterable[tuple[str, Path]], form: TextFormat, start: int, limit: int | None) -> Iterator[_Raw]:
+def _read_files(
+    files: Files, form: TextFormat, start: int, limit: int | None, notes: dict[str, list[str]]
+) -> Iterator[_Raw]:
+    """Everything in ``files``; ``notes`` gets what is to be said of them, with their names."""
     skip = Skip(start)
     for name, path in files:
-        if _is_records(path):
-            for record in read_records(path, form, skip):
-                yield _Raw(f"{name}:{record.place}", record.data, record.text, record.group)
-        elif skip.left:
+        if skip.left and not _is_records(path):
             skip.left -= 1
-        else:
-            yield _Raw(name, _read_bytes(path, limit))
+            continue
+        try:
+            note = look(path)
+            data = None if _is_records(path) else _read_bytes(path, limit)
+        except OSError as error:
+            raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+        if note:
+            notes.setdefault(note, []).append(name)
+        if data is not None:
+            yield _Raw(name, data)
+            continue
+        for record in read_records(path, form, skip):
+            yield _Raw(f"{name}:{record.place}", record.data, record.text, record.group)
 
 
 def _read_bytes(path: Path, limit: int | None) -> bytes:
-    try:
-        with path.open("rb") as file:
-            # A few bytes more than the limit, so that the caller sees where the last character ends.
-            return file.read(-1 if limit is None else limit + 4)
-    except OSError as error:
-        raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+    with open_text(path) as file:
+        # A few bytes more than the limit, so that the caller sees where the last character ends.
+        return file.read(-1 if limit is None else limit + 4)
 
 
 def _check_file(ref: SourceRef) -> None:
@@ -322,7 +338,10 @@ def _check_file(ref: SourceRef) -> None:
     if path.is_file():
         return
     if path.exists():
-        raise OuroborosError(f"source {ref.text!r}: not a regular file")
+        raise OuroborosError(
+            f"source {ref.text!r}: is {special_kind(path.stat().st_mode)}, from which a text cannot be read twice;"
+            " write the text to a file and name that"
+        )
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
@@ -334,46 +353,3 @@ def _check_file(ref: SourceRef) -> None:
     if not hint.startswith("; did"):
         hint = " (a Hugging Face data set is written 'hf:NAME')"
     raise OuroborosError(f"source {ref.text!r}: no such file or directory{hint}")
-
-
-def _directory_files(ref: SourceRef) -> list[tuple[str, Path]]:
-    """Text, code and record files below a directory, sorted; hidden files and ``__pycache__`` are skipped."""
-    root, names, others = ref.path, [], set()
-
-    def fail(error: OSError) -> None:
-        raise OuroborosError(f"source {ref.text!r}: cannot be read: {error.strerror}: {error.filename}")
-
-    for folder, folders, files in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            # .json is configuration more often than text; name such files or a glob to read them
-            if name.startswith(".") or suffix not in (TEXT_SUFFIXES | RECORD_SUFFIXES) - {".json"}:
-                others.add(suffix or name)
-                continue
-            names.append(Path(folder, name).relative_to(root).as_posix())
-    if not names:
-        found = f" (it has {', '.join(sorted(others)[:6])})" if others else ""
-        raise OuroborosError(
-            f"source {ref.text!r}: no text, code or record files in this directory{found};"
-            f" a glob such as '{ref.text.rstrip('/')}/**/*' reads any file"
-        )
-    if others:
-        logger.info("source %r: skipped files of other kinds: %s", ref.text, ", ".join(sorted(others)[:20]))
-    return [(name, root / name) for name in sorted(names)]
-
-
-def _glob_files(ref: SourceRef) -> list[tuple[str, Path]]:
-    """Files that match, sorted; names are relative to the part of the pattern before its first wildcard."""
-    pattern = ref.path
-    parts = pattern.parts
-    fixed = next(i for i, part in enumerate(parts) if _MAGIC & set(part))
-    root = Path(*parts[:fixed]) if fixed else Path()
-    paths = [Path(match) for match in glob.glob(str(pattern), recursive=True)]
-    files = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.is_file())
-    if not files:
-        raise OuroborosError(
-            f"source {ref.text!r}: no file matches this glob"
-            + ("; '**/*' goes into directories" if paths else f" (looked in {str(root)!r})")
-        )
-    return files

@@ -108,7 +108,7 @@ def resume(
         )
         for change in changes:
             logger.warning("resume with a changed recipe: %s", change)
-        data = _prepare(wanted, out, crew)
+        data = _prepare(wanted, out, crew, resumed=True)
         choices = None if newest is None else Choices.from_dict(newest.documents["state.json"])
         trainer = _trainer(wanted, data, crew, choices)
         if newest is not None:
@@ -161,14 +161,14 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 
-def _prepare(recipe: Recipe, out: Path, crew: Workers) -> PreparedData:
+def _prepare(recipe: Recipe, out: Path, crew: Workers, *, resumed: bool = False) -> PreparedData:
     """Prepare on the main process, then open everywhere; on resume this checks that no source has changed."""
     if crew.is_main:
-        data = prepare(recipe.data, out / "data")
+        data = prepare(recipe.data, out / "data", resumed=resumed)
         crew.barrier()
         return data
     crew.barrier()
-    return prepare(recipe.data, out / "data")
+    return prepare(recipe.data, out / "data", resumed=resumed)
 
 
 def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, choices: Choices | None = None) -> Trainer:

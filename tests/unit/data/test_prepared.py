@@ -73,6 +73,81 @@ def test_sources_are_found_from_another_directory(prepared: PreparedData, monkey
         open_prepared(out).check_sources(Path.cwd())
 
 
+@pytest.fixture
+def elsewhere(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> PreparedData:
+    """The prepared data, opened from another directory: what a run that goes on there has."""
+    out = Path("out").resolve()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    return open_prepared(out)
+
+
+def test_a_run_that_goes_on_finds_its_sources(elsewhere: PreparedData, caplog: pytest.LogCaptureFixture) -> None:
+    Path("a.txt").write_text("something else of the same name")
+    elsewhere.find_sources()
+    assert caplog.text == "" and elsewhere.sources == open_prepared("../out").sources
+    Path("../a.txt").write_text("changed")
+    with pytest.raises(OuroborosError, match=r"source 'a\.txt': has changed"):
+        elsewhere.find_sources()
+
+
+def test_sources_that_moved_along(elsewhere: PreparedData, caplog: pytest.LogCaptureFixture) -> None:
+    Path("../a.txt").rename("a.txt")
+    elsewhere.find_sources()
+    assert caplog.text == ""
+    assert [ref.base for ref in elsewhere.sources] == [Path(), elsewhere.base]
+
+
+@pytest.mark.parametrize("other", [None, "", "another text " * 99])
+def test_a_run_goes_on_without_its_text(
+    elsewhere: PreparedData, other: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("../a.txt").unlink()
+    if other is not None:
+        Path("a.txt").write_text(other)
+    elsewhere.find_sources()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"source 'a.txt' at {str(elsewhere.base / 'a.txt')!r}: not there any more; the run goes on with the text"
+        " prepared from it, which is intact"
+    )
+    file = elsewhere.directory / "0-valid.raw"
+    file.write_bytes(file.read_bytes()[::-1])
+    with pytest.raises(OuroborosError, match=r"0-valid\.raw was altered"):
+        elsewhere.find_sources()
+
+
+def test_globs_and_directories_may_be_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("d/a.txt", "g/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("".join(f"line {i} of {name}\n" for i in range(300)))
+    prepared = prepare(DataSpec(sources=(f"{tmp_path}/d", f"{tmp_path}/g/*.txt")), tmp_path / "out")
+    prepared.find_sources()
+    for name in ("d/a.txt", "g/b.txt"):
+        (tmp_path / name).unlink()
+    (tmp_path / "d").rmdir()
+    prepared.find_sources()
+    assert "/d'" in caplog.text and "/g/*.txt'" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_streamed_run_needs_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b.jsonl").write_text("".join(f'{{"text": "record {i}"}}\n' for i in range(200)))
+    prepared = prepare(DataSpec(sources=("b.jsonl",), stream=True), "out")
+    prepared.find_sources()
+    Path("new").mkdir()
+    Path("b.jsonl").rename("new/b.jsonl")
+    with pytest.raises(OuroborosError, match=r"is not at '.*b\.jsonl' any more; a streamed run reads its text"):
+        prepared.find_sources()
+    directory = prepared.directory.resolve()
+    monkeypatch.chdir("new")
+    moved = open_prepared(directory)
+    moved.find_sources()
+    assert moved.sources[0].path.is_file() and caplog.text == ""
+
+
 def test_streams_are_not_read_again(prepared: PreparedData) -> None:
     manifest = json.loads(Path("out/manifest.json").read_text())
     manifest["sources"][1]["text"] = "hf:me/set"

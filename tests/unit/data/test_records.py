@@ -213,3 +213,17 @@ def test_a_hub_stream_of_dropped_rows_ends(monkeypatch: pytest.MonkeyPatch) -> N
     spec = DataSpec(stream=True, filters=FilterSpec(min_characters=100))
     with pytest.raises(OuroborosError, match=r"every document was dropped \(50 read, 0 kept, 50 short\)"):
         list(read_documents(parse_source("hf:me/set"), spec))
+
+
+def test_what_a_parser_cannot_take_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n")
+    (tmp_path / "deep.json").write_text('{"text": ' * 200_000)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1\x15\0 broken")
+    for name, message in (
+        ("deep.jsonl", "deep.jsonl:1: not JSON"),
+        ("deep.json", "not JSON"),
+        ("bad.parquet", "parquet"),
+    ):
+        with pytest.raises(OuroborosError, match=message) as caught:
+            list(read_records(tmp_path / name, FieldFormat("text")))
+        assert "\n" not in str(caught.value)

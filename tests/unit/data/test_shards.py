@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import itertools
 import json
@@ -203,6 +204,39 @@ def test_reuse_notices_a_changed_tokenizer_directory(here: Path) -> None:
         prepare(spec, "out")
 
 
+def test_a_run_that_goes_on_finds_its_tokenizer_or_its_copy(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    byte_tokenizer().save("tok")
+    spec = DataSpec(sources=("long.txt",), tokenizer="tok")
+    out = prepare(spec, "out").directory.resolve()
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    prepare(spec, out, resumed=True)
+    with pytest.raises(OuroborosError, match=r"source 'long\.txt': no such file"):
+        prepare(spec, out)
+    assert caplog.text == ""
+    Path("../tok").rename("../gone")
+    prepare(spec, out, resumed=True)
+    assert "tokenizer 'tok': is not at" in caplog.text and "the run goes on with its own copy" in caplog.text
+    shards.resolve_tokenizer("bpe:300", [Path("../long.txt").read_bytes()]).save("tok")
+    with pytest.raises(OuroborosError, match=r"data\.tokenizer 'tok': has changed"):
+        prepare(spec, out, resumed=True)
+
+
+def test_compressed_sources_have_the_text_they_hold(here: Path) -> None:
+    text = Path("long.txt").read_bytes()
+    Path("packed.gz").write_bytes(gzip.compress(text, 1))
+    spec = DataSpec(sources=("packed.gz",))
+    prepared = prepare(spec, "out")
+    assert prepared.data_sha256("train") == prepare(DataSpec(sources=("long.txt",)), "plain").data_sha256("train")
+    Path("packed.gz").write_bytes(gzip.compress(text, 9))
+    prepare(spec, "out")  # the same text
+    Path("packed.gz").write_bytes(gzip.compress(text[1:]))
+    with pytest.raises(OuroborosError, match=r"source 'packed\.gz': has changed"):
+        prepare(spec, "out")
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
@@ -299,6 +333,10 @@ def test_output_inside_a_source(here: Path) -> None:
     with pytest.raises(OuroborosError, match="'many/run/data': lies inside the source 'many'"):
         prepare(DataSpec(sources=("many",)), "many/run/data")
     assert not Path("many/run").exists()
+    Path("links").mkdir()
+    Path("links/to").symlink_to("../many")
+    with pytest.raises(OuroborosError, match="'many/run/data': lies inside the source 'links'"):
+        prepare(DataSpec(sources=("links",)), "many/run/data")
 
 
 def test_torch_is_not_imported(here: Path) -> None:

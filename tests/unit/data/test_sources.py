@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -277,6 +279,55 @@ def test_max_bytes_stops_at_a_character(tmp_path: Path) -> None:
     assert read(tmp_path, DataSpec(max_bytes=5)) == [("a.txt", "abc\u00e9".encode())]
     assert read(tmp_path, DataSpec(max_bytes=9)) == [("a.txt", "abc\u00e9\u00e9".encode()), ("b.txt", b"mo")]
     assert read(tmp_path, DataSpec(max_bytes=99))[1] == ("b.txt", b"more")
+
+
+def test_compressed_records_and_texts(tmp_path: Path) -> None:
+    lines = b'{"text": "one"}\n{"text": "two"}\n'
+    for name, data in {
+        "a.jsonl.gz": gzip.compress(lines),
+        "b.json.gz": gzip.compress(lines),
+        "c.json.gz": gzip.compress(b' [{"text": "three"}]'),
+        "d.txt.gz": gzip.compress(b"four"),
+        "e.txt": gzip.compress(b"five"),
+        "f.jsonl": '{"text": "six"}\n'.encode("utf-16"),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    texts = [("d.txt.gz", b"four"), ("e.txt", b"five")]
+    records = [("a.jsonl.gz:1", b"one"), ("a.jsonl.gz:2", b"two"), ("b.json.gz:1", b"one"), ("b.json.gz:2", b"two")]
+    whole = [*records, ("c.json.gz:1", b"three"), *texts, ("f.jsonl:1", b"six")]
+    assert read(tmp_path) == read(tmp_path / "**") == whole
+    assert read(tmp_path, DataSpec(max_bytes=4)) == [("a.jsonl.gz:1", b"one"), ("a.jsonl.gz:2", b"t")]
+    assert read(tmp_path / "d.txt.gz", DataSpec(max_bytes=3)) == [("d.txt.gz", b"fou")]
+    assert parse_source(f"{tmp_path}/a.jsonl.gz@{{text}}!").kind == "records"
+
+
+def test_what_is_said_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "abcdefg":
+        (tmp_path / f"{name}.txt").write_bytes("text".encode("utf-16"))
+    (tmp_path / "x.txt").write_bytes(b"a\0b")
+    read(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"source '{tmp_path}': UTF-16 text, read as UTF-8 (bits per byte count the bytes of that): a.txt, b.txt, c.txt,"
+        " d.txt, e.txt and 2 more",
+        f"source '{tmp_path}': binary data rather than text, its bytes taken as they are: x.txt",
+    ]
+    caplog.clear()
+    list(read_documents(parse_source(str(tmp_path)), DataSpec(stream=True), limit=None))
+    assert caplog.text == ""
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("pipe.txt", "pipe.jsonl", "/dev/zero"):
+        kind = "a device" if "dev" in name else "a named pipe"
+        with pytest.raises(OuroborosError, match=f"source '{name}': is {kind}, from which a text cannot be read twice"):
+            list(read_documents(parse_source(name, base=tmp_path), SPEC))
+
+
+def test_a_home_that_nobody_has(tmp_path: Path) -> None:
+    with pytest.raises(OuroborosError, match="source '~nobody-here/x': no such file"):
+        list(read_documents(parse_source("~nobody-here/x", base=tmp_path), SPEC))
 
 
 @given(st.text(max_size=20), st.integers(0, 80))

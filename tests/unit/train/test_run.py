@@ -213,12 +213,23 @@ def test_a_changed_source_is_refused_by_name(make, stop_at, text, tmp_path):
     before = tree(run)
     with pytest.raises(OuroborosError, match=r"text\.txt': has changed since"):
         resume(run)
-    text.unlink()
-    with pytest.raises(OuroborosError, match=r"text\.txt': no such file"):
-        resume(run)
     assert tree(run) == before
     text.write_bytes(original)
     assert resume(run).finished
+
+
+def test_a_run_goes_on_without_its_text_while_what_was_prepared_is_intact(make, stop_at, text, tmp_path, caplog):
+    run = tmp_path / "run"
+    start(make(), run, progress=stop_at(2, signal.SIGTERM))
+    text.unlink()
+    shards = run / "data" / "0-train.raw"
+    original = shards.read_bytes()
+    shards.write_bytes(original[::-1])
+    with pytest.raises(OuroborosError, match=r"0-train\.raw was altered"):
+        resume(run)
+    shards.write_bytes(original)
+    assert resume(run).finished
+    assert "not there any more; the run goes on with the text prepared from it" in caplog.text
 
 
 def test_a_finished_run_is_refused_and_can_be_extended(make, sha, tmp_path, monkeypatch):
