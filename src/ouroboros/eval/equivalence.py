@@ -293,9 +293,10 @@ def check_hidden_states(subject: Subject) -> str:
 
 
 def check_reload(subject: Subject) -> str:
-    """Saved and loaded by transformers' Auto class, without remote code or network, logits are equal bit for bit."""
+    """Saved and loaded by transformers' Auto class, without remote code or network, a model is the same."""
     from transformers import AutoModelForCausalLM
 
+    gap = 0.0
     with tempfile.TemporaryDirectory() as directory, _no_progress_bars():
         for loops, view in subject.views.items():
             view.save_pretrained(directory)
@@ -308,12 +309,16 @@ def check_reload(subject: Subject) -> str:
             )
             equal({key: names for key, names in info.items() if names}, {}, "loading report")
             equal(type(loaded), OuroborosForCausalLM, "loaded class")
-            if not torch.equal(
-                logits_of(loaded.eval().to(subject.ids.device), subject.ids), logits_of(view, subject.ids)
-            ):
-                raise Mismatch(f"logits after loading differ{'' if loops is None else f', loops {loops}'}")
+            loaded, place = loaded.eval().to(subject.ids.device), "" if loops is None else f", loops {loops}"
+            found, expected = loaded.state_dict(), view.state_dict()
+            altered = [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
+            equal(altered, [], f"weights altered by saving and loading{place}")
+            # Not bit for bit: a product adds up in an order that depends on where its factors lie in memory, and where
+            # those of the model under check lie is not known.
+            logits = logits_of(view, subject.ids)
+            gap = max(gap, close(logits_of(loaded, subject.ids), logits, f"after loading{place}"))
             del loaded
-    return "AutoModelForCausalLM.from_pretrained: logits equal bit for bit"
+    return f"AutoModelForCausalLM.from_pretrained: weights equal bit for bit, logits within {gap:.1e}"
 
 
 @contextlib.contextmanager

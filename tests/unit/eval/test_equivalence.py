@@ -172,8 +172,28 @@ def test_defect_is_found(check: Check, defect: Callable[[Patch], None], subject:
 class TestReload:
     def test_what_is_not_in_the_files_is_missed(self, subject: Subject) -> None:
         subject.model.model.spec = dataclasses.replace(SPEC, logit_scale=2.0)
-        with pytest.raises(Mismatch, match="logits after loading differ"):
+        with pytest.raises(Mismatch, match="after loading, loops 1: logits differ"):
             equivalence.check_reload(subject)
+
+    def test_rounded_weights(self, subject: Subject, monkeypatch: Patch) -> None:
+        """By less than logits may differ."""
+        real = OuroborosForCausalLM.save_pretrained
+
+        def save(self: Any, directory: Any, **options: Any) -> None:
+            rounded = copy.deepcopy(self)
+            with torch.no_grad():
+                rounded.model.norm.weight[0] += 1e-7
+            real(rounded, directory, **options)
+
+        monkeypatch.setattr(OuroborosForCausalLM, "save_pretrained", save)
+        with pytest.raises(Mismatch, match=r"weights altered by saving and loading.*model\.norm\.weight"):
+            equivalence.check_reload(subject)
+
+    def test_weights_at_any_address(self, subject: Subject) -> None:
+        for parameter in subject.model.parameters():
+            askew = torch.empty(parameter.numel() + 1)[1:].view(parameter.shape)
+            parameter.data = askew.copy_(parameter.data)
+        assert "weights equal bit for bit" in equivalence.check_reload(subject)
 
     def test_weight_that_is_not_saved(self, subject: Subject, monkeypatch: Patch) -> None:
         real = OuroborosForCausalLM.save_pretrained
