@@ -96,7 +96,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
             input_ids: token ids; or give ``inputs_embeds`` (B, T, D).
             attention_mask: (B, past + T) with 0 on padding, a prepared 4-D mask, or a dictionary of such by layer type.
             position_ids: (B, T); by default counted from the mask, else from the cache. Where they begin anew, another
-                document begins, and no part lets the two see each other (not told while compiling).
+                document begins, and no part lets the two see each other (a compiled program refuses instead).
             past_key_values: a cache, extended in place.
             use_cache: make a growing cache if none is given.
             loops: loop count of this call only (training with random depth); not together with a cache.
@@ -116,8 +116,9 @@ class OuroborosModel(OuroborosPreTrainedModel):
         x_BTD = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         options = {"loops": loops, "backprop_loops": backprop_loops, "output_hidden_states": bool(hidden)}
-        if position_ids is not None and not torch.compiler.is_compiling():
-            caching = past_key_values is not None or bool(use_cache)
+        if position_ids is not None:
+            unasked = use_cache is None and torch.compiler.is_compiling() and not self.training
+            caching = past_key_values is not None or bool(use_cache) or unasked
             place = {"past": seen_tokens(past_key_values), "caching": caching, "carries": self._carries_tokens}
             starts = find_starts(position_ids, x_BTD, attention_mask, **place)
             if starts is not None:

@@ -18,6 +18,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from ouroboros.errors import check
 from ouroboros.model.padding import padding_of
 
+COMPILED = (
+    "documents packed by position_ids cannot be kept apart by this compiled program: run the model uncompiled, or give"
+    " each document a row of its own"
+)
+
 
 def find_starts(
     positions: Tensor,
@@ -35,11 +40,12 @@ def find_starts(
         x_BTD: embeddings.
         mask: as given to the model.
         past: tokens in its cache.
-        caching: whether the call fills a cache.
+        caching: whether the call fills a cache; while compiling also one that nobody asked for.
         carries: whether a part of the model other than attention brings something from earlier tokens to later ones.
 
     Raises:
-        OuroborosError: they cannot be kept apart in such a call.
+        OuroborosError: they cannot be kept apart in such a call. A compiled program raises a ``RuntimeError`` when it
+            meets them, except where the mask that transformers makes of positions suffices.
     """
     B, T, _ = x_BTD.shape
     mask = mask["full_attention"] if isinstance(mask, dict) else mask
@@ -50,13 +56,18 @@ def find_starts(
     if real is None and caching:
         real = torch.ones_like(positions)  # positions may skip some, as with a mask
     starts = document_starts(positions.expand(B, T), None if real is None else real.expand(B, T))
-    if starts is not None:
-        check(not caching, "documents packed by position_ids cannot share a cache: give each document a row")
-        check(
-            not prepared,
-            "a prepared attention mask does not keep documents packed by position_ids apart in this model, whose parts"
-            " carry something from token to token: leave the mask out",
-        )
+    if torch.compiler.is_compiling():  # what a program does cannot depend on the positions it is given
+        if carries or mask is not None or caching:
+            torch._assert_async(~starts.any(), COMPILED)
+        return None
+    if not bool(starts.any()):
+        return None
+    check(not caching, "documents packed by position_ids cannot share a cache: give each document a row")
+    check(
+        not prepared,
+        "a prepared attention mask does not keep documents packed by position_ids apart in this model, whose parts"
+        " carry something from token to token: leave the mask out",
+    )
     return starts
 
 
@@ -77,8 +88,8 @@ def separately(
     return BaseModelOutputWithPast(last, None, (*(packed(groups, s, starts_BT) for s in zip(*states)), last))
 
 
-def document_starts(positions_BT: Tensor, real_BT: Tensor | None) -> Tensor | None:
-    """(B, T), True where a document begins behind another one of its row; None where no row holds two.
+def document_starts(positions_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+    """(B, T), True where a document begins behind another one of its row.
 
     Args:
         positions_BT: as given to the model. Without a mask a document begins where they do not go up by one, which is
@@ -91,8 +102,7 @@ def document_starts(positions_BT: Tensor, real_BT: Tensor | None) -> Tensor | No
     last_real = torch.where(real, at, -1).cummax(-1).values.roll(1, dims=-1)
     last_real[:, 0] = -1
     step = positions_BT - positions_BT.gather(1, last_real.clamp(min=0))
-    begins = (step != 1 if real_BT is None else step < 1) & real & (last_real >= 0)
-    return begins if bool(begins.any()) else None
+    return (step != 1 if real_BT is None else step < 1) & real & (last_real >= 0)
 
 
 class Group(NamedTuple):

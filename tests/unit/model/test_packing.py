@@ -116,6 +116,20 @@ class TestRefused:
         found = attention(IDS, position_ids=POSITIONS, attention_mask=apart, use_cache=False).logits
         torch.testing.assert_close(found, alone(attention, IDS, SIZES), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("part", ["osam", "attention"])
+    def test_compiled_programs_that_cannot_tell(self, part: str) -> None:
+        """Positions are not known when a program is made; where a mask made of them suffices, it is made."""
+        model = build(**MODELS[part])
+        program = torch.compile(model, backend="eager", fullgraph=True)
+        on = torch.arange(14)[None]
+        expected = model(IDS, position_ids=on).logits
+        torch.testing.assert_close(program(IDS, position_ids=on).logits, expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(RuntimeError, match="packed by position_ids cannot be kept apart by this compiled program"):
+            program(IDS, position_ids=POSITIONS)
+        if part == "attention":
+            found = program(IDS, position_ids=POSITIONS, use_cache=False).logits
+            torch.testing.assert_close(found, alone(model, IDS, SIZES), rtol=1e-4, atol=1e-5)
+
     def test_a_probe(self) -> None:
         with pytest.raises(OuroborosError, match="probe"):
             build()(IDS, position_ids=POSITIONS, probe=lambda *given: None)
@@ -140,21 +154,21 @@ def test_positions_that_go_on_are_one_document(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("positions", "real", "starts"),
     [
-        ([0, 1, 2, 3], None, None),
-        ([7, 8, 9, 10], None, None),
+        ([0, 1, 2, 3], None, []),
+        ([7, 8, 9, 10], None, []),
         ([0, 1, 0, 1], None, [2]),
         ([0, 1, 5, 6], None, [2]),
         ([0, 0, 0, 1], None, [1, 2]),
-        ([0, 1, 5, 6], [1, 1, 1, 1], None),
-        ([0, 0, 0, 1], [0, 0, 1, 1], None),
-        ([0, 1, 1, 1], [1, 1, 0, 0], None),
+        ([0, 1, 5, 6], [1, 1, 1, 1], []),
+        ([0, 0, 0, 1], [0, 0, 1, 1], []),
+        ([0, 1, 1, 1], [1, 1, 0, 0], []),
         ([0, 1, 0, 0], [1, 1, 0, 1], [3]),
         ([0, 0, 1, 1], [1, 1, 1, 0], [1]),
     ],
 )
-def test_starts(positions: list[int], real: list[int] | None, starts: list[int] | None) -> None:
+def test_starts(positions: list[int], real: list[int] | None, starts: list[int]) -> None:
     found = document_starts(torch.tensor([positions]), None if real is None else torch.tensor([real]))
-    assert (None if found is None else found[0].nonzero().flatten().tolist()) == starts
+    assert found[0].nonzero().flatten().tolist() == starts
 
 
 def test_groups_hold_every_real_token_once_and_little_padding() -> None:
@@ -162,9 +176,7 @@ def test_groups_hold_every_real_token_once_and_little_padding() -> None:
     positions = torch.cat([torch.arange(size) for size in sizes])[None]
     real = torch.ones_like(positions)
     real[0, -1] = 0
-    starts = document_starts(positions, real)
-    assert starts is not None
-    groups = list(documents(starts, real))
+    groups = list(documents(document_starts(positions, real), real))
     assert sorted(torch.cat([group.token_S for group in groups]).tolist()) == list(range(positions.numel() - 1))
     for group in groups:
         rows = group.unpacked(torch.ones_like(positions))
