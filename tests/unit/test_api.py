@@ -108,6 +108,16 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(saved):
             loader(saved)
 
 
+def test_a_model_of_more_tokens_needs_its_own_tokenizer(saved):
+    model = load_model(saved)
+    model.resize_token_embeddings(260)
+    model.save_pretrained(saved)
+    assert load_model(saved).config.vocab_size == 260
+    for loader in (load, load_with_text_tokenizer):
+        with pytest.raises(OuroborosError, match=r"model has a vocabulary of 260 and the tokenizer one of 257: they"):
+            loader(saved)
+
+
 def test_no_tokenizer_is_one_line(saved):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (saved / file).unlink()

@@ -34,6 +34,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "beam search": equivalence.check_beams,
     "left padding": equivalence.check_left_padding,
     "batched == single": equivalence.check_batched,
+    "packed documents": equivalence.check_packed,
+    "hidden states": equivalence.check_hidden_states,
     "save and reload": equivalence.check_reload,
     "loop counts": equivalence.check_loops,
     "neutral parts": equivalence.check_neutral,

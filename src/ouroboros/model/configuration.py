@@ -94,6 +94,11 @@ class OuroborosConfig(PreTrainedConfig):
         twin._derive()
         return twin
 
+    def become(self, spec: ModelSpec) -> None:
+        """Describe ``spec`` from now on; loop count and everything else stay as they are."""
+        self.spec = to_dict(spec)
+        self._derive()
+
     @property
     def model_spec(self) -> ModelSpec:
         """The specification as a value."""

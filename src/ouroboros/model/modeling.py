@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -32,76 +32,23 @@ from ouroboros.model.cache import (
     seen_tokens,
 )
 from ouroboros.model.configuration import CONSTANT_STATE, FILTERED, OuroborosConfig
+from ouroboros.model.hidden import HiddenStates
+from ouroboros.model.loss import loss_output
+from ouroboros.model.packing import find_starts, separately
 from ouroboros.model.padding import leading_padding, padding_of
+from ouroboros.model.pretrained import OuroborosPreTrainedModel
 from ouroboros.model.topology import Chain, MemoryOf, Probe
-from ouroboros.nn.attention import Attention
 from ouroboros.nn.block import Block
-from ouroboros.nn.delta import COMPRESSORS, DELTA_PARTS, SmallLinear, build_compressor, build_expansion
-from ouroboros.nn.head_loss import head_loss
-from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
+from ouroboros.nn.delta import build_compressor, build_expansion
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, Store
 from ouroboros.nn.mixer import MixerInput
-from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm
-from ouroboros.nn.osam import Osam
+from ouroboros.nn.norm import build_norm
 from ouroboros.nn.rope import Rope
-from ouroboros.optim import untrained_parameters
 from ouroboros.schedule import Schedule, Visit, parse
 
 _M = TypeVar("_M", bound=nn.Module)
 FIRST_VISIT = Visit(slot=0, block=0, loop=0)
 """Its memory also serves what filters tokens outside every visit, under names of its own."""
-
-
-class OuroborosPreTrainedModel(PreTrainedModel):
-    """Shared behaviour: initialisation, capabilities."""
-
-    config_class = OuroborosConfig
-    config: OuroborosConfig  # pyrefly: ignore[bad-override-mutable-attribute]
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers says; what a part never trains stays frozen, which loading alone would undo."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        for name in untrained_parameters(model):
-            model.get_parameter(name).requires_grad_(False)
-        return loaded
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        spec = self.config.model_spec
-        if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate, *DELTA_PARTS)):
-            module.reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            table = isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None)
-            std = spec.init_std if spec.embedding_std is None or not table else spec.embedding_std
-            if isinstance(module, nn.Linear) and table and spec.head_std is not None:
-                std = spec.head_std
-            nn.init.normal_(module.weight, std=std)
-            if isinstance(module, SmallLinear):
-                module.reset_bias()
-            elif isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, (RMSNorm, LayerNorm)):
-            nn.init.ones_(module.weight)
-            if isinstance(module, LayerNorm):
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Osam):
-            module.reset_parameters()
-        elif isinstance(module, Rope):
-            module.inv_freq.copy_(module.frequencies())
-        elif isinstance(module, OuroborosModel) and spec.registers:
-            nn.init.normal_(module.registers, std=spec.init_std if spec.register_std is None else spec.register_std)
-        if isinstance(module, Attention) and module.spec.query_gain is not None:
-            nn.init.constant_(module.query_gain, module.spec.query_gain)
-        elif isinstance(module, COMPRESSORS) and spec.delta.compressor_init == "normal":
-            nn.init.normal_(module.weight, std=spec.init_std)
 
 
 class OuroborosModel(OuroborosPreTrainedModel):
@@ -128,6 +75,7 @@ class OuroborosModel(OuroborosPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -139,6 +87,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
         loops: int | None = None,
         backprop_loops: int | None = None,
         probe: Probe | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Token ids (B, T) to final states (B, T, D).
@@ -146,16 +96,52 @@ class OuroborosModel(OuroborosPreTrainedModel):
         Args:
             input_ids: token ids; or give ``inputs_embeds`` (B, T, D).
             attention_mask: (B, past + T) with 0 on padding, a prepared 4-D mask, or a dictionary of such by layer type.
-            position_ids: (B, T); by default counted from the mask, else from the cache.
+            position_ids: (B, T); by default counted from the mask, else from the cache. Where they begin anew, another
+                document begins, and no part lets the two see each other (a compiled program refuses instead).
             past_key_values: a cache, extended in place.
             use_cache: make a growing cache if none is given.
             loops: loop count of this call only (training with random depth); not together with a cache.
             backprop_loops: truncated backpropagation, see :class:`~ouroboros.model.topology.Chain`.
             probe: sees the state after every loop.
+            output_hidden_states: also return the states of :class:`~ouroboros.model.hidden.HiddenStates`.
+            output_attentions: refused.
         """
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        check(
+            not attentions,
+            "output_attentions: attention weights are never formed here (the kernels do without them, and a memory of"
+            " constant size has none); leave it off",
+        )
         if (input_ids is None) == (inputs_embeds is None):
             raise OuroborosError("give exactly one of input_ids and inputs_embeds")
         x_BTD = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        options = {"loops": loops, "backprop_loops": backprop_loops, "output_hidden_states": bool(hidden)}
+        if position_ids is not None:
+            unasked = use_cache is None and torch.compiler.is_compiling() and not self.training
+            caching = past_key_values is not None or bool(use_cache) or unasked
+            place = {"past": seen_tokens(past_key_values), "caching": caching, "carries": self._carries_tokens}
+            starts = find_starts(position_ids, x_BTD, attention_mask, **place)
+            if starts is not None:
+                check(probe is None, "probe: give one document in each row, not several packed by position_ids")
+                run = functools.partial(self._run, past_key_values=None, use_cache=False, probe=None, **options)
+                return separately(run, x_BTD, position_ids, attention_mask, starts)
+        return self._run(x_BTD, attention_mask, position_ids, past_key_values, use_cache, probe=probe, **options)
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        attention_mask: Tensor | dict[str, Tensor] | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool | None,
+        *,
+        loops: int | None,
+        backprop_loops: int | None,
+        output_hidden_states: bool,
+        probe: Probe | None,
+    ) -> BaseModelOutputWithPast:
+        """:meth:`forward` of embeddings, one document in each row."""
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None and loops is None:
             past_key_values = DynamicCache(config=self.config)
@@ -167,12 +153,12 @@ class OuroborosModel(OuroborosPreTrainedModel):
         position_ids = self._positions(x_BTD, attention_mask, position_ids, past_key_values)
         if self.spec.positions == "learned":
             x_BTD = x_BTD + self.embed_positions(position_ids).to(x_BTD.dtype)
-        decode = functools.partial(
-            self.decoder,
-            schedule=schedule,
-            backprop_loops=backprop_loops,
-            call=self._checkpointed if self.gradient_checkpointing and self.training else None,
-        )
+        call: Callable[..., Tensor] | None = None
+        if self.gradient_checkpointing and self.training:
+            call = self._checkpointed
+        states = HiddenStates(x_BTD, call, expanded=self.expansion is not None) if output_hidden_states else None
+        call = call if states is None else states.call
+        decode = functools.partial(self.decoder, schedule=schedule, backprop_loops=backprop_loops, call=call)
         if plain and self.training and self.spec.registers:
             x_BTD = self._together(x_BTD, decode, probe)
         else:
@@ -187,7 +173,8 @@ class OuroborosModel(OuroborosPreTrainedModel):
                 leading_B = leading_padding(attention_mask, x_BTD.shape[1], seen_tokens(past_key_values))
             memory_of = functools.partial(self._memory, past_key_values, prefix, leading_B)
             x_BTD = self._through(x_BTD, decode, given, memory_of, probe)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
+        x_BTD = self.norm(x_BTD)
+        return BaseModelOutputWithPast(x_BTD, past_key_values, None if states is None else states.ending_with(x_BTD))
 
     def _check_cache(self, store: Cache, schedule: Schedule) -> None:
         """Refuse a cache of another model or loop count; give a new one entries that hold more than keys and values."""
@@ -247,6 +234,11 @@ class OuroborosModel(OuroborosPreTrainedModel):
         return self.norm(self._through(x_BTD, decode, given, memory_of))
 
     @property
+    def _carries_tokens(self) -> bool:
+        """Whether a part other than attention brings something from earlier tokens to later ones."""
+        return isinstance(self.spec.mixer, OsamSpec) or self._filters_tokens
+
+    @property
     def _filters_tokens(self) -> bool:
         """Whether filters over tokens remember something from call to call."""
         return filter_values(self.spec, self.schedule) > 0
@@ -298,8 +290,10 @@ class OuroborosModel(OuroborosPreTrainedModel):
         if self._rebuilds_keys:
             past = seen_tokens(store)
             text = attend_to.shape[-1] if attend_to is not None else past + T
-            # A cache is filled without gaps, so the position of the last token tells those of all keys.
-            at = positions[:, -1:] - (past + T - 1) + torch.arange(text, device=x_BTD.device)
+            at = positions
+            if text != T:
+                # A cache is filled without gaps, so the position of the last token tells those of all keys.
+                at = positions[:, -1:] - (past + T - 1) + torch.arange(text, device=x_BTD.device)
             before = torch.arange(R, device=x_BTD.device).expand(at.shape[0], R)
             keys = self.rotary(torch.cat((before, at.clamp(min=0) + R), dim=1))
         if R and attend_to is not None:
@@ -364,14 +358,6 @@ class OuroborosModel(OuroborosPreTrainedModel):
         return torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
 
 
-@dataclasses.dataclass
-class LossOutput(CausalLMOutputWithPast):
-    """What training asks for: no logits."""
-
-    unsmoothed_loss: Tensor | None = None
-    """``loss`` without label smoothing and without gradient."""
-
-
 class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
     """A causal language model that reuses its weights; ``AutoModelForCausalLM`` loads it after ``import ouroboros``."""
 
@@ -415,6 +401,8 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         loops: int | None = None,
         backprop_loops: int | None = None,
         probe: Probe | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the mean next-token loss when ``labels`` (B, T; -100 ignored) are given.
@@ -433,26 +421,17 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
             loops=loops,
             backprop_loops=backprop_loops,
             probe=probe,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
         )
         if targets is not None:
-            return self._loss(outputs.last_hidden_state, targets, label_smoothing)
+            return loss_output(self.model.spec, self.lm_head, outputs.last_hidden_state, targets, label_smoothing)
         logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
-
-    def _loss(self, x_BTD: Tensor, targets_BT: Tensor, smoothing: float) -> LossOutput:
-        spec = self.model.spec
-        objective, plain = head_loss(
-            x_BTD.flatten(0, 1),
-            self.lm_head.weight,
-            targets_BT.flatten(),
-            smoothing=smoothing,
-            scale=spec.logit_scale,
-            softcap=spec.logit_softcap,
-        )
-        return LossOutput(loss=objective, unsmoothed_loss=plain)
+        return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Final states (..., D) to logits (..., V), with scale and soft cap."""

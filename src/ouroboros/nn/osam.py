@@ -20,6 +20,7 @@ from ouroboros.config import OsamSpec
 from ouroboros.nn.linear_memory import Keys, Turn, phased, read_and_write
 from ouroboros.nn.memory import Memory
 from ouroboros.nn.mixer import MixerInput
+from ouroboros.nn.precise import Precise
 from ouroboros.nn.sketch import Sketch, convolution, draw_sketch, gram_matrix, map_of_convolution
 
 THETA_START, OMEGA_START = 0.05, 0.02
@@ -40,7 +41,7 @@ class Factors(NamedTuple):
     """(B, T, D); None without the value path."""
 
 
-class Osam(nn.Module):
+class Osam(Precise):
     """``g_f readout(psi) + g_v value_map(u)``; see the module's description."""
 
     PARAMETER_ROLES = dict.fromkeys(
@@ -48,6 +49,8 @@ class Osam(nn.Module):
     )
 
     OUTPUT_PROJECTIONS = ("readout_out", "value_out")
+
+    PRECISE = ("theta_q_raw", "theta_k_raw", "omega_raw", "decay_raw")
 
     def __init__(self, spec: OsamSpec, hidden_size: int, norm_eps: float) -> None:
         super().__init__()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ouroboros.config import RopeSpec
+from ouroboros.nn.delta_kernel import wide
+from ouroboros.nn.precise import Precise
 
 
-class Rope(nn.Module):
+class Rope(Precise):
     """Angles ``position / scale * base^(-2i / n)`` for the first ``n`` channels of a head (Su et al. 2021, eq. 15).
 
-    Has no parameters. Angles are float32 whatever the model's dtype.
+    Has no parameters. Frequencies and angles are float32 whatever the model's dtype.
 
     Args:
         spec: base, rotated fraction and position scale.
         head_dim: C, channels per head.
     """
+
+    PRECISE = ("inv_freq",)
 
     inv_freq: Tensor
 
@@ -46,5 +50,5 @@ def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     n = cos.shape[-1]
     if n < x_BHTC.shape[-1]:
         return x_BHTC if n == 0 else torch.cat((rotate(x_BHTC[..., :n], cos, sin), x_BHTC[..., n:]), dim=-1)
-    first, second = x_BHTC.float().chunk(2, dim=-1)
+    first, second = wide(x_BHTC).chunk(2, dim=-1)
     return (x_BHTC * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTC.dtype)

@@ -23,6 +23,7 @@ import torch
 
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import flush, process_alive
+from ouroboros.nn.aligned import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Checkpoint:
         path = self.path / name
         if not path.is_file():
             raise OuroborosError(f"{self.path}: has no file {name}")
-        return load_file(path, device=str(device))
+        return {name: aligned(tensor) for name, tensor in load_file(path, device=str(device)).items()}
 
 
 def checkpoint_path(root: Path, step: int) -> Path:

@@ -17,6 +17,7 @@ from ouroboros.eval import equivalence
 from ouroboros.eval.equivalence import Continuation, Mismatch, Subject, close, equal, same_continuation
 from ouroboros.eval.harness import build_perturbed, prepare
 from ouroboros.model import modeling
+from ouroboros.model.hidden import HiddenStates
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn import attention
 from ouroboros.nn.block import Block
@@ -119,6 +120,21 @@ def embedding_not_neutral(patch: Patch) -> None:
     )
 
 
+def documents_in_one_row(patch: Patch) -> None:
+    patch.setattr(modeling, "find_starts", lambda *given, **rest: None)
+    real = modeling.create_causal_mask
+    patch.setattr(modeling, "create_causal_mask", lambda **given: real(**{**given, "position_ids": None}))
+
+
+def states_of_the_last_loop_alone(patch: Patch) -> None:
+    real = HiddenStates.ending_with
+    patch.setattr(HiddenStates, "ending_with", lambda self, last: real(self, last)[-2:])
+
+
+def the_last_state_before_the_norm(patch: Patch) -> None:
+    patch.setattr(HiddenStates, "ending_with", lambda self, last: tuple(self.states))
+
+
 Check = Callable[[Subject], str]
 DEFECTS: list[tuple[Check, Callable[[Patch], None]]] = [
     (equivalence.check_causal, no_mask),
@@ -130,6 +146,10 @@ DEFECTS: list[tuple[Check, Callable[[Patch], None]]] = [
     (equivalence.check_beams, beams_not_reordered),
     (equivalence.check_left_padding, no_padding_mask),
     (equivalence.check_batched, norm_over_the_batch),
+    (equivalence.check_packed, documents_in_one_row),
+    (equivalence.check_hidden_states, states_of_the_last_loop_alone),
+    (equivalence.check_hidden_states, the_last_state_before_the_norm),
+    (equivalence.check_hidden_states, positions_from_zero),
     (equivalence.check_dropout, noise_in_evaluation),
     (equivalence.check_dropout, noise_in_training),
     (equivalence.check_loops, copied_weights),
@@ -152,8 +172,28 @@ def test_defect_is_found(check: Check, defect: Callable[[Patch], None], subject:
 class TestReload:
     def test_what_is_not_in_the_files_is_missed(self, subject: Subject) -> None:
         subject.model.model.spec = dataclasses.replace(SPEC, logit_scale=2.0)
-        with pytest.raises(Mismatch, match="logits after loading differ"):
+        with pytest.raises(Mismatch, match="after loading, loops 1: logits differ"):
             equivalence.check_reload(subject)
+
+    def test_rounded_weights(self, subject: Subject, monkeypatch: Patch) -> None:
+        """By less than logits may differ."""
+        real = OuroborosForCausalLM.save_pretrained
+
+        def save(self: Any, directory: Any, **options: Any) -> None:
+            rounded = copy.deepcopy(self)
+            with torch.no_grad():
+                rounded.model.norm.weight[0] += 1e-7
+            real(rounded, directory, **options)
+
+        monkeypatch.setattr(OuroborosForCausalLM, "save_pretrained", save)
+        with pytest.raises(Mismatch, match=r"weights altered by saving and loading.*model\.norm\.weight"):
+            equivalence.check_reload(subject)
+
+    def test_weights_at_any_address(self, subject: Subject) -> None:
+        for parameter in subject.model.parameters():
+            askew = torch.empty(parameter.numel() + 1)[1:].view(parameter.shape)
+            parameter.data = askew.copy_(parameter.data)
+        assert "weights equal bit for bit" in equivalence.check_reload(subject)
 
     def test_weight_that_is_not_saved(self, subject: Subject, monkeypatch: Patch) -> None:
         real = OuroborosForCausalLM.save_pretrained

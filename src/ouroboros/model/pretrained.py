@@ -1,0 +1,94 @@
+"""What the model with a head and the one without have in common, as transformers asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.nn.aligned import aligned
+from ouroboros.nn.attention import Attention
+from ouroboros.nn.delta import COMPRESSORS, DELTA_PARTS, SmallLinear
+from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
+from ouroboros.nn.norm import LayerNorm, RMSNorm
+from ouroboros.nn.osam import Osam
+from ouroboros.nn.rope import Rope
+from ouroboros.optim import untrained_parameters
+
+
+class OuroborosPreTrainedModel(PreTrainedModel):
+    """Shared behaviour: initialisation, loading, another vocabulary, capabilities."""
+
+    config_class = OuroborosConfig
+    config: OuroborosConfig  # pyrefly: ignore[bad-override-mutable-attribute]
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+    _keep_in_fp32_modules_strict = set(Osam.PRECISE)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers says; what a part never trains stays frozen, which loading alone would undo, and weights lie
+        where they would lie without a file, so that products with them are the same to the last bit."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        for name in untrained_parameters(model):
+            model.get_parameter(name).requires_grad_(False)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = aligned(tensor.data)
+        return loaded
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As transformers says. The new size also enters the specification, so that what is saved can be loaded.
+
+        Views made by ``with_loops`` before share the embedding and nothing else of it: make them anew.
+
+        Raises:
+            OuroborosError: the model cannot have so few tokens.
+        """
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        spec = dataclasses.replace(self.config.model_spec, vocab_size=size)  # a bad size is refused before any change
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.become(dataclasses.replace(spec, vocab_size=table.num_embeddings))
+        base: Any = self.base_model
+        base.spec = self.config.model_spec
+        return table
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        spec = self.config.model_spec
+        if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate, *DELTA_PARTS)):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            table = isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None)
+            std = spec.init_std if spec.embedding_std is None or not table else spec.embedding_std
+            if isinstance(module, nn.Linear) and table and spec.head_std is not None:
+                std = spec.head_std
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, SmallLinear):
+                module.reset_bias()
+            elif isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (RMSNorm, LayerNorm)):
+            nn.init.ones_(module.weight)
+            if isinstance(module, LayerNorm):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Osam):
+            module.reset_parameters()
+        elif isinstance(module, Rope):
+            module.inv_freq.copy_(module.frequencies())
+        elif isinstance(registers := getattr(module, "registers", None), nn.Parameter):
+            nn.init.normal_(registers, std=spec.init_std if spec.register_std is None else spec.register_std)
+        if isinstance(module, Attention) and module.spec.query_gain is not None:
+            nn.init.constant_(module.query_gain, module.spec.query_gain)
+        elif isinstance(module, COMPRESSORS) and spec.delta.compressor_init == "normal":
+            nn.init.normal_(module.weight, std=spec.init_std)
