@@ -352,6 +352,7 @@ KILLER = """
         torn += any(path.name.startswith(".") for path in root.iterdir())
         found = load_newest(root)
         assert found.step >= newest.step, (found.step, newest.step)
+        span *= 1.1 if found.step == newest.step else 0.95  # a busy machine saves more slowly than at first
         assert found.documents["state.json"] == {"step": found.step}
         for tensor in found.tensors("model.safetensors").values():
             assert torch.equal(tensor, torch.full((40_000,), float(found.step)))
