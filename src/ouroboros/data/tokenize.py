@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
+from ouroboros.data.interrupt import interruptible
 from ouroboros.errors import OuroborosError, first_line, nearest
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ BPE_PATTERN = (
     r"|[^\S\r\n]+(?!\S)"
     r"|\s+"
 )
+LONGEST_UNIT = 1024
+"""Letters, marks or spaces in a row beyond which a vocabulary is trained on pieces: training takes time with the square
+of a unit's length, and no ordinary text has such units."""
 # BPE_PATTERN always ends a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
 _SAFE_CUT = re.compile(rb"[A-Za-z]\n")
 _PIECE_BYTES = 1 << 16
@@ -267,10 +273,11 @@ def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
     return _finish(Characters(found).backend())
 
 
-def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
+def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bool = False) -> TextTokenizer:
     """Train byte-level BPE (Sennrich et al. 2016) of ``vocab_size`` entries; the last is ``<|endoftext|>``.
 
-    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning.
+    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning. With
+    ``shows_progress`` there are bars on standard error if it is a terminal.
 
     Raises:
         OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
@@ -278,20 +285,19 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
     if vocab_size < 257:
         raise OuroborosError(f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    backend.pre_tokenizer = _units(_bounded(BPE_PATTERN))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         initial_alphabet=sorted(_byte_alphabet()),
         special_tokens=[],
-        show_progress=False,
+        show_progress=shows_progress and sys.stderr.isatty(),
     )
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
-    backend.train_from_iterator((text for text, _ in _pieces(documents, (), True)), trainer)
+    texts = (text for text, _ in _pieces(documents, (), True))
+    interruptible(
+        lambda stopped: backend.train_from_iterator(itertools.takewhile(lambda _: not stopped(), texts), trainer)
+    )
+    backend.pre_tokenizer = _units(BPE_PATTERN)
     backend.decoder = decoders.ByteLevel()
     tokenizer = _finish(backend)
     if tokenizer.vocab_size < vocab_size:
@@ -299,6 +305,19 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
             "tokenizer bpe:%d: the training text has merges for %d entries only", vocab_size, tokenizer.vocab_size
         )
     return tokenizer
+
+
+def _units(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _bounded(pattern: str) -> str:
+    """``pattern`` with at most :data:`LONGEST_UNIT` repetitions in place of any number."""
+    for sign, least in (("+", 1), ("*", 0)):
+        pattern = pattern.replace(f"]{sign}", f"]{{{least},{LONGEST_UNIT}}}")
+        pattern = pattern.replace(rf"\s{sign}", rf"\s{{{least},{LONGEST_UNIT}}}")
+    return pattern
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
@@ -330,19 +349,20 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
     return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
 
 
-def resolve_tokenizer(name: str, train_documents: Iterable[bytes]) -> TextTokenizer:
+def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
     """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` or a directory.
 
     Args:
         name: the value.
         train_documents: the training split; read for ``chars`` and ``bpe:N`` only.
+        shows_progress: as in :func:`train_bpe`.
     """
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
         return character_tokenizer(train_documents)
     if name.startswith("bpe:"):
-        return train_bpe(train_documents, bpe_entries(name))
+        return train_bpe(train_documents, bpe_entries(name), shows_progress=shows_progress)
     if Path(name).expanduser().is_dir():
         return load_tokenizer(Path(name).expanduser())
     raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'chars', 'bpe:4096'])}")

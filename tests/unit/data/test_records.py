@@ -96,7 +96,7 @@ def test_formats_and_groups(tmp_path: Path, suffix: str) -> None:
     found = list(read_records(write(tmp_path / f"a{suffix}", rows), find_format("metamath")))
     assert [(record.text, record.group) for record in found] == [
         ("Q: q\nA: r", "o"),
-        (None, None),
+        ("Q: q2\nA: ", "o"),
         ("Q: q3\nA: r3", None),
     ]
     with pytest.raises(OuroborosError, match=rf"a\{suffix}.*: no column 'answer' \(format '{{title}}: {{answer}}'\)"):
@@ -190,8 +190,8 @@ def test_hub_rows_have_formats_groups_and_a_start(monkeypatch: pytest.MonkeyPatc
     ref = parse_source("hf:me/set@metamath")
     found = list(read_documents(ref, DataSpec(stream=True), start=4, limit=None))
     assert found == [
-        Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1"),
-        Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2"),
+        Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1", ((11, 13),)),
+        Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2", ((11, 13),)),
     ]
 
 
