@@ -194,7 +194,10 @@ def test_odd_conversations() -> None:
         ([{"role": "user", "text": "x"}], "turn 1 of 'messages': needs 'role' and 'content'"),
         ([{"role": None, "content": "x"}], "turn 1 of 'messages': its 'role' is no name of a speaker"),
         ([{"role": "user", "content": 5}], "turn 1 of 'messages': its 'content' holds int, not text"),
-        ([{"role": "user", "content": [{"type": "image"}]}], r"has a part that is not text \(image\)"),
+        (
+            [{"role": "user", "content": [{"type": "image"}]}],
+            r"turn 1 of 'messages': its 'content' has a part that is not text \(image\)",
+        ),
     ],
 )
 def test_bad_conversations_name_the_turn(value: object, message: str) -> None:

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from ouroboros.config import DataSpec
 from ouroboros.data.masks import IGNORED, Masks, ends_answered, hide, shown
+from ouroboros.data.shards import prepare
+from ouroboros.data.stream import open_loader
 from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
@@ -57,3 +64,36 @@ def test_tokens_that_have_no_bytes_or_other_ones_are_refused() -> None:
     words = TextTokenizer(Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")), eos_id=1)
     with pytest.raises(OuroborosError, match="has no bytes of its own"):
         Masks(words)
+
+
+def conversations(path: Path, count: int = 300) -> Path:
+    turns = [("user", "What is {}?"), ("assistant", "It is {}."), ("user", "Sure?"), ("assistant", "Yes, {}.")]
+    rows = [{"messages": [{"role": r, "content": c.format(n)} for r, c in turns[: 2 + n % 3]]} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_streams_learn_the_same_tokens_as_stored_text(tokenizer, tmp_path):
+    """Ids and what is learned of them, also after a restart: masks.hide keeps both in one number."""
+    parts = {"valid_fraction": 0.0, "test_fraction": 0.0, "tokenizer": tokenizer, "loss": "answers"}
+    source = f"{conversations(tmp_path / 'c.jsonl')}@messages"
+    stored = prepare(DataSpec(sources=(source,), **parts), tmp_path / "stored")
+    streamed = prepare(DataSpec(sources=(source,), stream=True, **parts), tmp_path / "streamed")
+    learned = stored.learned(0)
+    assert learned is not None and streamed.learned(0) is None
+    expected = hide(np.asarray(stored.train_tokens(0)), learned)
+    assert 0.2 < learned.mean() < 0.8
+    first = open_loader(streamed, batch_size=2, sequence_length=30, seed=0)
+    windows = [first.next_batch() for _ in range(10)]
+    second = open_loader(streamed, batch_size=2, sequence_length=30, seed=0)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    windows += [second.next_batch() for _ in range(10)]
+    found = np.concatenate([window[:, 1:].flatten() for window in windows])
+    np.testing.assert_array_equal(found, expected[1 : len(found) + 1])
+    with pytest.raises(OuroborosError, match="lacks loss"):
+        plain = dataclasses.replace(streamed.spec, loss="all")
+        streamed.spec = plain
+        state = open_loader(streamed, batch_size=2, sequence_length=30, seed=0).state_dict()
+        streamed.spec = dataclasses.replace(plain, loss="answers")
+        open_loader(streamed, batch_size=2, sequence_length=30, seed=0).load_state_dict(state)

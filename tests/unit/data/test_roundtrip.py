@@ -41,7 +41,7 @@ def lower() -> Tokenizer:
     [
         (word_pieces(), b"the  map", "gives back 'the map' for 'the  map' (character 5 of notes)"),
         (word_pieces(), b"the fog", "(character 5 of notes)"),
-        (unigram(), TEXT + b", 7", "for ' a letter, 7' (character 27 of notes)"),
+        (unigram(), TEXT + b", 7", "for 's a letter, 7' (character 27 of notes)"),
         (
             lower(),
             b"the old Map hides",
