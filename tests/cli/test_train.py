@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ouroboros.api import load_model
+from ouroboros.data.tokenize import train_bpe
 from ouroboros.recipes import recipe as make_recipe
 
 
@@ -400,6 +401,24 @@ def test_conversations_are_found_learned_and_answered(cli, tiny, tmp_path, monke
     assert cli(
         "train", "gpt", *options, "--data", path, "--out", tmp_path / "other", "--train.label-smoothing", "0.1"
     ).error()
+
+
+def test_a_tokenizers_own_chat_template_is_learned_scored_and_used(cli, tiny, text, tmp_path, monkeypatch):
+    hf = train_bpe([text.read_bytes()], 300).hf
+    hf.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    hf.chat_template = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}{% endfor %}<|turn|>assistant:"
+    hf.save_pretrained(tmp_path / "tok")
+    answer = {"role": "assistant", "content": "It is this."}
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, answer]} for n in range(90)]
+    path, run = rows_of(tmp_path / "m.jsonl", rows), tmp_path / "run"
+    options = ["--data", path, "--data.tokenizer", tmp_path / "tok", "--size", "tiny", "--steps", "2", "--quiet", *tiny]
+    assert cli("train", "gpt", *options, "--out", run).status == 0
+    shown = "<|turn|>user: 7?<|turn|>assistant: It is this.<|turn|>assistant:"
+    assert shown[16:].encode() in (run / "data" / "0-train.raw").read_bytes()
+    assert cli("eval", run, "--data", path, "--json").json["bytes"] == 10 * len(shown) + 80 * (len(shown) + 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO("8?\n<|turn|>\n/quit\n"))
+    said = cli("chat", run, "--max-new-tokens", "4")
+    assert said.status == 0 and "error: chat: a turn of 'user' spells the special token '<|turn|>'" in said.out
 
 
 def test_optional_columns_and_what_is_dropped(cli, tiny, tmp_path, caplog):

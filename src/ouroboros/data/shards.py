@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.formats import find_format
 from ouroboros.data.masks import Masks, ends_answered
 from ouroboros.data.mixtures import parse_sources
 from ouroboros.data.prepared import (
@@ -39,6 +40,7 @@ from ouroboros.data.published import published_blocks
 from ouroboros.data.roundtrip import check_round_trip
 from ouroboros.data.sources import Document, SourceRef, describe_counts, read_documents
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
+from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.files import flush, process_alive
@@ -133,6 +135,8 @@ def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path, shows_prog
     check_disjoint(outlines, [ref.text for ref in refs])
     raw_train = (raw for index in range(len(refs)) for raw in _read_raw(work / f"{index}-train"))
     tokenizer = resolve_tokenizer(spec.tokenizer, raw_train, shows_progress=shows_progress)
+    if any(isinstance(source_format(find_format(ref.format), spec), TemplateChat) for ref in refs if ref.format):
+        tokenizer = tokenizer.reading_specials()
     for index, split in itertools.product(range(len(refs)), SPLITS):
         named = zip(_names(refs[index], outlines[index], split), _read_raw(work / f"{index}-{split}"), strict=True)
         check_round_trip(tokenizer, named, what=f"data.tokenizer {spec.tokenizer!r}")

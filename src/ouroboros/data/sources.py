@@ -24,6 +24,7 @@ from ouroboros.data.filters import Filters
 from ouroboros.data.formats import FORMATS, FieldFormat, TextFormat, find_format
 from ouroboros.data.periodic import needle_text, periodic_text
 from ouroboros.data.records import Record, Skip, read_hub, read_records
+from ouroboros.data.templates import source_format
 from ouroboros.errors import OuroborosError, nearest
 
 logger = logging.getLogger(__name__)
@@ -288,7 +289,7 @@ def _is_filtered(ref: SourceRef, spec: DataSpec) -> bool:
 
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iterator[_Raw]:
     kind = ref.kind
-    form = find_format(ref.format) if ref.format else FieldFormat(spec.text_field)
+    form = source_format(find_format(ref.format), spec) if ref.format else FieldFormat(spec.text_field)
     if kind == "hf":
         for name, record in read_hub(ref.text, spec, form, start):
             yield _raw(name, record)

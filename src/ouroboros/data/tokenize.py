@@ -1,6 +1,7 @@
 """Tokenizers: bytes, byte-level BPE and characters of the training text, and any existing tokenizer directory.
 
-Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text. The
+Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text (but for the
+marks of a chat template: :mod:`ouroboros.data.templates`). The
 tokenizers made here are lossless (``decode(encode(data)) == data`` for every input they accept; characters: for known
 ones, see :mod:`ouroboros.data.characters`), have no normaliser, no prefix space and no post-processor, and reload
 through ``AutoTokenizer`` without remote code.
@@ -60,6 +61,7 @@ _HF_CONFIG: dict[str, Any] = {
     "padding_side": "left",
     "split_special_tokens": True,
 }
+_READS_SPECIALS = "reads_special_tokens"
 _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
@@ -72,6 +74,7 @@ class TextTokenizer:
         vocab_size: number of ids, the special tokens included.
         unknown_id: what every unknown character becomes; None where there is none (or the tokenizer does not tell).
         unknown_nats: what a score adds for each such id, in nats.
+        reads_specials: whether special tokens that a text spells are read as such, for texts that a chat template made.
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
 
@@ -82,6 +85,7 @@ class TextTokenizer:
         self.eos_id = eos_id
         self._hf = hf
         self._foreign = hf is not None
+        self.reads_specials = bool(hf is not None and hf.init_kwargs.get(_READS_SPECIALS))
         self._state: dict[str, Any] = json.loads(backend.to_str())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.is_lossless = _is_lossless(self._state)
@@ -146,7 +150,7 @@ class TextTokenizer:
 
     def _encode_batch(self, texts: list[str]) -> Iterator[np.ndarray]:
         # transformers resets this flag on the shared backend whenever its own tokenizer is called.
-        self.backend.encode_special_tokens = True
+        self.backend.encode_special_tokens = not self.reads_specials
         for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
             yield np.array(encoding.ids, dtype=np.int32)
 
@@ -194,7 +198,7 @@ class TextTokenizer:
         if self.kind in ("bpe", "chars"):
             table = self._byte_table
             return b"".join([table[i] for i in values.tolist()])
-        return str(self.backend.decode(values.tolist(), skip_special_tokens=True)).encode()
+        return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:
         """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
@@ -217,7 +221,8 @@ class TextTokenizer:
         added = {token["id"]: token for token in self._state["added_tokens"]}
         for piece, index in self.backend.get_vocab(with_added_tokens=True).items():
             if index in added:
-                table[index] = b"" if added[index]["special"] else added[index]["content"].encode()
+                is_mark = added[index]["special"] and not self.reads_specials
+                table[index] = b"" if is_mark else added[index]["content"].encode()
                 continue
             if not _is_byte_level(self._state) or any(char not in values for char in piece):
                 raise OuroborosError(
@@ -226,6 +231,12 @@ class TextTokenizer:
                 )
             table[index] = bytes(values[char] for char in piece)
         return table
+
+    def reading_specials(self) -> TextTokenizer:
+        """This tokenizer as it reads texts that its chat template made; kept when it is saved."""
+        hf = copy.deepcopy(self.hf)
+        hf.init_kwargs[_READS_SPECIALS] = True
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def padded(self, entries: int) -> TextTokenizer:
         """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.

@@ -85,7 +85,8 @@ def eval(arguments: Sequence[str]) -> int:
 
     if options.by_source:
         return _eval_sources(options, score_all)
-    documents = _documents(options)
+    # Conversations are read in the form that the model was trained on.
+    documents = _documents(options, str(directory) if tokenizer.reads_specials else "bytes")
     scores = score_all(documents)
     if not options.data and options.split in (None, "test") and options.max_bytes is None:
         _keep(options.model, scores)
@@ -159,8 +160,8 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
     write_atomically(run / "eval.json", (json.dumps([score.to_dict() for score in scores], indent=2) + "\n").encode())
 
 
-def _documents(options: EvalOptions) -> list[bytes]:
-    """The texts to score."""
+def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
+    """The texts to score, ``tokenizer`` a value of ``data.tokenizer``."""
     from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
     from ouroboros.data.detect import name_formats
     from ouroboros.data.sources import BUILT_IN
@@ -174,6 +175,7 @@ def _documents(options: EvalOptions) -> list[bytes]:
     given = DataSpec(
         sources=tuple(options.data),
         text_field=options.text_field,
+        tokenizer=tokenizer,
         max_bytes=options.max_bytes,
         skip_bad_records=options.skip_bad_records,
     )
