@@ -119,7 +119,9 @@ class TextFormat:
     def _value(self, record: Mapping[str, Any], column: str, where: str) -> str | None:
         value = self._find(record, column, where)
         if value is not None and not isinstance(value, str):
-            raise OuroborosError(f"{where}: column {column!r} holds {type(value).__name__}, not text ({self._origin})")
+            hint = f"; conversations are read by SRC@{column}" if column in CHATS else ""
+            kind = type(value).__name__
+            raise OuroborosError(f"{where}: column {column!r} holds {kind}, not text ({self._origin}){hint}")
         return value
 
     def _find(self, record: Mapping[str, Any], column: str, where: str) -> Any:

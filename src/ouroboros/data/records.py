@@ -123,8 +123,8 @@ def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
 def _parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise OuroborosError(f"{where}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
+        raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
 
 
 def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:

@@ -95,6 +95,8 @@ def test_a_value_that_is_no_text() -> None:
         find_format("qa").render({"question": "q", "answer": 5}, "a:3")
     with pytest.raises(OuroborosError, match=r"holds list, not text \(data\.text_field\)"):
         FieldFormat("body").render({"body": []}, "a:3")
+    with pytest.raises(OuroborosError, match=r"; conversations are read by SRC@messages$"):
+        FieldFormat("messages").render({"messages": []}, "a:3")
 
 
 def test_templates() -> None:
