@@ -52,6 +52,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (where / "notes.txt").write_text("".join(sentences))
     facts = [{"question": f"What is {n} times 7?", "answer": f"{n} times 7 is {7 * n}."} for n in range(2000)]
     (where / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    turns = [("user", "What is {} plus 1?"), ("assistant", "It is {}.")]
+    talk = [
+        {"messages": [{"role": r, "content": c.format(n + i)} for i, (r, c) in enumerate(turns)]} for n in range(900)
+    ]
+    (where / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in talk))
     return where
 
 

@@ -23,12 +23,14 @@ class Options:
     run: tyro.conf.Positional[Path]
     steps: int = 1
     kind: Literal["one", "two"] = "one"
+    switch: bool = False
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["r", "--stepz", "3"], ["--stepz", "did you mean --steps?"]),
+        (["r", "--swich"], ["did you mean --switch?"]),
         (["r", "--steps", "many"], ["--steps", "many"]),
         (["r", "--steps"], ["--steps"]),
         (["r", "--kind", "three"], ["three", "'one', 'two'"]),

@@ -1,5 +1,10 @@
 """``tokenizer``."""
 
+import random
+import signal
+import time
+from pathlib import Path
+
 import pytest
 
 from ouroboros.data import load_tokenizer
@@ -47,3 +52,27 @@ def test_an_existing_place_is_refused(cli, text, files, tmp_path):
     below_a_file = cli("tokenizer", "--data", text, "--out", text / "bpe", "--vocab-size", "260")
     assert below_a_file.error() == f"{text / 'bpe'}: Not a directory"
     assert files(tmp_path) == {"bpe": b""}
+
+
+def test_one_endless_word_takes_seconds_and_ctrl_c_is_heard(spawn, cli, tmp_path):
+    path = tmp_path / "letters.txt"
+    path.write_text("".join(random.Random(1).choices("ACGT", k=600_000)))
+    begun = time.monotonic()
+    result = cli("tokenizer", "--data", path, "--out", tmp_path / "bpe", "--vocab-size", "300")
+    assert result.status == 0 and time.monotonic() - begun < 30  # 119 s before, 3 s on an idle processor now
+    path.write_text("".join(random.Random(1).choices("ACGT", k=6_000_000)))
+    with spawn("tokenizer", "--data", path, "--out", tmp_path / "other", "--vocab-size", "9000") as process:
+        waiting = time.monotonic() + 60
+        while threads(process.pid) < 2 and time.monotonic() < waiting:  # the second one trains the vocabulary
+            time.sleep(0.02)
+        time.sleep(0.5)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 10  # some hundredths of a second on an idle processor
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "bpe", path]
+
+
+def threads(pid):
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))

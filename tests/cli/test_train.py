@@ -1,5 +1,6 @@
 """``train`` and ``resume`` as a user runs them: bad input, bad disks, signals."""
 
+import io
 import json
 import os
 import resource
@@ -9,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ouroboros.api import load_model
+from ouroboros.data.tokenize import train_bpe
 from ouroboros.recipes import recipe as make_recipe
 
 
@@ -355,3 +359,86 @@ def test_an_interruption_before_training_leaves_nothing(cli, tiny, text, tmp_pat
     out: Path = tmp_path / "run"
     result = cli("train", "loop", "--size", "tiny", "--data", text, "--out", out, "--steps", "1", "--quiet", *tiny)
     assert (result.status, result.err) == (130, "interrupted\n") and not out.exists()
+
+
+def rows_of(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_stream_that_breaks_late_is_saved_and_goes_on_behind_the_bad_record(command, cli, tiny, tmp_path):
+    path = rows_of(tmp_path / "r.jsonl", [{"text": f"Record {n} says {n * n}, and no more."} for n in range(300)])
+    whole = path.read_text().splitlines()
+    path.write_text("\n".join([*whole[:250], '{"text": "cut off he', *whole[250:]]))
+    run = tmp_path / "run"
+    options = ["--data", path, "--size", "tiny", "--steps", "90", "--data.stream", "--data.max-bytes", "3000", *tiny]
+    begun = time.monotonic()
+    result = command("train", "gpt", *options, "--out", run, "--quiet", "--train.eval-every", "0")
+    assert result.status == 1 and time.monotonic() - begun < 60
+    last = result.err.splitlines()[-1]
+    assert f"error: {path}:251: not JSON" in last and "is saved: `ouroboros resume" in last
+    assert "Traceback" not in result.err and list((run / "checkpoints").iterdir())
+    assert "r.jsonl:251: not JSON" in cli("resume", run, "--quiet").error()
+    done = cli("resume", run, "--quiet", "--data.skip-bad-records", "--allow-changes")
+    assert done.status == 0, done.err
+
+
+def test_conversations_are_found_learned_and_answered(cli, tiny, tmp_path, monkeypatch, caplog):
+    rows = [
+        {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
+        for n in range(300)
+    ]
+    path, run = rows_of(tmp_path / "m.jsonl", rows), tmp_path / "run"
+    options = ["--data", path, "--size", "tiny", "--steps", "2", "--quiet", "--data.loss", "answers", *tiny]
+    result = cli("train", "gpt", *options, "--out", run)
+    assert result.status == 0, result.err
+    assert f"has conversations and no 'text', read as {path}@messages" in caplog.text
+    assert json.loads((run / "recipe.json").read_text())["data"]["sources"] == [f"{path}@messages"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 7?\n/show\n/quit\n"))
+    said = cli("chat", run, "--max-new-tokens", "4")
+    assert said.status == 0 and "template=messages" in said.out
+    assert cli("eval", run, "--data", path, "--max-bytes", "500").status == 0
+    assert cli(
+        "train", "gpt", *options, "--data", path, "--out", tmp_path / "other", "--train.label-smoothing", "0.1"
+    ).error()
+
+
+def test_a_tokenizers_own_chat_template_is_learned_scored_and_used(cli, tiny, text, tmp_path, monkeypatch):
+    hf = train_bpe([text.read_bytes()], 300).hf
+    hf.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    hf.chat_template = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}{% endfor %}<|turn|>assistant:"
+    hf.save_pretrained(tmp_path / "tok")
+    answer = {"role": "assistant", "content": "It is this."}
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, answer]} for n in range(90)]
+    path, run = rows_of(tmp_path / "m.jsonl", rows), tmp_path / "run"
+    options = ["--data", path, "--data.tokenizer", tmp_path / "tok", "--size", "tiny", "--steps", "2", "--quiet", *tiny]
+    assert cli("train", "gpt", *options, "--out", run).status == 0
+    shown = "<|turn|>user: 7?<|turn|>assistant: It is this.<|turn|>assistant:"
+    assert shown[16:].encode() in (run / "data" / "0-train.raw").read_bytes()
+    assert cli("eval", run, "--data", path, "--json").json["bytes"] == 10 * len(shown) + 80 * (len(shown) + 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO("8?\n<|turn|>\n/quit\n"))
+    said = cli("chat", run, "--max-new-tokens", "4")
+    assert said.status == 0 and "error: chat: a turn of 'user' spells the special token '<|turn|>'" in said.out
+
+
+def test_optional_columns_and_what_is_dropped(cli, tiny, tmp_path, caplog):
+    rows = [{"ask": f"Question {n}", "more": "" if n % 2 else None, "say": f"Answer {n}"} for n in range(200)]
+    path = rows_of(tmp_path / "r.jsonl", [*rows, dict.fromkeys(rows[0], " ")])
+    options = ["--size", "tiny", "--steps", "1", "--quiet", *tiny]
+    result = cli("train", "gpt", "--data", f"{path}@{{ask}}\\n{{more}}\\n{{say}}", "--out", tmp_path / "run", *options)
+    assert result.status == 0, result.err
+    assert caplog.messages == [f"source '{path}': 201 read, 200 kept, 1 no text"]
+    page = tmp_path / "page.html"
+    assert cli("report", tmp_path / "run", "--out", page).status == 0
+    assert "no text" in page.read_text(encoding="utf-8")
+
+
+def test_a_tokenizer_that_loses_text_is_refused_before_training(cli, tiny, text, tmp_path):
+    vocabulary = ["[UNK]", "[SEP]", *(chr(code) for code in range(97, 123)), *(f"##{chr(c)}" for c in range(97, 123))]
+    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]").save_pretrained(tmp_path / "pieces")
+    options = ["--data", text, "--data.tokenizer", tmp_path / "pieces", "--size", "tiny", "--steps", "1", *tiny]
+    error = cli("train", "gpt", *options, "--out", tmp_path / "run", "--quiet").error()
+    assert "loses text: it gives back" in error and "use 'bytes', 'bpe:4096'" in error
+    assert not (tmp_path / "run").exists()

@@ -67,6 +67,12 @@ class DataSpec:
     """Train on the sources as they are read, without end: nothing is stored, a source that ends begins again, one that
     breaks is opened again where it stopped. ``hf:`` sources need this or ``max_bytes``."""
     filters: FilterSpec = field(default_factory=FilterSpec)
+    skip_bad_records: bool = False
+    """Leave out records that cannot be read (broken JSON, a missing column), counted and named, where they would
+    otherwise end the run."""
+    loss: Literal["all", "answers"] = "all"
+    """``answers``: training learns to write answers and their end, not the questions before them: the assistant's turns
+    of a chat, the last column of a format with several. Text without questions is learned whole."""
 
     def __post_init__(self) -> None:
         check(len(self.sources) > 0, "data.sources is empty: name at least one source, e.g. --data notes.txt")

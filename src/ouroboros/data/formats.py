@@ -1,16 +1,17 @@
-"""How a record becomes text: named formats and templates.
+"""How a record becomes text: named formats, templates and conversations.
 
-A template is text with columns in braces, ``Q: {query}\\nA: {response}``; ``{{`` and ``}}`` stand for braces. The same
-template that made the training text makes the prompt of a chat: what precedes the last column.
+A template is text with columns in braces, ``Q: {query}\\nA: {response}``; ``{{`` and ``}}`` stand for braces, and
+``{data.text}`` is the column ``text`` within ``data``. A column that is empty or null is an empty text. The same
+template that made the training text makes the prompt of a chat: what precedes the last column, which is the answer.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ouroboros.data.published import record_prose
 from ouroboros.errors import OuroborosError, check, nearest
@@ -34,6 +35,15 @@ def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
             raise OuroborosError(f"format {template!r}: {match[0]!r} has no partner; a brace itself is written twice")
         literal += match[0][0]
     return (*pieces, (literal + template[end:], None))
+
+
+class Rendered(NamedTuple):
+    """The text of a record, and what of it answers what stands before."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...] | None
+    """Characters from and to, the end of an answer included where the text goes on behind it; None where the format
+    knows no answer, so that the text is learned whole."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +74,22 @@ class TextFormat:
         start = _parse(self.template)[0][0].rstrip()
         return (f"\n{start}",) if start else ()
 
-    def render(self, record: Mapping[str, Any], where: str) -> str | None:
-        """The text of ``record``; None where a column is null, empty or only white space.
+    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
+        """The text of ``record``; None where every column is null, empty or only white space.
 
         Raises:
             OuroborosError: a column is missing or holds no text; names ``where`` (file and line) and the column.
         """
-        values = {column: self._value(record, column, where) for column in self.columns}
-        if not all(value and not value.isspace() for value in values.values()):
+        values = {column: self._value(record, column, where) or "" for column in self.columns}
+        if not any(value and not value.isspace() for value in values.values()):
             return None
-        return "".join(text + (values[column] or "" if column else "") for text, column in _parse(self.template))
+        text, answer = "", None
+        for literal, column in _parse(self.template):
+            text += literal
+            if len(values) > 1 and column == self.columns[-1] and answer is None:
+                answer = len(text.rstrip(" "))  # where a prompt ends: the model writes the space itself
+            text += values[column] if column else ""
+        return Rendered(text, None if answer is None else ((answer, len(text)),))
 
     def group_of(self, record: Mapping[str, Any], where: str) -> str | None:
         """The content of the ``group`` column; None without such a column in the format, or where it is null or empty.
@@ -101,20 +117,46 @@ class TextFormat:
         return text.rstrip(" ")
 
     def _value(self, record: Mapping[str, Any], column: str, where: str) -> str | None:
-        if column not in record:
-            raise self.missing(column, record, where)
-        value = record[column]
+        value = self._find(record, column, where)
         if value is not None and not isinstance(value, str):
-            raise OuroborosError(f"{where}: column {column!r} holds {type(value).__name__}, not text ({self._origin})")
+            hint = f"; conversations are read by SRC@{column}" if column in CHATS else ""
+            kind = type(value).__name__
+            raise OuroborosError(f"{where}: column {column!r} holds {kind}, not text ({self._origin}){hint}")
         return value
 
-    def missing(self, column: str, known: Any, where: str) -> OuroborosError:
+    def _find(self, record: Mapping[str, Any], column: str, where: str) -> Any:
+        """What ``column`` holds, within other columns where its name has dots; null within null is null."""
+        if column in record:
+            return record[column]
+        value: Any = record
+        for part in column.split("."):
+            if isinstance(value, Mapping) and part in value:
+                value = value[part]
+            elif value is None:
+                return None
+            else:
+                raise self.missing(column, _names(record), where)
+        return value
+
+    def missing(self, column: str, known: Iterable[str], where: str) -> OuroborosError:
         """The error of a column that is not among the ``known`` ones."""
-        return OuroborosError(f"{where}: no column {column!r} ({self._origin}){nearest(column, map(str, known))}")
+        known = list(known)
+        chats = [f"; it holds conversations: write SRC@{name}" for name in CHATS if name in known]
+        hint = chats[0] if chats else nearest(column, known)
+        return OuroborosError(f"{where}: no column {column!r} ({self._origin}){hint}")
 
     @property
     def _origin(self) -> str:
         return f"format {self.name!r}"
+
+
+def _names(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The columns of a record that hold no others, with dots where they are within others."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
 
 
 class FieldFormat(TextFormat):
@@ -142,8 +184,122 @@ class PublishedFormat(TextFormat):
     def stop(self) -> tuple[str, ...]:
         return ("\nQ:",)
 
-    def render(self, record: Mapping[str, Any], where: str) -> str | None:
-        return record_prose(record)
+    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
+        return Rendered(record_prose(record), None)
+
+
+CHATS = ("messages", "conversations")
+"""Columns that usually hold a conversation, and the formats named after them."""
+USER, ASSISTANT = "user", "assistant"
+_SPEAKER, _SAYS = ("role", "from"), ("content", "value")
+_ROLES = {"human": USER, "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT}
+"""Other names of the same speakers."""
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    """``system``, ``user``, ``assistant`` or another."""
+    text: str
+
+
+class ChatFormat(TextFormat):
+    """Conversations: a column with a list of turns, ``{"role": .., "content": ..}`` or ``{"from": .., "value": ..}``.
+
+    Each turn begins a line with its speaker, as the format ``chat`` has them: ``User: Hi`` and ``Assistant: Hello``.
+    """
+
+    def __init__(self, column: str) -> None:
+        super().__init__(column, f"{{{column}}}")
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return (f"\n{_heading(USER)}",)
+
+    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
+        turns = self.turns(record, where)
+        if not any(turn.text and not turn.text.isspace() for turn in turns):
+            return None
+        text, answers = "", []
+        for index, (role, says) in enumerate(turns):
+            text += f"\n{_heading(role)}" if index else _heading(role)
+            if answers and turns[index - 1].role == ASSISTANT:
+                # What the model is to write where its answer ends, as the end-of-text token behind the last turn.
+                answers[-1] = (answers[-1][0], len(text))
+            start = len(text)
+            text += f" {says}"
+            if role == ASSISTANT:
+                answers.append((start, len(text)))
+        return Rendered(text, tuple(answers))
+
+    def turns(self, record: Mapping[str, Any], where: str) -> list[Turn]:
+        """The turns of a record; none where the column is null or empty.
+
+        Raises:
+            OuroborosError: the column is missing or holds something else; names ``where`` and the turn.
+        """
+        column = self.columns[0]
+        value = self._find(record, column, where)
+        if value is None:
+            return []
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            kind = type(value).__name__
+            raise OuroborosError(f"{where}: column {column!r} holds {kind}, not a list of turns ({self._origin})")
+        return [_turn(turn, f"{where}: turn {number} of {column!r}") for number, turn in enumerate(value, 1)]
+
+    def prompt(self, line: str) -> str:
+        return self.conversation((), line)
+
+    def conversation(self, earlier: Iterable[tuple[str, str]], line: str) -> str:
+        """The text up to the answer of ``line``, after ``earlier`` pairs of a line and its answer."""
+        before = "".join(f"{_heading(USER)} {ask}\n{_heading(ASSISTANT)}{_spaced(say)}\n" for ask, say in earlier)
+        return f"{before}{_heading(USER)} {line}\n{_heading(ASSISTANT)}"
+
+
+def _heading(role: str) -> str:
+    return f"{role[:1].upper()}{role[1:]}:"
+
+
+def _spaced(answer: str) -> str:
+    return answer if answer.startswith(" ") else f" {answer}"
+
+
+def _turn(value: Any, where: str) -> Turn:
+    """One turn of a conversation, whichever names its parts have."""
+    speaker = next((name for name in _SPEAKER if isinstance(value, Mapping) and name in value), None)
+    says = next((name for name in _SAYS if isinstance(value, Mapping) and name in value), None)
+    if speaker is None or says is None:
+        raise OuroborosError(f"{where}: needs 'role' and 'content', or 'from' and 'value'")
+    role, text = value[speaker], value[says]
+    if not isinstance(role, str) or not role.strip():
+        raise OuroborosError(f"{where}: its {speaker!r} is no name of a speaker")
+    return Turn(_ROLES.get(role.lower(), role.lower()), _said(text, f"{where}: its {says!r}"))
+
+
+def _said(value: Any, where: str) -> str:
+    """Text, null, or a list of parts of which each has text."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    if not isinstance(value, Sequence):
+        raise OuroborosError(f"{where} holds {type(value).__name__}, not text")
+    for part in value:
+        if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
+            kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
+            raise OuroborosError(f"{where} has a part that is not text ({kind})")
+    return "".join(part["text"] for part in value)
+
+
+def chat_column(record: Mapping[str, Any], text_field: str) -> str | None:
+    """The format of a record that has a conversation and no column ``text_field``; None for others."""
+    if text_field in record or text_field in _names(record):
+        return None
+    for name in CHATS:
+        turns = record.get(name)
+        first = turns[0] if isinstance(turns, Sequence) and turns else None
+        if isinstance(first, Mapping) and set(_SPEAKER) & set(first) and set(_SAYS) & set(first):
+            return name
+    return None
 
 
 _QUESTION = "Q: {question}\nA: {answer}"
@@ -161,6 +317,7 @@ FORMATS: dict[str, TextFormat] = {
         TextFormat("chat", "User: {prompt}\nAssistant: {response}"),
         TextFormat("instruct", "Instruction: {prompt}\nResponse: {response}"),
         PublishedFormat(),
+        *map(ChatFormat, CHATS),
     )
 }
 """The named formats, by name."""

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from ouroboros.data.masks import hide
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
 
@@ -128,7 +129,13 @@ class Loader(abc.ABC):
         """How often each source has been read."""
 
     def next_batch(self) -> np.ndarray:
-        """This process's part of the next global batch, int64 (batch_size // world_size, T + 1)."""
+        """This process's part of the next global batch, int64 (batch_size // world_size, T + 1).
+
+        With ``data.loss`` = ``answers`` ids that are not learned are hidden: see :mod:`ouroboros.data.masks`.
+
+        Raises:
+            OuroborosError: a source that is streamed cannot be read on; the position stays.
+        """
         draws, counts = self._draw()
         share = self.batch_size // self.world_size
         batch = self._gather(draws[self.rank * share : (self.rank + 1) * share])
@@ -203,6 +210,7 @@ class WindowLoader(Loader):
         self._streams = [prepared.train_tokens(index) for index in range(len(self.names))]
         for name, stream in zip(self.names, self._streams, strict=True):
             _check_length(name, len(stream), self.sequence_length)
+        self._learned = [prepared.learned(index) for index in range(len(self.names))]
         self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]
         self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
 
@@ -218,7 +226,8 @@ class WindowLoader(Loader):
         epoch, position = divmod(draw, self.windows[source])
         stream = self._streams[source]
         start = window_start(len(stream), self.sequence_length, int(self._order(source, epoch)[position]))
-        return stream[start : start + self.sequence_length + 1]
+        here, learned = slice(start, start + self.sequence_length + 1), self._learned[source]
+        return stream[here] if learned is None else hide(stream[here], learned[here])
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         cached = self._orders[source]

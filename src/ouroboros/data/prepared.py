@@ -8,6 +8,7 @@ Layout of the directory, for source number ``i`` and each split (``train``, ``va
 ``<i>-<split>.bin``          ids, little-endian uint16 (uint32 if vocab_size > 65536); each document
                              is preceded by the end-of-text id
 ``<i>-<split>.idx.npy``      int64 (documents + 1,): where each document starts in the ids
+``<i>-train.loss``           with ``data.loss`` = ``answers``: for each id a byte, 1 if it is learned
 ``<i>-<split>.raw``          the original bytes of the documents, joined
 ``<i>-<split>.raw.idx.npy``  int64 (documents + 1,): where each document starts in the bytes
 ===========================  =====================================================================
@@ -89,6 +90,11 @@ class PreparedData:
         if path.stat().st_size == 0:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype=dtype, mode="r")
+
+    def learned(self, source: int) -> np.ndarray | None:
+        """Whether training learns each of the training ids, a read-only memory map (n,); None where it learns all."""
+        path = self._file("train", source, ".loss")
+        return np.memmap(path, dtype=bool, mode="r") if path.is_file() else None
 
     def offsets(self, split: str, source: int) -> np.ndarray:
         """Where each document starts in :meth:`tokens`, int64 (documents + 1,)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +28,20 @@ class Record(NamedTuple):
     data: bytes | None
     """``text`` in UTF-8."""
     group: str | None
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Bytes from and to of what is an answer, see :class:`~ouroboros.data.formats.Rendered`."""
+    bad: str | None = None
+    """Why a record that was to be left out could not be read."""
 
 
 @dataclass
 class Skip:
-    """How many records are still to be passed over; readers count it down."""
+    """What readers leave out."""
 
     left: int = 0
+    """Records that are still to be passed over; readers count it down."""
+    bad: bool = False
+    """Whether a record that cannot be read is handed on as such, where it would otherwise be an error."""
 
 
 def read_records(path: Path, form: TextFormat, skip: Skip | None = None) -> Iterator[Record]:
@@ -43,7 +51,7 @@ def read_records(path: Path, form: TextFormat, skip: Skip | None = None) -> Iter
 
     Raises:
         OuroborosError: not readable, not JSON or parquet, a record without a column of ``form`` or with something
-            else than text there; names file and line or row.
+            else than text there, unless ``skip.bad``; names file and line or row.
     """
     skip = skip or Skip()
     try:
@@ -57,16 +65,32 @@ def read_records(path: Path, form: TextFormat, skip: Skip | None = None) -> Iter
         raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def _record(value: Any, form: TextFormat, place: int, where: str) -> Record:
+def _record(load: Callable[[], Any], form: TextFormat, place: int, where: str, leave_out: bool) -> Record:
+    """The record whose columns ``load`` gives."""
+    try:
+        return _made(load(), form, place, where)
+    except OuroborosError as error:
+        if leave_out:
+            return Record(place, None, None, None, bad=str(error))
+        # A fault of the first record is one of the format rather than of the record.
+        hint = "; data.skip_bad_records leaves such records out" if place > 1 else ""
+        raise OuroborosError(f"{error}{hint}") from error.__cause__
+
+
+def _made(value: Any, form: TextFormat, place: int, where: str) -> Record:
     if not isinstance(value, dict):
         raise OuroborosError(f"{where}: expected an object with columns, got {type(value).__name__}")
-    text = form.render(value, where)
-    if text is None:
+    found = form.render(value, where)
+    if found is None:
         return Record(place, None, None, None)
+    text, answers = found
     try:
-        return Record(place, text, text.encode(), form.group_of(value, where))
+        data = text.encode()
     except UnicodeEncodeError as error:
         raise OuroborosError(f"{where}: its text has an unpaired surrogate at character {error.start}") from None
+    if answers and len(data) != len(text):
+        answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
+    return Record(place, text, data, form.group_of(value, where), answers)
 
 
 def _is_array(path: Path) -> bool:
@@ -86,7 +110,7 @@ def _read_lines(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
                 skip.left -= 1
                 continue
             where = f"{path}:{number}"
-            yield _record(_parse(line, where), form, number, where)
+            yield _record(partial(_parse, line, where), form, number, where, skip.bad)
 
 
 def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
@@ -95,7 +119,7 @@ def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
     passed = min(skip.left, len(values))
     skip.left -= passed
     for number, value in enumerate(values[passed:], passed + 1):
-        yield _record(value, form, number, f"{path}: record {number}")
+        yield _record(lambda value=value: value, form, number, f"{path}: record {number}", skip.bad)
 
 
 def _parse(data: bytes, where: str) -> Any:
@@ -112,7 +136,7 @@ def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = [*form.columns, *([form.group] if form.group else [])] or names
+            wanted = [_root(column, names) for column in (*form.columns, *filter(None, [form.group]))] or names
             for column in wanted:
                 if column not in names:
                     raise form.missing(column, names, str(path))
@@ -125,9 +149,15 @@ def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
                 row, skip.left = row + passed, skip.left - passed
                 for value in batch.slice(passed).to_pylist():
                     row += 1
-                    yield _record(value, form, row, f"{path}: row {row}")
+                    yield _record(lambda value=value: value, form, row, f"{path}: row {row}", skip.bad)
     except pyarrow.ArrowException as error:
         raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
+
+
+def _root(column: str, names: Sequence[str]) -> str:
+    """The column of a file that holds ``column``: itself, or the one that its name begins with."""
+    start = column.partition(".")[0]
+    return start if column not in names and start in names else column
 
 
 def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Iterator[tuple[str, Record]]:
@@ -146,7 +176,8 @@ def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Ite
     if spec.max_bytes is None and not spec.stream:
         raise OuroborosError(f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000")
     for number, row in enumerate(_hub_rows(text, name, config or None, split or "train", start), start + 1):
-        yield f"{name}:{number}", _record(row, form, number, f"source {text!r}: row {number}")
+        where = f"source {text!r}: row {number}"
+        yield f"{name}:{number}", _record(lambda row=row: row, form, number, where, spec.skip_bad_records)
 
 
 def _hub_rows(text: str, name: str, config: str | None, split: str, start: int) -> Iterable[Any]:

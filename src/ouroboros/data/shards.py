@@ -9,6 +9,7 @@ time; tokenising works from the files. The layout is in :mod:`ouroboros.data.pre
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -25,6 +26,8 @@ import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
 from ouroboros.data.folders import lies_inside
+from ouroboros.data.formats import find_format
+from ouroboros.data.masks import Masks, ends_answered
 from ouroboros.data.mixtures import parse_sources
 from ouroboros.data.prepared import (
     FORMAT_VERSION,
@@ -35,8 +38,10 @@ from ouroboros.data.prepared import (
     open_prepared,
 )
 from ouroboros.data.published import published_blocks
+from ouroboros.data.roundtrip import check_round_trip
 from ouroboros.data.sources import Document, SourceRef, describe_counts, read_documents
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
+from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.files import flush, process_alive
@@ -46,7 +51,7 @@ logger = logging.getLogger(__name__)
 MIN_TRAIN_BYTES = 64
 
 
-def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False) -> PreparedData:
+def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_progress: bool = False) -> PreparedData:
     """Write the shards of ``spec`` to the directory ``out``, or reuse those that are there and still fit.
 
     Args:
@@ -54,6 +59,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False) -> Prepar
         out: the directory.
         resumed: ``out`` belongs to a run that goes on: its sources are looked for where it was begun, and may be gone
             (:meth:`~ouroboros.data.prepared.PreparedData.find_sources`).
+        shows_progress: training a vocabulary is shown on standard error if it is a terminal.
 
     Raises:
         OuroborosError: a source that cannot be used; ``out`` holds something else; a source changed since ``out``
@@ -71,7 +77,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False) -> Prepar
             raise OuroborosError(f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it")
     try:
         with _temporary_sibling(path) as work:
-            _write_all(spec, refs, work)
+            _write_all(spec, refs, work, shows_progress)
             try:
                 work.rename(path)
             except OSError:
@@ -84,12 +90,16 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False) -> Prepar
     return open_prepared(path)
 
 
+_FREE = ("sequence_length", "skip_bad_records")
+"""Options that may differ: windows are cut by the loader, and what was prepared had no record that could not be read,
+or has left it out."""
+
+
 def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
     prepared = open_prepared(path)
     wanted, found = to_dict(spec), to_dict(prepared.spec)
     for key in wanted:
-        # Windows are cut by the loader, so shards serve every sequence length.
-        if key != "sequence_length" and wanted[key] != found[key]:
+        if key not in _FREE and wanted[key] != found[key]:
             raise OuroborosError(
                 f"data {str(path)!r}: was prepared with data.{key} = {found[key]!r}, not {wanted[key]!r};"
                 " choose another directory or remove it"
@@ -100,6 +110,7 @@ def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
         prepared.check_sources(Path.cwd())
     if spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
         _check_tokenizer(spec, prepared, resumed)
+    prepared.spec = dataclasses.replace(prepared.spec, skip_bad_records=spec.skip_bad_records)
     logger.info("data %s: prepared before, reused", path)
     return prepared
 
@@ -123,7 +134,7 @@ def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> N
         )
 
 
-def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path) -> None:
+def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path, shows_progress: bool) -> None:
     """Everything of one preparation: texts first, then the tokenizer they may train, then ids, the manifest last."""
     entries: list[dict[str, Any]] = []
     outlines: list[Splits] = []
@@ -149,25 +160,37 @@ def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path) -> None:
         outlines.append(_outline(splits))
     check_disjoint(outlines, [ref.text for ref in refs])
     raw_train = (raw for index in range(len(refs)) for raw in _read_raw(work / f"{index}-train"))
-    tokenizer = resolve_tokenizer(spec.tokenizer, raw_train)
+    tokenizer = resolve_tokenizer(spec.tokenizer, raw_train, shows_progress=shows_progress)
+    if any(isinstance(source_format(find_format(ref.format), spec), TemplateChat) for ref in refs if ref.format):
+        tokenizer = tokenizer.reading_specials()
+    for index, split in itertools.product(range(len(refs)), SPLITS):
+        named = zip(_names(refs[index], outlines[index], split), _read_raw(work / f"{index}-{split}"), strict=True)
+        check_round_trip(tokenizer, named, what=f"data.tokenizer {spec.tokenizer!r}")
     tokenizer.save(work / "tokenizer")
+    masks = _masks(spec, tokenizer, outlines)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
     for index, entry in enumerate(entries):
         for split in SPLITS:
-            names = [f"{refs[index].text}: {span.document.name}" for span in outlines[index].spans(split)]
+            names = _names(refs[index], outlines[index], split)
             tokens = _write_tokens(tokenizer, work / f"{index}-{split}", names, dtype)
             entry["splits"][split]["tokens"] = tokens
+        if masks is not None and not spec.stream:
+            _write_mask(masks, outlines[index].documents("train"), work / f"{index}-train", dtype)
         entry.update(_length_facts(work / f"{index}-train", spec.sequence_length))
     _write_manifest(spec, tokenizer, dtype, entries, work)
 
 
+def _names(ref: SourceRef, outline: Splits, split: str) -> list[str]:
+    """The documents of a part, for messages."""
+    return [f"{ref.text}: {document.name}" for document in outline.documents(split)]
+
+
 def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
-    """Log what was read, kept and dropped, and warn where most was dropped."""
+    """Log what was read, kept and dropped; whatever is left out is said."""
     is_little = 2 * counts["kept"] < counts["read"]
     hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
-    logger.log(
-        logging.WARNING if is_little else logging.INFO, "source %r: %s%s", ref.text, describe_counts(counts), hint
-    )
+    level = logging.WARNING if counts["kept"] < counts["read"] else logging.INFO
+    logger.log(level, "source %r: %s%s", ref.text, describe_counts(counts), hint)
 
 
 def _length_facts(stem: Path, block: int) -> dict[str, Any]:
@@ -217,7 +240,7 @@ def _outline(splits: Splits) -> Splits:
     """The same splits without the text, which is on disk by now."""
 
     def bare(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-        return tuple(Span(Document(s.document.name, b""), s.digest, s.parent, s.start, s.end) for s in spans)
+        return tuple(dataclasses.replace(s, document=dataclasses.replace(s.document, data=b"")) for s in spans)
 
     return Splits(bare(splits.train), bare(splits.valid), bare(splits.test), splits.is_cut)
 
@@ -249,6 +272,31 @@ def _write_tokens(tokenizer: TextTokenizer, stem: Path, names: list[str], dtype:
             starts.append(starts[-1] + 1 + len(ids))
     np.save(f"{stem}.idx.npy", np.array(starts, dtype="<i8"), allow_pickle=False)
     return starts[-1]
+
+
+def _masks(spec: DataSpec, tokenizer: TextTokenizer, outlines: Sequence[Splits]) -> Masks | None:
+    """What finds the tokens that are learned; None where all of them are."""
+    if spec.loss == "all":
+        return None
+    if all(document.answers is None for splits in outlines for document in splits.documents("train")):
+        raise OuroborosError(
+            "data.loss 'answers' changes nothing: no source has questions and answers; name the format of one, such as"
+            " SRC@messages or 'SRC@Q: {question}\\nA: {answer}'"
+        )
+    return Masks(tokenizer)
+
+
+def _write_mask(masks: Masks, documents: Sequence[Document], stem: Path, dtype: np.dtype) -> None:
+    """One byte for each id of ``stem``.bin: whether it is learned."""
+    ids = np.fromfile(f"{stem}.bin", dtype=dtype)
+    edges = itertools.pairwise(np.load(f"{stem}.idx.npy", allow_pickle=False).tolist())
+    ended = False
+    with Path(f"{stem}.loss").open("wb") as file:
+        for (start, end), document, raw in zip(edges, documents, _read_raw(stem), strict=True):
+            # The end-of-text token before a document is the end of the one that precedes it.
+            mask = masks.mask(ids[start + 1 : end], raw, document.answers, document.name)
+            file.write(np.concatenate([[ended], mask]).astype(np.uint8).tobytes())
+            ended = ends_answered(raw, document.answers)
 
 
 def _write_manifest(

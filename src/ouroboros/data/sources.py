@@ -15,7 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,7 +25,8 @@ from ouroboros.data.filters import Filters
 from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files, glob_matches
 from ouroboros.data.formats import FORMATS, FieldFormat, TextFormat, find_format
 from ouroboros.data.periodic import needle_text, periodic_text
-from ouroboros.data.records import Skip, read_hub, read_records
+from ouroboros.data.records import Record, Skip, read_hub, read_records
+from ouroboros.data.templates import source_format
 from ouroboros.data.textfile import look, open_text, special_kind, text_suffix
 from ouroboros.errors import OuroborosError, nearest
 
@@ -39,6 +40,9 @@ HEAD_BYTES = 4_000_000
 """What is read of a stream before training where ``data.max_bytes`` is not set."""
 _HOPELESS = 10_000
 """A hub stream of which this many documents were all dropped is not read on: it may have no end."""
+_BAD = "bad record"
+_NAMED = 10
+"""Records left out as bad that are named, each in a line; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,16 @@ class Document:
     """Position of the record or file in its source, from 0; those left out count."""
     group: bytes | None = None
     """What decides its split instead of ``data``: see :class:`~ouroboros.data.formats.TextFormat`."""
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Bytes from and to that are answers: see :class:`~ouroboros.data.formats.Rendered`."""
+
+    def part(self, low: int, high: int) -> Document:
+        """Bytes ``low`` to ``high`` of this document, by the same name."""
+        answers = self.answers
+        if answers is not None:
+            cut = ((max(start, low) - low, min(end, high) - low) for start, end in answers)
+            answers = tuple((start, end) for start, end in cut if start <= end)
+        return replace(self, data=self.data[low:high], answers=answers)
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,9 @@ def read_documents(
     total = 0
     for index, raw in enumerate(_read(ref, spec, start, limit), start):
         dropped = reason(raw)
+        # Counts are handed on from pass to pass of a stream, so that nothing is named again and again.
+        if raw.bad and counts is not None and counts[_BAD] < _NAMED:
+            logger.warning("source %r: left out (data.skip_bad_records): %s", ref.text, raw.bad)
         for count in (mine,) if counts is None else (mine, counts):
             count["read"] += 1
             count[dropped or "kept"] += 1
@@ -202,11 +219,13 @@ def read_documents(
                 break
             continue
         data = whole = raw.data or b""
+        document = Document(raw.name, data, index, raw.group.encode() if raw.group else None, raw.answers)
         if limit is not None and not spec.stream and total + len(data) > limit:
-            data = data[: character_floor(data, limit - total)]
+            document = document.part(0, character_floor(data, limit - total))
+            data = document.data
         if data:
             total += len(data)
-            yield Document(raw.name, data, index, raw.group.encode() if raw.group else None)
+            yield document
         if limit is not None and (total >= limit or len(data) < len(whole)):
             break
     if counts is None and mine["read"] > mine["kept"]:
@@ -242,6 +261,8 @@ class _Raw(NamedTuple):
     data: bytes | None
     text: str | None = None
     group: str | None = None
+    answers: tuple[tuple[int, int], ...] | None = None
+    bad: str | None = None
 
 
 def _judge(ref: SourceRef, spec: DataSpec) -> Callable[[_Raw], str | None]:
@@ -249,6 +270,8 @@ def _judge(ref: SourceRef, spec: DataSpec) -> Callable[[_Raw], str | None]:
     filters = Filters(spec.filters) if _is_filtered(ref, spec) else None
 
     def reason(raw: _Raw) -> str | None:
+        if raw.bad:
+            return _BAD
         if raw.data is None:
             return "no text"
         if not raw.data:
@@ -266,10 +289,10 @@ def _is_filtered(ref: SourceRef, spec: DataSpec) -> bool:
 
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iterator[_Raw]:
     kind = ref.kind
-    form = find_format(ref.format) if ref.format else FieldFormat(spec.text_field)
+    form = source_format(find_format(ref.format), spec) if ref.format else FieldFormat(spec.text_field)
     if kind == "hf":
         for name, record in read_hub(ref.text, spec, form, start):
-            yield _Raw(name, record.data, record.text, record.group)
+            yield _raw(name, record)
         return
     # The head of a stream has been read, and said of it what there is to say.
     quiet = spec.stream and limit is None
@@ -293,11 +316,15 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iter
     part = None if spec.stream or _is_filtered(ref, spec) else limit
     notes: dict[str, list[str]] = {}
     try:
-        yield from _read_files(files, form, start, part, notes)
+        yield from _read_files(files, form, Skip(start, spec.skip_bad_records), part, notes)
     finally:
         for note, names in notes.items() if not quiet else ():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             logger.warning("source %r: %s: %s%s", ref.text, note, ", ".join(names[:5]), more)
+
+
+def _raw(name: str, record: Record) -> _Raw:
+    return _Raw(name, record.data, record.text, record.group, record.answers, record.bad)
 
 
 def _is_records(path: Path) -> bool:
@@ -305,10 +332,9 @@ def _is_records(path: Path) -> bool:
 
 
 def _read_files(
-    files: Files, form: TextFormat, start: int, limit: int | None, notes: dict[str, list[str]]
+    files: Files, form: TextFormat, skip: Skip, limit: int | None, notes: dict[str, list[str]]
 ) -> Iterator[_Raw]:
     """Everything in ``files``; ``notes`` gets what is to be said of them, with their names."""
-    skip = Skip(start)
     for name, path in files:
         if skip.left and not _is_records(path):
             skip.left -= 1
@@ -324,7 +350,7 @@ def _read_files(
             yield _Raw(name, data)
             continue
         for record in read_records(path, form, skip):
-            yield _Raw(f"{name}:{record.place}", record.data, record.text, record.group)
+            yield _raw(f"{name}:{record.place}", record)
 
 
 def _read_bytes(path: Path, limit: int | None) -> bytes:

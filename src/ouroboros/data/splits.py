@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ouroboros.data.sources import Document, character_floor
@@ -228,5 +228,5 @@ def _between(spans: list[Span], start: int, end: int) -> Iterator[Span]:
         if high - low == span.end:
             yield span
         else:
-            part = Document(f"{span.document.name}[{low}:{high}]", span.document.data[low:high], span.document.index)
+            part = replace(span.document.part(low, high), name=f"{span.document.name}[{low}:{high}]")
             yield Span(part, hashlib.sha256(part.data).digest(), span.parent, low, high)

@@ -25,7 +25,9 @@ import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
 from ouroboros.data.loader import Loader, WindowLoader
+from ouroboros.data.masks import Masks, ends_answered, hide
 from ouroboros.data.prepared import PreparedData
+from ouroboros.data.records import StreamError
 from ouroboros.data.sources import Document, SourceRef, read_documents
 from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import TextTokenizer
@@ -77,7 +79,7 @@ class DocumentStream:
         self._record, self._epoch = place.record, place.epoch
         self._counts, self._counting = Counter(place.counts), Counter[str]()
         self._documents: Iterator[Document] | None = None
-        self._failures = 0
+        self._failures, self._reason = 0, ""
         self._expected: int | None = place.record if place != Place() else None
         self._has_begun = self._has_text = False
 
@@ -122,15 +124,21 @@ class DocumentStream:
             return document
 
     def _fail(self, error: Exception) -> None:
-        """Wait before the next attempt, or give up."""
+        """Wait before the next attempt, or give up: at once where another attempt would find the same."""
         line = first_line(error, otherwise="")
         reason = line if isinstance(error, OuroborosError) else f"{type(error).__name__}: {line}".removesuffix(": ")
-        if not self._has_begun:
+        passes = is_passing(error)
+        is_final = isinstance(error, OuroborosError) and not isinstance(error, StreamError) and not passes
+        if is_final or not self._has_begun:
             if isinstance(error, OuroborosError) and self.name in str(error):
                 raise error
-            raise OuroborosError(f"source {self.name!r}: cannot be opened: {reason}") from error
+            what = f"reading record {self._record + 1} failed" if self._has_begun else "cannot be opened"
+            raise OuroborosError(f"source {self.name!r}: {what}: {reason}") from error
         self._failures += 1
         where = f"source {self.name!r}: reading record {self._record + 1} failed"
+        before, self._reason = self._reason, reason
+        if not passes and self._failures > 1 and before == reason:
+            raise OuroborosError(f"{where} twice in the same way: {reason}") from error
         if self._failures >= MAX_FAILURES:
             raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
         wait = FIRST_WAIT * 2 ** (self._failures - 1)
@@ -161,12 +169,36 @@ class DocumentStream:
         logger.info("source %r: begins again, pass %d", self.name, self._epoch + 1)
 
 
+_NETWORK = ("aiohttp", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
+"""Libraries whose errors are those of a connection, not all of which are of Python's own kind for it."""
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of a connection or a device, which may be gone at the next attempt.
+
+    What a reader of records finds in them is not: it will be there again.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, _LASTING):
+            return True
+        if type(error).__module__.partition(".")[0] in _NETWORK:
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
 class TokenStream:
     """The ids of one source, endlessly; windows are looked at, then passed."""
 
-    def __init__(self, documents: DocumentStream, tokenizer: TextTokenizer, place: Place, offset: int) -> None:
-        self._documents, self._tokenizer = documents, tokenizer
-        self._ids = np.zeros(0, dtype=np.int32)
+    def __init__(
+        self, documents: DocumentStream, tokenizer: TextTokenizer, masks: Masks | None, place: Place, offset: int
+    ) -> None:
+        self._documents, self._tokenizer, self._masks = documents, tokenizer, masks
+        self._ids = np.zeros(0, dtype=np.int32 if masks is None else np.int64)
+        # Whether the end of the last document is learned. That of the first end-of-text id after a restored position
+        # does not matter: it was a target before.
+        self._ended = False
         self._heads: deque[tuple[Place, int]] = deque()
         # Read, not tokenised yet; they stay here if the source fails for good.
         self._taken: list[tuple[Place, Document]] = []
@@ -219,10 +251,22 @@ class TokenStream:
             f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",
         )
         self._heads += [(place, 1 + len(ids)) for (place, _), ids in zip(self._taken, encoded, strict=True)]
-        self._taken.clear()
         eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
+        taken = [document for _, document in self._taken]
+        self._taken.clear()
         parts = [part for ids in encoded for part in (eos, ids)]
+        if self._masks is not None:
+            parts = [
+                part for pair in zip(taken, encoded, names, strict=True) for part in self._hidden(self._masks, *pair)
+            ]
         return [np.concatenate(parts[:2])[skipped:], *parts[2:]]
+
+    def _hidden(self, masks: Masks, document: Document, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The end-of-text id before a document and its ids, those hidden that are not learned."""
+        mask = masks.mask(ids, document.data, document.answers, name)
+        eos = hide(np.array([self._tokenizer.eos_id]), np.array([self._ended]))
+        self._ended = ends_answered(document.data, document.answers)
+        return eos, hide(ids, mask)
 
 
 class StreamLoader(Loader):
@@ -243,6 +287,7 @@ class StreamLoader(Loader):
 
     def _open(self, prepared: PreparedData) -> None:
         self._prepared = prepared
+        self._masks = Masks(prepared.tokenizer) if prepared.spec.loss == "answers" else None
         held_out = [document for split in ("valid", "test") for document in prepared.documents(split)]
         self._held_out = {hashlib.sha256(document).digest() for document in held_out}
         self._streams = [self._stream(source, Place(), 0) for source in range(len(self.names))]
@@ -252,7 +297,7 @@ class StreamLoader(Loader):
         documents = DocumentStream(
             prepared.sources[source], prepared.spec, self._is_training, self.sleep, place=place, restarts=restarts
         )
-        return TokenStream(documents, prepared.tokenizer, place, offset)
+        return TokenStream(documents, prepared.tokenizer, self._masks, place, offset)
 
     def _is_training(self, document: Document) -> bool:
         spec = self._prepared.spec
@@ -304,6 +349,7 @@ class StreamLoader(Loader):
             "sources": [ref.text if ref.format is None else f"{ref.text}@{ref.format}" for ref in prepared.sources],
             "text_field": spec.text_field,
             "filters": to_dict(spec.filters),
+            **({} if spec.loss == "all" else {"loss": spec.loss}),
             "held_out": [spec.valid_fraction, spec.test_fraction],
         }
 
@@ -311,11 +357,24 @@ class StreamLoader(Loader):
         start = (draw - self._counts[source]) * self.sequence_length
         return self._streams[source].window(start, self.sequence_length + 1)
 
-    def _advance(self, counts: list[int]) -> None:
+    def look_ahead(self) -> None:
+        """Read what the next batch needs, so that :meth:`next_batch` cannot fail; the position stays.
+
+        Raises:
+            OuroborosError: a source cannot be read on.
+        """
+        self._fill(self._draw()[1])
+
+    def _fill(self, counts: list[int]) -> list[int]:
+        """Read what windows up to ``counts`` need, and the id behind them; how many ids they pass of each source."""
         passed = [(new - old) * self.sequence_length for new, old in zip(counts, self._counts, strict=True)]
         for stream, size in zip(self._streams, passed, strict=True):
             if size:
                 stream.fill(size + 1)
+        return passed
+
+    def _advance(self, counts: list[int]) -> None:
+        passed = self._fill(counts)
         # Nothing below fails, so the sources move together or not at all.
         for stream, size in zip(self._streams, passed, strict=True):
             if size:

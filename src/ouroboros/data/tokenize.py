@@ -1,6 +1,7 @@
 """Tokenizers: bytes, byte-level BPE and characters of the training text, and any existing tokenizer directory.
 
-Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text. The
+Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text (but for the
+marks of a chat template: :mod:`ouroboros.data.templates`). The
 tokenizers made here are lossless (``decode(encode(data)) == data`` for every input they accept; characters: for known
 ones, see :mod:`ouroboros.data.characters`), have no normaliser, no prefix space and no post-processor, and reload
 through ``AutoTokenizer`` without remote code.
@@ -11,9 +12,11 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
+from ouroboros.data.interrupt import interruptible
 from ouroboros.errors import OuroborosError, first_line, nearest
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,9 @@ BPE_PATTERN = (
     r"|[^\S\r\n]+(?!\S)"
     r"|\s+"
 )
+LONGEST_UNIT = 1024
+"""Letters, marks or spaces in a row beyond which a vocabulary is trained on pieces: training takes time with the square
+of a unit's length, and no ordinary text has such units."""
 # BPE_PATTERN always ends a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
 _SAFE_CUT = re.compile(rb"[A-Za-z]\n")
 _PIECE_BYTES = 1 << 16
@@ -54,6 +61,7 @@ _HF_CONFIG: dict[str, Any] = {
     "padding_side": "left",
     "split_special_tokens": True,
 }
+_READS_SPECIALS = "reads_special_tokens"
 _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
@@ -66,6 +74,7 @@ class TextTokenizer:
         vocab_size: number of ids, the special tokens included.
         unknown_id: what every unknown character becomes; None where there is none (or the tokenizer does not tell).
         unknown_nats: what a score adds for each such id, in nats.
+        reads_specials: whether special tokens that a text spells are read as such, for texts that a chat template made.
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
 
@@ -76,6 +85,7 @@ class TextTokenizer:
         self.eos_id = eos_id
         self._hf = hf
         self._foreign = hf is not None
+        self.reads_specials = bool(hf is not None and hf.init_kwargs.get(_READS_SPECIALS))
         self._state: dict[str, Any] = json.loads(backend.to_str())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.is_lossless = _is_lossless(self._state)
@@ -140,7 +150,7 @@ class TextTokenizer:
 
     def _encode_batch(self, texts: list[str]) -> Iterator[np.ndarray]:
         # transformers resets this flag on the shared backend whenever its own tokenizer is called.
-        self.backend.encode_special_tokens = True
+        self.backend.encode_special_tokens = not self.reads_specials
         for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
             yield np.array(encoding.ids, dtype=np.int32)
 
@@ -188,7 +198,7 @@ class TextTokenizer:
         if self.kind in ("bpe", "chars"):
             table = self._byte_table
             return b"".join([table[i] for i in values.tolist()])
-        return str(self.backend.decode(values.tolist(), skip_special_tokens=True)).encode()
+        return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:
         """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
@@ -211,7 +221,8 @@ class TextTokenizer:
         added = {token["id"]: token for token in self._state["added_tokens"]}
         for piece, index in self.backend.get_vocab(with_added_tokens=True).items():
             if index in added:
-                table[index] = b"" if added[index]["special"] else added[index]["content"].encode()
+                is_mark = added[index]["special"] and not self.reads_specials
+                table[index] = b"" if is_mark else added[index]["content"].encode()
                 continue
             if not _is_byte_level(self._state) or any(char not in values for char in piece):
                 raise OuroborosError(
@@ -220,6 +231,12 @@ class TextTokenizer:
                 )
             table[index] = bytes(values[char] for char in piece)
         return table
+
+    def reading_specials(self) -> TextTokenizer:
+        """This tokenizer as it reads texts that its chat template made; kept when it is saved."""
+        hf = copy.deepcopy(self.hf)
+        hf.init_kwargs[_READS_SPECIALS] = True
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def padded(self, entries: int) -> TextTokenizer:
         """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.
@@ -267,10 +284,11 @@ def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
     return _finish(Characters(found).backend())
 
 
-def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
+def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bool = False) -> TextTokenizer:
     """Train byte-level BPE (Sennrich et al. 2016) of ``vocab_size`` entries; the last is ``<|endoftext|>``.
 
-    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning.
+    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning. With
+    ``shows_progress`` there are bars on standard error if it is a terminal.
 
     Raises:
         OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
@@ -278,20 +296,19 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
     if vocab_size < 257:
         raise OuroborosError(f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    backend.pre_tokenizer = _units(_bounded(BPE_PATTERN))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         initial_alphabet=sorted(_byte_alphabet()),
         special_tokens=[],
-        show_progress=False,
+        show_progress=shows_progress and sys.stderr.isatty(),
     )
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
-    backend.train_from_iterator((text for text, _ in _pieces(documents, (), True)), trainer)
+    texts = (text for text, _ in _pieces(documents, (), True))
+    interruptible(
+        lambda stopped: backend.train_from_iterator(itertools.takewhile(lambda _: not stopped(), texts), trainer)
+    )
+    backend.pre_tokenizer = _units(BPE_PATTERN)
     backend.decoder = decoders.ByteLevel()
     tokenizer = _finish(backend)
     if tokenizer.vocab_size < vocab_size:
@@ -299,6 +316,19 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> TextTokenizer:
             "tokenizer bpe:%d: the training text has merges for %d entries only", vocab_size, tokenizer.vocab_size
         )
     return tokenizer
+
+
+def _units(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _bounded(pattern: str) -> str:
+    """``pattern`` with at most :data:`LONGEST_UNIT` repetitions in place of any number."""
+    for sign, least in (("+", 1), ("*", 0)):
+        pattern = pattern.replace(f"]{sign}", f"]{{{least},{LONGEST_UNIT}}}")
+        pattern = pattern.replace(rf"\s{sign}", rf"\s{{{least},{LONGEST_UNIT}}}")
+    return pattern
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
@@ -330,19 +360,20 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
     return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
 
 
-def resolve_tokenizer(name: str, train_documents: Iterable[bytes]) -> TextTokenizer:
+def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
     """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` or a directory.
 
     Args:
         name: the value.
         train_documents: the training split; read for ``chars`` and ``bpe:N`` only.
+        shows_progress: as in :func:`train_bpe`.
     """
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
         return character_tokenizer(train_documents)
     if name.startswith("bpe:"):
-        return train_bpe(train_documents, bpe_entries(name))
+        return train_bpe(train_documents, bpe_entries(name), shows_progress=shows_progress)
     if Path(name).expanduser().is_dir():
         return load_tokenizer(Path(name).expanduser())
     raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'chars', 'bpe:4096'])}")

@@ -2,8 +2,8 @@
 
 A base model continues text. Without a template the conversation is one growing text: each turn adds the user's line and
 a newline, the model continues until a blank line. With a template each turn is a text of the form that the model was
-trained on. Without history each line is continued by itself. When the context is full the oldest turns are dropped, and
-the user is told.
+trained on or, where those were conversations, the next turn of one. Without history each line is continued by itself.
+When the context is full the oldest turns are dropped, and the user is told.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.data.formats import TextFormat
+from ouroboros.data.formats import ChatFormat, TextFormat
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.serve.sampling import Sampling
@@ -134,6 +134,8 @@ class Chat:
             return [], _bytes(self._templated(line))
         if self.template is None:
             return [], _bytes("".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n")
+        if isinstance(self.template, ChatFormat):  # in training, too, a conversation is one text
+            return [], _bytes(self.template.conversation([(turn.user, turn.model) for turn in self.turns], line))
         # In training one record is one document, and an end-of-text token stands between two: a second question
         # inside a document, after a blank line say, is something the model has never seen. So each turn is a document.
         # What that costs: training has taught the model that documents are about different things.

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ouroboros.accounting import cost
 from ouroboros.config import Recipe
+from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
-from ouroboros.data.stream import open_loader
+from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.eval.osam import idle_buckets
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -140,6 +141,10 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
+        check(
+            recipe.data.loss == "all" or not spec.label_smoothing,
+            "data.loss 'answers' and train.label_smoothing exclude each other; leave one of them out",
+        )
         idle = idle_buckets(model.model.spec)
         if idle is not None and workers.is_main:
             logger.warning("%s", idle)
@@ -267,8 +272,8 @@ class Trainer:
         # Dropout masks depend on seed, process and step alone, so a resumed run needs no generator state.
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
-        batch = self.loader.next_batch()
-        memory = memory_records(self.model, batch) if telemetry and self.workers.is_main else {}
+        batch = self._next_batch()
+        memory = memory_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
@@ -291,9 +296,21 @@ class Trainer:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
                 f" (loss {loss}, gradient norm {norm}); lower optim.lr or use train.precision=fp32",
-                batch,
+                shown(batch)[0],
             )
         return result
+
+    def _next_batch(self) -> np.ndarray:
+        """This process's part of the next batch. A source that fails ends the run on all processes at the same step."""
+        if isinstance(self.loader, StreamLoader):
+            error = None
+            try:
+                self.loader.look_ahead()
+            except OuroborosError as caught:
+                error = caught
+            if self.workers.any(error is not None):
+                raise SourceFailed(str(error or "another process could not read its sources on")) from error
+        return self.loader.next_batch()
 
     def _count_bad(self, bad: bool, batch: np.ndarray) -> None:
         c = self.counters
@@ -308,19 +325,31 @@ class Trainer:
         count = self.recipe.train.accumulation
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         first = self.workers.rank * len(batch)
+        batch, parts = self._parts(batch, count)
         for index, micro in enumerate(np.split(batch, count)):
-            windows = torch.from_numpy(micro).to(self.device, non_blocking=True)
-            inputs = self.corruption(windows[:, :-1], self.counters.step, first + index * len(micro))
+            ids, targets = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in shown(micro))
+            inputs = self.corruption(ids[:, :-1], self.counters.step, first + index * len(micro))
             last = index == count - 1
             # Gradients are averaged between processes once per step, at the last micro-batch.
             waits = self.workers.distributed and not last
             with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # pyrefly: ignore
-                objective, loss = self._losses_or_fall_back(
-                    inputs, windows[:, 1:], loops, probe if index == 0 else None
-                )
-                (objective / count).backward()
-            total += loss.detach().double() / count
+                objective, loss = self._losses_or_fall_back(inputs, targets, loops, probe if index == 0 else None)
+                (objective / parts[index]).backward()
+            total += loss.detach().double() / parts[index]
         return total.item()
+
+    def _parts(self, batch: np.ndarray, count: int) -> tuple[np.ndarray, list[float]]:
+        """What the mean loss of each micro-batch is divided by for that of the whole batch: alike with loss on every
+        token, else by their share of the tokens that are learned, over all processes."""
+        if self.recipe.data.loss == "all":
+            return batch, [count] * count
+        micros = np.split(batch.copy(), count)
+        learned = [int((micro[:, 1:] >= 0).sum()) for micro in micros]
+        mean = self.workers.sum(sum(learned))[0] / self.workers.world_size
+        for micro, here in zip(micros, learned, strict=True):
+            if not here:  # a mean over no token is no number; this one counts for nothing
+                micro[0, -1] = ~micro[0, -1]
+        return np.concatenate(micros), [mean / here if here else math.inf for here in learned]
 
     def _losses_or_fall_back(
         self, inputs: Tensor, targets: Tensor, loops: int | None, probe: LoopTelemetry | None
@@ -379,10 +408,17 @@ class Trainer:
         return {
             "counters": dataclasses.asdict(self.counters),
             "loader": self.loader.state_dict(),
-            "next_batch": self.loader.peek_hash(),
+            "next_batch": self._next_batch_hash(),
             "ema_updates": self.ema.updates if self.ema is not None else 0,
             **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
+
+    def _next_batch_hash(self) -> str | None:
+        """Of the next batch; None where a source cannot be read on, which ends the run at the next step."""
+        try:
+            return self.loader.peek_hash()
+        except OuroborosError:
+            return None
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`.
@@ -392,7 +428,8 @@ class Trainer:
         """
         self.counters = Counters(**state["counters"])
         self.loader.load_state_dict(state["loader"])
-        if not self.workers.distributed and self.loader.peek_hash() != state["next_batch"]:
+        expected = state["next_batch"]
+        if expected and not self.workers.distributed and self.loader.peek_hash() != expected:
             raise OuroborosError(
                 "resume: the next training batch is not the recorded one; a source or the prepared data has changed"
             )
@@ -424,6 +461,10 @@ def criterion(smoothing: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tens
         return loss, loss
 
     return criterion_of
+
+
+class SourceFailed(OuroborosError):
+    """Training stopped before a step because a source that is streamed cannot be read on."""
 
 
 class NotFinite(OuroborosError):

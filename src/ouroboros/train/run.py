@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ouroboros.config import Recipe, fields_by_path, from_json, to_json
+from ouroboros.data.detect import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
@@ -59,7 +60,8 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
             if crew.is_main:
                 _refuse_existing(out)  # again: another process may have had it meanwhile
                 undo.callback(_remove_new, out, made, {entry.name for entry in out.iterdir()} - {".lock"})
-            data = _prepare(recipe, out, crew)
+            recipe = dataclasses.replace(recipe, data=name_formats(recipe.data, quiet=not crew.is_main))
+            data = _prepare(recipe, out, crew, shows_progress=progress is not None and not progress.quiet)
             recipe = resolve(recipe, data)
             trainer = _trainer(recipe, data, crew)
             trainer.loader.peek_hash()  # a source that cannot be streamed is found while there is no run yet
@@ -161,10 +163,12 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 
-def _prepare(recipe: Recipe, out: Path, crew: Workers, *, resumed: bool = False) -> PreparedData:
+def _prepare(
+    recipe: Recipe, out: Path, crew: Workers, *, resumed: bool = False, shows_progress: bool = False
+) -> PreparedData:
     """Prepare on the main process, then open everywhere; on resume this checks that no source has changed."""
     if crew.is_main:
-        data = prepare(recipe.data, out / "data", resumed=resumed)
+        data = prepare(recipe.data, out / "data", resumed=resumed, shows_progress=shows_progress)
         crew.barrier()
         return data
     crew.barrier()

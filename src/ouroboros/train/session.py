@@ -19,7 +19,7 @@ from ouroboros.optim import untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, system_errors
 from ouroboros.train.log import MetricsLog, Progress
-from ouroboros.train.loop import Counters, NotFinite, StepResult, Trainer
+from ouroboros.train.loop import Counters, NotFinite, SourceFailed, StepResult, Trainer
 from ouroboros.train.meter import Meter
 from ouroboros.train.precision import using_threads
 from ouroboros.train.state import pack_optimizers, unpack_optimizers
@@ -104,6 +104,11 @@ def _step(trainer: Trainer, out: Path) -> StepResult:
     every = trainer.recipe.train.telemetry_every
     try:
         return trainer.step(telemetry=bool(every) and trainer.counters.step % every == 0)
+    except SourceFailed as error:
+        save_checkpoint(trainer, out)
+        hint = " --data.skip-bad-records --allow-changes" if "skip_bad_records" in str(error) else ""
+        done = f"step {trainer.counters.step:,} is saved"
+        raise OuroborosError(f"{error}; {done}: `ouroboros resume {out}{hint}` goes on from there") from error
     except NotFinite as error:
         crew = trainer.workers
         kept = out / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")

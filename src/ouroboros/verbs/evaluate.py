@@ -43,6 +43,8 @@ class EvalOptions:
     """Also score n-grams, bz2 and xz on the same bytes (needs the run's training data)."""
     text_field: str = "text"
     """Field of records that holds the text."""
+    skip_bad_records: bool = False
+    """Leave out records that cannot be read."""
     by_source: bool = False
     """Score the held-out part of each of the run's sources by itself; baselines get that source's training text."""
     json: bool = False
@@ -83,7 +85,8 @@ def eval(arguments: Sequence[str]) -> int:
 
     if options.by_source:
         return _eval_sources(options, score_all)
-    documents = _documents(options)
+    # Conversations are read in the form that the model was trained on.
+    documents = _documents(options, str(directory) if tokenizer.reads_specials else "bytes")
     scores = score_all(documents)
     if not options.data and options.split in (None, "test") and options.max_bytes is None:
         _keep(options.model, scores)
@@ -157,9 +160,10 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
     write_atomically(run / "eval.json", (json.dumps([score.to_dict() for score in scores], indent=2) + "\n").encode())
 
 
-def _documents(options: EvalOptions) -> list[bytes]:
-    """The texts to score."""
+def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
+    """The texts to score, ``tokenizer`` a value of ``data.tokenizer``."""
     from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
+    from ouroboros.data.detect import name_formats
     from ouroboros.data.sources import BUILT_IN
 
     if not options.data:
@@ -168,9 +172,16 @@ def _documents(options: EvalOptions) -> list[bytes]:
         split = options.split or "test"
         parts = ("train", "valid", "test") if split == "all" else (split,)
         return [document for part in parts for document in data.documents(part)]
-    spec = DataSpec(sources=tuple(options.data), text_field=options.text_field, max_bytes=options.max_bytes)
+    given = DataSpec(
+        sources=tuple(options.data),
+        text_field=options.text_field,
+        tokenizer=tokenizer,
+        max_bytes=options.max_bytes,
+        skip_bad_records=options.skip_bad_records,
+    )
+    spec = name_formats(given)
     found: list[bytes] = []
-    for ref in parse_sources(options.data):
+    for ref in parse_sources(spec.sources):
         split = options.split or ("test" if ref.text in BUILT_IN else "all")
         documents = list(read_documents(ref, spec))
         if split == "all":

@@ -58,7 +58,7 @@ def _flatten(box: str, verb: str) -> str:
     first = first.split(" Got errors:")[0]
     for index, line in enumerate(lines):
         if line.startswith("Perhaps you meant") and index + 1 < len(lines):
-            first += f"; did you mean {lines[index + 1].split()[0]}?"
+            first += f"; did you mean {lines[index + 1].split()[0].rstrip(',')}?"
             break
     return f"{first or 'wrong options'}; see `ouroboros {verb} --help`"
 

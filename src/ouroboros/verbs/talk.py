@@ -65,8 +65,10 @@ def generate(arguments: Sequence[str]) -> int:
     model, tokenizer = _load(options.model, options.loops)
     import torch
 
+    from ouroboros.data.templates import chat_format
     from ouroboros.serve.stream import Continuation
 
+    template = chat_format(template, tokenizer)
     prompt = sys.stdin.buffer.read() if options.prompt == "-" else options.prompt.encode("utf-8", "surrogateescape")
     sampling, written = options.sampling, []
     if template is not None:
@@ -133,6 +135,7 @@ def chat(arguments: Sequence[str]) -> int:
     log_to_stderr()
     import torch
 
+    from ouroboros.data.templates import chat_format
     from ouroboros.serve.chat import Chat, converse
     from ouroboros.serve.template import find_template
     from ouroboros.serve.transcript import Transcript
@@ -141,7 +144,7 @@ def chat(arguments: Sequence[str]) -> int:
     given = None if options.template is None else find_template(options.template)
     transcript = None if options.transcript is None else Transcript(options.transcript)
     model, tokenizer = _load(options.model, options.loops)
-    template = _trained_template(options.model) if options.template is None else given
+    template = chat_format(_trained_template(options.model) if options.template is None else given, tokenizer)
     torch.manual_seed(options.seed)
 
     def write(text: str) -> None:

@@ -23,6 +23,8 @@ class TokenizerOptions:
     """Entries, the 256 bytes and the end-of-text token included."""
     text_field: str = "text"
     """Field of records that holds the text."""
+    skip_bad_records: bool = False
+    """Leave out records that cannot be read."""
     json: bool = False
     """Print one JSON object."""
 
@@ -32,19 +34,23 @@ def tokenizer(arguments: Sequence[str]) -> int:
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     log_to_stderr()
     from ouroboros.data import parse_sources, read_documents, split_documents, train_bpe
+    from ouroboros.data.detect import name_formats
     from ouroboros.data.tokenize import decode_utf8
 
     if options.out.exists():
         raise OuroborosError(f"{options.out} exists; choose another --out")
-    spec = DataSpec(sources=tuple(options.data), text_field=options.text_field)
+    given = DataSpec(
+        sources=tuple(options.data), text_field=options.text_field, skip_bad_records=options.skip_bad_records
+    )
+    spec = name_formats(given)
     texts: list[bytes] = []
-    for ref in parse_sources(options.data):
+    for ref in parse_sources(spec.sources):
         documents = list(read_documents(ref, spec))
         for document in documents:
             decode_utf8(document.data, document.name)
         splits = split_documents(documents, spec.valid_fraction, spec.test_fraction)
         texts += [span.document.data for span in splits.train]
-    made = train_bpe(texts, options.vocab_size)
+    made = train_bpe(texts, options.vocab_size, shows_progress=True)
     made.save(options.out)
     size, tokens = sum(map(len, texts)), sum(len(ids) for ids in made.encode_many(texts))
     facts = {"out": str(options.out), "vocab_size": made.vocab_size, "bytes": size, "tokens": tokens}

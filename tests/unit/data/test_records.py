@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -14,7 +16,9 @@ from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import sources
 from ouroboros.data.formats import FieldFormat, TextFormat, find_format
 from ouroboros.data.records import Skip, StreamError, read_records
+from ouroboros.data.shards import prepare
 from ouroboros.data.sources import Document, parse_source, read_documents
+from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError
 
 ROWS = [{"text": "one\r\n", "id": 1}, {"text": "", "id": 2}, {"text": "tw\u00f6", "id": 3}]
@@ -96,7 +100,7 @@ def test_formats_and_groups(tmp_path: Path, suffix: str) -> None:
     found = list(read_records(write(tmp_path / f"a{suffix}", rows), find_format("metamath")))
     assert [(record.text, record.group) for record in found] == [
         ("Q: q\nA: r", "o"),
-        (None, None),
+        ("Q: q2\nA: ", "o"),
         ("Q: q3\nA: r3", None),
     ]
     with pytest.raises(OuroborosError, match=rf"a\{suffix}.*: no column 'answer' \(format '{{title}}: {{answer}}'\)"):
@@ -190,8 +194,8 @@ def test_hub_rows_have_formats_groups_and_a_start(monkeypatch: pytest.MonkeyPatc
     ref = parse_source("hf:me/set@metamath")
     found = list(read_documents(ref, DataSpec(stream=True), start=4, limit=None))
     assert found == [
-        Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1"),
-        Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2"),
+        Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1", ((11, 13),)),
+        Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2", ((11, 13),)),
     ]
 
 
@@ -227,3 +231,65 @@ def test_what_a_parser_cannot_take_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(OuroborosError, match=message) as caught:
             list(read_records(tmp_path / name, FieldFormat("text")))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_columns_within_columns(tmp_path: Path, suffix: str) -> None:
+    rows = [{"meta": {"n": "1"}, "data": {"text": "a"}}, {"meta": {"n": "2"}, "data": None}]
+    path = write(tmp_path / f"a{suffix}", rows)
+    assert texts(path, FieldFormat("data.text")) == [b"a", None]
+    assert texts(path, find_format("{meta.n}: {data.text}")) == [b"1: a", b"2: "]
+    with pytest.raises(OuroborosError, match="no column 'dta.text'"):
+        texts(path, FieldFormat("dta.text"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_conversations_of_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    turns = [{"role": "user", "content": "h\u00e9"}, {"role": "assistant", "content": "\u4e16"}]
+    (record,) = read_records(write(tmp_path / f"a{suffix}", [{"messages": turns}]), find_format("messages"))
+    assert record.data == "User: h\u00e9\nAssistant: \u4e16".encode() and record.answers is not None
+    assert [record.data[start:end].decode() for start, end in record.answers] == [" \u4e16"]
+
+
+BAD = ["{bad", "[1]", '{"text": 5}', '{"text": "a\\ud800"}', '{"id": 5}', "[" * 9, "[" * 99_999]
+
+
+def test_bad_records_are_handed_on_where_they_are_to_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(['{"text": "fine"}', *BAD, '{"text": "too"}']))
+    found = list(read_records(path, TEXT, Skip(0, bad=True)))
+    assert [record.text for record in found] == ["fine", *[None] * len(BAD), "too"]
+    for place, record in enumerate(found[1:-1], 2):
+        assert record.bad is not None and record.bad.startswith(f"{path}:{place}: ")
+    with pytest.raises(OuroborosError, match=r":2: not JSON: .*; data.skip_bad_records leaves such records out$"):
+        list(read_records(path, TEXT))
+    rest = [record.place for record in read_records(path, TEXT, Skip(3, bad=True))]
+    assert rest == [4, 5, 6, 7, 8, 9]
+
+
+def test_bad_records_are_left_out_of_every_pass_and_counted(tmp_path, caplog):
+    path = tmp_path / "r.jsonl"
+    rows = [json.dumps({"text": f"Record {n} of the stream: {n} times {n} is {n * n}."}) for n in range(300)]
+    rows[200:202] = ['{"text": "cut off', '{"body": "x"}']
+    path.write_text("\n".join(rows))
+    spec = DataSpec(sources=(str(path),), stream=True, max_bytes=4000)
+    strict = open_loader(prepare(spec, tmp_path / "out"), batch_size=4, sequence_length=32, seed=0)
+    states = [strict.state_dict()]
+    with pytest.raises(OuroborosError, match=r"r\.jsonl:201: not JSON"):
+        for _ in range(99):
+            strict.next_batch()
+            states.append(strict.state_dict())
+    assert len(states) > 20
+    # The same preparation serves both ways of reading, and a run goes on from where it stopped.
+    lenient = prepare(dataclasses.replace(spec, skip_bad_records=True), tmp_path / "out")
+    whole, resumed = (open_loader(lenient, batch_size=4, sequence_length=32, seed=0) for _ in range(2))
+    for _ in range(len(states) - 1):
+        whole.next_batch()
+    resumed.load_state_dict(json.loads(json.dumps(states[-1])))
+    caplog.clear()
+    for _ in range(250):
+        np.testing.assert_array_equal(resumed.next_batch(), whole.next_batch())
+    assert whole.epochs[0] >= 2 and whole.sources() == resumed.sources()
+    assert whole.sources()[0]["counts"]["bad record"] in (2 * whole.epochs[0], 2 * whole.epochs[0] + 2)
+    named = [message for message in caplog.messages if "left out (data.skip_bad_records)" in message]
+    assert any("r.jsonl:201: not JSON" in message for message in named) and len(named) <= 20

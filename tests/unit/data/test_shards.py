@@ -10,16 +10,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import shards
 from ouroboros.data.shards import prepare
 from ouroboros.data.sources import Document, parse_source, read_documents
 from ouroboros.data.splits import part_of
-from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
 
@@ -94,7 +97,15 @@ def test_manifest_counts_what_was_dropped(here: Path, caplog: pytest.LogCaptureF
     assert (entry["read"], entry["kept"]) == (205, 200)
     assert entry["dropped"] == {"long": 1, "no text": 2, "short": 2}
     assert "source 'r.jsonl': 205 read, 200 kept, 2 no text, 2 short, 1 long" in caplog.text
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "more than half" not in caplog.text
+
+
+def test_whatever_is_dropped_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records("full.jsonl", [f"record number {i}" for i in range(200)])
+    records("r.jsonl", [*(f"number {i} of the records" for i in range(200)), None])
+    prepare(DataSpec(sources=("full.jsonl", "r.jsonl")), "out")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["source 'r.jsonl': 201 read, 200 kept, 1 no text"]
 
 
 def test_losing_most_of_a_source_is_warned_of(here: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,7 +163,7 @@ def test_a_stream_that_cannot_be_divided(here: Path) -> None:
 def test_large_vocabularies_use_four_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.vocab_size = 65_537
-    monkeypatch.setattr(shards, "resolve_tokenizer", lambda *args: tokenizer)
+    monkeypatch.setattr(shards, "resolve_tokenizer", lambda *args, **options: tokenizer)
     prepared = prepare(SPEC, "out")
     assert prepared.tokens("train", 0).dtype == np.dtype("<u4")
     assert bytes(prepared.tokens("train", 0)[1:10].astype(np.uint8)) == b"line 0 of"
@@ -307,8 +318,8 @@ def test_two_processes_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The slower one finds the directory in place when it renames, and uses it."""
     write = shards._write_all
 
-    def slow(spec: DataSpec, refs: list, work: Path) -> None:
-        write(spec, refs, work)
+    def slow(*arguments: Any) -> None:
+        write(*arguments)
         monkeypatch.setattr(shards, "_write_all", write)
         prepare(SPEC, "out")
 
@@ -349,3 +360,66 @@ def test_torch_is_not_imported(here: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_loss_on_answers_adds_a_mask_and_changes_nothing_else(here: Path) -> None:
+    rows = [{"q": f"What is {i}?", "a": f"It is {i}."} for i in range(99)]
+    Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ("qa.jsonl@Q: {q}\\nA: {a}", "long.txt")
+    plain = prepare(DataSpec(sources=sources), "plain")
+    masked = prepare(DataSpec(sources=sources, loss="answers"), "masked")
+    before, after = tree(Path("plain")), tree(Path("masked"))
+    assert after.keys() - before.keys() == {"0-train.loss", "1-train.loss"}
+    assert [name for name in before if before[name] != after[name]] == ["manifest.json"]
+    ids, learned = plain.train_tokens(0), masked.learned(0)
+    assert learned is not None and plain.learned(0) is None and len(learned) == len(ids)
+    answers = "".join(f" {row['a']}\n" for row in rows)
+    shown = np.where(ids == 256, ord("\n"), ids)[learned].astype(np.uint8).tobytes().decode()
+    assert shown and all(line in answers for line in shown.splitlines(keepends=True)[:-1])
+    assert len(shown.splitlines()) == masked.manifest["sources"][0]["splits"]["train"]["documents"]
+    text = masked.learned(1)
+    assert text is not None and text[1:].all()
+    with pytest.raises(OuroborosError, match=r"was prepared with data\.loss = 'answers', not 'all'"):
+        prepare(DataSpec(sources=sources), "masked")
+
+
+def test_few_conversations_are_cut_with_their_answers(here: Path) -> None:
+    turns = [{"role": role, "content": f"{role} {i} " + "x" * 40} for i in range(30) for role in ("user", "assistant")]
+    Path("c.jsonl").write_text(json.dumps({"messages": turns}))
+    prepared = prepare(DataSpec(sources=("c.jsonl@messages",), loss="answers"), "out")
+    learned = prepared.learned(0)
+    assert learned is not None and prepared.manifest["sources"][0]["cut"]
+    said = np.asarray(prepared.train_tokens(0))[learned].astype(np.uint8).tobytes().decode()
+    assert said.startswith(f" assistant 0 {'x' * 40}\nUser: assistant 1 xxx") and "Assistant:" not in said
+
+
+def test_loss_on_answers_needs_some(here: Path) -> None:
+    for stream in (False, True):
+        with pytest.raises(OuroborosError, match="data.loss 'answers' changes nothing: no source has questions"):
+            prepare(DataSpec(sources=("many",), loss="answers", stream=stream), "out")
+    assert not Path("out").exists()
+
+
+def test_bad_records_are_left_out_counted_and_named(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records("r.jsonl", [f"record number {i}" for i in range(200)])
+    with Path("r.jsonl").open("a") as file:
+        file.write('{"text": "cut off he\n' * 15)
+    with pytest.raises(OuroborosError, match=r"r\.jsonl:201: not JSON.*data\.skip_bad_records leaves such records out"):
+        prepare(DataSpec(sources=("r.jsonl",)), "out")
+    prepared = prepare(DataSpec(sources=("r.jsonl",), skip_bad_records=True), "out")
+    assert prepared.manifest["sources"][0]["dropped"] == {"bad record": 15}
+    assert caplog.text.count("left out (data.skip_bad_records)") == 10
+    assert "r.jsonl:201: not JSON" in caplog.text and "215 read, 200 kept, 15 bad record" in caplog.text
+    caplog.clear()
+    prepared.check_sources()
+    assert not caplog.records
+    assert not prepare(DataSpec(sources=("r.jsonl",)), "out").spec.skip_bad_records
+
+
+def test_a_tokenizer_that_loses_text_is_refused(here: Path) -> None:
+    backend = Tokenizer.from_str(train_bpe([b"line 0 of some text\n" * 20], 300).backend.to_str())
+    backend.normalizer = normalizers.Replace("file", "fil")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained("upper")
+    with pytest.raises(OuroborosError, match=r"data\.tokenizer 'upper': loses text: .* of long\.txt: long\.txt\["):
+        prepare(DataSpec(sources=("long.txt",), tokenizer="upper"), "out")
+    assert not Path("out").exists()

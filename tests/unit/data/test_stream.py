@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import stream
 from ouroboros.data.loader import WindowLoader, seen_text
+from ouroboros.data.records import StreamError
 from ouroboros.data.shards import prepare
 from ouroboros.data.sources import Document, SourceRef
 from ouroboros.data.splits import part_of
@@ -416,3 +417,84 @@ def test_the_prepared_text_that_a_stream_has_seen(tmp_path):
 def test_stored_data_has_the_loader_of_windows(tmp_path):
     data = prepare(DataSpec(sources=(str(lines(tmp_path / "r.jsonl")),)), tmp_path / "out")
     assert isinstance(open_loader(data, batch_size=2, sequence_length=32, seed=0), WindowLoader)
+
+
+def test_what_will_fail_again_fails_at_once(loader, waits, monkeypatch):
+    """A record that cannot be read is no failing line."""
+
+    def broken(ref, spec, *, start, limit, counts):
+        for index in range(start, 5):
+            counts.update(read=1, kept=1)
+            yield Document(f"s:{index + 1}", b"text", index)
+        raise OuroborosError("s:6: not JSON")
+
+    made = loader(Reader(s=[]))
+    monkeypatch.setattr(stream, "read_documents", broken)
+    with pytest.raises(OuroborosError, match="^s:6: not JSON$"):
+        made.next_batch()
+    with pytest.raises(OuroborosError, match="^s:6: not JSON$"):
+        made.look_ahead()
+    assert waits == [] and made.samples == 0
+
+
+class Odd(Exception):
+    """Of a library."""
+
+
+def chained(error: Exception, cause: Exception | None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (Odd("the same"), 2),
+        (chained(StreamError("cut off"), ValueError("bad block")), 2),
+        (chained(StreamError("cut off"), FileNotFoundError("gone")), 2),
+        (chained(StreamError("cut off"), chained(Odd("x"), TimeoutError("slow"))), 8),
+        (OSError(5, "input/output error"), 8),
+        (chained(OuroborosError("s: cannot be read"), OSError(5, "input/output error")), 8),
+        (type("HTTPError", (Exception,), {"__module__": "httpx._exceptions"})("503"), 8),
+    ],
+)
+def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeypatch, error, attempts):
+    def broken(ref, spec, *, start, limit, counts):
+        if start == 0:
+            yield Document("s:1", b"text", 0)
+        raise error
+
+    made = loader(Reader(s=[]))
+    monkeypatch.setattr(stream, "read_documents", broken)
+    with pytest.raises(OuroborosError, match="reading record 2 failed (twice in the same way|8 times in a row): "):
+        made.next_batch()
+    assert len(waits) == attempts - 1
+
+
+def test_different_failures_are_no_repetition(loader, waits, monkeypatch):
+    errors = [Odd("one"), Odd("two"), Odd("one"), Odd("two"), None]
+
+    def broken(ref, spec, *, start, limit, counts):
+        if start == 0:
+            yield Document("s:1", b"text", 0)
+        if error := errors.pop(0):
+            raise error
+        yield Document("s:2", b"x" * 99, 1)
+        yield from ()
+
+    made = loader(Reader(s=[]), batch_size=1)
+    monkeypatch.setattr(stream, "read_documents", broken)
+    monkeypatch.setattr(stream, "BLOCK_DOCUMENTS", 2)
+    made.next_batch()
+    assert len(waits) == 4
+
+
+def test_looking_ahead_leaves_nothing_to_fail(loader, monkeypatch):
+    reader = Reader(a=DOCUMENTS, b=[b"other"])
+    made, plain = loader(reader), loader(reader)
+    for _ in range(5):
+        made.look_ahead()
+        with monkeypatch.context() as patch:
+            patch.setattr(stream, "read_documents", None)
+            batch = made.next_batch()
+        np.testing.assert_array_equal(batch, plain.next_batch())

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -325,3 +327,24 @@ def test_pattern_covers_the_cut_rule() -> None:
     letters = BPE_PATTERN.split("|")[0]
     assert letters.endswith(r"[\p{L}\p{M}]+")
     assert re.search(r"\[A-Za-z\]\\n", tokenize._SAFE_CUT.pattern.decode())
+
+
+def test_long_units_are_trained_in_pieces_and_encoded_whole() -> None:
+    letters = "".join(random.Random(1).choices("ACGT", k=60_000)).encode()
+    for text in (letters, b"=" * 60_000, b" " * 60_000 + b"x", "\u00e9".encode() * 30_000):
+        start = time.process_time()
+        made = train_bpe([text], 300)
+        ids = made.encode(text)
+        # The square of the length took 1.4 s for the letters, and 119 s for ten times as many.
+        assert time.process_time() - start < 1.0
+        assert made.decode(ids) == text and len(ids) < len(text) / 2
+
+
+def test_units_of_ordinary_length_train_the_same_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PROSE + CODE * 9 + b"=" * 1000 + b"\n" * 900 + b" " * 1000 + b"x" * 1023 + b" y"
+    bounded = train_bpe([text], 400)
+    monkeypatch.setattr(tokenize, "_bounded", lambda pattern: pattern)
+    assert train_bpe([text], 400).fingerprint == bounded.fingerprint
+    assert json.loads(bounded.backend.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {
+        "Regex": tokenize.BPE_PATTERN
+    }

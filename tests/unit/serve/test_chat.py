@@ -316,3 +316,14 @@ def test_ctrl_c_around_an_answer_does_not_leave(chat, monkeypatch):
     monkeypatch.setattr(chat, "say", interrupted)
     converse(chat, reader("hello", "/show"))
     assert " [stopped]" in chat.write.text and "loops=2" in chat.write.text
+
+
+def test_conversations_go_on_in_one_text(chat):
+    chat.template = FORMATS["messages"]
+    chat.sampling = Sampling(window=200)
+    chat.turns = [Turn("Hello?", " Hi."), Turn("And you?", "Fine")]
+    expected = b"User: Hello?\nAssistant: Hi.\nUser: And you?\nAssistant: Fine\nUser: Why?\nAssistant:"
+    assert chat._prompt("Why?") == ([], expected)
+    assert chat._stop()[-1] == "\nUser:"
+    chat.history = False
+    assert chat._prompt("Why?") == ([], b"User: Why?\nAssistant:")

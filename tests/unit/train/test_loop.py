@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import shutil
 from collections import Counter
@@ -437,3 +438,56 @@ def test_a_compiled_run_computes_the_same_and_is_evaluated_uncompiled(make, trai
         smoothed.backward()
         found.append((smoothed.detach(), loss, logits.grad))
     torch.testing.assert_close(*found)
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Options of training on the answers of short questions."""
+    path = tmp_path / "qa.jsonl"
+    rows = [{"question": f"What is {n} and {n + 1}?", "answer": f"It is {2 * n + 1}."} for n in range(80)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data.sources": [f"{path}@qa"], "data.loss": "answers"}
+
+
+def test_loss_on_answers_is_the_mean_over_their_tokens(make, trainer_of, questions):
+    trainer = trainer_of(make(**questions))
+    windows = trainer.loader.next_batch()
+    learned = torch.from_numpy(windows[:, 1:] >= 0)
+    assert 0.2 < learned.float().mean() < 0.6
+    loss = trainer._gradients(windows, None, None)
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    ids = torch.from_numpy(np.where(windows < 0, ~windows, windows))
+    logits, targets = trainer.model(ids[:, :-1]).logits, ids[:, 1:]
+    expected = nn.functional.cross_entropy(logits[learned], targets[learned])
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_answers_of_unequal_micro_batches_weigh_by_their_tokens(make, trainer_of, questions):
+    found = {}
+    for parts in (1, 2, 4):
+        trainer = trainer_of(make(**questions, **{"train.accumulation": parts}))
+        batch = trainer.loader.next_batch()
+        batch[1] = np.where(batch[1] < 0, batch[1], ~batch[1])  # a window without an answer
+        loss = trainer._gradients(batch, None, None)
+        found[parts] = loss, {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+    for parts in (2, 4):
+        assert found[parts][0] == pytest.approx(found[1][0], rel=1e-6)
+        for name, gradient in found[1][1].items():
+            torch.testing.assert_close(found[parts][1][name], gradient, rtol=1e-4, atol=1e-7)
+    hidden = np.where(batch < 0, batch, ~batch)
+    trainer.model.zero_grad()
+    assert trainer._gradients(hidden, None, None) == 0.0
+    assert all(not p.grad.any() for p in trainer.model.parameters() if p.grad is not None)
+
+
+def test_loss_on_answers_trains_them_and_excludes_smoothing(make, trainer_of, questions):
+    fast = {"optim.lr": 0.02, "optim.schedule": "constant"}
+    trainer = trainer_of(make(**questions, **fast))
+    losses = [trainer.step().loss for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.5
+    with pytest.raises(OuroborosError, match=r"data\.loss 'answers' and train\.label_smoothing exclude each other"):
+        trainer_of(make(**questions, **SMOOTHED))

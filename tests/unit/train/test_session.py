@@ -21,7 +21,7 @@ from ouroboros.train import session
 from ouroboros.train.checkpoint import load, verify
 from ouroboros.train.log import Progress, read_metrics
 from ouroboros.train.loop import Trainer
-from ouroboros.train.run import resume, start
+from ouroboros.train.run import read_recipe, resume, start
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -380,3 +380,42 @@ def test_the_time_validation_takes_may_end_a_timed_run(make, tmp_path, monkeypat
     monkeypatch.setattr(session.Validator, "run", slow)
     result = start(make(**{"train.steps": None, "train.minutes": 1.0, "train.eval_every": 2}), tmp_path / "run")
     assert result.counters.step == 2 and checkpoints(tmp_path / "run") == ["step-00000002"]
+
+
+def streamed(path: Path, broken: int | None = None) -> dict:
+    """Options of a streamed run over records, one of them broken if asked for."""
+    rows = [json.dumps({"text": f"Record {n} of the stream says {n * n}, and no more."}) for n in range(150)]
+    if broken is not None:
+        rows[broken] = '{"text": "cut off he'
+    path.write_text("\n".join(rows) + "\n")
+    return {"data.sources": [str(path)], "data.stream": True, "data.max_bytes": 3000, "train.steps": 60}
+
+
+def test_a_broken_record_loses_nothing_that_was_trained(make, sha, tmp_path, monkeypatch):
+    monkeypatch.setattr("ouroboros.data.stream.StreamLoader.sleep", lambda seconds: pytest.fail("waited"))
+    options = streamed(tmp_path / "r.jsonl", broken=120)
+    start(make(**options, **{"data.skip_bad_records": True}), tmp_path / "whole")
+    run = tmp_path / "run"
+    with pytest.raises(OuroborosError, match=r"r\.jsonl:121: not JSON") as caught:
+        start(make(**options), run)
+    hint = "--data.skip-bad-records --allow-changes` goes on from there"
+    (kept,) = checkpoints(run)
+    assert int(kept.removeprefix("step-")) > 10 and hint in str(caught.value)
+    assert f"step {int(kept.removeprefix('step-'))} is saved: `ouroboros resume {run} {hint}" in str(caught.value)
+    with pytest.raises(OuroborosError, match=r"r\.jsonl:121: not JSON"):
+        resume(run)
+    recipe = read_recipe(run)
+    lenient = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, skip_bad_records=True))
+    with pytest.raises(OuroborosError, match=r"data\.skip_bad_records: False -> True"):
+        resume(run, recipe=lenient)
+    assert resume(run, recipe=lenient, allow_changes=True).finished
+    assert sha(run) == sha(tmp_path / "whole")
+
+
+def test_a_mended_record_lets_a_streamed_run_go_on(make, sha, tmp_path):
+    path = tmp_path / "r.jsonl"
+    start(make(**streamed(path)), tmp_path / "whole")
+    with pytest.raises(OuroborosError, match="not JSON"):
+        start(make(**streamed(path, broken=120)), tmp_path / "run")
+    streamed(path)
+    assert resume(tmp_path / "run").finished and sha(tmp_path / "run") == sha(tmp_path / "whole")

@@ -1,0 +1,84 @@
+"""Which tokens training learns to write, with ``data.loss`` = ``answers``.
+
+A token of an answer is one that has a byte in it; the end-of-text token behind a text that ends with an answer belongs
+to it too. Windows carry this within their ids: one that is read and not learned is given as its complement, ``~id``,
+which is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ouroboros.data.tokenize import TextTokenizer
+from ouroboros.errors import OuroborosError
+
+IGNORED = -100
+"""The target of a position without loss, as torch has it."""
+
+
+class Masks:
+    """Finds the tokens of answers.
+
+    Args:
+        tokenizer: of the ids.
+
+    Raises:
+        OuroborosError: its ids have no bytes of their own, so nothing says which of them belong to an answer.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = tokenizer.token_bytes()
+
+    def mask(
+        self, ids: np.ndarray, document: bytes, answers: Sequence[tuple[int, int]] | None, name: str
+    ) -> np.ndarray:
+        """Whether each id is learned, bool (n,).
+
+        Args:
+            ids: of the document, (n,).
+            document: the text.
+            answers: bytes from and to; None learns all of it.
+            name: of the document, for messages.
+
+        Raises:
+            OuroborosError: the tokens do not have the document's bytes.
+        """
+        if answers is None:
+            return np.ones(len(ids), dtype=bool)
+        ends = np.cumsum(self._sizes(ids, document))
+        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        if len(ends) and ends[-1] != len(document):
+            raise OuroborosError(
+                f"{name}: the tokenizer changes this text, so data.loss 'answers' cannot tell the tokens of its answer;"
+                " use a byte or byte-level BPE tokenizer"
+            )
+        mask = np.zeros(len(ids), dtype=bool)
+        for start, end in answers:
+            mask[np.searchsorted(ends, start, side="right") : np.searchsorted(starts, end, side="left")] = True
+        return mask
+
+    def _sizes(self, ids: np.ndarray, document: bytes) -> np.ndarray:
+        if self._tokenizer.unknown_id is None:
+            return self._bytes[ids]
+        # One token a character: those that the tokenizer does not know have their own lengths.
+        points = np.frombuffer(document.decode().encode("utf-32-le"), dtype="<u4")
+        return 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF).astype(np.int64)
+
+
+def ends_answered(document: bytes, answers: Sequence[tuple[int, int]] | None) -> bool:
+    """Whether the end of a document is learned."""
+    return answers is None or (bool(answers) and answers[-1][1] == len(document))
+
+
+def hide(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Ids as windows have them: the complement of those that are not learned."""
+    return np.where(mask, ids, ~ids.astype(np.int64))
+
+
+def shown(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of windows (B, T + 1), and their targets (B, T), :data:`IGNORED` where nothing is learned."""
+    ids = np.where(windows < 0, ~windows, windows)
+    return ids, np.where(windows < 0, IGNORED, windows)[:, 1:]

@@ -1,0 +1,95 @@
+"""Conversations in the form that a tokenizer's own chat template gives them.
+
+The template's marks are special tokens, which are one id each; what people say never is: a turn that spells one is
+refused. So a tokenizer with which such text was made reads special tokens (``TextTokenizer.reads_specials``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ouroboros.config import DataSpec
+from ouroboros.data.formats import ASSISTANT, USER, ChatFormat, Rendered, TextFormat, Turn
+from ouroboros.data.tokenize import TextTokenizer, is_made_of_text, load_tokenizer
+from ouroboros.errors import OuroborosError, check, first_line
+
+
+class TemplateChat(ChatFormat):
+    """Conversations by the chat template of a transformers tokenizer.
+
+    Args:
+        column: with the turns.
+        hf: the tokenizer.
+        tells_answers: find out what of a text is an answer, which takes the template twice more for each.
+    """
+
+    _hf: Any
+    _tells: bool
+
+    def __init__(self, column: str, hf: Any, *, tells_answers: bool = False) -> None:
+        super().__init__(column)
+        object.__setattr__(self, "_hf", hf)
+        object.__setattr__(self, "_tells", tells_answers)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        asked = [Turn(USER, "x")]
+        before = self._text(asked, "chat", prompt=True)
+        mark = self._text([*asked, Turn(ASSISTANT, "x")], "chat").removeprefix(f"{before}x").strip()
+        return (mark,) if mark else ()
+
+    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
+        turns = self.turns(record, where)
+        if not any(turn.text and not turn.text.isspace() for turn in turns):
+            return None
+        text = self._text(turns, where)
+        if not self._tells:
+            return Rendered(text, ())
+        answers = []
+        for index in (number for number, turn in enumerate(turns) if turn.role == ASSISTANT):
+            before = self._text(turns[:index], where, prompt=True)
+            after = self._text(turns[: index + 1], where)
+            check(
+                text.startswith(after) and after.startswith(before),
+                f"{where}: the tokenizer's chat template writes earlier turns in another way once there are later"
+                " ones, so data.loss 'answers' cannot tell the answers; leave that option out",
+            )
+            answers.append((len(before.rstrip(" ")), len(after)))
+        return Rendered(text, tuple(answers))
+
+    def conversation(self, earlier: Iterable[tuple[str, str]], line: str) -> str:
+        turns = [turn for ask, say in earlier for turn in (Turn(USER, ask), Turn(ASSISTANT, say))]
+        return self._text([*turns, Turn(USER, line)], "chat", prompt=True)
+
+    def _text(self, turns: Sequence[Turn], where: str, *, prompt: bool = False) -> str:
+        for turn in turns:
+            for token in self._hf.all_special_tokens:
+                check(
+                    token not in turn.text,
+                    f"{where}: a turn of {turn.role!r} spells the special token {token!r} of the tokenizer",
+                )
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        try:
+            return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # a template is a program of its own and may raise whatever it likes
+            raise OuroborosError(f"{where}: the tokenizer's chat template fails: {first_line(error)}") from error
+
+
+def source_format(form: TextFormat, spec: DataSpec) -> TextFormat:
+    """``form`` as a source is read: conversations by the tokenizer's own template, if it is one that brings one."""
+    if not isinstance(form, ChatFormat) or spec.tokenizer == "bytes" or is_made_of_text(spec.tokenizer):
+        return form
+    path = Path(spec.tokenizer).expanduser()
+    hf = load_tokenizer(path).hf if path.is_dir() else None  # one that is not there is an error elsewhere
+    if not getattr(hf, "chat_template", None):
+        return form
+    return TemplateChat(form.columns[0], hf, tells_answers=spec.loss == "answers")
+
+
+def chat_format(form: TextFormat | None, tokenizer: TextTokenizer) -> TextFormat | None:
+    """``form`` as a model with this tokenizer was trained on it."""
+    if isinstance(form, ChatFormat) and tokenizer.reads_specials:
+        return TemplateChat(form.columns[0], tokenizer.hf)
+    return form
