@@ -65,6 +65,12 @@ class PreparedData:
         return tuple(ref.weight for ref in self.sources)
 
     @property
+    def reading_spec(self) -> DataSpec:
+        """:attr:`spec` to read the sources again with, by the chat template of the tokenizer that is kept here: the
+        one it was copied from may be gone, or stand elsewhere than in the current directory."""
+        return dataclasses.replace(self.spec, tokenizer=str((self.directory / "tokenizer").absolute()))
+
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) over the tokenizer and all shard files: equal means the same training and held-out data."""
         files = sorted((name, entry["sha256"]) for name, entry in self.manifest["files"].items())
@@ -180,7 +186,7 @@ class PreparedData:
             return None
 
     def _fingerprint(self, ref: SourceRef) -> str:
-        return fingerprint_of(read_documents(ref, self.spec))
+        return fingerprint_of(read_documents(ref, self.reading_spec))
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
         if self._fingerprint(ref) != entry["fingerprint"]:

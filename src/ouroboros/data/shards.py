@@ -128,7 +128,9 @@ def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> N
             )
             return
         path = found
-    if load_tokenizer(path).fingerprint != prepared.manifest["tokenizer"]["fingerprint"]:
+    given, kept = load_tokenizer(path), prepared.tokenizer
+    is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
+    if given.fingerprint != prepared.manifest["tokenizer"]["fingerprint"] or not is_same_chat:
         raise OuroborosError(
             f"data.tokenizer {spec.tokenizer!r}: has changed since {str(prepared.directory)!r} was prepared"
         )

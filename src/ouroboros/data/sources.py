@@ -95,7 +95,7 @@ class SourceRef:
             return "directory"
         if not self.path.exists() and MAGIC & set(self.text):
             return "glob"
-        return "records" if _is_records(self.path) else "file"
+        return "records" if is_records(self.path) else "file"
 
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
@@ -296,17 +296,8 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iter
         return
     # The head of a stream has been read, and said of it what there is to say.
     quiet = spec.stream and limit is None
-    files: Files = []
-    if kind == "python":
-        files = list(bundled_files())
-    elif kind == "directory":
-        files = directory_files(ref.text, ref.path, quiet=quiet)
-    elif kind == "glob":
-        files = glob_files(ref.text, ref.base, quiet=quiet)
-    elif kind not in _MADE:
-        _check_file(ref)
-        files = [(ref.path.name, ref.path)]
-    if ref.format and not any(_is_records(path) for _, path in files):
+    files = source_files(ref, quiet=quiet)
+    if ref.format and not any(is_records(path) for _, path in files):
         raise OuroborosError(
             f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}"
         )
@@ -323,11 +314,35 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None) -> Iter
             logger.warning("source %r: %s: %s%s", ref.text, note, ", ".join(names[:5]), more)
 
 
+def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
+    """The files of a source in the order they are read; none of a text that is made or of a hub stream.
+
+    Args:
+        ref: the source.
+        quiet: log nothing of what is left out.
+
+    Raises:
+        OuroborosError: nothing to read; what cannot be read.
+    """
+    kind = ref.kind
+    if kind == "python":
+        return list(bundled_files())
+    if kind == "directory":
+        return directory_files(ref.text, ref.path, quiet=quiet)
+    if kind == "glob":
+        return glob_files(ref.text, ref.base, quiet=quiet)
+    if kind in _MADE or kind == "hf":
+        return []
+    _check_file(ref)
+    return [(ref.path.name, ref.path)]
+
+
 def _raw(name: str, record: Record) -> _Raw:
     return _Raw(name, record.data, record.text, record.group, record.answers, record.bad)
 
 
-def _is_records(path: Path) -> bool:
+def is_records(path: Path) -> bool:
+    """Whether a file holds records, by its name."""
     return text_suffix(path) in RECORD_SUFFIXES
 
 
@@ -336,12 +351,12 @@ def _read_files(
 ) -> Iterator[_Raw]:
     """Everything in ``files``; ``notes`` gets what is to be said of them, with their names."""
     for name, path in files:
-        if skip.left and not _is_records(path):
+        if skip.left and not is_records(path):
             skip.left -= 1
             continue
         try:
             note = look(path)
-            data = None if _is_records(path) else _read_bytes(path, limit)
+            data = None if is_records(path) else _read_bytes(path, limit)
         except OSError as error:
             raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
         if note:

@@ -294,8 +294,9 @@ class StreamLoader(Loader):
 
     def _stream(self, source: int, place: Place, offset: int, restarts: int = 0) -> TokenStream:
         prepared = self._prepared
+        spec = prepared.reading_spec
         documents = DocumentStream(
-            prepared.sources[source], prepared.spec, self._is_training, self.sleep, place=place, restarts=restarts
+            prepared.sources[source], spec, self._is_training, self.sleep, place=place, restarts=restarts
         )
         return TokenStream(documents, prepared.tokenizer, self._masks, place, offset)
 

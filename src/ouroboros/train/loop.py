@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ouroboros.accounting import cost
 from ouroboros.config import Recipe
-from ouroboros.data.masks import shown
+from ouroboros.data.masks import IGNORED, shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
@@ -141,10 +141,6 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
-        check(
-            recipe.data.loss == "all" or not spec.label_smoothing,
-            "data.loss 'answers' and train.label_smoothing exclude each other; leave one of them out",
-        )
         idle = idle_buckets(model.model.spec)
         if idle is not None and workers.is_main:
             logger.warning("%s", idle)
@@ -437,18 +433,21 @@ class Trainer:
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats, computed in float32."""
-    return nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
+    return nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
 
 
 def smoothed_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The mean cross-entropy with smoothed targets, and without smoothing and gradient; nats, computed in float32.
 
     A target has probability ``1 - smoothing`` besides its share of the rest, which all V tokens have alike (Szegedy et
-    al. 2016, section 7), as ``label_smoothing`` of torch.
+    al. 2016, section 7), as ``label_smoothing`` of torch; targets that are ignored count in neither.
     """
     log_p_NV = nn.functional.log_softmax(logits_BTV.float().flatten(0, 1), dim=-1)
-    plain = nn.functional.nll_loss(log_p_NV, targets_BT.flatten())
-    return (1 - smoothing) * plain - smoothing * log_p_NV.mean(), plain.detach()
+    targets_N = targets_BT.flatten()
+    plain = nn.functional.nll_loss(log_p_NV, targets_N, ignore_index=IGNORED)
+    counts_N = targets_N != IGNORED
+    spread = -(log_p_NV.mean(dim=-1) * counts_N).sum() / counts_N.sum()
+    return (1 - smoothing) * plain + smoothing * spread, plain.detach()
 
 
 def criterion(smoothing: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -30,6 +31,20 @@ def test_conversations_get_their_format_and_keep_their_weight(caplog: pytest.Log
     assert caplog.messages[0] == "source 'chat.jsonl': has conversations and no 'text', read as chat.jsonl@messages"
     assert len(caplog.messages) == 2
     assert name_formats(DataSpec(sources=found)).sources == found
+
+
+def test_compressed_files_directories_and_globs(caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("chats", "texts"):
+        Path(folder, "in").mkdir(parents=True)
+    Path("chats/README.md").write_text("# Chats")
+    Path("chats/in/a.json.gz").write_bytes(gzip.compress(Path("chat.jsonl").read_bytes()))
+    Path("texts/a.txt").write_text("notes")
+    Path("texts/in/b.jsonl").write_bytes(Path("text.jsonl").read_bytes())
+    given = ("chats/in/a.json.gz", "chats=2", "chats/**/*.gz", "texts", "texts/**/*.jsonl", "none/*.jsonl")
+    found = name_formats(DataSpec(sources=given)).sources
+    assert found == ("chats/in/a.json.gz@messages", "chats@messages=2.0", "chats/**/*.gz@messages", *given[3:])
+    # What is left out of a directory is said by who reads it.
+    assert len(caplog.messages) == 3 and all("has conversations" in message for message in caplog.messages)
 
 
 def test_what_cannot_be_read_is_left_to_the_reader() -> None:

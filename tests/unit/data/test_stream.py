@@ -64,11 +64,11 @@ def make(monkeypatch: pytest.MonkeyPatch, reader: Reader, **options: Any) -> Str
     """A loader over a stand-in; every document is training text unless ``valid_fraction`` says otherwise."""
     monkeypatch.setattr(stream, "read_documents", reader)
     weights = options.pop("weights", [1.0] * len(reader.sources))
-    spec = DataSpec(
-        sources=tuple(reader.sources), stream=True, valid_fraction=options.pop("valid_fraction", 0.0), test_fraction=0
-    )
+    share = options.pop("valid_fraction", 0.0)
+    spec = DataSpec(sources=tuple(reader.sources), stream=True, valid_fraction=share, test_fraction=0)
     prepared: Any = SimpleNamespace(
         spec=spec,
+        reading_spec=spec,
         sources=tuple(SourceRef(name, weight) for name, weight in zip(reader.sources, weights, strict=True)),
         weights=tuple(weights),
         tokenizer=options.pop("tokenizer", byte_tokenizer()),

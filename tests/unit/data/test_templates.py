@@ -93,6 +93,28 @@ def test_streams_and_a_second_preparation() -> None:
     assert prepare(spec, "out").fingerprint == prepared.fingerprint
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_that_goes_on_writes_conversations_as_before(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    spec = DataSpec(sources=("m.jsonl@messages",), tokenizer="tok", stream=stream, max_bytes=9000 if stream else None)
+    prepared = prepare(spec, "out")
+    batch = open_loader(prepared, batch_size=2, sequence_length=40, seed=0).next_batch()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for gone in (False, True):
+        if gone:
+            Path("../tok").rename("../gone")
+        again = prepare(spec, Path("../out"), resumed=True)
+        same = open_loader(again, batch_size=2, sequence_length=40, seed=0).next_batch()
+        np.testing.assert_array_equal(same, batch)
+    monkeypatch.chdir("..")
+    Path("gone").rename("tok")
+    hf = load_tokenizer("tok").hf
+    hf.chat_template = TEMPLATE.replace("im_end|>\n", "im_end|>")
+    hf.save_pretrained("tok")
+    with pytest.raises(OuroborosError, match=r"data\.tokenizer 'tok': has changed"):
+        prepare(spec, "out", resumed=True)
+
+
 def test_templates_that_fail_or_rewrite_are_said() -> None:
     loaded = load_tokenizer("tok").hf
     loaded.chat_template = "{{ raise_exception('only one turn') }}"
