@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
 import os
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,28 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
         yield
+
+
+@pytest.fixture(scope="session")
+def given_back() -> Callable[[], AbstractContextManager[None]]:
+    """A context that gives back what the command line sets for its whole process: other tests see none of it."""
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        import torch
+        from transformers.utils import logging as hf_logging
+
+        torch.set_num_threads(1)
+        library = logging.getLogger("ouroboros")
+        level, verbosity = library.level, hf_logging.get_verbosity()
+        try:
+            yield
+        finally:
+            library.setLevel(level)
+            hf_logging.set_verbosity(verbosity)
+            hf_logging.enable_progress_bar()
+
+    return context
 
 
 @pytest.fixture(scope="session")

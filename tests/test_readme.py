@@ -11,6 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (where / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in talk))
     return where
+
+
+@pytest.fixture(autouse=True)
+def process_state(given_back: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with given_back():
+        yield
 
 
 def launch(command: list[str]) -> None:

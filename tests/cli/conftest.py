@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,27 +48,11 @@ class Result:
 
 
 Cli = Callable[..., Result]
-
-
-@contextlib.contextmanager
-def given_back() -> Iterator[None]:
-    """Give back what the command line sets for its whole process."""
-    import torch
-    from transformers.utils import logging as hf_logging
-
-    torch.set_num_threads(1)
-    library = logging.getLogger("ouroboros")
-    level, verbosity = library.level, hf_logging.get_verbosity()
-    try:
-        yield
-    finally:
-        library.setLevel(level)
-        hf_logging.set_verbosity(verbosity)
-        hf_logging.enable_progress_bar()
+GivenBack = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(autouse=True)
-def process_state() -> Iterator[None]:
+def process_state(given_back: GivenBack) -> Iterator[None]:
     """Other tests of this process see nothing of the command line's settings."""
     with given_back():
         yield
@@ -145,7 +128,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory, given_back: GivenBack) -> Path:
     """A finished run of the looped recipe; tests must not change it."""
     run = tmp_path_factory.mktemp("trained") / "run"
     options = ["--data", str(text), "--out", str(run), "--size", "tiny", "--steps", "8", "--quiet"]

@@ -6,19 +6,18 @@ Starting two processes takes longer than all they do here, so one start serves e
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.utils import logging as hf_logging
 
 import ouroboros
 from ouroboros.cli import main
@@ -88,15 +87,9 @@ PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1
 
 
 @pytest.fixture(autouse=True)
-def process_state() -> Iterator[None]:
-    """Give back what the command line sets for its whole process."""
-    torch.set_num_threads(1)
-    library = logging.getLogger("ouroboros")
-    level, verbosity = library.level, hf_logging.get_verbosity()
-    yield
-    library.setLevel(level)
-    hf_logging.set_verbosity(verbosity)
-    hf_logging.enable_progress_bar()
+def process_state(given_back: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with given_back():
+        yield
 
 
 @pytest.fixture(scope="module")
