@@ -11,15 +11,15 @@ class DemoOptions:
     """Train a looped model and its plain twin with equal parameters, score both, write a page."""
 
     minutes: float = 10.0
-    """Time for everything, on two cores."""
+    """Time for everything: what is trained and scored is chosen to fit."""
     out: Path = Path("out/demo")
     """Directory for runs and report.html; must be new or empty. By default out/demo, or out/demo-2 and so on."""
     data: str = "python:"
     """Text to learn; by default the source of Python's standard library, which every machine has."""
-    size: str = "small"
-    """tiny, small or base."""
-    tokenizer: str = "bpe:2048"
-    """Tokenizer, see `ouroboros train`; bytes for small or binary files."""
+    size: str | None = None
+    """tiny, small or base; None chooses by the speed of this machine and the time."""
+    tokenizer: str | None = None
+    """Tokenizer, see `ouroboros train`; bytes for small or binary files. None chooses as for the size."""
     seed: int = 0
     json: bool = False
     """Print one JSON object instead of the table."""

@@ -11,11 +11,21 @@ _LAYOUTS = {"tiny": "1 (1)x2 1", "small": "2 (2)x2 2", "base": "2 (2)x2 2"}
 
 
 def loop(size: str = "small") -> Recipe:
-    """The plain decoder's parts in a looped layout with sandwich norm."""
+    """The plain decoder's parts in a looped layout, with sandwich norm and norms of embeddings, queries and keys.
+
+    What the norms bring is in docs/studies/loop-recipe.md.
+    """
     plain = gpt(size)
     return dataclasses.replace(
         plain,
         name="loop",
         description="prelude, looped middle, coda; sandwich norm",
-        model=dataclasses.replace(plain.model, layout=_LAYOUTS[size], norm=NormSpec(placement="sandwich")),
+        model=dataclasses.replace(
+            plain.model,
+            layout=_LAYOUTS[size],
+            norm=NormSpec(placement="sandwich"),
+            mixer=dataclasses.replace(plain.model.mixer, qk_norm="before_rope"),
+            embedding_norm=True,
+        ),
+        optim=dataclasses.replace(plain.optim, muon_momentum=0.9),
     )

@@ -122,6 +122,8 @@ class Report:
     """The delta residuals of the only arm's model."""
     difference: Difference | None = None
     """``arms[0]`` minus ``arms[1]`` on the same text."""
+    decided: bool = True
+    """Whether the difference may say who won; the headline then says why not."""
 
     @property
     def verdict(self) -> str:

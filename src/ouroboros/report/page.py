@@ -108,6 +108,8 @@ def _tone(report: Report) -> str:
     """How the headline is coloured: by the winner, or not."""
     if report.difference is None:
         return "plain"
+    if not report.decided:
+        return "even"
     return {"better": "arm0", "worse": "arm1"}.get(report.difference.verdict, "even")
 
 

@@ -67,9 +67,9 @@ def choose_device() -> torch.device:
 
 
 @functools.cache
-def matmul_peak(device_type: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def matmul_peak(device_type: str, dtype: torch.dtype, seconds: float = 0.3, size: int | None = None) -> float:
     """Measured operations per second of a large matrix product (2 N^3 counted): the roof of the progress line."""
-    size = 1024 if device_type == "cpu" else 8192
+    size = size or (1024 if device_type == "cpu" else 8192)
     a, b = (torch.ones(size, size, dtype=dtype, device=device_type) for _ in range(2))
     a @ b  # first call allocates and selects kernels
     best, end = 0.0, time.perf_counter() + seconds
@@ -86,6 +86,9 @@ def choose_dtype(spec: TrainSpec, device: torch.device) -> torch.dtype:
     """bfloat16 where its matrix products are measured at least 1.5 times as fast as float32's, else float32."""
     if spec.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision]
+    # A processor without bfloat16 units takes seconds for a large product: a small one tells it from all others.
+    if matmul_peak(device.type, torch.bfloat16, 0.02, 256) < matmul_peak(device.type, torch.float32, 0.02, 256):
+        return torch.float32
     ratio = matmul_peak(device.type, torch.bfloat16) / matmul_peak(device.type, torch.float32)
     return torch.bfloat16 if ratio >= 1.5 else torch.float32
 

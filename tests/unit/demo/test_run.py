@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ouroboros import demo
 from ouroboros.accounting import cost
-from ouroboros.demo import DemoOptions, demo_recipe, run_demo
+from ouroboros.config.demo import DemoOptions
+from ouroboros.demo import run as demo
+from ouroboros.demo import run_demo
+from ouroboros.demo.plan import Plan
+from ouroboros.demo.run import demo_recipe
 from ouroboros.errors import OuroborosError
 from ouroboros.train.log import Progress, read_metrics
 from ouroboros.train.loop import Counters
@@ -39,10 +42,11 @@ def quiet() -> Progress:
     return Progress(quiet=True)
 
 
-def test_the_recipe_takes_its_share_of_the_time_and_no_checkpoints():
-    recipe = demo_recipe(DemoOptions(minutes=10, data="x.txt", seed=3, **SMALL))
+def test_the_recipe_is_that_of_the_plan_and_makes_no_checkpoints():
+    plan = Plan(size="tiny", tokenizer="bytes", batch=4, rate=1000.0, tokens=1e5)
+    recipe = demo_recipe(DemoOptions(minutes=10, data="x.txt", seed=3), plan)
     assert recipe.name == "loop" and recipe.data.sources == ("x.txt",) and recipe.data.tokenizer == "bytes"
-    assert recipe.train.minutes == pytest.approx(4.2) and recipe.train.steps is None
+    assert recipe.model.hidden_size == 64 and recipe.train.batch_size == 4
     assert (recipe.train.seed, recipe.train.checkpoint_every) == (3, 0) and recipe.train.telemetry_every > 0
 
 

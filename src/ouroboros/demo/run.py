@@ -6,6 +6,7 @@ held-out files, lets the looped model write, and makes the report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,7 +14,8 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from ouroboros.config import Recipe, to_json
 from ouroboros.config.demo import DemoOptions
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData, open_prepared
+from ouroboros.data.shards import prepare
+from ouroboros.demo.plan import CURVE, Plan, beginnings, looped_minutes, make_plan, scored_part
+from ouroboros.demo.verdict import SEED_NOISE, Judgement, judge
 from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.baselines import Baseline, compare_baselines
 from ouroboros.eval.score import Score, score
@@ -33,7 +38,7 @@ from ouroboros.eval.stats import Difference, paired_difference
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.recipes.twin import twin
-from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Sample, verdict_sentence
+from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Sample
 from ouroboros.report.page import render
 from ouroboros.schedule import parse
 from ouroboros.serve.sampling import Sampling
@@ -44,10 +49,6 @@ from ouroboros.train.session import RunResult
 
 logger = logging.getLogger(__name__)
 
-TRAIN_SHARE = 0.42
-"""Share of the time for the looped model; the twin, which computes less, gets as many steps."""
-SEED_NOISE = 0.01
-"""Bits per byte by which two seeds of one small model may well differ; see docs/studies/loop-recipe.md."""
 PROMPTS = {True: ("def read_", "class ", "import "), False: ("The ", "I ", "When ")}
 """Prompts for the bundled source code and for other text."""
 
@@ -84,24 +85,43 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         DemoStopped: training was interrupted.
     """
     check(options.minutes > 0, f"--minutes must be > 0, got {options.minutes}")
+    begun = time.monotonic()
     options = dataclasses.replace(options, out=_free(options.out))
-    looped_recipe = demo_recipe(options)
-    looped = _train(looped_recipe, options.out / "loop", progress)
+    plan = make_plan(options.minutes, options.size, options.tokenizer)
+    recipe = demo_recipe(options, plan)
+    with _emptied_on_failure(options.out):
+        data = prepare(recipe.data, options.out / "loop" / "data")
+        seconds = 60 * options.minutes
+        test = scored_part(data.documents("test"), seconds, plan.rate)
+        left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
+        minutes = looped_minutes(recipe, left, plan.rate, test, data.train_bytes)
+    tell(plan.describe())
+    looped = _train(
+        dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, minutes=minutes)),
+        options.out / "loop",
+        progress,
+        test,
+    )
     plain_recipe = dataclasses.replace(
         twin(looped.recipe),
         train=dataclasses.replace(twin(looped.recipe).train, minutes=None, steps=looped.result.counters.step),
     )
     shutil.copytree(options.out / "loop" / "data", options.out / "twin" / "data")
-    plain = _train(plain_recipe, options.out / "twin", progress)
-    data = open_prepared(options.out / "loop" / "data")
-    test = data.documents("test")
+    plain = _train(plain_recipe, options.out / "twin", progress, test)
     difference = paired_difference(looped.score, plain.score)
     cheap = compare_baselines(data.documents("train"), seen_text(data, saved_state(looped.result.run)["loader"]), test)
+    verdict = judge(
+        (looped.recipe.name, plain.recipe.name),
+        (looped.score.bits_per_byte, plain.score.bits_per_byte),
+        difference,
+        cheap,
+        (looped.metrics, plain.metrics),
+    )
     curve = _curve(looped, data, test)
     samples = _samples(looped, data, options)
-    page = _report(options, looped, plain, cheap, curve, samples, difference)
+    page = _report(options, looped, plain, cheap, curve, samples, difference, verdict)
     render(page, options.out / "report.html")
-    numbers = _numbers(options, looped, plain, cheap, curve, difference)
+    numbers = _numbers(options, plan, looped, plain, cheap, curve, difference, verdict)
     write_atomically(options.out / "demo.json", (json.dumps(numbers, indent=2) + "\n").encode())
     for line in table(page):
         tell(line)
@@ -122,24 +142,39 @@ def _free(out: Path) -> Path:
     raise OuroborosError(f"{out} is not empty; choose another --out")
 
 
-def demo_recipe(options: DemoOptions) -> Recipe:
-    """The looped recipe with the demo's data and time."""
-    base = make_recipe("loop", options.size)
+def demo_recipe(options: DemoOptions, plan: Plan) -> Recipe:
+    """The looped recipe with the demo's data; its time is still to be said."""
+    base = make_recipe("loop", plan.size)
     return dataclasses.replace(
         base,
-        data=dataclasses.replace(base.data, sources=(options.data,), tokenizer=options.tokenizer),
+        data=dataclasses.replace(base.data, sources=(options.data,), tokenizer=plan.tokenizer),
         train=dataclasses.replace(
             base.train,
-            minutes=options.minutes * TRAIN_SHARE,
+            batch_size=plan.batch,
             seed=options.seed,
-            eval_every=base.train.eval_every // 2,
+            eval_every=base.train.eval_every,
+            eval_bytes=32_768,
             checkpoint_every=0,
-            telemetry_every=25,
+            telemetry_every=50,
         ),
     )
 
 
-def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress]) -> Trained:
+@contextlib.contextmanager
+def _emptied_on_failure(out: Path) -> Iterator[None]:
+    """Leave nothing of a demo whose text cannot be used."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out / "loop", ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Sequence[bytes]) -> Trained:
     result = start(recipe, out, progress=progress())
     if not result.finished:
         raise DemoStopped(
@@ -147,7 +182,7 @@ def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress]) -> Train
         )
     resolved = read_recipe(out)
     model, data = load_model(out), open_prepared(out / "data")
-    found = _score(model, data, data.documents("test"), resolved, out)
+    found = _score(model, data, test, resolved, out)
     return Trained(result, resolved, model, found, read_metrics(out / "metrics.jsonl"))
 
 
@@ -180,10 +215,11 @@ def _precision(run: Path) -> torch.dtype | None:
 
 
 def _curve(arm: Trained, data: PreparedData, test: Sequence[bytes]) -> list[Score]:
-    """The looped model at other loop counts, scored as the arms are."""
+    """The looped model at its own and at other loop counts, on a part of the text."""
     trained = arm.model.schedule.loops
+    part = beginnings(test, max(CURVE * sum(map(len, test)), 4096))
     return [
-        arm.score if count == trained else _score(arm.model, data, test, arm.recipe, arm.result.run, count)
+        _score(arm.model, data, part, arm.recipe, arm.result.run, count)
         for count in sorted({1, trained, trained + 1, 2 * trained})
     ]
 
@@ -229,6 +265,7 @@ def _report(
     curve: Sequence[Score],
     samples: list[Sample],
     difference: Difference,
+    verdict: Judgement,
 ) -> Report:
     trained = looped.model.schedule.loops
     points = [
@@ -244,7 +281,8 @@ def _report(
     text = "the source of Python's standard library" if options.data == "python:" else options.data
     return Report(
         title="Does looping pay?",
-        headline=headline(looped.recipe.name, plain.recipe.name, difference),
+        headline=verdict.sentence,
+        decided=verdict.verdict in ("win", "loss"),
         subtitle=f"A looped language model and its plain twin with equal stored parameters, trained on {text}",
         command=_command(options),
         environment=_environment(looped),
@@ -257,22 +295,12 @@ def _report(
         ],
         loop_curve={looped.recipe.name: points},
         samples=samples,
-        notes=_notes(looped, plain, difference),
+        notes=_notes(looped, plain, curve),
         difference=difference,
     )
 
 
-def headline(first: str, second: str, difference: Difference) -> str:
-    """Who won, said with the care that two single runs allow."""
-    if difference.verdict != "cannot tell" and abs(difference.delta) < SEED_NOISE:
-        return (
-            f"Cannot tell: {first} and {second} differ by {abs(difference.delta):.3f} bits per byte on the same"
-            f" held-out text, and two seeds of one model often differ by {SEED_NOISE}."
-        )
-    return verdict_sentence(first, second, difference)
-
-
-def _notes(looped: Trained, plain: Trained, difference: Difference) -> list[str]:
+def _notes(looped: Trained, plain: Trained, curve: Sequence[Score]) -> list[str]:
     """What the numbers do not say."""
     a, b = cost(looped.recipe.model).training_flops_per_token, cost(plain.recipe.model).training_flops_per_token
     minutes = looped.result.counters.seconds / plain.result.counters.seconds
@@ -282,7 +310,8 @@ def _notes(looped: Trained, plain: Trained, difference: Difference) -> list[str]
         "Equal stored parameters and equal training tokens in the same order, not equal work: the looped model"
         f" computes {a / b:.2f} times as much per token and trained {minutes:.2f} times as long.",
         f"Scored on {looped.score.bytes:,} held-out bytes in {looped.score.documents} files, every byte once,"
-        f" window {looped.score.window}, stride {looped.score.stride}.",
+        f" window {looped.score.window}, stride {looped.score.stride}; loop counts on the first"
+        f" {curve[0].bytes:,} bytes of them.",
     ]
 
 
@@ -324,14 +353,19 @@ def _shown(text: str | bytes) -> str:
 
 def _numbers(
     options: DemoOptions,
+    plan: Plan,
     looped: Trained,
     plain: Trained,
     cheap: Sequence[Baseline],
     curve: Sequence[Score],
     difference: Difference,
+    verdict: Judgement,
 ) -> dict[str, Any]:
     return {
         "command": _command(options),
+        "verdict": verdict.verdict,
+        "verdict_sentence": verdict.sentence,
+        "plan": dataclasses.asdict(plan),
         "arms": {
             arm.recipe.name: arm.score.to_dict()
             | {"parameters": cost(arm.recipe.model).parameters, "layout": arm.recipe.model.layout}

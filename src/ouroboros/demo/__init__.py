@@ -1,0 +1,5 @@
+"""The demo: does looping pay at equal stored parameters? Two models, one text, one page."""
+
+from ouroboros.demo.run import DemoStopped, run_demo
+
+__all__ = ["DemoStopped", "run_demo"]

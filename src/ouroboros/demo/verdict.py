@@ -1,0 +1,79 @@
+"""What the demo's two single runs allow to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ouroboros.eval.baselines import Baseline
+from ouroboros.eval.stats import Difference
+from ouroboros.report.content import verdict_sentence
+
+SEED_NOISE = 0.01
+"""Bits per byte by which two seeds of one small model may well differ; see docs/studies/loop-recipe.md."""
+STEEP = 0.5
+"""Bits per byte that the second half of training takes off the training loss, from which models are still falling."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict as one word and as a sentence."""
+
+    verdict: Literal["win", "loss", "cannot tell", "too little training"]
+    """Of the looped model against its twin."""
+    sentence: str
+
+
+def judge(
+    names: tuple[str, str],
+    scores: tuple[float, float],
+    difference: Difference,
+    baselines: Sequence[Baseline],
+    metrics: Sequence[Sequence[Mapping[str, Any]]],
+) -> Judgement:
+    """Who won, said with the care that two single runs allow.
+
+    Args:
+        names: of the looped model and its twin.
+        scores: theirs, in bits per byte.
+        difference: of the two on the same text.
+        baselines: on the same text.
+        metrics: records of both trainings.
+    """
+    gram = min((b.bits_per_byte for b in baselines if "n-gram" in b.name), default=float("inf"))
+    if min(scores) >= gram:
+        return Judgement(
+            "too little training",
+            f"Too little training to tell: neither model is better than an n-gram ({gram:.3f} bits per byte);"
+            " give it more time with --minutes.",
+        )
+    fall = max(map(late_fall, metrics))
+    if fall > STEEP:
+        return Judgement(
+            "too little training",
+            f"Too little training to tell: the second half of training still took {fall:.2f} bits per byte off the"
+            " loss; give it more time with --minutes.",
+        )
+    if difference.verdict != "cannot tell" and abs(difference.delta) < SEED_NOISE:
+        return Judgement(
+            "cannot tell",
+            f"Cannot tell: {names[0]} and {names[1]} differ by {abs(difference.delta):.3f} bits per byte on the same"
+            f" held-out text, and two seeds of one model often differ by {SEED_NOISE}.",
+        )
+    words: dict[str, Literal["win", "loss", "cannot tell"]] = {"better": "win", "worse": "loss"}
+    sentence = verdict_sentence(*names, difference)
+    return Judgement(words.get(difference.verdict, "cannot tell"), sentence)
+
+
+def late_fall(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """By how many bits per byte the training loss falls from the middle of training to its end, both smoothed.
+
+    Infinite where there are too few records to say.
+    """
+    losses = [float(record["bits_per_byte"]) for record in metrics if record.get("kind") == "train"]
+    width = len(losses) // 10
+    if width < 1:
+        return float("inf")
+    middle = losses[len(losses) // 2 - width : len(losses) // 2 + width]
+    return sum(middle) / len(middle) - sum(losses[-width:]) / width

@@ -1,0 +1,73 @@
+"""What fits in the demo's time, from numbers that are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ouroboros.demo import plan
+from ouroboros.demo.plan import PRESETS, beginnings, looped_minutes, make_plan, scored_part, scoring_seconds
+from ouroboros.recipes import recipe
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """``machine(rate)``: one that trains ``rate`` tokens a second of size small, without a compiler."""
+
+    def set_rate(rate, speed_up=1.0):
+        monkeypatch.setattr(plan, "training_rate", lambda recipe: rate)
+        monkeypatch.setattr(plan, "speed_up", lambda recipe, seconds: speed_up)
+
+    return set_rate
+
+
+def test_more_time_and_a_faster_machine_bring_larger_models(machine):
+    order = [(p.size, p.batch) for p in PRESETS]
+    found = []
+    for minutes, rate in ((60, 20_000), (10, 5000), (2, 5000), (0.5, 2000)):
+        machine(rate)
+        made = make_plan(minutes, None, None)
+        found.append(order.index((made.size, made.batch)))
+    assert found == sorted(found) and found[0] == 0 and found[-1] == len(PRESETS) - 1
+
+
+def test_what_the_user_gives_is_kept(machine):
+    machine(5000)
+    made = make_plan(10, "base", "bytes")
+    assert (made.size, made.tokenizer) == ("base", "bytes") and "base, bytes" in made.describe()
+
+
+def test_the_rate_is_measured_and_leaves_no_trace():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert plan.training_rate(recipe("loop", "tiny")) > 10
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("rate", [1000.0, 5000.0, 50_000.0])
+@pytest.mark.parametrize("seconds", [100.0, 600.0, 3600.0])
+def test_both_trainings_and_what_follows_fit_the_time(rate, seconds, machine):
+    machine(rate)
+    chosen = recipe("loop", "small")
+    test = scored_part([b"x" * 30_000] * 20, seconds, rate)
+    minutes = looped_minutes(chosen, seconds, rate, test, 7_000_000)
+    assert scoring_seconds(sum(map(len, test)), rate) <= plan.SCORING * seconds * 1.01
+    assert plan.LEAST * seconds / 2 <= 60 * minutes < seconds / 1.7
+    assert looped_minutes(chosen, 2 * seconds, rate, test, 7_000_000) > minutes
+
+
+def test_compiling_is_taken_from_the_time(machine):
+    chosen = recipe("loop", "small")
+    machine(5000)
+    without = looped_minutes(chosen, 600, 5000, [b"x" * 1000], 1000)
+    machine(5000, speed_up=2.0)
+    assert without > looped_minutes(chosen, 600, 5000, [b"x" * 1000], 1000)
+
+
+def test_long_documents_are_cut_alike_and_short_ones_kept():
+    documents = [b"a" * 10, b"b" * 100, b"c" * 1000, b"d" * 5000]
+    assert beginnings(documents, 10_000) == documents
+    assert [len(part) for part in beginnings(documents, 610)] == [10, 100, 250, 250]
+    assert [len(part) for part in beginnings(documents, 1)] == [10, 64, 64, 64]
+    assert beginnings(["é".encode() * 100], 65) == ["é".encode() * 32]  # never inside a character
