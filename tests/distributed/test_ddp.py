@@ -74,6 +74,7 @@ SIZES = [
     *("--data.sequence-length", "32", "--train.batch-size", "8", "--train.precision", "fp32", "--train.compile", "off"),
     *("--train.log-every", "1", "--train.eval-bytes", "256", "--train.eval-every", "3", "--train.accumulation", "2"),
     *("--train.telemetry-every", "2", "--train.ema-decay", "0.9", "--steps", "6", "--json"),
+    *("--optim.muon-precision", "fp32"),  # left open it is measured, and runs that are compared must choose alike
 ]
 LOOPS = [
     *("--train.loops.sampling", "uniform", "--train.loops.min", "1", "--train.loops.max", "3"),
