@@ -1,8 +1,10 @@
 """Training: tokens per second of ``gpt`` against transformers' Llama of the same shape, and where the time goes.
 
 Every arm runs the same loop on the same batches: forward, mean cross-entropy, backward, AdamW's fused step. ``llama``
-and ``gpt`` are float32 and eager; ``default`` is what ``ouroboros train`` does on this machine (precision by
-measurement, compiled blocks and loss); ``default_muon`` has its optimisers too (Muon for matrices, AdamW for the rest).
+and ``gpt`` are float32 and eager; ``default`` is what ``ouroboros train`` does in a long run on this machine (precision
+by measurement, compiled blocks and loss); ``default_muon`` has its optimisers too (Muon for matrices, AdamW for the
+rest), and so has ``short_muon``, which is what a run does that is too short for compiling to pay: float32, eager, the
+model's own loss.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ def _step(
     *,
     dtype: Any = None,
     loss_of: Callable[[Any, Any], Any] | None = None,
+    own_loss: bool = False,
 ) -> Callable[[], None]:
     """One training step on the next batch, as a function without arguments."""
     import itertools
@@ -86,9 +89,12 @@ def _step(
 
     def step() -> None:
         windows = next(turns)
-        with autocast(torch.device("cpu"), dtype or torch.float32):
-            logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-        loss_of(logits, windows[:, 1:]).backward()
+        if own_loss:
+            model(input_ids=windows[:, :-1], use_cache=False, targets=windows[:, 1:]).loss.backward()
+        else:
+            with autocast(torch.device("cpu"), dtype or torch.float32):
+                logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+            loss_of(logits, windows[:, 1:]).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -117,6 +123,7 @@ def _default_arms(made: Any, batches: Sequence[Any]) -> tuple[Any, str, dict[str
         model = build(made.model)
         compiled = compile_blocks(model.model.decoder.layers, made.train, device, None)
         steps[name] = _step(model, batches, optimizers_of, dtype=dtype, loss_of=loss_of)
+    steps["short_muon"] = _step(build(made.model), batches, lambda model: build_optimizers(model, optim), own_loss=True)
     return dtype, compiled, steps
 
 

@@ -39,6 +39,16 @@ def check_optim_muon(found: dict[str, Any]) -> None:
     assert found["largest_difference_of_weights"] < 1e-4
 
 
+def check_shakespeare(found: dict[str, Any]) -> None:
+    assert 2 < found["ouroboros"]["bits_per_byte"] < 9 and "nanogpt" not in found
+
+
+def check_busy(found: dict[str, Any]) -> None:
+    speeds = found["tokens_per_second"]
+    assert set(speeds) == {"command", "runtime", "sleep at once", "one thread"}
+    assert all(value["median"] > 0 for arm in speeds.values() for value in arm.values())
+
+
 def check_loop_vs_gpt(found: dict[str, Any]) -> None:
     assert found["layouts"] == {"loop": "1 (1)x2 1", "gpt": "4"}
 

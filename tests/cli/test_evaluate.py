@@ -26,6 +26,13 @@ def test_the_runs_own_test_split_is_scored(cli, trained):
     assert 2 < facts["bits_per_byte"] < 8.5
 
 
+def test_windows_longer_than_in_training_come_with_a_word(cli, trained):
+    assert cli("eval", trained, "--window", "32", "--json").err == ""
+    longer = cli("eval", trained, "--window", "64", "--json")
+    assert longer.json["window"] == 64
+    assert "windows of 64 tokens are longer than the 32 that the model was trained on" in longer.err
+
+
 def test_any_text_is_scored_whole(cli, trained, text, tmp_path):
     facts = cli("eval", trained, "--data", text, "--json").json
     assert facts["bytes"] == text.stat().st_size

@@ -24,12 +24,12 @@ COMPILED = {torch.float32: 1.1, torch.bfloat16: 2.2}
 """How many times as fast a compiled step is as the measured one, which is float32 and not compiled."""
 SCORING = 0.12
 """Share of the time for scoring, at most; the rest is for training."""
-AFTERWARDS = 6.0
+AFTERWARDS = 5.0
 """Seconds for writing samples and the page on a machine that trains ``SPEED`` operations a second; slower ones take
 longer."""
-SPEED = 1e11
-BASELINES = 3e-6
-"""Seconds that the n-gram, bz2 and xz take for a byte of training text on such a machine."""
+SPEED = 5e10
+BASELINES = 2e-6
+"""Seconds that the n-gram, bz2 and xz take for a byte of training text."""
 LEAST = 0.3
 """Share of the time that training gets, whatever the rest takes."""
 
@@ -123,7 +123,7 @@ def looped_minutes(recipe: Recipe, seconds: float, rate: float, test: Sequence[b
     """
     flops = cost(recipe.model, context=recipe.data.sequence_length // 2).training_flops_per_token
     slowness = max(1.0, SPEED / (rate * flops))
-    after = (AFTERWARDS + BASELINES * train_bytes) * slowness + scoring_seconds(sum(map(len, test)), rate)
+    after = AFTERWARDS * slowness + BASELINES * train_bytes + scoring_seconds(sum(map(len, test)), rate)
     share = cost(twin(recipe).model, context=recipe.data.sequence_length // 2).training_flops_per_token / flops
     left = max(seconds - after, LEAST * seconds)
     if speed_up(recipe, left / (1 + share)) > 1:

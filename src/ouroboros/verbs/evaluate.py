@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, qu
 if TYPE_CHECKING:
     from ouroboros.eval.baselines import Baseline
     from ouroboros.eval.score import Score
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,14 @@ def eval(arguments: Sequence[str]) -> int:
 
     directory = model_directory(options.model)
     model, tokenizer = load_with_text_tokenizer(directory)
+    trained = trained_length(options.model)
     window = options.window or default_window(options.model, model.config.max_position_embeddings)
+    if trained is not None and window > trained:
+        logger.warning(
+            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
+            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
+            *(window, trained),
+        )
 
     def score_all(documents: list[bytes]) -> list[Score]:
         return [
@@ -146,11 +156,16 @@ def parse_loops(text: str | None) -> list[int | None]:
 
 def default_window(run: Path, limit: int) -> int:
     """The training length of a run; 512 or the model's limit for other models."""
+    return min(trained_length(run) or 512, limit)
+
+
+def trained_length(run: Path) -> int | None:
+    """Tokens of a window that a run was trained on; None where a model does not tell."""
     if (run / "recipe.json").is_file():
         from ouroboros.train.run import read_recipe
 
-        return min(read_recipe(run).data.sequence_length, limit)
-    return min(512, limit)
+        return read_recipe(run).data.sequence_length
+    return None
 
 
 def _keep(run: Path, scores: Sequence[Score]) -> None:
