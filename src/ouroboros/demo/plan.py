@@ -24,7 +24,7 @@ COMPILED = {torch.float32: 1.1, torch.bfloat16: 2.2}
 """How many times as fast a compiled step is as the measured one, which is float32 and not compiled."""
 SCORING = 0.12
 """Share of the time for scoring, at most; the rest is for training."""
-AFTERWARDS = 5.0
+AFTERWARDS = 9.0
 """Seconds for writing samples and the page on a machine that trains ``SPEED`` operations a second; slower ones take
 longer."""
 SPEED = 5e10
