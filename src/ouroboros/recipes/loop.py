@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ouroboros.config import NormSpec, Recipe
+from ouroboros.config import AttentionSpec, NormSpec, Recipe
 from ouroboros.recipes.gpt import gpt
 
 _LAYOUTS = {"tiny": "1 (1)x2 1", "small": "2 (2)x2 2", "base": "2 (2)x2 2"}
@@ -16,6 +16,8 @@ def loop(size: str = "small") -> Recipe:
     What the norms bring is in docs/studies/loop-recipe.md.
     """
     plain = gpt(size)
+    attention = plain.model.mixer
+    assert isinstance(attention, AttentionSpec)
     return dataclasses.replace(
         plain,
         name="loop",
@@ -24,7 +26,7 @@ def loop(size: str = "small") -> Recipe:
             plain.model,
             layout=_LAYOUTS[size],
             norm=NormSpec(placement="sandwich"),
-            mixer=dataclasses.replace(plain.model.mixer, qk_norm="before_rope"),
+            mixer=dataclasses.replace(attention, qk_norm="before_rope"),
             embedding_norm=True,
         ),
         optim=dataclasses.replace(plain.optim, muon_momentum=0.9),
