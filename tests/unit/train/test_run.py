@@ -462,3 +462,34 @@ def test_a_streamed_source_may_grow_but_not_change_where_it_is_read(make, stop_a
     path.write_text(path.read_text().replace("Record", "Entry"))
     with pytest.raises(OuroborosError, match="next training batch is not the recorded one; a source or the prepared"):
         resume(tmp_path / "changed")
+
+
+def test_what_was_chosen_is_recorded_and_kept_on_resume(make, stop_at, tmp_path, monkeypatch, caplog):
+    """Precisions and threads decide how sums are rounded: a resumed run takes those it began with."""
+    recipe = make(**{"optim.muon_precision": "auto", "train.precision": "auto", "train.checkpoint_every": 2})
+
+    def measured(dtype, threads):
+        monkeypatch.setattr("ouroboros.train.loop.choose_dtype", lambda spec, device: dtype)
+        monkeypatch.setattr("ouroboros.train.loop.choose_muon_dtype", lambda model, spec: dtype)
+        monkeypatch.setattr("ouroboros.train.loop.choose_threads", lambda step: threads)
+
+    def recorded():
+        newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+        state = json.loads((newest / "state.json").read_text())
+        return {key: state[key] for key in ("dtype", "muon_dtype", "threads", "compile")}
+
+    measured(torch.bfloat16, 3)
+    start(recipe, tmp_path / "run", progress=stop_at(3, signal.SIGTERM))
+    chosen = {"dtype": "bfloat16", "muon_dtype": "bfloat16", "threads": 3, "compile": "off"}
+    assert recorded() == chosen
+    measured(torch.float32, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        resume(tmp_path / "run", progress=stop_at(4, signal.SIGTERM))
+        assert recorded() == chosen and caplog.text == ""
+        torch.set_num_threads(2)
+        resume(tmp_path / "run")
+        assert recorded() == chosen | {"threads": 2} and "the run had 3 threads, here are 2" in caplog.text
+    finally:
+        torch.set_num_threads(before)
