@@ -145,8 +145,9 @@ def _percent_of_peak(made: Any, speed: dict[str, list[float]], default_dtype: An
 
 
 CATEGORIES = {
-    "optimiser": ("Optimizer", "aten::_fused_adamw", "aten::bmm", "aten::baddbmm", "aten::lerp"),
-    "attention": ("attention", "CausalAttention"),
+    "optimiser": ("Optimizer", "aten::_fused_adamw", "aten::lerp"),
+    "attention": ("attention", "CausalAttention", "KeptAttention", "softmax_backward", "aten::_softmax"),
+    "products of stacks (attention and Muon)": ("aten::bmm", "aten::baddbmm"),
     "matmul": ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul", "mkldnn"),
     "compiled elementwise and norms": ("CompiledFxGraph", "CompiledFunction", "Torch-Compiled", "cpp_fused"),
 }

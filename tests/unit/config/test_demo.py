@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-from ouroboros import demo
 from ouroboros.config.demo import DemoOptions
 
 HELP = """
@@ -21,5 +20,5 @@ def test_help_needs_no_framework():
     assert done.returncode == 0 and "--minutes" in done.stdout, done.stderr
 
 
-def test_the_demo_takes_these():
-    assert demo.DemoOptions is DemoOptions and DemoOptions().size == "small"
+def test_size_and_tokenizer_are_chosen_by_the_demo_unless_given():
+    assert DemoOptions().size is None and DemoOptions().tokenizer is None and DemoOptions().minutes == 10

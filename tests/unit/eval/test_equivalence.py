@@ -43,7 +43,9 @@ def subject() -> Subject:
 def no_mask(patch: Patch) -> None:
     real = attention.attend
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, *, once: bool = False
+    ) -> Tensor:
         return real(q, k, v, torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool), dropout)
 
     patch.setattr(attention, "attend", attend)
