@@ -39,7 +39,7 @@ from ouroboros.data.prepared import (
 )
 from ouroboros.data.published import published_blocks
 from ouroboros.data.roundtrip import check_round_trip
-from ouroboros.data.sources import Document, SourceRef, describe_counts, read_documents
+from ouroboros.data.sources import BUILT_IN, Document, SourceRef, describe_counts, read_documents
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
 from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
@@ -188,10 +188,11 @@ def _names(ref: SourceRef, outline: Splits, split: str) -> list[str]:
 
 
 def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
-    """Log what was read, kept and dropped; whatever is left out is said."""
+    """Log what was read, kept and dropped; whatever is left out of a user's own source is said."""
     is_little = 2 * counts["kept"] < counts["read"]
     hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
-    level = logging.WARNING if counts["kept"] < counts["read"] else logging.INFO
+    complete = counts["kept"] == counts["read"] or ref.text in BUILT_IN
+    level = logging.INFO if complete else logging.WARNING
     logger.log(level, "source %r: %s%s", ref.text, describe_counts(counts), hint)
 
 

@@ -102,9 +102,11 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         progress,
         test,
     )
+    plain_recipe = twin(looped.recipe)
+    # As many steps, and compiled if the looped model was: the two are to differ in nothing but the loop.
+    same = {"steps": looped.result.counters.step, "compile": saved_state(looped.result.run)["compile"]}
     plain_recipe = dataclasses.replace(
-        twin(looped.recipe),
-        train=dataclasses.replace(twin(looped.recipe).train, minutes=None, steps=looped.result.counters.step),
+        plain_recipe, train=dataclasses.replace(plain_recipe.train, minutes=None, **same)
     )
     shutil.copytree(options.out / "loop" / "data", options.out / "twin" / "data")
     plain = _train(plain_recipe, options.out / "twin", progress, test)

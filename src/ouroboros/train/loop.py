@@ -192,14 +192,16 @@ class Trainer:
 
     @property
     def expected_seconds(self) -> float | None:
-        """Length of the run if a time budget or its arithmetic tells: operations over a third of the measured peak."""
+        """Length of the run if a time budget or its arithmetic tells: operations over a share of the measured peak,
+        a third in float32 and an eighth in bfloat16, whose products outrun all else (docs/benchmarks.md)."""
         spec = self.recipe.train
         if spec.minutes is not None:
             return 60 * spec.minutes
         step_tokens = spec.batch_size * self.recipe.data.sequence_length
         tokens = spec.tokens if spec.tokens is not None else (spec.steps or 0) * step_tokens
         peak = matmul_peak(self.device.type, self.dtype)
-        return tokens * self.flops_per_token / (0.33 * peak) / self.workers.world_size
+        share = 0.33 if self.dtype == torch.float32 else 0.125
+        return tokens * self.flops_per_token / (share * peak) / self.workers.world_size
 
     @property
     def flops_per_token(self) -> int:
