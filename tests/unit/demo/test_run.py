@@ -99,6 +99,7 @@ def test_both_arms_learn_the_same_text_in_the_same_order(text, tmp_path):
     parameters = [cost(recipe.model).parameters for recipe in recipes.values()]
     assert abs(parameters[0] / parameters[1] - 1) < 0.01
     assert recipes["twin"].train.steps == numbers["arms"]["loop"]["steps"] and recipes["twin"].train.minutes is None
+    assert recipes["twin"].train.compile == "off"  # as the looped model was
     assert recipes["twin"].train.seed == recipes["loop"].train.seed == 2
     states = [
         json.loads(next((tmp_path / "out" / name / "checkpoints").glob("step-*/state.json")).read_text())
