@@ -26,6 +26,7 @@ from ouroboros.accounting import cost, describe
 from ouroboros.api import load_model
 from ouroboros.config import Recipe, to_json
 from ouroboros.config.demo import DemoOptions
+from ouroboros.data.detect import name_formats
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData, open_prepared
 from ouroboros.data.shards import prepare
@@ -90,6 +91,8 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     plan = make_plan(options.minutes, options.size, options.tokenizer)
     recipe = demo_recipe(options, plan)
     with _emptied_on_failure(options.out):
+        # Training names the formats of chats too, and takes the prepared text only if both say the same.
+        recipe = dataclasses.replace(recipe, data=name_formats(recipe.data))
         data = prepare(recipe.data, options.out / "loop" / "data")
         seconds = 60 * options.minutes
         test = scored_part(data.documents("test"), seconds, plan.rate)
@@ -154,7 +157,6 @@ def demo_recipe(options: DemoOptions, plan: Plan) -> Recipe:
             base.train,
             batch_size=plan.batch,
             seed=options.seed,
-            eval_every=base.train.eval_every,
             eval_bytes=32_768,
             checkpoint_every=0,
             telemetry_every=50,
