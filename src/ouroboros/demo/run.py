@@ -105,14 +105,8 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         progress,
         test,
     )
-    plain_recipe = twin(looped.recipe)
-    # As many steps, and compiled if the looped model was: the two are to differ in nothing but the loop.
-    same = {"steps": looped.result.counters.step, "compile": saved_state(looped.result.run)["compile"]}
-    plain_recipe = dataclasses.replace(
-        plain_recipe, train=dataclasses.replace(plain_recipe.train, minutes=None, **same)
-    )
     shutil.copytree(options.out / "loop" / "data", options.out / "twin" / "data")
-    plain = _train(plain_recipe, options.out / "twin", progress, test)
+    plain = _train(_twin_of(looped), options.out / "twin", progress, test)
     difference = paired_difference(looped.score, plain.score)
     cheap = compare_baselines(data.documents("train"), seen_text(data, saved_state(looped.result.run)["loader"]), test)
     verdict = judge(
@@ -134,6 +128,13 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         tell(f"--- {looped.recipe.name} writes ---\n{_shown(sample.prompt)}{_shown(sample.text)}")
     tell(f"{options.out / 'report.html'}: the page")
     return numbers
+
+
+def _twin_of(looped: Trained) -> Recipe:
+    """The plain twin with as many steps, compiled if the looped model was: they differ in nothing but the loop."""
+    plain, compiled = twin(looped.recipe), saved_state(looped.result.run)["compile"]
+    training = dataclasses.replace(plain.train, minutes=None, steps=looped.result.counters.step, compile=compiled)
+    return dataclasses.replace(plain, train=training)
 
 
 def _free(out: Path) -> Path:
