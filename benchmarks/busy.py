@@ -1,8 +1,9 @@
 """Training beside a busy process: tokens per second of ``loop`` alone and with one other program that never rests.
 
 Each arm is a process of its own, because how threads wait is settled when torch is loaded: ``runtime`` leaves it to the
-thread runtime, ``command`` sets what ``ouroboros`` sets, ``sleep at once`` and ``one thread`` are for comparison. The
-arms take turns, first on the machine as it is and then beside the busy process.
+thread runtime, ``command`` sets what ``ouroboros`` sets and takes fewer threads when it is slowed; a short spin,
+``sleep at once`` and ``one thread`` are for comparison. The arms take turns, first on the machine as it is and then
+beside the busy process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import build_optimizers
 from ouroboros.recipes import recipe
+from ouroboros.train.threads import Threads
 
 made = recipe("loop", sys.argv[1])
 model = OuroborosForCausalLM(OuroborosConfig.from_spec(dataclasses.replace(made.model, vocab_size=2048))).train()
@@ -35,16 +37,20 @@ def step():
         optimizer.zero_grad()
 
 step()
+threads = Threads(torch.get_num_threads(), window=0.5, patience=10.0)
 print("ready", flush=True)
 for line in sys.stdin:
     begun, steps = time.perf_counter(), 0
-    while time.perf_counter() - begun < float(line):
+    while (now := time.perf_counter()) - begun < float(line):
         step()
         steps += 1
+        if sys.argv[2] == "command" and (count := threads.observe(time.perf_counter() - now, 1.0)) is not None:
+            torch.set_num_threads(count)
     print(steps * ids[:, 1:].numel() / (time.perf_counter() - begun), flush=True)
 """
 ARMS = {
     "command": THREAD_RUNTIME,
+    "2,000 turns": {"GOMP_SPINCOUNT": "2000"},
     "runtime": {},
     "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
@@ -59,12 +65,15 @@ def main() -> None:
     started = load()
     size, seconds = ("tiny", 0.2) if chosen.quick else ("small", chosen.seconds)
     rounds = chosen.rounds or (2 if chosen.quick else 7)
-    workers = {name: _start(size, settings, chosen.threads) for name, settings in ARMS.items()}
+    workers = {name: _start(size, name, settings, chosen.threads) for name, settings in ARMS.items()}
     turns = {name: (lambda worker=worker: _ask(worker, seconds)) for name, worker in workers.items()}
     try:
         alone = alternate(turns, rounds)
         with subprocess.Popen([sys.executable, "-c", "while True: sum(range(100_000))"]) as busy:
             try:
+                for turn in turns.values():
+                    turn()  # the command notices the other program
+                    turn()
                 beside = alternate(turns, rounds)
             finally:
                 busy.kill()
@@ -87,7 +96,7 @@ def main() -> None:
     )
 
 
-def _start(size: str, settings: dict[str, str], threads: int | None) -> subprocess.Popen[str]:
+def _start(size: str, arm: str, settings: dict[str, str], threads: int | None) -> subprocess.Popen[str]:
     """A process that trains when it is asked to."""
     kept = {key: value for key, value in os.environ.items() if key not in {"OMP_WAIT_POLICY", *THREAD_RUNTIME}}
     if threads is None:
@@ -95,7 +104,7 @@ def _start(size: str, settings: dict[str, str], threads: int | None) -> subproce
     else:
         kept["OMP_NUM_THREADS"] = str(threads)
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, size],
+        [sys.executable, "-c", WORKER, size, arm],
         env={**kept, **settings},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

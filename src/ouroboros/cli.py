@@ -30,10 +30,11 @@ VERBS = {
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
 
 
-THREAD_RUNTIME = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+THREAD_RUNTIME = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
 """How long a thread that waits for another one spins before it sleeps: turns of GNU's loop, milliseconds of LLVM's and
 Intel's runtime. Left alone it spins for many milliseconds, and beside a busy program that keeps the thread it waits for
-from running. The number of turns is measured, see docs/benchmarks.md."""
+from running. The number of turns costs nothing on an idle machine; training that is slowed all the same goes on with
+fewer threads (:mod:`ouroboros.train.threads`). Both are measured, see docs/benchmarks.md."""
 
 
 def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:

@@ -114,7 +114,8 @@ class TrainSpec:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = None
-    """Threads of each process on a CPU; None measures, when the run begins, whether fewer than all are as fast."""
+    """Threads of each process on a CPU. None measures, when the run begins, whether fewer than all are as fast, and
+    takes fewer while other programs slow the run down."""
     compile: Literal["auto", "on", "off"] = "auto"
     activation_checkpointing: bool = False
     ema_decay: float = 0.0

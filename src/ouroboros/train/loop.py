@@ -43,7 +43,6 @@ from ouroboros.train.precision import (
     Choices,
     autocast,
     choose_dtype,
-    choose_threads,
     compile_blocks,
     from_compiler,
     matmul_peak,
@@ -51,6 +50,7 @@ from ouroboros.train.precision import (
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget, EarlyStop, early_stop
 from ouroboros.train.telemetry import LoopTelemetry, memory_records
+from ouroboros.train.threads import Threads, choose_threads
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,19 @@ class Trainer:
             logger.warning(
                 "the run had %d threads, here are %d: it goes on, but not with the same rounding", choices.threads, most
             )
-        return dataclasses.replace(choices, threads=wanted or min(choices.threads, most))
+        threads = wanted or min(choices.threads, most)
+        now = None if wanted else choices.threads_now
+        return dataclasses.replace(choices, threads=threads, threads_now=None if now is None else min(now, threads))
+
+    def threads(self) -> Threads | None:
+        """What adapts the number of threads to other programs, where the number was left open and may change.
+
+        It may not where processes wait for each other anyway, nor where blocks are compiled for a number of threads.
+        """
+        open_ = self.recipe.train.threads is None and self.device.type == "cpu" and not self.workers.distributed
+        if not open_ or self.compiled == COMPILED:
+            return None
+        return Threads(self.choices.threads, self.choices.threads_now)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,6 +224,11 @@ class Trainer:
     def step_tokens(self) -> int:
         """Tokens of one optimiser step over all processes."""
         return self.recipe.train.batch_size * self.recipe.data.sequence_length
+
+    def visits(self, loops: int | None) -> int:
+        """Blocks that a step of ``loops`` loops visits; None for the recipe's own number."""
+        schedule = self.model.schedule
+        return (schedule if loops is None else schedule.with_loops(loops)).num_visits
 
     @property
     def done(self) -> bool:

@@ -80,9 +80,7 @@ class Meter:
         Only steps are looked at, not validation between them; a step of more loops counts for more. The line is said
         once, and again after the throughput has recovered meanwhile.
         """
-        schedule = self.trainer.model.schedule
-        visits = (schedule if result.loops is None else schedule.with_loops(result.loops)).num_visits
-        self._window.append((result.seconds, visits))
+        self._window.append((result.seconds, self.trainer.visits(result.loops)))
         seconds = sum(passed for passed, _ in self._window)
         if seconds < WINDOW_SECONDS or len(self._window) < WINDOW_STEPS:
             return None
@@ -95,7 +93,7 @@ class Meter:
         self._warned = slow or (before and rate < 0.8 * self._best)
         if not slow or before:
             return None
-        threads = self.trainer.choices.threads
+        threads = self.trainer.choices.threads_now or self.trainer.choices.threads
         return (
             f"other programs use the processor: training runs at {rate / self._best:.0%} of its best speed so far"
             f" and had {share:.1f} of {threads} processor{'s' * (threads != 1)}; it goes on"

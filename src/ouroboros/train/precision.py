@@ -1,4 +1,4 @@
-"""Precision, threads and compilation, chosen by measurement on the machine at hand."""
+"""Precision and compilation, chosen by measurement on the machine at hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,13 +32,15 @@ class Choices:
     """In which Muon orthogonalises."""
     threads: int
     """Of each process."""
+    threads_now: int | None = None
+    """Fewer than ``threads`` while other programs use the processor; None for all of them."""
     compile: Literal["on", "off"] | None = None
     """Whether blocks are compiled; None where it is still to be seen."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         names = {"dtype": _name(self.dtype), "muon_dtype": _name(self.muon_dtype)}
-        return names | {"threads": self.threads, "compile": self.compile}
+        return names | {"threads": self.threads, "threads_now": self.threads_now, "compile": self.compile}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Choices:
@@ -47,6 +49,7 @@ class Choices:
             dtype=getattr(torch, saved["dtype"]),
             muon_dtype=getattr(torch, saved.get("muon_dtype", "bfloat16")),
             threads=saved.get("threads", torch.get_num_threads()),
+            threads_now=saved.get("threads_now"),
             compile=saved.get("compile"),
         )
 
@@ -91,56 +94,6 @@ def choose_dtype(spec: TrainSpec, device: torch.device) -> torch.dtype:
         return torch.float32
     ratio = matmul_peak(device.type, torch.bfloat16) / matmul_peak(device.type, torch.float32)
     return torch.bfloat16 if ratio >= 1.5 else torch.float32
-
-
-LONG_STEP = 2.0
-"""Seconds; a step that takes longer is large enough for all threads to pay, and too long to be repeated."""
-
-
-def choose_threads(step: Callable[[], Any], most: int | None = None) -> int:
-    """The number of threads with which ``step`` is fastest: 1, 2, 4 and so on up to ``most``, and ``most`` itself.
-
-    Small models can be faster with one thread than with several that wait for each other. The candidates take turns, so
-    that what else the machine does meets all of them; of those within 3 % of the best the smallest number is taken.
-
-    Args:
-        step: a forward and backward pass of the training shape.
-        most: by default the number of threads that torch has now, which is also restored.
-    """
-    before = torch.get_num_threads()
-    most = before if most is None else most
-    candidates = [count for count in (2**power for power in range(16)) if count < most] + [most]
-    if len(candidates) == 1:
-        return most
-    seconds = dict.fromkeys(candidates, float("inf"))
-    try:
-        step()  # warms up
-        for _ in range(3):
-            for count in candidates:
-                torch.set_num_threads(count)
-                begun = time.perf_counter()
-                step()
-                seconds[count] = min(seconds[count], time.perf_counter() - begun)
-                if seconds[count] > LONG_STEP:
-                    return most
-            candidates = [count for count in candidates if seconds[count] <= 1.25 * min(seconds.values())]
-            if len(candidates) == 1:
-                break
-    finally:
-        torch.set_num_threads(before)
-    best = min(seconds.values())
-    return next(count for count in candidates if seconds[count] <= 1.03 * best)
-
-
-@contextlib.contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    """Within the context torch computes with ``count`` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

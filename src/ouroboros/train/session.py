@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, syst
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.loop import Counters, NotFinite, SourceFailed, StepResult, Trainer
 from ouroboros.train.meter import Meter
-from ouroboros.train.precision import using_threads
 from ouroboros.train.state import pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import StopControl
+from ouroboros.train.threads import Threads, using_threads
 from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
@@ -64,18 +65,21 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
         metrics = stack.enter_context(MetricsLog(out / "metrics.jsonl", resume_step=resumed_at)) if main else None
         shown = stack.enter_context(progress) if main else Progress(quiet=True)
         control = stack.enter_context(StopControl(shown.message))
-        stack.enter_context(using_threads(trainer.choices.threads))
+        stack.enter_context(using_threads(trainer.choices.threads_now or trainer.choices.threads))
         validator = Validator(trainer, metrics, shown)
         shown.message(_opening(trainer, resumed_at) + validator.goal())
         meter = Meter(trainer)
         seconds = trainer.warm_up()
         if seconds > 1:
             shown.message(f"compiled in {seconds:.0f} s")
+        threads = trainer.threads()
         while not trainer.done:
             result = _step(trainer, out)
             loss = result.loss
             if metrics is not None:
                 _report(meter, result, metrics, shown)
+            if threads is not None:
+                _adapt(trainer, threads, result, metrics, shown)
             last, best = trainer.done, False
             if validator.due(last):
                 best = _validate(validator, out)
@@ -114,6 +118,17 @@ def _step(trainer: Trainer, out: Path) -> StepResult:
         kept = out / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
         np.save(kept, error.batch, allow_pickle=False)
         raise OuroborosError(f"{error}; the batch is in {kept}") from None
+
+
+def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: MetricsLog | None, shown: Progress) -> None:
+    """Compute on with fewer threads while other programs use the processor; a change is recorded with its step."""
+    count = threads.observe(result.seconds, trainer.visits(result.loops))
+    if count is None:
+        return
+    torch.set_num_threads(count)
+    trainer.choices = dataclasses.replace(trainer.choices, threads_now=None if count == threads.chosen else count)
+    if metrics is not None:
+        metrics.write({"kind": "threads", "step": trainer.counters.step, "threads": count})
 
 
 def _validate(validator: Validator, out: Path) -> bool:

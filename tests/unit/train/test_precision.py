@@ -12,10 +12,8 @@ from ouroboros.train.precision import (
     Choices,
     autocast,
     choose_dtype,
-    choose_threads,
     compile_blocks,
     matmul_peak,
-    using_threads,
 )
 
 CPU = torch.device("cpu")
@@ -78,56 +76,11 @@ def test_compilation_is_chosen_and_said(choice, seconds, dtype, compiler, line, 
     assert ("no C++ compiler on this machine; training runs uncompiled" in caplog.text) == warned
 
 
-class Clock:
-    """Stands for ``time.perf_counter``; a step takes what ``seconds`` says for the threads of the moment."""
-
-    def __init__(self, seconds: dict[int, float]) -> None:
-        self.seconds, self.now, self.steps = seconds, 0.0, []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def step(self) -> None:
-        self.steps.append(torch.get_num_threads())
-        self.now += self.seconds[torch.get_num_threads()]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "chosen", "steps"),
-    [
-        ({1: 0.1, 2: 0.06, 4: 0.04, 6: 0.035}, 6, 9),  # one and two threads are out after the first turn
-        ({1: 0.1, 2: 0.2, 4: 0.3, 6: 0.4}, 1, 5),  # the smallest is decided at once
-        ({1: 0.100, 2: 0.099, 4: 0.098, 6: 0.099}, 1, 13),  # within 3 %: fewer leave the rest to others
-        ({1: 9.0, 2: 5.0, 4: 3.0, 6: 2.5}, 6, 2),  # too long to be repeated
-    ],
-)
-def test_threads_are_chosen_by_measurement(seconds, chosen, steps, monkeypatch):
-    clock, before = Clock(seconds), torch.get_num_threads()
-    monkeypatch.setattr("ouroboros.train.precision.time.perf_counter", clock)
-    torch.set_num_threads(6)
-    try:
-        assert choose_threads(clock.step) == chosen
-        assert torch.get_num_threads() == 6 and len(clock.steps) == steps
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_one_thread_leaves_nothing_to_choose():
-    assert choose_threads(lambda: pytest.fail("nothing is measured"), 1) == 1
-
-
 def test_choices_go_through_json_and_old_checkpoints_mean_what_was_done_then():
     choices = Choices(dtype=torch.float32, muon_dtype=torch.float32, threads=3, compile="off")
     assert Choices.from_dict(choices.to_dict()) == choices
     old = Choices.from_dict({"dtype": "float32"})
     assert old.muon_dtype == torch.bfloat16 and old.threads == torch.get_num_threads() and old.compile is None
-
-
-def test_threads_are_those_asked_for_within_the_context_alone():
-    before = torch.get_num_threads()
-    with using_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
 
 
 def test_a_processor_without_bfloat16_units_is_not_made_to_do_a_large_product(monkeypatch):

@@ -1,0 +1,130 @@
+"""How many threads a process computes with: chosen by measurement, and fewer while other programs use the processor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+
+LONG_STEP = 2.0
+"""Seconds; a step that takes longer is large enough for all threads to pay, and too long to be repeated."""
+
+
+def choose_threads(step: Callable[[], Any], most: int | None = None) -> int:
+    """The number of threads with which ``step`` is fastest: 1, 2, 4 and so on up to ``most``, and ``most`` itself.
+
+    Small models can be faster with one thread than with several that wait for each other. The candidates take turns, so
+    that what else the machine does meets all of them; of those within 3 % of the best the smallest number is taken.
+
+    Args:
+        step: a forward and backward pass of the training shape.
+        most: by default the number of threads that torch has now, which is also restored.
+    """
+    before = torch.get_num_threads()
+    most = before if most is None else most
+    candidates = [count for count in (2**power for power in range(16)) if count < most] + [most]
+    if len(candidates) == 1:
+        return most
+    seconds = dict.fromkeys(candidates, float("inf"))
+    try:
+        step()  # warms up
+        for _ in range(3):
+            for count in candidates:
+                torch.set_num_threads(count)
+                begun = perf_counter()
+                step()
+                seconds[count] = min(seconds[count], perf_counter() - begun)
+                if seconds[count] > LONG_STEP:
+                    return most
+            candidates = [count for count in candidates if seconds[count] <= 1.25 * min(seconds.values())]
+            if len(candidates) == 1:
+                break
+    finally:
+        torch.set_num_threads(before)
+    best = min(seconds.values())
+    return next(count for count in candidates if seconds[count] <= 1.03 * best)
+
+
+@contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Within the context torch computes with ``count`` threads; what sets another number there is undone at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Threads:
+    """The number of threads of a run, fewer while other programs use the processor.
+
+    Threads that compute together wait for the slowest of them, which is the one that shares its processor with another
+    program. When two windows of steps in a row are much slower than the best one, half as many threads take the next
+    steps and stay if they are faster; from time to time the whole number is tried again. Nothing is computed twice.
+
+    Args:
+        chosen: the number at the start, never exceeded.
+        now: the number that computes now, for a run that is resumed.
+        window: seconds that a judgement takes, and at least ``STEPS`` steps.
+        patience: seconds from one attempt to the next; they double with every attempt that fails.
+    """
+
+    SLOW, BETTER, STEPS, LONGEST = 0.6, 1.1, 3, 16
+    """A window under ``SLOW`` of the best is slow; another number has to be ``BETTER`` times as fast to be kept; after
+    attempts that failed the next one comes up to ``LONGEST`` times as late."""
+
+    def __init__(self, chosen: int, now: int | None = None, *, window: float = 3.0, patience: float = 30.0) -> None:
+        self.chosen, self.now = chosen, chosen if now is None else now
+        self.window, self.patience = window, patience
+        self._seconds, self._work, self._steps = 0.0, 0.0, 0
+        self._rate = 0.0
+        self._best: dict[int, float] = {}
+        self._back_to: int | None = None
+        self._waited, self._wait = patience, patience
+
+    def observe(self, seconds: float, work: float) -> int | None:
+        """Count a step; the number of threads for the next one where it changes, else None.
+
+        Args:
+            seconds: that the step took.
+            work: what it did, in any unit that makes steps comparable, for example visits of blocks.
+        """
+        if self.chosen == 1:
+            return None
+        self._seconds, self._work, self._steps = self._seconds + seconds, self._work + work, self._steps + 1
+        self._waited += seconds
+        trying = self._back_to is not None
+        if self._steps < self.STEPS or (self._seconds < self.window and not trying):
+            return None
+        before, rate = self._rate, self._work / self._seconds
+        self._seconds, self._work, self._steps, self._rate = 0.0, 0.0, 0, rate
+        if trying:
+            return self._judge(rate, before)
+        self._best[self.now] = max(rate, self._best.get(self.now, 0.0))
+        if self._waited < self._wait:
+            return None
+        if self.now < self.chosen:
+            return self._try(self.chosen)
+        # The first slow window may have begun before the other program did.
+        if max(rate, before) < self.SLOW * self._best[self.now]:
+            return self._try(max(1, self.now // 2))
+        return None
+
+    def _try(self, count: int) -> int:
+        self._back_to, self.now = self.now, count
+        return count
+
+    def _judge(self, rate: float, before: float) -> int | None:
+        """Keep what was tried, or go back to what was."""
+        back_to, self._back_to, self._waited = self._back_to, None, 0.0
+        assert back_to is not None
+        if rate >= self.BETTER * before:
+            self._wait = self.patience
+            return None
+        self._wait = min(2 * self._wait, self.LONGEST * self.patience)
+        self._rate, self.now = before, back_to
+        return back_to
