@@ -111,7 +111,7 @@ def our_arms(twin: Any, batches: Sequence[Any], *, compiled: bool) -> dict[str, 
     import torch
 
     from ouroboros.config import TrainSpec
-    from ouroboros.train.loop import cross_entropy
+    from ouroboros.train.losses import cross_entropy
     from ouroboros.train.precision import autocast, choose_dtype, compile_blocks
 
     device, train = torch.device("cpu"), TrainSpec()

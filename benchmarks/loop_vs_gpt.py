@@ -20,7 +20,7 @@ def main() -> None:
 
     from ouroboros.recipes import recipe
     from ouroboros.recipes.twin import twin
-    from ouroboros.train.loop import cross_entropy
+    from ouroboros.train.losses import cross_entropy
 
     looped = recipe("loop", "tiny" if chosen.quick else "small")
     plain = twin(looped, "depth")

@@ -111,7 +111,7 @@ def ours(made: Any, model: Any, dtype: str = "float32", *, compiled: bool = Fals
     """A step of a copy of ``model`` as ``ouroboros train`` takes it."""
     import torch
 
-    from ouroboros.train.loop import criterion
+    from ouroboros.train.losses import criterion
     from ouroboros.train.precision import autocast, compile_blocks
 
     model, device, loss_of = copy.deepcopy(model), torch.device("cpu"), criterion(made.train.label_smoothing)
@@ -131,7 +131,7 @@ def step_loop(made: Any, model: Any) -> Callable[[Any], float]:
     """The same step of a copy of ``model`` that computes one position after another."""
     from common_osam import StepLoop
 
-    from ouroboros.train.loop import criterion
+    from ouroboros.train.losses import criterion
 
     loop, loss_of = StepLoop(copy.deepcopy(model)).train(), criterion(made.train.label_smoothing)
     return step_of(made, loop.model, lambda windows: loss_of(loop(windows[:, :-1]), windows[:, 1:])[0])

@@ -118,7 +118,7 @@ def ours_arm(made: Any, start: Any, batches: list[Any], seed: int, *, compiled: 
     import torch
 
     from ouroboros.optim import build_optimizers
-    from ouroboros.train.loop import cross_entropy
+    from ouroboros.train.losses import cross_entropy
     from ouroboros.train.precision import autocast, choose_dtype, compile_blocks
 
     model, device = ours_of(made), torch.device("cpu")

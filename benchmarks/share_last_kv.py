@@ -104,7 +104,7 @@ def train(model: OuroborosForCausalLM, data: Tensor, seconds: float) -> float:
 
     from ouroboros.config import OptimSpec
     from ouroboros.optim import build_optimizers, learning_rate, set_learning_rate
-    from ouroboros.train.loop import cross_entropy
+    from ouroboros.train.losses import cross_entropy
 
     model.train()
     spec = OptimSpec(lr=1e-2, embedding_lr=2e-2)

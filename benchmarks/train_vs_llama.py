@@ -79,7 +79,7 @@ def _step(
 
     import torch
 
-    from ouroboros.train.loop import cross_entropy
+    from ouroboros.train.losses import cross_entropy
     from ouroboros.train.precision import autocast
 
     model.train()
@@ -107,7 +107,7 @@ def _default_arms(made: Any, batches: Sequence[Any]) -> tuple[Any, str, dict[str
     import torch
 
     from ouroboros.optim import build_optimizers
-    from ouroboros.train.loop import cross_entropy
+    from ouroboros.train.losses import cross_entropy
     from ouroboros.train.precision import choose_dtype, compile_blocks
 
     device = torch.device("cpu")

@@ -10,15 +10,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from ouroboros.api import build
 from ouroboros.errors import OuroborosError
 from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.recipes import RECIPES, SIZES, recipe
-from ouroboros.train.loop import NotFinite, Trainer, criterion, cross_entropy, smoothed_cross_entropy
+from ouroboros.train.loop import NotFinite, Trainer
+from ouroboros.train.losses import criterion
 
 NO_CLIP = {"optim.clip_norm": 0.0}
 
@@ -94,18 +93,6 @@ def test_smoothing_is_that_of_torch_and_the_loss_is_reported_without_it(make, tr
     torch.testing.assert_close(objective, expected, rtol=1e-6, atol=0)
     assert plain.item() == pytest.approx(loss, rel=1e-6) and not plain.requires_grad
     assert objective.item() != pytest.approx(plain.item(), rel=1e-5)
-
-
-@given(st.integers(0, 2**32), st.floats(0.01, 0.99))
-def test_smoothing_of_any_share(seed, smoothing):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float32)
-    targets = torch.randint(0, 7, (2, 5), generator=generator)
-    targets[0, : seed % 6] = -100
-    smoothed, plain = smoothed_cross_entropy(logits, targets, smoothing)
-    flat = logits.flatten(0, 1), targets.flatten()
-    torch.testing.assert_close(smoothed, nn.functional.cross_entropy(*flat, label_smoothing=smoothing))
-    torch.testing.assert_close(plain, cross_entropy(logits, targets))
 
 
 def test_smoothing_trains_towards_another_goal_from_the_same_first_loss(make, trainer_of):
