@@ -7,6 +7,7 @@ Depth is a static list of :class:`Visit`. A short notation writes it:
 ``(1)x8``      one block, eight times
 ``8 (1)x8 8``  eight blocks (prelude), one block eight times, eight more (coda)
 ``(2)x3``      two blocks A B, visited A B A B A B
+``3 w:(1)x2``  the loop is named ``w``, for options of its blocks alone
 =============  =======================================================
 
 Parameters are a sum over blocks; arithmetic and cache are sums over visits (:mod:`ouroboros.accounting`).
@@ -16,11 +17,11 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ouroboros.errors import OuroborosError
 
-_TOKEN = re.compile(r"\s*(\(|\)|x|\d+|\S)")
+_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*:|\(|\)|x|\d+|\S)")
 _MAX_VISITS = 100_000
 
 
@@ -44,6 +45,8 @@ class Segment:
     num_blocks: int
     loops: int
     looped: bool
+    name: str = ""
+    """By which options of its blocks alone are given; empty for none."""
 
     @property
     def blocks(self) -> range:
@@ -51,7 +54,8 @@ class Segment:
 
     @property
     def notation(self) -> str:
-        return f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
+        blocks = f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
+        return f"{self.name}:{blocks}" if self.name else blocks
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,25 @@ class Schedule:
             raise OuroborosError(f"loops must be >= 1, got {loops}")
         if not self.is_looped:
             raise OuroborosError(f"layout {self.notation!r} has no loop, so its loop count cannot be set to {loops}")
-        return Schedule(
-            tuple(Segment(s.first_block, s.num_blocks, loops if s.looped else 1, s.looped) for s in self.segments)
-        )
+        return Schedule(tuple(replace(s, loops=loops if s.looped else 1) for s in self.segments))
+
+    def blocks_at(self, where: str) -> range:
+        """The blocks of the segment of this name, of a number (``3``) or of a range (``0-2``).
+
+        Raises:
+            OuroborosError: the layout has no such segment or block.
+        """
+        for segment in self.segments:
+            if where and segment.name == where:
+                return segment.blocks
+        numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", where)
+        if numbers is None:
+            named = ", ".join(s.name for s in self.segments if s.name) or "none is named"
+            raise OuroborosError(f"layout {self.notation!r} has no segment {where!r} ({named})")
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if not first <= last < self.num_blocks:
+            raise OuroborosError(f"layout {self.notation!r} has blocks 0 to {self.num_blocks - 1}, not {where}")
+        return range(first, last + 1)
 
 
 @functools.lru_cache(maxsize=256)
@@ -140,6 +160,13 @@ def parse(layout: str) -> Schedule:
 
     while position < len(tokens):
         text, column = tokens[position]
+        name = ""
+        if text.endswith(":"):
+            name = text[:-1]
+            if name in {segment.name for segment in segments}:
+                raise _error(layout, column, f"the name {name!r} is given twice")
+            position += 1
+            text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
         if text == "(":
             position += 1
             if position < len(tokens) and tokens[position][0] == "(":
@@ -147,9 +174,9 @@ def parse(layout: str) -> Schedule:
             blocks = count("of blocks in a loop")
             take(")", "to close the loop")
             take("x", "and a loop count after ')', as in '(2)x3'")
-            segment = Segment(block, blocks, count("of loops"), True)
+            segment = Segment(block, blocks, count("of loops"), True, name)
         elif text.isdigit():
-            segment = Segment(block, count("of blocks"), 1, False)
+            segment = Segment(block, count("of blocks"), 1, False, name)
         else:
             raise _error(layout, column, f"unexpected {text!r}; write for example '6' or '2 (2)x3 2'")
         segments.append(segment)

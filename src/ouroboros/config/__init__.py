@@ -11,38 +11,54 @@ from dataclasses import dataclass, field
 
 from ouroboros.config.codec import fields_by_path, from_dict, from_json, to_dict, to_json
 from ouroboros.config.data import DataSpec, FilterSpec
-from ouroboros.config.mixers import (
-    AttentionSpec,
-    BottleneckAttentionSpec,
-    LatentAttentionSpec,
-    MixerSpec,
-    OsamSpec,
-    RopeSpec,
+from ouroboros.config.model import BlockOverride, BlockSpec, ModelSpec
+from ouroboros.config.part import (
+    FeedForwardPart,
+    HeadPart,
+    LoopPart,
+    MixerPart,
+    NormPart,
+    Part,
+    ResidualPart,
+    StemPart,
+    TopologyPart,
+    part,
 )
-from ouroboros.config.model import DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec, NormSpec
+from ouroboros.config.parts.attention import AttentionSpec
+from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
+from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
+from ouroboros.config.parts.rope import RopeSpec
 from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
 
 __all__ = [
     "AttentionSpec",
-    "BottleneckAttentionSpec",
+    "BlockOverride",
+    "BlockSpec",
     "DataSpec",
-    "DeltaSpec",
+    "FeedForwardPart",
     "FeedForwardSpec",
     "FilterSpec",
-    "LatentAttentionSpec",
-    "LoopSpec",
+    "HeadPart",
+    "LayerNormSpec",
+    "LoopPart",
     "LoopTraining",
-    "MixerSpec",
+    "MixerPart",
     "ModelSpec",
-    "NormSpec",
+    "NoFeedForwardSpec",
+    "NormPart",
     "OptimSpec",
-    "OsamSpec",
+    "Part",
+    "RMSNormSpec",
     "Recipe",
+    "ResidualPart",
     "RopeSpec",
+    "StemPart",
+    "TopologyPart",
     "TrainSpec",
     "fields_by_path",
     "from_dict",
     "from_json",
+    "part",
     "to_dict",
     "to_json",
 ]

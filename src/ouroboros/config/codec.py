@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from ouroboros.config.part import is_family, kinds
 from ouroboros.errors import OuroborosError, check, nearest
 
 T = TypeVar("T")
@@ -25,9 +26,12 @@ def to_json(spec: Any) -> str:
 
 
 def fields_by_path(spec: Any) -> dict[str, Any]:
-    """Every field that is no specification itself, as a plain JSON value by its dotted path."""
+    """Every field that is no specification itself, as a plain JSON value by its dotted path; a part in a list is named
+    by its kind."""
 
     def flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, list) and value and all(isinstance(item, dict) and "kind" in item for item in value):
+            value = {item["kind"]: item for item in value}
         if isinstance(value, dict):
             for key, inner in value.items():
                 yield from flatten(inner, f"{prefix}.{key}" if prefix else key)
@@ -35,42 +39,6 @@ def fields_by_path(spec: Any) -> dict[str, Any]:
             yield prefix, value
 
     return dict(flatten(to_dict(spec), ""))
-
-
-def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
-    """Read ``values`` as ``cls``, strictly.
-
-    Raises:
-        OuroborosError: an unknown key (the nearest valid one is offered), a wrong type, a bad value.
-    """
-    from pydantic import ValidationError
-
-    values = _known(cls, values, where or cls.__name__)
-    try:
-        return _adapter(cls).validate_python(values)
-    except ValidationError as error:
-        first = next(e for e in error.errors() if _is_meant(e["loc"], values))
-        place = ".".join(str(part) for part in first["loc"] if part not in _union_members())
-        message = first["msg"].removeprefix("Value error, ")
-        raise OuroborosError(f"{where or cls.__name__}: {place + ': ' if place else ''}{message}") from None
-
-
-def _union_members() -> dict[str, Any]:
-    """The classes a field may choose from by ``kind``, by name: pydantic names them within the place of an error."""
-    from ouroboros.config.mixers import MixerSpec
-
-    return {c.__name__: c for c in typing.get_args(MixerSpec)}
-
-
-def _is_meant(place: tuple[int | str, ...], values: Any) -> bool:
-    """Whether an error belongs to the class that ``values`` chose by ``kind``, not to another one of the union."""
-    members = _union_members()
-    for part in place:
-        if part in members:
-            kind = members[str(part)].__dataclass_fields__["kind"].default
-            return not isinstance(values, dict) or values["kind"] == kind
-        values = values.get(part) if isinstance(values, dict) else None
-    return True
 
 
 def from_json(cls: type[T], text: str, *, where: str = "") -> T:
@@ -83,39 +51,73 @@ def from_json(cls: type[T], text: str, *, where: str = "") -> T:
     return from_dict(cls, values, where=where)
 
 
-@functools.cache
-def _adapter(cls: Any) -> Any:
-    """The validator of ``cls``; making one takes 20 ms, and a model reads its specification dozens of times."""
-    from pydantic import TypeAdapter
+def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
+    """Read ``values`` as ``cls``, strictly; what an earlier version wrote is read as it was meant.
 
-    return TypeAdapter(cls)
-
-
-_type_hints = functools.cache(typing.get_type_hints)
+    Raises:
+        OuroborosError: an unknown key (the nearest valid one is offered), a wrong type, a bad value.
+    """
+    return _read_dataclass(cls, values, where or cls.__name__, "")
 
 
-def _known(cls: Any, values: Any, where: str) -> Any:
-    """``values`` with the ``kind`` of every choice filled in; keys that nested dataclasses do not have are refused."""
-    if not dataclasses.is_dataclass(cls) or not isinstance(values, dict):
-        return values
-    hints, found = _type_hints(cls), {}
+def _read_dataclass(cls: Any, values: dict[str, Any], where: str, place: str) -> Any:
+    values = cls.migrate(values) if hasattr(cls, "migrate") else values
+    hints, found = type_hints(cls), {}
     for key, value in values.items():
         if key not in hints:
-            raise OuroborosError(f"{where}: unknown key {key!r}{nearest(key, hints)}")
-        candidate = _dataclass_for(hints[key], value, f"{where}.{key}")
-        found[key] = value if candidate is None else _known(candidate, value, f"{where}.{key}")
-    if "kind" in hints and "kind" not in found:
-        found["kind"] = cls.__dataclass_fields__["kind"].default
-    return found
+            raise OuroborosError(f"{_at(where, place)}: unknown key {key!r}{nearest(key, hints)}")
+        found[key] = _read(hints[key], value, where, f"{place}.{key}" if place else key)
+    try:
+        return cls(**found)
+    except (OuroborosError, TypeError) as error:  # a value out of range, or one that is missing
+        raise OuroborosError(f"{where}: {place + ': ' if place else ''}{error}") from None
 
 
-def _dataclass_for(hint: Any, value: Any, where: str) -> Any:
-    """The dataclass that ``value`` is to be read as: the only one ``hint`` allows, or the one of its ``kind``."""
-    classes = [c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)]
-    if len(classes) < 2 or not isinstance(value, dict):
-        return classes[0] if classes else None
-    kinds = {c.__dataclass_fields__["kind"].default: c for c in classes}
-    kind = value.get("kind", next(iter(kinds)))  # the first is the default
-    if kind not in kinds:
-        raise OuroborosError(f"{where}.kind: unknown kind {kind!r}{nearest(str(kind), kinds)}")
-    return kinds[kind]
+def _read(hint: Any, value: Any, where: str, place: str) -> Any:
+    """One value, by the type of its field."""
+    arguments = typing.get_args(hint)
+    if is_family(hint):
+        check(isinstance(value, dict), f"{_at(where, place)}: expected an object with a kind, got {value!r}")
+        return _read_dataclass(_member(hint, value, where, place), value, where, place)
+    if dataclasses.is_dataclass(hint):
+        check(isinstance(value, dict), f"{_at(where, place)}: expected an object, got {value!r}")
+        return _read_dataclass(hint, value, where, place)
+    if arguments and (is_family(arguments[0]) or dataclasses.is_dataclass(arguments[0])) and Ellipsis in arguments:
+        check(isinstance(value, (list, tuple)), f"{_at(where, place)}: expected a list, got {value!r}")
+        return tuple(_read(arguments[0], item, where, f"{place}.{index}") for index, item in enumerate(value))
+    specs = [choice for choice in arguments if dataclasses.is_dataclass(choice)]
+    if specs and isinstance(value, dict):
+        return _read_dataclass(specs[0], value, where, place)
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        inner = "".join(f".{part}" for part in first["loc"])
+        raise OuroborosError(f"{where}: {place}{inner}: {first['msg']}") from None
+
+
+def _member(hint: Any, value: dict[str, Any], where: str, place: str) -> Any:
+    """The specification of a family that ``value`` chose by ``kind``; the first kind is the default."""
+    members = kinds(hint)
+    kind = value.get("kind", next(iter(members)))
+    if kind not in members:
+        raise OuroborosError(f"{_at(where, place)}.kind: unknown kind {kind!r}{nearest(str(kind), members)}")
+    return members[kind]
+
+
+def _at(where: str, place: str) -> str:
+    return f"{where}.{place}" if place else where
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    """The validator of a field's type; making one takes milliseconds, and a model reads its specification often."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+type_hints = functools.cache(typing.get_type_hints)
+"""The types of a specification's fields by name."""

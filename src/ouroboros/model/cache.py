@@ -295,20 +295,33 @@ def check_cache_fits(store: Cache, entries: int, layout: str) -> None:
         )
 
 
-def prepare_entries(store: Cache, entries: int, kind: str) -> None:
-    """Give a cache made without a configuration entries of ``kind``, a ``layer_types`` value of ours.
+_ENTRIES: dict[str, type] = {
+    "full_attention": DynamicLayer,
+    FILTERED: FilteredDynamicLayer,
+    CONSTANT_STATE: ConstantStateLayer,
+}
+_NEEDED: dict[str, type] = {FILTERED: RecentEntries, CONSTANT_STATE: ConstantStateLayer}
+
+
+def prepare_entries(store: Cache, kinds: list[str]) -> None:
+    """Give a cache made without a configuration the entries that ``layer_types`` names.
 
     Raises:
         OuroborosError: it has entries of another kind; names them and the fix.
     """
-    needed = RecentEntries if kind == FILTERED else ConstantStateLayer
+    if not _NEEDED.keys() & set(kinds):
+        return
     if not store.layers and store.layer_class_to_replicate is DynamicLayer:
-        new = FilteredDynamicLayer if kind == FILTERED else ConstantStateLayer
-        store.layers.extend(new() for _ in range(entries))
-    unfit = sorted({type(layer).__name__ for layer in store.layers if not isinstance(layer, needed)})
+        store.layers.extend(_ENTRIES[kind]() for kind in kinds)
+    unfit = {
+        kind: type(layer).__name__
+        for kind, layer in zip(kinds, store.layers, strict=False)
+        if not isinstance(layer, _NEEDED.get(kind, object))
+    }
     if unfit or not store.layers:
-        what = "what the model's filters over tokens remember" if kind == FILTERED else "the model's constant state"
+        kept = {FILTERED: "what the model's filters over tokens remember", CONSTANT_STATE: "the model's constant state"}
+        what = kept[next(iter(unfit), next(kind for kind in kinds if kind in kept))]
         raise OuroborosError(
-            f"a cache of {', '.join(unfit) or type(store).__name__} has no room for {what}: make it with"
-            " DynamicCache(config=model.config) or StaticCache(config=model.config, ...)"
+            f"a cache of {', '.join(sorted(set(unfit.values()))) or type(store).__name__} has no room for {what}: make"
+            " it with DynamicCache(config=model.config) or StaticCache(config=model.config, ...)"
         )

@@ -8,10 +8,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ouroboros.accounting import cached_visits, filter_values
-from ouroboros.config import ModelSpec, OsamSpec, from_dict, to_dict
+from ouroboros.accounting import cached_blocks, outer_values, recent_values
+from ouroboros.config import ModelSpec, from_dict, to_dict
 from ouroboros.errors import OuroborosError
-from ouroboros.schedule import Schedule, parse
+from ouroboros.schedule import Schedule
 
 FILTERED = "ouroboros_filtered_attention"
 """``layer_types`` entry of a visit that remembers recent entries for filters over tokens beside keys and values."""
@@ -61,27 +61,17 @@ class OuroborosConfig(PreTrainedConfig):
         """Set the standard fields from ``spec`` and ``loops``."""
         spec = self.model_spec
         schedule = self.schedule
-        entries = cached_visits(spec, schedule)
+        cached = cached_blocks(spec, schedule)
         self.spec = to_dict(spec)
         self.vocab_size = spec.vocab_size
         self.hidden_size = spec.hidden_size
-        self.num_hidden_layers = entries
-        # Tools read heads of every model; a mixer without any counts as one of full width.
-        heads = None if isinstance(spec.mixer, OsamSpec) else spec.mixer
-        self.num_attention_heads = heads.num_heads if heads else 1
-        self.num_key_value_heads = heads.cached_heads() if heads else 1
-        self.head_dim = heads.width(spec.hidden_size) if heads else spec.hidden_size
-        self.intermediate_size = spec.ffn.intermediate_size
+        self.num_hidden_layers = len(cached)
+        heads = spec.block.mixer.heads(spec.hidden_size)
+        self.num_attention_heads, self.num_key_value_heads, self.head_dim = heads
+        self.intermediate_size = spec.block.ffn.hidden_width
         self.max_position_embeddings = spec.max_position_embeddings
-        self.layer_types = [self._entry_kind(spec, schedule)] * entries
+        self.layer_types = [_entry_kind(spec, block, first=slot == 0) for slot, block in enumerate(cached)]
         self.tie_word_embeddings = spec.tie_embeddings
-
-    @staticmethod
-    def _entry_kind(spec: ModelSpec, schedule: Schedule) -> str:
-        """What every cache entry holds."""
-        if isinstance(spec.mixer, OsamSpec):
-            return CONSTANT_STATE
-        return FILTERED if filter_values(spec, schedule) else "full_attention"
 
     def at_loops(self, loops: int) -> OuroborosConfig:
         """A copy for another loop count, everything else (also the attention implementation) as it is.
@@ -107,7 +97,7 @@ class OuroborosConfig(PreTrainedConfig):
     @property
     def schedule(self) -> Schedule:
         """The visits, with ``loops`` applied."""
-        schedule = parse(self.model_spec.layout)
+        schedule = self.model_spec.schedule
         return schedule if self.loops is None else schedule.with_loops(self.loops)
 
     def validate_layer_type(self) -> None:
@@ -121,3 +111,12 @@ class OuroborosConfig(PreTrainedConfig):
     def from_spec(cls, spec: ModelSpec, *, eos_token_id: int | None = None) -> OuroborosConfig:
         """The configuration of ``spec``; the end-of-text token also begins and pads sequences."""
         return cls(spec=to_dict(spec), bos_token_id=eos_token_id, eos_token_id=eos_token_id, pad_token_id=eos_token_id)
+
+
+def _entry_kind(spec: ModelSpec, block: int, *, first: bool) -> str:
+    """What a cache entry of ``block`` holds; the first one also serves stem and head."""
+    parts = spec.blocks[block]
+    if parts.mixer.keeps == "state":
+        return CONSTANT_STATE
+    filters = recent_values(parts, spec.hidden_size) or (first and outer_values(spec))
+    return FILTERED if filters else "full_attention"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ouroboros.config import ModelSpec
-from ouroboros.nn.head_loss import head_loss
+from ouroboros.nn.head_loss import IGNORED, head_loss
 
 
 @dataclass
@@ -19,15 +19,23 @@ class LossOutput(CausalLMOutputWithPast):
     """The same without label smoothing and without gradient."""
 
 
-def loss_output(spec: ModelSpec, head: nn.Linear, x_BTD: Tensor, targets_BT: Tensor, smoothing: float) -> LossOutput:
-    """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position; see
-    :func:`~ouroboros.nn.head_loss.head_loss`."""
-    objective, plain = head_loss(
-        x_BTD.flatten(0, 1),
-        head.weight,
-        targets_BT.flatten(),
-        smoothing=smoothing,
-        scale=spec.logit_scale,
-        softcap=spec.logit_softcap,
-    )
-    return LossOutput(loss=objective, unsmoothed_loss=plain)
+def loss_output(
+    head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: Tensor, smoothing: float
+) -> LossOutput:
+    """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position.
+
+    A head that says its ``scale`` and ``softcap`` is computed in chunks, see
+    :func:`~ouroboros.nn.head_loss.head_loss`; any other is given all logits at once.
+    """
+    x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
+    if hasattr(head, "scale") and hasattr(head, "softcap"):
+        objective, plain = head_loss(
+            x_ND, matrix.weight, targets_N, smoothing=smoothing, scale=head.scale, softcap=head.softcap
+        )
+        return LossOutput(loss=objective, unsmoothed_loss=plain)
+    logits_NV = head(matrix(x_ND)).float()
+    plain = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED)
+    if not smoothing:
+        return LossOutput(loss=plain, unsmoothed_loss=plain.detach())
+    objective = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, label_smoothing=smoothing)
+    return LossOutput(loss=objective, unsmoothed_loss=plain.detach())

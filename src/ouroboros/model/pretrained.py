@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -11,13 +12,24 @@ from transformers import PreTrainedModel
 
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.nn.aligned import aligned
-from ouroboros.nn.attention import Attention
-from ouroboros.nn.delta import COMPRESSORS, DELTA_PARTS, SmallLinear
-from ouroboros.nn.loop import ConcatInjection, LoopParts, RecurrenceGate
-from ouroboros.nn.norm import LayerNorm, RMSNorm
-from ouroboros.nn.osam import Osam
-from ouroboros.nn.rope import Rope
+from ouroboros.nn.part import Init, Started
 from ouroboros.optim import untrained_parameters
+
+
+RENAMED = {
+    r"embed_positions\.weight$": "stem.positions.weight",
+    r"(loops\.\d+)\.(embedding|norm)$": r"\1.\2.weight",
+    r"(loops\.\d+)\.inject_(scale|proj\.weight)$": r"\1.inject.\2",
+    r"(loops\.\d+)\.gate_proj\.(weight|bias)$": r"\1.gate.proj.\2",
+}
+"""Names of parameters in files of earlier versions, as patterns, and what they are called today."""
+
+
+def todays_name(name: str) -> str:
+    """The name today of a parameter in a file of any version."""
+    for pattern, replacement in RENAMED.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 class OuroborosPreTrainedModel(PreTrainedModel):
@@ -31,14 +43,14 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _keep_in_fp32_modules_strict = set(Osam.PRECISE)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers says; what a part never trains stays frozen, which loading alone would undo, and weights lie
         where they would lie without a file, so that products with them are the same to the last bit."""
-        loaded = super().from_pretrained(*args, **kwargs)
+        loaded = super().from_pretrained(*args, **{"key_mapping": RENAMED, **kwargs})
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model._weight_conversions = None  # what is saved again has today's names
         for name in untrained_parameters(model):
             model.get_parameter(name).requires_grad_(False)
         for tensor in (*model.parameters(), *model.buffers()):
@@ -66,29 +78,15 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         spec = self.config.model_spec
-        if isinstance(module, (LoopParts, ConcatInjection, RecurrenceGate, *DELTA_PARTS)):
-            module.reset_parameters()
+        if isinstance(module, Started):
+            module.reset_parameters(Init(std=spec.init_std))
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             table = isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None)
             std = spec.init_std if spec.embedding_std is None or not table else spec.embedding_std
             if isinstance(module, nn.Linear) and table and spec.head_std is not None:
                 std = spec.head_std
             nn.init.normal_(module.weight, std=std)
-            if isinstance(module, SmallLinear):
-                module.reset_bias()
-            elif isinstance(module, nn.Linear) and module.bias is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, (RMSNorm, LayerNorm)):
-            nn.init.ones_(module.weight)
-            if isinstance(module, LayerNorm):
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Osam):
-            module.reset_parameters()
-        elif isinstance(module, Rope):
-            module.inv_freq.copy_(module.frequencies())
         elif isinstance(registers := getattr(module, "registers", None), nn.Parameter):
             nn.init.normal_(registers, std=spec.init_std if spec.register_std is None else spec.register_std)
-        if isinstance(module, Attention) and module.spec.query_gain is not None:
-            nn.init.constant_(module.query_gain, module.spec.query_gain)
-        elif isinstance(module, COMPRESSORS) and spec.delta.compressor_init == "normal":
-            nn.init.normal_(module.weight, std=spec.init_std)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import AttentionSpec
+from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.nn import causal
-from ouroboros.nn.memory import Memory
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
+from ouroboros.nn.part import Init, Projection, Started
 from ouroboros.nn.rope import rotate
 from ouroboros.nn.shift import TokenShift
+from ouroboros.nn.visit import VisitContext
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """Functions of queries, keys and values by name; ``none`` is absent."""
 
 
-class Attention(nn.Module):
+class Attention(Started):
     """``softmax(q k^T / sqrt(C) + mask) v``, K key/value heads shared by H query heads (Ainslie et al. 2023).
 
     Optional: biases, RMS norm of queries and keys before or after rotation, a learned gain per query head; activations
@@ -38,12 +38,12 @@ class Attention(nn.Module):
     def __init__(self, spec: AttentionSpec, hidden_size: int, norm_eps: float) -> None:
         super().__init__()
         self.spec = spec
-        self.head_dim = spec.width(hidden_size)
+        self.head_dim = spec.head_width(hidden_size)
         queries, keys = spec.num_heads * self.head_dim, spec.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(hidden_size, queries, bias=spec.qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, keys, bias=spec.qkv_bias)
-        self.v_proj = nn.Linear(hidden_size, keys, bias=spec.qkv_bias)
-        self.o_proj = nn.Linear(queries, hidden_size, bias=spec.out_bias)
+        self.q_proj = Projection(hidden_size, queries, bias=spec.qkv_bias)
+        self.k_proj = Projection(hidden_size, keys, bias=spec.qkv_bias)
+        self.v_proj = Projection(hidden_size, keys, bias=spec.qkv_bias)
+        self.o_proj = Projection(queries, hidden_size, bias=spec.out_bias)
         if spec.qk_norm != "none":
             self.q_norm = RMSNorm(self.head_dim, norm_eps)
             self.k_norm = RMSNorm(self.head_dim, norm_eps)
@@ -56,35 +56,39 @@ class Attention(nn.Module):
         if spec.normalises_heads:
             self.head_norm = RMSNorm(self.head_dim, norm_eps)
         if spec.output_gate:
-            self.gate_proj = nn.Linear(hidden_size, queries, bias=False)
+            self.gate_proj = Projection(hidden_size, queries, bias=False)
 
-    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """The queries' gain at its start."""
+        if self.spec.query_gain is not None:
+            nn.init.constant_(self.query_gain, self.spec.query_gain)
+
+    def forward(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Mix (B, T, D) over time.
 
         Args:
             x_BTD: the normalised stream.
-            given: rotary tables and mask.
-            memory: this visit's past keys and values, extended by the call; None without a cache or registers.
+            visit: rotary tables, mask, and past keys and values, which the call extends.
         """
         B, T, _ = x_BTD.shape
-        spec = self.spec
+        spec, memory = self.spec, visit.memory
         q_BTHC = self.q_proj(x_BTD).view(B, T, -1, self.head_dim)
         k_BTKC = self.k_proj(x_BTD).view(B, T, -1, self.head_dim)
         v_BTKC = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
         if spec.k_shift:
-            k_BTKC = self.k_shift(k_BTKC, x_BTD, memory, given.padding, "k_shift")
+            k_BTKC = self.k_shift(k_BTKC, x_BTD, memory, visit.padding, "k_shift")
         if spec.v_shift:
-            v_BTKC = self.v_shift(v_BTKC, x_BTD, memory, given.padding, "v_shift")
+            v_BTKC = self.v_shift(v_BTKC, x_BTD, memory, visit.padding, "v_shift")
         q_BHTC = _activate(q_BTHC, spec.q_activation).transpose(1, 2)
         k_BKTC = _activate(k_BTKC, spec.k_activation).transpose(1, 2)
         v_BKTC = _activate(v_BTKC, spec.v_activation).transpose(1, 2)
-        q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, given.rotary)
+        q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, visit.rotary)
         if spec.query_gain is not None:
             q_BHTC = q_BHTC * self.query_gain.to(q_BHTC.dtype)[:, None, None]
         if memory is not None:
             k_BKTC, v_BKTC = memory.extend(k_BKTC, v_BKTC)
         dropout = spec.dropout if self.training else 0.0
-        y_BTHC = attend(q_BHTC, k_BKTC, v_BKTC, given.mask, dropout, once=self.training).transpose(1, 2)
+        y_BTHC = attend(q_BHTC, k_BKTC, v_BKTC, visit.mask, dropout, once=self.training).transpose(1, 2)
         if spec.normalises_heads:
             y_BTHC = self.head_norm(y_BTHC)
         if spec.output_gate:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import DeltaSpec, ModelSpec
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.nn.delta_kernel import CausalMix, DeltaUpdate, inverse_length, wide
 from ouroboros.nn.memory import Memory, with_recent
+from ouroboros.nn.part import Init, Projection, Residual, Started
+from ouroboros.nn.small import SmallLinear
 
 SATURATION = 1e-6
 """Gate probabilities at the start stay this far from 0 and 1, where a logit would be infinite."""
@@ -27,23 +29,6 @@ def gate_bias(beta_init: float) -> float:
     return math.log(share / (1 - share))
 
 
-class SmallLinear(nn.Linear):
-    """A linear map to a few numbers: too flat to orthogonalise, so the optimiser treats it as vectors."""
-
-    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
-
-    def __init__(self, inputs: int, outputs: int, bias: tuple[float, float] | None = None) -> None:
-        """Biases start uniformly in the range ``bias``; None leaves them out. Weights are drawn with all others."""
-        super().__init__(inputs, outputs, bias=bias is not None)
-        self.bias_range = bias
-        self.reset_bias()
-
-    def reset_bias(self) -> None:
-        """The biases at their start."""
-        if self.bias_range is not None:
-            nn.init.uniform_(self.bias, *self.bias_range)
-
-
 class Gate(nn.Module):
     """``b = 2 sigmoid(w . c + bias)``, or ``2 sigmoid(w_2 . tanh(W_1 c) + bias)``; (..., D) to (..., 1), float32."""
 
@@ -51,7 +36,7 @@ class Gate(nn.Module):
         super().__init__()
         inner = hidden_size
         if spec.gate == "two_layer":
-            self.hidden_proj = nn.Linear(hidden_size, spec.gate_hidden, bias=False)
+            self.hidden_proj = Projection(hidden_size, spec.gate_hidden, bias=False)
             inner = spec.gate_hidden
         start = gate_bias(spec.beta_init)
         self.proj = SmallLinear(inner, 1, bias=(start, start))
@@ -63,7 +48,7 @@ class Gate(nn.Module):
         return 2 * torch.sigmoid(_linear(self.proj, context))
 
 
-class DeltaResidual(nn.Module):
+class DeltaResidual(Residual):
     """``X' = X + b k (v - k.X)`` with ``k`` the direction of the sublayer's output (sections 2 and 3 of the paper).
 
     ``b`` comes from the sublayer's normalised input and ``v`` from the raw one, as in the published code. Sums and
@@ -79,6 +64,18 @@ class DeltaResidual(nn.Module):
             bound = hidden_size**-0.5
             self.value_proj = SmallLinear(hidden_size, spec.values, bias=(-bound, bound))
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+
+    @classmethod
+    def start(cls, spec: DeltaSpec, width: int) -> nn.Module | None:
+        """An expanded state is made of the embeddings."""
+        return Expansion(spec, width) if spec.expanded else None
+
+    @classmethod
+    def reader(cls, spec: DeltaSpec, width: int) -> nn.Module | None:
+        """An expanded state is compressed to one vector."""
+        if not spec.expanded:
+            return None
+        return {"channel": ChannelCompressor, "token": TokenCompressor}[spec.compressor](spec, width)
 
     def forward(self, x: Tensor, update_BTD: Tensor, context_BTD: Tensor, read_BTD: Tensor) -> Tensor:
         """Join ``update`` to the state.
@@ -125,7 +122,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
         return y if bias is None else y + bias
 
 
-class ChannelCompressor(nn.Module):
+class ChannelCompressor(Started):
     """Reads one width-D vector of an expanded state: a short filter along the value channels, then a sum (CC).
 
     With the filter folded into the sum: ``y_i = sum_u W_iu X_ui``, ``W_iu = sum_j read_j w_i,u-j+p``,
@@ -139,13 +136,16 @@ class ChannelCompressor(nn.Module):
         self.values, self.kernel = spec.values, spec.kernel
         self.weight = nn.Parameter(torch.empty(hidden_size, spec.kernel))
         self.read = nn.Parameter(torch.empty(spec.values))
+        self.drawn = spec.compressor_init == "normal"
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """One tap passes a channel through, and the channels are averaged."""
         nn.init.zeros_(self.weight)
         nn.init.ones_(self.weight[:, (self.kernel - 1) // 2])
         nn.init.constant_(self.read, 1 / self.values)
+        if init is not None and self.drawn:
+            nn.init.normal_(self.weight, std=init.std)
 
     def folded(self) -> Tensor:
         """``W`` (D, V), float32."""
@@ -159,7 +159,7 @@ class ChannelCompressor(nn.Module):
         return CausalMix.apply(x_BTVD, weight_VD[None, None]).squeeze(2).to(x_BTVD.dtype)
 
 
-class TokenCompressor(nn.Module):
+class TokenCompressor(Started):
     """Reads one width-D vector of an expanded state: a causal filter over tokens for each channel, then a sum (TC).
 
     ``y_t,i = sum_j read_j sum_s w_s,j,i X_(t-K+1+s),j,i``. Starts as the mean of the channels of the present token.
@@ -171,13 +171,16 @@ class TokenCompressor(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(spec.kernel, spec.values, hidden_size))
         self.read = nn.Parameter(torch.empty(spec.values))
+        self.drawn = spec.compressor_init == "normal"
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """The last tap passes the present token through, and the channels are averaged."""
         nn.init.zeros_(self.weight)
         nn.init.ones_(self.weight[-1])
         nn.init.constant_(self.read, 1 / self.read.numel())
+        if init is not None and self.drawn:
+            nn.init.normal_(self.weight, std=init.std)
 
     def forward(self, x_BTVD: Tensor, memory: Memory | None, padding_BT: Tensor | None, name: str) -> Tensor:
         """(B, T, V, D) to (B, T, D).
@@ -192,7 +195,7 @@ class TokenCompressor(nn.Module):
         return causal_taps(x_BTVD, weight_KVD[:, None], memory, padding_BT, name).squeeze(2)
 
 
-class Expansion(nn.Module):
+class Expansion(Started):
     """The start of an expanded state: copies of the embedding, or per channel a causal filter over embeddings (EC).
 
     The filter starts as a copy.
@@ -207,7 +210,7 @@ class Expansion(nn.Module):
             self.weight = nn.Parameter(torch.empty(spec.embedding_kernel, spec.values, hidden_size))
             self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """The last tap is 1."""
         if hasattr(self, "weight"):
             nn.init.zeros_(self.weight)
@@ -226,21 +229,3 @@ def causal_taps(x: Tensor, weight_KVUD: Tensor, memory: Memory | None, padding_B
         x = x * padding_BT[..., None, None].to(x.dtype)
     longer = with_recent(memory, name, x, weight_KVUD.shape[0] - 1)
     return CausalMix.apply(longer, weight_KVUD).to(x.dtype)
-
-
-COMPRESSORS = (ChannelCompressor, TokenCompressor)
-DELTA_PARTS = (*COMPRESSORS, Expansion)
-"""Modules with starting values of their own."""
-
-
-def build_compressor(spec: ModelSpec) -> nn.Module | None:
-    """What reads the state for a sublayer or the head; None for a vector state, which is read as it is."""
-    if spec.residual != "delta" or not spec.delta.expanded:
-        return None
-    kinds = {"channel": ChannelCompressor, "token": TokenCompressor}
-    return kinds[spec.delta.compressor](spec.delta, spec.hidden_size)
-
-
-def build_expansion(spec: ModelSpec) -> Expansion | None:
-    """What starts an expanded state; None for a vector state."""
-    return Expansion(spec.delta, spec.hidden_size) if spec.residual == "delta" and spec.delta.expanded else None

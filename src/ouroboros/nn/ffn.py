@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import FeedForwardSpec
+from ouroboros.config.parts.feed_forward import FeedForwardSpec
+from ouroboros.nn.part import Projection
 
 
 class FeedForward(nn.Module):
@@ -17,13 +18,15 @@ class FeedForward(nn.Module):
     * ``gelu``: ``gelu(up x)``
     """
 
-    def __init__(self, spec: FeedForwardSpec, hidden_size: int) -> None:
+    OUTPUT_PROJECTIONS = ("down_proj",)
+
+    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
-        if spec.kind == "swiglu":
-            self.gate_proj = nn.Linear(hidden_size, spec.intermediate_size, bias=spec.bias)
-        self.up_proj = nn.Linear(hidden_size, spec.intermediate_size, bias=spec.bias)
-        self.down_proj = nn.Linear(spec.intermediate_size, hidden_size, bias=spec.bias)
+        if spec.gated:
+            self.gate_proj = Projection(width, spec.intermediate_size, bias=spec.bias)
+        self.up_proj = Projection(width, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Projection(spec.intermediate_size, width, bias=spec.bias)
         self.dropout = nn.Dropout(spec.dropout) if spec.dropout > 0 else None
 
     def forward(self, x_D: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import BottleneckAttentionSpec, LatentAttentionSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.nn.attention import attend
-from ouroboros.nn.memory import Memory
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
+from ouroboros.nn.part import Projection
 from ouroboros.nn.rope import rotate
+from ouroboros.nn.visit import VisitContext
 
 FEW = 4
 """Latents are attended to directly when the keys are at least this many times as many as the new tokens."""
@@ -39,33 +39,34 @@ class LatentAttention(nn.Module):
     def __init__(self, spec: LatentAttentionSpec, hidden_size: int, norm_eps: float) -> None:
         super().__init__()
         self.spec = spec
-        self.head_dim, self.rotary = spec.width(hidden_size), spec.rotary_width(hidden_size)
+        self.head_dim, self.rotary = spec.head_width(hidden_size), spec.rotary_width(hidden_size)
         self.rank, query_rank = spec.rank(hidden_size), spec.latent_of_queries(hidden_size)
         queries = spec.num_heads * (self.head_dim + self.rotary)
         if query_rank:
-            self.q_a_proj = nn.Linear(hidden_size, query_rank, bias=False)
+            self.q_a_proj = Projection(hidden_size, query_rank, bias=False)
             self.q_a_layernorm = RMSNorm(query_rank, norm_eps)
-            self.q_b_proj = nn.Linear(query_rank, queries, bias=False)
+            self.q_b_proj = Projection(query_rank, queries, bias=False)
         else:
-            self.q_proj = nn.Linear(hidden_size, queries, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.rank + self.rotary, bias=False)
+            self.q_proj = Projection(hidden_size, queries, bias=False)
+        self.kv_a_proj_with_mqa = Projection(hidden_size, self.rank + self.rotary, bias=False)
         self.kv_a_layernorm = RMSNorm(self.rank, norm_eps)
-        self.kv_b_proj = nn.Linear(self.rank, spec.num_heads * 2 * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(spec.num_heads * self.head_dim, hidden_size, bias=False)
+        self.kv_b_proj = Projection(self.rank, spec.num_heads * 2 * self.head_dim, bias=False)
+        self.o_proj = Projection(spec.num_heads * self.head_dim, hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Mix (B, T, D) over time; arguments as in :meth:`ouroboros.nn.attention.Attention.forward`."""
         B, T, _ = x_BTD.shape
+        memory = visit.memory
         q_content, q_rotary = self._queries(x_BTD)
-        q_rotary = rotate(q_rotary, *given.rotary)
+        q_rotary = rotate(q_rotary, *visit.rotary)
         latent_BTL, k_rotary = self.kv_a_proj_with_mqa(x_BTD).split((self.rank, self.rotary), dim=-1)
-        k_rotary = rotate(k_rotary[:, None], *given.rotary)
+        k_rotary = rotate(k_rotary[:, None], *visit.rotary)
         kept = torch.cat((self.kv_a_layernorm(latent_BTL)[:, None], k_rotary), dim=-1)
         if memory is not None:
             kept, _ = memory.extend(kept, kept[..., :0])
         absorb = memory is not None and kept.shape[2] >= T * FEW
         mix = self._absorbed if absorb else self._expanded
-        y_BHTC = mix(q_content, q_rotary, kept, given.mask)
+        y_BHTC = mix(q_content, q_rotary, kept, visit.mask)
         return self.o_proj(y_BHTC.transpose(1, 2).reshape(B, T, -1))
 
     def _queries(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,34 +118,35 @@ class BottleneckAttention(nn.Module):
     def __init__(self, spec: BottleneckAttentionSpec, hidden_size: int, norm_eps: float) -> None:
         super().__init__()
         self.spec = spec
-        self.head_dim, rank = spec.width(hidden_size), spec.rank(hidden_size)
+        self.head_dim, rank = spec.head_width(hidden_size), spec.rank(hidden_size)
         width = spec.num_heads * self.head_dim
-        self.q_a_proj = nn.Linear(hidden_size, rank, bias=False)
-        self.q_b_proj = nn.Linear(rank, width, bias=False)
-        self.kv_a_proj = nn.Linear(hidden_size, rank, bias=False)
-        self.k_b_proj = nn.Linear(rank, width, bias=False)
-        self.v_b_proj = nn.Linear(rank, width, bias=False)
-        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+        self.q_a_proj = Projection(hidden_size, rank, bias=False)
+        self.q_b_proj = Projection(rank, width, bias=False)
+        self.kv_a_proj = Projection(hidden_size, rank, bias=False)
+        self.k_b_proj = Projection(rank, width, bias=False)
+        self.v_b_proj = Projection(rank, width, bias=False)
+        self.o_proj = Projection(width, hidden_size, bias=False)
         if spec.qk_norm != "none":
             self.q_norm = RMSNorm(self.head_dim, norm_eps)
             self.k_norm = RMSNorm(self.head_dim, norm_eps)
 
-    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Mix (B, T, D) over time; arguments as in :meth:`ouroboros.nn.attention.Attention.forward`."""
         B, T, _ = x_BTD.shape
+        memory = visit.memory
         q_BHTC = self._heads(self.q_b_proj(self.q_a_proj(x_BTD)))
-        q_BHTC = rotate(self.q_norm(q_BHTC) if self.spec.qk_norm != "none" else q_BHTC, *given.rotary)
+        q_BHTC = rotate(self.q_norm(q_BHTC) if self.spec.qk_norm != "none" else q_BHTC, *visit.rotary)
         latent_BTL = self.kv_a_proj(x_BTD)
         dropout = self.spec.dropout if self.training else 0.0
         if memory is None or self.spec.cache == "keys_values":
-            k_BHSC, v_BHSC = self._keys(latent_BTL, given.rotary), self._heads(self.v_b_proj(latent_BTL))
+            k_BHSC, v_BHSC = self._keys(latent_BTL, visit.rotary), self._heads(self.v_b_proj(latent_BTL))
             if memory is not None:
                 k_BHSC, v_BHSC = memory.extend(k_BHSC, v_BHSC)
-            y_BHTC = attend(q_BHTC, k_BHSC, v_BHSC, given.mask, dropout)
+            y_BHTC = attend(q_BHTC, k_BHSC, v_BHSC, visit.mask, dropout)
         else:
             kept, _ = memory.extend(latent_BTL[:, None], latent_BTL[:, None, :, :0])
-            k_BHSC = self._keys(kept[:, 0], given.key_rotary or given.rotary)
-            y_BHTC = self._over_latents(q_BHTC, k_BHSC, kept, given.mask, dropout)
+            k_BHSC = self._keys(kept[:, 0], visit.key_rotary or visit.rotary)
+            y_BHTC = self._over_latents(q_BHTC, k_BHSC, kept, visit.mask, dropout)
         return self.o_proj(y_BHTC.transpose(1, 2).reshape(B, T, -1))
 
     def _heads(self, x: Tensor) -> Tensor:

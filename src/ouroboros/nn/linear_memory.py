@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ouroboros.accounting import CHUNK, FADING_CHUNK
+from ouroboros.config.parts.osam import CHUNK, FADING_CHUNK
 
 
 class Turn(NamedTuple):

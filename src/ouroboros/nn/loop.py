@@ -1,7 +1,7 @@
-"""Loop conditioning: what enters at loop boundaries. Shapes: B batch, T positions, D model width, L table rows.
+"""Shipped loop parts: what enters at loop boundaries. Shapes: D model width, L table rows, ``...`` the leading axes.
 
-Every part is optional; a part that is off has no parameters and no arithmetic. Where a part has neutral values
-(embedding, injection, contractive step) it starts at them, and then computes bit for bit what its absence computes.
+Where a part has neutral values (embedding, injection, contractive step) it starts at them, and then computes bit for bit
+what its absence computes.
 """
 
 from __future__ import annotations
@@ -9,94 +9,115 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config import LoopSpec
+from ouroboros.config.parts import loop as specs
 from ouroboros.nn.norm import rms_norm
+from ouroboros.nn.part import Init, LoopModule, Projection, Started
 
 
-class ConcatInjection(nn.Linear):
+class _Table(LoopModule):
+    """A row of ``width`` numbers for every loop; later loops use the last."""
+
+    PARAMETER_ROLES = {"weight": "vector"}
+
+    def __init__(self, spec: specs.TablePart, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__()
+        self.eps = norm_eps
+        self.weight = nn.Parameter(torch.empty(spec.rows or loops, width))
+        self.reset_parameters()
+
+    def row(self, loop: int) -> Tensor:
+        """The row of ``loop``, (D,)."""
+        return self.weight[min(loop, len(self.weight) - 1)]
+
+
+class LoopEmbedding(_Table):
+    """Adds a vector to the state that enters a loop; zero at the start."""
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Zero."""
+        nn.init.zeros_(self.weight)
+
+    def enter(self, x: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """``x + e_loop``."""
+        return x + self.row(loop).to(x.dtype)
+
+
+class LoopNorm(_Table):
+    """RMS norm of the state that a loop has produced, with a gain for each loop (Controller, section 2.5)."""
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """One."""
+        nn.init.ones_(self.weight)
+
+    def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """``norm(z) * g_loop``, computed in float32."""
+        return rms_norm(z.float(), self.row(loop).float(), self.eps, once=self.training).to(z.dtype)
+
+
+class Injection(LoopModule):
+    """The state before the first loop enters every loop: ``x + s * x0`` or ``W [x; x0]``; neutral at the start."""
+
+    def __init__(self, spec: specs.InjectionSpec, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__()
+        if spec.mode == "add":
+            self.scale = nn.Parameter(torch.zeros(width))
+        else:
+            self.proj = _Concatenated(width)
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Zero scales; the map inside starts by itself."""
+        if hasattr(self, "scale"):
+            nn.init.zeros_(self.scale)
+
+    def enter(self, x: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """The state with the first one injected."""
+        if hasattr(self, "scale"):
+            return x + self.scale.to(x.dtype) * carried["x0"]
+        return self.proj(torch.cat((x, carried["x0"]), dim=-1)).to(x.dtype)
+
+
+class _Concatenated(Started, Projection):
     """A learned map of ``[x; x0]`` to D channels; starts as the identity on ``x``."""
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(2 * hidden_size, hidden_size, bias=False)
+    def __init__(self, width: int) -> None:
+        super().__init__(2 * width, width, bias=False)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """Identity on ``x``, zero on ``x0``."""
         nn.init.eye_(self.weight)
 
 
-class RecurrenceGate(nn.Linear):
-    """Logits of the gate, (..., D), from ``[z; x]``; starts at the same ``bias`` everywhere."""
+class RecurrenceGate(LoopModule):
+    """``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``; starts at the same gate everywhere."""
 
-    def __init__(self, hidden_size: int, bias: float) -> None:
+    def __init__(self, spec: specs.RecurrenceGateSpec, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__()
+        self.proj = _GateLogits(width, spec.bias)
+
+    def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """Between the previous state and the new one."""
+        gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
+        return gate * z + (1 - gate) * x
+
+
+class _GateLogits(Started, Projection):
+    def __init__(self, width: int, bias: float) -> None:
         self.starting_bias = bias
-        super().__init__(2 * hidden_size, hidden_size)
+        super().__init__(2 * width, width)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """Weight zero, bias at its starting value."""
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, self.starting_bias)
 
 
-class LoopParts(nn.Module):
-    """The parts of one looped segment.
+class ContractiveStep(LoopModule):
+    """``x <- (1 - dt) x + dt z``. Has no parameters."""
 
-    One loop is ``z = blocks(enter(x, x0, l)); x = leave(x, z, l)`` where ``x0`` is the state before the first loop.
-
-    Args:
-        spec: which parts are on.
-        hidden_size: D.
-        loops: the segment's loop count; tables have ``spec.max_loops`` or this many rows, later loops use the last.
-        eps: of the per-loop norm.
-    """
-
-    PARAMETER_ROLES = {"embedding": "vector", "norm": "vector"}
-
-    def __init__(self, spec: LoopSpec, hidden_size: int, loops: int, eps: float) -> None:
+    def __init__(self, spec: specs.ContractiveStepSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
-        self.spec = spec
-        self.rows = spec.max_loops or loops
-        self.eps = eps
-        if spec.embedding:
-            self.embedding = nn.Parameter(torch.zeros(self.rows, hidden_size))
-        if spec.norm:
-            self.norm = nn.Parameter(torch.ones(self.rows, hidden_size))
-        if spec.inject == "add":
-            self.inject_scale = nn.Parameter(torch.zeros(hidden_size))
-        elif spec.inject == "concat":
-            self.inject_proj = ConcatInjection(hidden_size)
-        if spec.gate:
-            self.gate_proj = RecurrenceGate(hidden_size, spec.gate_bias)
+        self.step = spec.step
 
-    def reset_parameters(self) -> None:
-        """Set this module's own tables to their starting values; the maps inside have a method of this name too."""
-        if self.spec.embedding:
-            nn.init.zeros_(self.embedding)
-        if self.spec.norm:
-            nn.init.ones_(self.norm)
-        if self.spec.inject == "add":
-            nn.init.zeros_(self.inject_scale)
-
-    def enter(self, x_BTD: Tensor, x0_BTD: Tensor, loop: int) -> Tensor:
-        """The state that enters loop ``loop``: injection, then the loop's embedding."""
-        if self.spec.inject == "add":
-            x_BTD = x_BTD + self.inject_scale.to(x_BTD.dtype) * x0_BTD
-        elif self.spec.inject == "concat":
-            x_BTD = self.inject_proj(torch.cat((x_BTD, x0_BTD), dim=-1)).to(x_BTD.dtype)
-        if self.spec.embedding:
-            x_BTD = x_BTD + self.embedding[self._row(loop)].to(x_BTD.dtype)
-        return x_BTD
-
-    def leave(self, x_BTD: Tensor, z_BTD: Tensor, loop: int) -> Tensor:
-        """The state after loop ``loop``: its norm, then gate, then contractive step from the previous state ``x``."""
-        if self.spec.norm:
-            gain = self.norm[self._row(loop)].float()
-            z_BTD = rms_norm(z_BTD.float(), gain, self.eps, once=self.training).to(z_BTD.dtype)
-        if self.spec.gate:
-            gate = torch.sigmoid(self.gate_proj(torch.cat((z_BTD, x_BTD), dim=-1)).float()).to(z_BTD.dtype)
-            z_BTD = gate * z_BTD + (1 - gate) * x_BTD
-        if self.spec.contractive < 1:
-            z_BTD = torch.lerp(x_BTD, z_BTD, self.spec.contractive)
-        return z_BTD
-
-    def _row(self, loop: int) -> int:
-        return min(loop, self.rows - 1)
+    def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """Part of the way from the previous state to the new one."""
+        return torch.lerp(x, z, self.step) if self.step < 1 else z

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import NormSpec
+from ouroboros.config import NormPart
 from ouroboros.nn.once import once_differentiable
+from ouroboros.nn.part import Init, Started
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Started):
     """``y = x / sqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang & Sennrich 2019, eq. 4).
 
     Args:
@@ -24,6 +25,10 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """One."""
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape (..., width); computed in float32, returned in the input's dtype."""
@@ -76,7 +81,7 @@ class _RMSNorm(torch.autograd.Function):
         return dx.add_(extra), dw, None
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Started):
     """``y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last axis (Ba et al. 2016, eq. 3).
 
     Args:
@@ -90,6 +95,11 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.eps = eps
 
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Weight one, bias zero."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape (..., width); computed in float32 or wider, returned in the input's dtype."""
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -100,6 +110,11 @@ class LayerNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def build_norm(spec: NormSpec, width: int) -> nn.Module:
-    """The norm that ``spec`` names."""
-    return (RMSNorm if spec.kind == "rms" else LayerNorm)(width, spec.eps)
+def rms_norm_of(spec: NormPart, width: int) -> RMSNorm:
+    """The RMS norm of a specification."""
+    return RMSNorm(width, spec.eps)
+
+
+def layer_norm_of(spec: NormPart, width: int) -> LayerNorm:
+    """The layer norm of a specification."""
+    return LayerNorm(width, spec.eps)

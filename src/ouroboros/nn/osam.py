@@ -1,4 +1,4 @@
-"""One-shot algebraic map (OSAM v0.1, 2025): two readings of a memory of constant size (docs/seeds/osam.md).
+"""One-shot algebraic map (OSAM v0.1, 2025): two readings of a memory of constant size (docs/systems/osam.md).
 
 A token adds its phased key ``k~ = k exp(i theta_k k)``, and ``v k~^T``, to sums that turn by a frequency at each token.
 It reads what came before it: the feature ``psi = Re(S q~ * S kappa) / sqrt(m)``, a circular convolution of the sketched
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import OsamSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.nn.linear_memory import Keys, Turn, phased, read_and_write
-from ouroboros.nn.memory import Memory
-from ouroboros.nn.mixer import MixerInput
+from ouroboros.nn.part import Init, Projection, Started
 from ouroboros.nn.precise import Precise
 from ouroboros.nn.sketch import Sketch, convolution, draw_sketch, gram_matrix, map_of_convolution
+from ouroboros.nn.visit import VisitContext
 
 THETA_START, OMEGA_START = 0.05, 0.02
 """Raw values at the start, as published; several frequencies start otherwise."""
@@ -41,7 +41,7 @@ class Factors(NamedTuple):
     """(B, T, D); None without the value path."""
 
 
-class Osam(Precise):
+class Osam(Precise, Started):
     """``g_f readout(psi) + g_v value_map(u)``; see the module's description."""
 
     PARAMETER_ROLES = dict.fromkeys(
@@ -56,22 +56,22 @@ class Osam(Precise):
         super().__init__()
         self.spec = spec
         width, groups = hidden_size, spec.frequencies
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Projection(width, width, bias=False)
+        self.k_proj = Projection(width, width, bias=False)
         self.theta_q_raw = nn.Parameter(torch.empty(1))
         self.theta_k_raw = nn.Parameter(torch.empty(1))
         self.omega_raw = nn.Parameter(torch.empty(groups))
         if spec.decay:
             self.decay_raw = nn.Parameter(torch.empty(groups))
         self.gate_feature_raw = nn.Parameter(torch.empty(1))
-        self.readout_in = nn.Linear(spec.buckets, spec.readout_hidden)
-        self.readout_out = nn.Linear(spec.readout_hidden, width)
+        self.readout_in = Projection(spec.buckets, spec.readout_hidden)
+        self.readout_out = Projection(spec.readout_hidden, width)
         if spec.value_path:
-            self.v_proj = nn.Linear(width, width, bias=False)
+            self.v_proj = Projection(width, width, bias=False)
             self.gate_value_raw = nn.Parameter(torch.empty(1))
             self.value_norm = nn.LayerNorm(width, eps=norm_eps)
-            self.value_in = nn.Linear(width, width)
-            self.value_out = nn.Linear(width, width)
+            self.value_in = Projection(width, width)
+            self.value_out = Projection(width, width)
         key = draw_sketch(width, spec.buckets, spec.hash_seed)
         query = draw_sketch(width, spec.buckets, spec.hash_seed + 1) if spec.independent_hashes else key
         # Kept in checkpoints: those of other programs may have been drawn differently.
@@ -87,7 +87,7 @@ class Osam(Precise):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """The published start: orthogonal queries, keys and values, everything else as torch starts it."""
         spec = self.spec
         for name in ("q_proj", "k_proj", "v_proj"):
@@ -137,56 +137,55 @@ class Osam(Precise):
         query, key = self._phase(self.theta_q_raw, dtype), self._phase(self.theta_k_raw, dtype)
         return 0.5 * torch.tanh(query), 0.5 * torch.tanh(key)
 
-    def forward(self, x_BTD: Tensor, given: MixerInput, memory: Memory | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Mix (B, T, D) over time.
 
         Args:
             x_BTD: the (normalised) stream.
-            given: padding and positions; rotary tables and masks are not used.
-            memory: the state of this visit, read and replaced by the call; None: empty, and forgotten.
+            visit: padding, positions, and the state, which is read and replaced; rotary tables and masks are not used.
         """
         # Sums over a whole text need float32 whatever the products are computed in.
         T, dtype = x_BTD.shape[1], torch.promote_types(x_BTD.dtype, torch.float32)
-        factors = self.factors(x_BTD, given, dtype)
+        factors = self.factors(x_BTD, visit, dtype)
         low = self._product_dtype(x_BTD)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            sums, read = self.remembered(factors, given, memory)
-            count_BR1 = (self._positions(given, x_BTD, dtype) + 1)[..., None]
+            sums, read = self.remembered(factors, visit)
+            count_BR1 = (self._positions(visit, x_BTD, dtype) + 1)[..., None]
             hidden_BRF = self._hidden(factors.query, sums, count_BR1, low, alone=T == 1)
         skipped = F.gelu(self.readout_in.bias)  # where nothing is read, the readout maps 0
-        feature_BTD = self.readout_out(self._drop(self._everywhere(hidden_BRF, skipped, given, T)))
+        feature_BTD = self.readout_out(self._drop(self._everywhere(hidden_BRF, skipped, visit, T)))
         gate_feature, gate_value = self.gates(dtype)
         y_BTD = gate_feature * feature_BTD
         if read is not None and gate_value is not None:
             w_BRD = self.value(read, count_BR1)
-            y_BTD = y_BTD + gate_value * self._everywhere(w_BRD, torch.zeros_like(self.value_out.bias), given, T)
+            y_BTD = y_BTD + gate_value * self._everywhere(w_BRD, torch.zeros_like(self.value_out.bias), visit, T)
         return y_BTD.to(x_BTD.dtype)
 
-    def factors(self, x_BTD: Tensor, given: MixerInput, dtype: torch.dtype) -> Factors:
+    def factors(self, x_BTD: Tensor, visit: VisitContext, dtype: torch.dtype) -> Factors:
         """Phased queries and keys, and values."""
         spec = self.spec
-        q_BRD = self.q_proj(x_BTD[:, self._rows(given)]).to(dtype)
+        q_BRD = self.q_proj(x_BTD[:, self._rows(visit)]).to(dtype)
         theta_q, theta_k = self.phases(dtype)
         angle = theta_q * q_BRD
         if spec.detach_state and spec.frequencies == 1 and torch.is_grad_enabled():
             # The published frequency turns queries as well as keys, and is trained by the queries alone. Here the
             # memory turns, so that this term is 0 and has the gradient of the queries' phase.
             omega_D = self.turn(dtype).frequency_D
-            angle = angle - (omega_D - omega_D.detach()) * self._positions(given, x_BTD, dtype)[..., None]
+            angle = angle - (omega_D - omega_D.detach()) * self._positions(visit, x_BTD, dtype)[..., None]
         query = phased(q_BRD, angle)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):
             k_BTD = self.k_proj(x_BTD).to(dtype)
             v_BTD = self.v_proj(x_BTD).to(dtype) if spec.value_path else None
-            if given.padding is not None:
-                k_BTD = k_BTD * given.padding[..., None]
+            if visit.padding is not None:
+                k_BTD = k_BTD * visit.padding[..., None]
             key = Keys(k_BTD, theta_k * k_BTD)
         return Factors(query, key, v_BTD)
 
     def remembered(
-        self, factors: Factors, given: MixerInput, memory: Memory | None = None
+        self, factors: Factors, visit: VisitContext
     ) -> tuple[Tensor, Tensor | None]:
         """Sums of keys (B, R, 2, D) before each token that reads, and what it reads of values (B, R, D) or None."""
-        spec = self.spec
+        spec, memory = self.spec, visit.memory
         with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):
             query = None
             if factors.value is not None:
@@ -199,9 +198,9 @@ class Osam(Precise):
                 factors.value,
                 self.turn(factors.query.dtype),
                 None if memory is None else memory.state(),
-                given.padding,
+                visit.padding,
                 wants_state=memory is not None and memory.keeps,
-                every=self._rows(given).step,
+                every=self._rows(visit).step,
             )
         if memory is not None and memory.keeps:
             assert state is not None
@@ -256,23 +255,23 @@ class Osam(Precise):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.spec.dropout, self.training)
 
-    def _positions(self, given: MixerInput, x_BTD: Tensor, dtype: torch.dtype) -> Tensor:
+    def _positions(self, visit: VisitContext, x_BTD: Tensor, dtype: torch.dtype) -> Tensor:
         """Tokens before each that reads, (B or 1, R)."""
-        if given.positions is not None:
-            return given.positions.to(dtype)
+        if visit.positions is not None:
+            return visit.positions.to(dtype)
         return torch.arange(0, x_BTD.shape[1], self.spec.kupdate, device=x_BTD.device, dtype=dtype)[None]
 
-    def _rows(self, given: MixerInput) -> slice:
+    def _rows(self, visit: VisitContext) -> slice:
         """Positions whose reading is worked out: those that read, where that is known before the call runs."""
-        return slice(None, None, self.spec.kupdate if given.positions is None else 1)
+        return slice(None, None, self.spec.kupdate if visit.positions is None else 1)
 
-    def _everywhere(self, rows: Tensor, skipped: Tensor, given: MixerInput, T: int) -> Tensor:
+    def _everywhere(self, rows: Tensor, skipped: Tensor, visit: VisitContext, T: int) -> Tensor:
         """(B, T, X) from what was worked out for some rows (B, N, X), and what the others have, (X,)."""
         every = self.spec.kupdate
         if every == 1:
             return rows
-        if given.positions is not None:
-            return torch.where((given.positions % every == 0)[..., None], rows, skipped)
+        if visit.positions is not None:
+            return torch.where((visit.positions % every == 0)[..., None], rows, skipped)
         full = skipped.to(rows.dtype).expand(rows.shape[0], T, -1).clone()
         full[:, ::every] = rows
         return full

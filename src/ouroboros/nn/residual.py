@@ -1,17 +1,17 @@
-"""Residual connections: how a sublayer's output joins the stream. The seam for every other kind."""
+"""The residual connection that adds."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ouroboros.config import ModelSpec
-from ouroboros.nn.delta import DeltaResidual
+from ouroboros.config.parts.residual import AdditiveResidualSpec
+from ouroboros.nn.part import Residual
 
 
-class AdditiveResidual(nn.Module):
+class AdditiveResidual(Residual):
     """``x + dropout(update)``, the residual connection of He et al. 2016. Has no parameters."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, spec: AdditiveResidualSpec, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
 
@@ -25,10 +25,3 @@ class AdditiveResidual(nn.Module):
             read_BTD: the same before the norm.
         """
         return x_BTD + (update_BTD if self.dropout is None else self.dropout(update_BTD))
-
-
-def build_residual(spec: ModelSpec) -> nn.Module:
-    """The residual that ``spec.residual`` names."""
-    if spec.residual == "delta":
-        return DeltaResidual(spec.delta, spec.hidden_size, spec.dropout)
-    return AdditiveResidual(spec.dropout)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ouroboros.config import RopeSpec
 from ouroboros.nn.delta_kernel import wide
+from ouroboros.nn.part import Init, Started
 from ouroboros.nn.precise import Precise
 
 
-class Rope(Precise):
+class Rope(Precise, Started):
     """Angles ``position / scale * base^(-2i / n)`` for the first ``n`` channels of a head (Su et al. 2021, eq. 15).
 
     Has no parameters. Frequencies and angles are float32 whatever the model's dtype.
@@ -29,6 +30,10 @@ class Rope(Precise):
         self.spec = spec
         self.rotated = int(head_dim * spec.fraction) // 2 * 2
         self.register_buffer("inv_freq", self.frequencies(), persistent=False)
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """The frequencies, which transformers leaves empty where it builds a model to be loaded."""
+        self.inv_freq.copy_(self.frequencies())
 
     def frequencies(self) -> Tensor:
         """``base^(-2i / n) / scale`` for i = 0 .. n/2 - 1, shape (P,)."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ouroboros.nn.delta import SmallLinear
 from ouroboros.nn.memory import Memory, with_recent
+from ouroboros.nn.small import SmallLinear
 
 
 class TokenShift(nn.Module):

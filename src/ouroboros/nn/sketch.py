@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ouroboros.accounting import BAND, bilinear_flops, direct_is_faster
+from ouroboros.config.parts.osam import BAND, bilinear_flops, direct_is_faster
 
 ROWS = 256
 """Rows worked on at a time, so that their products or spectra stay in a core's cache."""

@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import (
     AttentionSpec,
+    BlockSpec,
     DataSpec,
-    DeltaSpec,
     FeedForwardSpec,
     ModelSpec,
-    NormSpec,
     OptimSpec,
     Recipe,
+    RMSNormSpec,
     RopeSpec,
     TrainSpec,
 )
-from ouroboros.config.mixers import Activation
+from ouroboros.config.parts.attention import Activation
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.errors import check, nearest
 from ouroboros.recipes.gpt import gpt
 
@@ -151,24 +153,25 @@ class OuroborosConfig:
             vocab_size=self.vocab_size,
             hidden_size=d,
             max_position_embeddings=self.block_size,
-            mixer=AttentionSpec(
-                num_heads=self.num_attention_heads,
-                head_dim=self.head_dim,
-                qk_norm="after_rope" if self.use_qk_rmsnorm else "none",
-                rope=RopeSpec(fraction=self.rope_ratio),
-                k_shift=self.use_k_shift,
-                v_shift=self.use_v_shift,
-                head_norm=self.using_groupnorm,
-                output_gate=self.use_output_gate,
-                q_activation=self.q_activation or "none",
-                k_activation=self.k_activation or "none",
-                v_activation=self.v_activation or "none",
+            block=BlockSpec(
+                mixer=AttentionSpec(
+                    num_heads=self.num_attention_heads,
+                    head_dim=self.head_dim,
+                    qk_norm="after_rope" if self.use_qk_rmsnorm else "none",
+                    rope=RopeSpec(fraction=self.rope_ratio),
+                    k_shift=self.use_k_shift,
+                    v_shift=self.use_v_shift,
+                    head_norm=self.using_groupnorm,
+                    output_gate=self.use_output_gate,
+                    q_activation=self.q_activation or "none",
+                    k_activation=self.k_activation or "none",
+                    v_activation=self.v_activation or "none",
+                ),
+                ffn=FeedForwardSpec(intermediate_size=8 * d // 3),
+                norm=RMSNormSpec(eps=1e-5),
+                residual=self._delta(),
             ),
-            ffn=FeedForwardSpec(intermediate_size=8 * d // 3),
-            norm=NormSpec(eps=1e-5),
-            residual="delta",
-            delta=self._delta(),
-            logit_scale=self.hidden_size_base / d if self.mup else 1.0,
+            head=LinearHeadSpec(logit_scale=self.hidden_size_base / d if self.mup else 1.0),
             init_std=self.hidden_init_std_factor / math.sqrt(d),
             embedding_std=self.embedding_init_std,
             output_init="depth_scaled",
@@ -239,17 +242,15 @@ def delta(size: str = "small") -> Recipe:
     With ``residual`` set to ``additive`` it is its own control arm.
     """
     published = OuroborosConfig(**_SHAPES[size]).spec
-    assert isinstance(published.mixer, AttentionSpec)
-    model = dataclasses.replace(
-        published,
-        mixer=dataclasses.replace(published.mixer, qk_norm="before_rope"),
-        norm=NormSpec(),
-        delta=DeltaSpec(),
-    )
+    mixer = dataclasses.replace(published.block.mixer, qk_norm="before_rope")
+    block = dataclasses.replace(published.block, mixer=mixer, norm=RMSNormSpec(), residual=DeltaSpec())
+    model = dataclasses.replace(published, block=block)
     if size in _LAPTOP:
         plain = gpt(size)
         model = dataclasses.replace(
-            model, ffn=plain.model.ffn, max_position_embeddings=plain.model.max_position_embeddings
+            model,
+            block=dataclasses.replace(block, ffn=plain.model.block.ffn),
+            max_position_embeddings=plain.model.max_position_embeddings,
         )
         data, optim, train = plain.data, plain.optim, plain.train
     else:

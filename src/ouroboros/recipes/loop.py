@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ouroboros.config import AttentionSpec, NormSpec, Recipe
+from ouroboros.config import Recipe, RMSNormSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec
 from ouroboros.recipes.gpt import gpt
 
 _LAYOUTS = {"tiny": "1 (1)x2 1", "small": "2 (2)x2 2", "base": "2 (2)x2 2"}
@@ -16,8 +17,8 @@ def loop(size: str = "small") -> Recipe:
     What the norms bring is in docs/studies/loop-recipe.md.
     """
     plain = gpt(size)
-    attention = plain.model.mixer
-    assert isinstance(attention, AttentionSpec)
+    block = plain.model.block
+    mixer = dataclasses.replace(block.mixer, qk_norm="before_rope")
     return dataclasses.replace(
         plain,
         name="loop",
@@ -25,9 +26,8 @@ def loop(size: str = "small") -> Recipe:
         model=dataclasses.replace(
             plain.model,
             layout=_LAYOUTS[size],
-            norm=NormSpec(placement="sandwich"),
-            mixer=dataclasses.replace(attention, qk_norm="before_rope"),
-            embedding_norm=True,
+            block=dataclasses.replace(block, mixer=mixer, norm=RMSNormSpec(placement="sandwich")),
+            stem=(EmbeddingNormSpec(),),
         ),
         optim=dataclasses.replace(plain.optim, muon_momentum=0.9),
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from ouroboros.config import (
+    BlockSpec,
     DataSpec,
     FeedForwardSpec,
+    LayerNormSpec,
     ModelSpec,
-    NormSpec,
+    NoFeedForwardSpec,
     OptimSpec,
-    OsamSpec,
     Recipe,
     TrainSpec,
 )
+from ouroboros.config.parts.osam import OsamSpec
 
 _SIZES = {
     # hidden, blocks, buckets, sequence, batch
@@ -43,20 +45,22 @@ def osam(size: str = "small") -> Recipe:
             vocab_size=4096,
             hidden_size=hidden,
             max_position_embeddings=1_048_576,
-            mixer=OsamSpec(
-                buckets=buckets,
-                readout_hidden=hidden,
-                detach_state=False,
-                independent_hashes=True,
-                sketch_values=False,
-                frequencies=8,
-                decay=True,
-                time_scales=(1.25, 64.0),
-                normalisation="rms",
-                gate_cap=2.0,
-                gate_start=0.0,
+            block=BlockSpec(
+                mixer=OsamSpec(
+                    buckets=buckets,
+                    readout_hidden=hidden,
+                    detach_state=False,
+                    independent_hashes=True,
+                    sketch_values=False,
+                    frequencies=8,
+                    decay=True,
+                    time_scales=(1.25, 64.0),
+                    normalisation="rms",
+                    gate_cap=2.0,
+                    gate_start=0.0,
+                ),
+                ffn=FeedForwardSpec(intermediate_size=3 * hidden),
             ),
-            ffn=FeedForwardSpec(intermediate_size=3 * hidden),
         ),
         data=DataSpec(tokenizer="bpe:4096" if size != "tiny" else "bytes", sequence_length=sequence),
         optim=OptimSpec(lr=1e-2, embedding_lr=2e-2, scalar_lr=5e-2),
@@ -76,11 +80,13 @@ def osam_published(size: str = "default") -> Recipe:
             vocab_size=128,
             hidden_size=hidden,
             max_position_embeddings=1_048_576,
-            mixer=OsamSpec(
-                buckets=buckets, readout_hidden=readout, kupdate=4 if quick else 1, dropout=0.1 if quick else 0.0
+            block=BlockSpec(
+                mixer=OsamSpec(
+                    buckets=buckets, readout_hidden=readout, kupdate=4 if quick else 1, dropout=0.1 if quick else 0.0
+                ),
+                ffn=NoFeedForwardSpec(),
+                norm=LayerNormSpec(placement="final", eps=1e-5),
             ),
-            ffn=FeedForwardSpec(kind="none"),
-            norm=NormSpec(kind="layer", placement="final", eps=1e-5),
             tie_embeddings=False,
             embedding_std=1.0,
             head_std=(3 * hidden) ** -0.5,

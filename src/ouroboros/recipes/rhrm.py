@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 from ouroboros.config import (
-    BottleneckAttentionSpec,
+    BlockSpec,
     DataSpec,
     FeedForwardSpec,
     FilterSpec,
-    LatentAttentionSpec,
     ModelSpec,
-    NormSpec,
     OptimSpec,
     Recipe,
+    RMSNormSpec,
     TrainSpec,
 )
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 
 _SIZES = {
     # hidden, heads, loops, sequence, batch, accumulation
@@ -43,9 +44,11 @@ def rhrm(size: str = "lite") -> Recipe:
             vocab_size=4096,
             hidden_size=hidden,
             max_position_embeddings=2048,
-            mixer=LatentAttentionSpec(num_heads=heads),
-            ffn=FeedForwardSpec(intermediate_size=4 * hidden),
-            norm=NormSpec(placement="sandwich"),
+            block=BlockSpec(
+                mixer=LatentAttentionSpec(num_heads=heads),
+                ffn=FeedForwardSpec(intermediate_size=4 * hidden),
+                norm=RMSNormSpec(placement="sandwich"),
+            ),
             registers=5,
         ),
         data=DataSpec(
@@ -77,13 +80,15 @@ def rhrm_published(size: str = "lite") -> Recipe:
             layout=f"(1)x{loops}",
             vocab_size=_GPT2_ENTRIES,
             hidden_size=hidden,
-            mixer=mixer,
-            ffn=FeedForwardSpec(intermediate_size=4 * hidden, bias=True, dropout=0.1),
-            norm=NormSpec(eps=1e-8),
+            block=BlockSpec(
+                mixer=mixer,
+                ffn=FeedForwardSpec(intermediate_size=4 * hidden, bias=True, dropout=0.1),
+                norm=RMSNormSpec(eps=1e-8),
+                dropout=0.1,
+            ),
+            head=LinearHeadSpec(logit_scale=0.1),
             registers=5,
             register_std=1.0,
-            logit_scale=0.1,
-            dropout=0.1,
         ),
         data=dataclasses.replace(
             ours.data,

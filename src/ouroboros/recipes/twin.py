@@ -6,9 +6,8 @@ import dataclasses
 from typing import Literal
 
 from ouroboros.accounting import cost
-from ouroboros.config import LoopSpec, LoopTraining, ModelSpec, Recipe
+from ouroboros.config import LoopTraining, ModelSpec, Recipe
 from ouroboros.errors import OuroborosError
-from ouroboros.schedule import parse
 
 Match = Literal["parameters", "flops", "depth"]
 
@@ -26,9 +25,9 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     Raises:
         OuroborosError: no size of the feed-forward network comes within 1 % of the target.
     """
-    schedule = parse(recipe.model.layout)
+    schedule = recipe.model.schedule
     blocks = schedule.num_blocks if match == "parameters" else schedule.num_visits
-    plain = dataclasses.replace(recipe.model, layout=str(blocks), loop=LoopSpec())
+    plain = dataclasses.replace(recipe.model, layout=str(blocks), loop=(), overrides=())
     if match != "depth":
         context = (recipe.data.sequence_length + 1) // 2
         name = f"plain twin of layout {recipe.model.layout!r}"
@@ -68,7 +67,8 @@ def equal_size(
         return found.parameters if match == "parameters" else found.training_flops_per_token
 
     def with_width(width: int) -> ModelSpec:
-        return dataclasses.replace(spec, ffn=dataclasses.replace(spec.ffn, intermediate_size=width))
+        ffn = dataclasses.replace(spec.block.ffn, intermediate_size=width)
+        return dataclasses.replace(spec, block=dataclasses.replace(spec.block, ffn=ffn))
 
     wanted, start = measure(target), measure(with_width(1))
     slope = measure(with_width(2)) - start

@@ -91,7 +91,7 @@ def next_logits(
     need not be done between its calls.
     """
     inner = model.model
-    share = inner.spec.loop.share_last_kv
+    share = inner.spec.share_last_kv
 
     def memory_of(visit: Visit, last: bool) -> Memory:
         entry = visit.block if share else visit.slot

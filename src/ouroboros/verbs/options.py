@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ouroboros.config import ModelSpec, OsamSpec, fields_by_path
+from ouroboros.config import ModelSpec, fields_by_path
 from ouroboros.errors import UsageError
 
 T = TypeVar("T")

@@ -1,0 +1,82 @@
+"""Options that another option switches on, declared beside the field: ``field(default=..., metadata=needs(...))``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NEEDS = "needs"
+
+
+def needs(path: str, *values: Any) -> dict[str, Any]:
+    """Metadata of a field that changes something only where the option at ``path`` has one of ``values``.
+
+    Args:
+        path: dotted, within the same specification.
+        values: of that option; a function is asked with the option's value, and its docstring says what is needed.
+    """
+    return {NEEDS: ((path, values),)}
+
+
+def all_of(*declared: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of a field that needs several options at once."""
+    return {NEEDS: tuple(need for one in declared for need in one[NEEDS])}
+
+
+def positive(value: Any) -> bool:
+    """more than 0"""
+    return bool(value) and value > 0
+
+
+def several(value: Any) -> bool:
+    """more than 1"""
+    return bool(value) and value > 1
+
+
+def given(value: Any) -> bool:
+    """a value"""
+    return value is not None
+
+
+def idle(spec: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of ``spec``, nested ones included, that changes nothing as the others stand.
+
+    Yields:
+        The option's dotted path, and the option that would give it an effect with the value it needs.
+    """
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        unmet = [need for need in field.metadata.get(NEEDS, ()) if not _met(spec, *need)]
+        if unmet:
+            path, values = unmet[0]
+            why = f"{prefix}{path} = {' or '.join(map(_described, values))}"
+            yield from ((name, why) for name in _leaves(value, prefix + field.name))
+        elif dataclasses.is_dataclass(value):
+            yield from idle(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple):
+            for item in value:
+                if dataclasses.is_dataclass(item):
+                    yield from idle(item, f"{prefix}{field.name}.{getattr(item, 'kind', '')}.")
+
+
+def _met(spec: Any, path: str, values: tuple[Any, ...]) -> bool:
+    actual = spec
+    for name in path.split("."):
+        actual = getattr(actual, name)
+    return any(value(actual) if isinstance(value, Callable) else value == actual for value in values)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Callable):
+        return str(value.__doc__)
+    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not value or value is True else str(value)
+
+
+def _leaves(value: Any, name: str) -> Iterator[str]:
+    """The paths of all options below ``name``."""
+    if not dataclasses.is_dataclass(value):
+        yield name
+        return
+    for field in dataclasses.fields(value):
+        yield from _leaves(getattr(value, field.name), f"{name}.{field.name}")

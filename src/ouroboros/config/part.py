@@ -1,0 +1,302 @@
+"""Families of parts: what the specification of each says about itself, and the one registry of them.
+
+A *part* is a mixer, a feed-forward network, a norm, a residual connection, a loop part, a stem part, a head or a
+topology. Everything about it stands in its specification (here and in :mod:`ouroboros.config.parts`, without torch) and
+in its module (in :mod:`ouroboros.nn`); no other file names it. The decorator :func:`part` registers both::
+
+    @part(module="ouroboros.nn.attention:Attention")
+    @dataclass(frozen=True, kw_only=True)
+    class AttentionSpec(MixerPart):
+        kind: Literal["attention"] = "attention"
+
+The codec and the command line read from the registry which parts a field may hold. Costs count a multiply-add as two
+operations and matrix products only, as ``FlopCounterMode`` does; ``width`` is the model's ``hidden_size``.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from ouroboros.errors import check
+from ouroboros.registry import load
+
+if TYPE_CHECKING:
+    from ouroboros.config.model import ModelSpec
+    from ouroboros.config.parts.rope import RopeSpec
+    from ouroboros.schedule import Schedule
+
+S = TypeVar("S", bound="type[Part]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The specification of a part; its ``kind`` tells it from others of its family."""
+
+    kind: Any
+
+    def check(self, model: ModelSpec) -> None:
+        """Refuse a model that this part does not fit.
+
+        Raises:
+            OuroborosError: names the field and the fix.
+        """
+
+    def warnings(self, model: ModelSpec) -> Iterator[str]:
+        """What a user of ``model`` should know before training it."""
+        return iter(())
+
+
+_KINDS: dict[type[Part], dict[str, type[Part]]] = {}
+_MODULES: dict[type[Part], Any] = {}
+
+
+def part(*, module: Any) -> Callable[[S], S]:
+    """Register the specification below under every kind it names, with the module that is built from it.
+
+    Args:
+        module: what is called with the specification and whatever its family is built from; ``"module:attribute"`` is
+            imported on first use, so that specifications need no torch.
+    """
+
+    def register(spec: S) -> S:
+        members = _KINDS.setdefault(family(spec), {})
+        for kind in typing.get_args(typing.get_type_hints(spec)["kind"]):
+            check(
+                members.get(kind, spec).__qualname__ == spec.__qualname__,
+                f"{kind!r} is registered twice: by {members.get(kind)} and {spec}",
+            )
+            members[kind] = spec
+        _MODULES[spec] = module
+        return spec
+
+    return register
+
+
+def family(spec: type) -> type[Part]:
+    """The family of a specification: the class directly below :class:`Part`."""
+    return spec.__mro__[spec.__mro__.index(Part) - 1]
+
+
+def is_family(hint: Any) -> bool:
+    """Whether a field of this type may hold any part of a family."""
+    return isinstance(hint, type) and Part in hint.__bases__
+
+
+def kinds(of: type[Part]) -> dict[str, type[Part]]:
+    """The registered members of a family by kind, the shipped ones first."""
+    import ouroboros.config.parts  # noqa: F401  registers what the library brings
+
+    return dict(_KINDS.get(of, {}))
+
+
+def module_of(spec: Part) -> Any:
+    """The module class that a specification is built with."""
+    target = _MODULES[type(spec)]
+    if isinstance(target, str):
+        target = _MODULES[type(spec)] = load(target)
+    return target
+
+
+def build(spec: Part, *arguments: Any) -> Any:
+    """The module of a part; ``arguments`` are what its family is built from, see :mod:`ouroboros.nn.part`."""
+    return module_of(spec)(spec, *arguments)
+
+
+class Heads(NamedTuple):
+    """Attention heads, for tools that read them of every model."""
+
+    queries: int
+    cached: int
+    """Heads of what a cache keeps."""
+    width: int
+    """Channels per head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerPart(Part):
+    """What mixes tokens over time."""
+
+    keeps: ClassVar[Literal["keys", "state"]] = "keys"
+    """What a cache keeps of a visit: keys and values that grow with the text and need a mask, or a state of constant
+    size, which is causal by itself."""
+
+    def heads(self, width: int) -> Heads:
+        """Attention heads; a mixer without any counts as one of full width."""
+        return Heads(1, 1, width)
+
+    def rotary(self, width: int) -> tuple[RopeSpec, int] | None:
+        """The rotary embedding and the channels per head it is made for; None for a mixer that rotates nothing."""
+        return None
+
+    @property
+    def rebuilds_keys(self) -> bool:
+        """Whether a cache keeps latents whose keys are built anew at each step, with the positions of all of them."""
+        return False
+
+    def parameters(self, width: int) -> int:
+        """Trainable numbers of one mixer."""
+        raise NotImplementedError
+
+    def flops(self, width: int, context: int, registers: int = 0) -> int:
+        """Operations for one token of a text in which a token attends to ``context`` positions, behind registers."""
+        raise NotImplementedError
+
+    def prefix_flops(self, width: int) -> tuple[int, int]:
+        """What registers cost besides their own visit: operations for each register, and for each token of the text."""
+        return 0, 0
+
+    @property
+    def flops_are_rounded(self) -> bool:
+        """Whether only some tokens do some work, so that operations per token are a mean, rounded down."""
+        return False
+
+    def cache_values(self, width: int) -> int:
+        """Numbers that a cache gains with each token."""
+        return 0
+
+    def state_values(self, width: int) -> int:
+        """Numbers of constant-size state per sequence."""
+        return 0
+
+    def recent_values(self, width: int) -> int:
+        """Numbers that filters over tokens remember per sequence, beside keys and values."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardPart(Part):
+    """What maps each position by itself."""
+
+    absent: ClassVar[bool] = False
+    """Whether a block of this kind has no feed-forward network, and no norm before it."""
+
+    def parameters(self, width: int) -> int:
+        """Trainable numbers of one network."""
+        raise NotImplementedError
+
+    def flops(self, width: int) -> int:
+        """Operations for one token."""
+        raise NotImplementedError
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden layer, for tools that read it of every model."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormPart(Part):
+    """Normalisation of the stream before each sublayer and before the head."""
+
+    placement: Literal["pre", "sandwich", "final"] = "pre"
+    """``pre`` normalises what a sublayer reads; ``sandwich`` also what it returns, before the residual addition;
+    ``final`` leaves the norm before the head alone."""
+    eps: float = 1e-6
+    """Added to the variance or mean square before its root is taken."""
+
+    def __post_init__(self) -> None:
+        check(self.eps > 0, f"norm.eps must be > 0, got {self.eps}")
+
+    def parameters(self, width: int) -> int:
+        """Trainable numbers of one norm."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualPart(Part):
+    """How a sublayer's output joins the stream, and what form the stream has."""
+
+    @property
+    def channels(self) -> int:
+        """Vectors of ``hidden_size`` that the stream is made of; with more than one, a reader makes one of them."""
+        return 1
+
+    def parameters(self, width: int) -> int:
+        """Trainable numbers of one residual connection."""
+        return 0
+
+    def flops(self, width: int) -> int:
+        """Operations of one residual connection for one token."""
+        return 0
+
+    def reader_parameters(self, width: int) -> int:
+        """Trainable numbers of what reads the stream, for a block and for the head."""
+        return 0
+
+    def reader_values(self, width: int) -> int:
+        """Numbers that one reading remembers per sequence of earlier tokens."""
+        return 0
+
+    def start_parameters(self, width: int) -> int:
+        """Trainable numbers of what makes the stream of the embeddings."""
+        return 0
+
+    def start_values(self, width: int) -> int:
+        """Numbers that the start of the stream remembers per sequence of earlier tokens."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopPart(Part):
+    """What enters at the boundaries of a loop. The parts of a loop act in their order, each at most once."""
+
+    def parameters(self, width: int, loops: int) -> int:
+        """Trainable numbers for a segment of ``loops`` loops."""
+        return 0
+
+    def flops(self, width: int) -> int:
+        """Operations of one loop for one token and each channel of the stream."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemPart(Part):
+    """What is done to the token embeddings before the first visit, in order."""
+
+    replaces_rotary: ClassVar[bool] = False
+    """Whether positions enter here, and mixers therefore rotate nothing."""
+
+    def parameters(self, model: ModelSpec) -> int:
+        """Trainable numbers."""
+        return 0
+
+    def flops(self, model: ModelSpec) -> int:
+        """Operations for one token."""
+        return 0
+
+    def recent_values(self, width: int) -> int:
+        """Numbers that it remembers per sequence of earlier tokens."""
+        return 0
+
+    def longest(self, model: ModelSpec) -> int | None:
+        """The longest text in tokens that it can take; None for any length."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPart(Part):
+    """What makes logits of the final states, with the output matrix of (vocabulary, ``hidden_size``)."""
+
+    def parameters(self, model: ModelSpec) -> int:
+        """Trainable numbers besides the output matrix."""
+        return 0
+
+    def flops(self, model: ModelSpec) -> int:
+        """Operations for one token."""
+        return 2 * model.vocab_size * model.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologyPart(Part):
+    """How visits are wired."""
+
+    def parameters(self, model: ModelSpec) -> int:
+        """Trainable numbers besides blocks and loop parts."""
+        return 0
+
+    def flops(self, model: ModelSpec, schedule: Schedule) -> int:
+        """Operations for one token besides those of blocks and loop parts."""
+        return 0

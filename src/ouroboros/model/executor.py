@@ -1,0 +1,171 @@
+"""The executor: runs the steps of a topology, and shows every visit to those who watch.
+
+Shapes: B batch, T positions, D model width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ouroboros.config import ModelSpec
+from ouroboros.config.part import build
+from ouroboros.nn.block import Block
+from ouroboros.nn.part import LoopModule
+from ouroboros.nn.topology import MAIN, EnterLoop, LeaveLoop, RunBlock
+from ouroboros.nn.visit import VisitContext
+from ouroboros.schedule import Schedule, Visit
+
+ContextOf = Callable[[Visit, bool], VisitContext]
+"""What a visit is given, by the visit and whether it is the block's last."""
+
+
+class OnVisit(Protocol):
+    """Is called after a visit with its block, what it was given, and the stream before and after; see :func:`observe`."""
+
+    def __call__(self, block: Block, visit: VisitContext, before: Tensor, after: Tensor) -> None: ...
+
+
+class OnLoop(Protocol):
+    """Is called after a loop with the segment's index, the loop, and the stream before it and after its loop parts."""
+
+    def __call__(self, segment: int, loop: int, before: Tensor, after: Tensor) -> None: ...
+
+
+class Observer:
+    """Who watches visits and loops; either may be None."""
+
+    def __init__(self, on_visit: OnVisit | None = None, on_loop: OnLoop | None = None) -> None:
+        self.on_visit, self.on_loop = on_visit, on_loop
+
+
+@contextlib.contextmanager
+def observe(model: nn.Module, on_visit: OnVisit | None = None, on_loop: OnLoop | None = None) -> Iterator[None]:
+    """Within the context, show every visit and every loop of ``model``.
+
+    The stream is (B, T, D), or (B, T, V, D) where a residual has several value channels; registers are left out.
+
+    Args:
+        model: with a :class:`Decoder` inside.
+        on_visit: see :class:`OnVisit`.
+        on_loop: see :class:`OnLoop`.
+    """
+    decoder = next(module for module in model.modules() if isinstance(module, Decoder))
+    observer = Observer(on_visit, on_loop)
+    decoder.observers.append(observer)
+    try:
+        yield
+    finally:
+        decoder.observers.remove(observer)
+
+
+class Decoder(nn.Module):
+    """Blocks, loop parts and the topology that wires them; the schedule is given with each call."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width = spec.hidden_size
+        self.layers = nn.ModuleList(Block(block, width) for block in spec.blocks)
+        self.loops = nn.ModuleList(
+            nn.ModuleDict({part.kind: build(part, width, segment.loops, spec.block.norm.eps) for part in spec.loop})
+            for segment in spec.schedule.segments
+            if segment.looped
+        )
+        self.topology = build(spec.topology, spec)
+        self.observers: list[Observer] = []
+
+    def forward(
+        self,
+        x: Tensor,
+        schedule: Schedule,
+        context_of: ContextOf,
+        *,
+        backprop_loops: int | None = None,
+        call: Callable[..., Tensor] | None = None,
+        hidden: int = 0,
+        observers: list[Observer] | None = None,
+    ) -> Tensor:
+        """Run every step of ``schedule`` on the stream (B, T, D) or (B, T, V, D).
+
+        Args:
+            x: the stream at its start.
+            schedule: the visits; its blocks are this decoder's, its loop counts are free.
+            context_of: what each visit is given.
+            backprop_loops: only the last this many loops of a segment carry gradient; None means all.
+            call: how a block is called, ``call(block, x, visit)``; activation checkpointing enters here.
+            hidden: positions in front that observers do not see.
+            observers: instead of those of :func:`observe`.
+        """
+        watching = self.observers if observers is None else observers
+        run = _Run(self, x, context_of, backprop_loops, call, hidden, watching)
+        for step in self.topology.steps(schedule):
+            step.run(run)
+        return run.streams[MAIN]
+
+
+class _Run:
+    """One call of the decoder: the streams, and what happens to them at each step."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        x: Tensor,
+        context_of: ContextOf,
+        backprop_loops: int | None,
+        call: Callable[..., Tensor] | None,
+        hidden: int,
+        observers: list[Observer],
+    ) -> None:
+        self.decoder, self.streams, self.context_of = decoder, {MAIN: x}, context_of
+        self.backprop_loops, self.call, self.hidden, self.observers = backprop_loops, call, hidden, observers
+        self.before: dict[str, Tensor] = {}
+        """The stream before the present loop, by stream."""
+        self.carried: dict[int, dict[str, Tensor]] = {}
+        """What loop parts hand on, by looped segment."""
+
+    def block(self, step: RunBlock) -> None:
+        """A visit."""
+        block, x = self.decoder.layers[step.visit.block], self.streams[step.stream]
+        context = self.context_of(step.visit, step.last)
+        with self._gradient(step.left):
+            after = block(x, context) if self.call is None else self.call(block, x, context)
+        self.streams[step.stream] = after
+        for observer in self.observers:
+            if observer.on_visit is not None:
+                observer.on_visit(block, context, self._shown(x), self._shown(after))  # pyrefly: ignore
+
+    def enter(self, step: EnterLoop) -> None:
+        """The loop parts before a loop."""
+        x = self.before[step.stream] = self.streams[step.stream]
+        carried = self.carried.setdefault(step.looped, {"x0": x})
+        with self._gradient(step.left):
+            for part in self._parts(step.looped):
+                x = part.enter(x, carried, step.loop)
+        self.streams[step.stream] = x
+
+    def leave(self, step: LeaveLoop) -> None:
+        """The loop parts after a loop."""
+        before, z = self.before[step.stream], self.streams[step.stream]
+        with self._gradient(step.left):
+            for part in self._parts(step.looped):
+                z = part.leave(before, z, self.carried[step.looped], step.loop)
+        self.streams[step.stream] = z
+        for observer in self.observers:
+            if observer.on_loop is not None:
+                observer.on_loop(step.segment, step.loop, self._shown(before), self._shown(z))
+
+    def _parts(self, looped: int) -> list[LoopModule]:
+        parts: Any = self.decoder.loops[looped]
+        return list(parts.values())
+
+    def _gradient(self, left: int) -> contextlib.AbstractContextManager[Any]:
+        """No gradient for loops that truncated backpropagation leaves out."""
+        cut = self.backprop_loops is not None and left > self.backprop_loops
+        return torch.no_grad() if cut else contextlib.nullcontext()
+
+    def _shown(self, x: Tensor) -> Tensor:
+        return x[:, self.hidden :] if self.hidden else x

@@ -1,0 +1,92 @@
+"""What the module of a part has in common with every other; how each family is built and called.
+
+==================  ==========================================  ====================================================
+family              built with                                  called with
+==================  ==========================================  ====================================================
+mixer               ``(spec, width, norm_eps)``                 ``(x_BTD, visit)``, the normalised stream
+feed-forward        ``(spec, width)``                           ``(x_BTD)``
+norm                ``(spec, width)``                           ``(x)``
+residual            ``(spec, width, dropout)``                  ``(x, update, context, read)``
+loop part           ``(spec, width, loops, norm_eps)``          ``enter(x, carried, loop)``, ``leave(x, z, carried, loop)``
+stem part           ``(spec, model)``                           ``(x_BTD, ids_BT or None, visit)``
+head                ``(spec, model)``                           ``(logits)``
+topology            ``(spec, model)``                           ``steps(schedule)``
+==================  ==========================================  ====================================================
+
+``width`` is the model's ``hidden_size`` and ``visit`` a :class:`~ouroboros.nn.visit.VisitContext`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ouroboros.nn.visit import VisitContext
+
+
+class Init(NamedTuple):
+    """How parameters are drawn at the start."""
+
+    std: float
+    """Standard deviation of weight matrices."""
+
+
+class Started(nn.Module):
+    """A module that sets its own parameters at the start, beside those of the modules inside.
+
+    ``PARAMETER_ROLES`` names parameters that the optimiser treats as something else than a matrix.
+    """
+
+    PARAMETER_ROLES: ClassVar[Mapping[str, str]] = {}
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Set the parameters that are not of modules inside to their start.
+
+        Args:
+            init: of the model; None while the module is built, when parameters that are drawn may stay as they are.
+        """
+
+
+class Projection(nn.Linear):
+    """A linear map of a part: the place where converters put low-rank additions or fake quantisation."""
+
+
+class Residual(Started):
+    """A residual connection, and what makes and reads the form of stream that it joins to."""
+
+    @classmethod
+    def start(cls, spec: Any, width: int) -> nn.Module | None:
+        """What makes the stream of the embeddings, called with ``(x_BTD, memory, padding)``; None: they are it."""
+        return None
+
+    @classmethod
+    def reader(cls, spec: Any, width: int) -> nn.Module | None:
+        """What makes one vector of the stream for a sublayer or the head, called with ``(x, memory, padding, name)``;
+        None: the stream is one."""
+        return None
+
+
+class LoopModule(Started):
+    """A part that acts at the boundaries of a loop.
+
+    ``carried`` holds what parts of a segment hand on from loop to loop, by name; ``x0`` is the state before the first.
+    """
+
+    def enter(self, x: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """The state that enters loop ``loop``, (..., D) to the same."""
+        return x
+
+    def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """The state after loop ``loop``, of ``x`` that was before it and ``z`` that its blocks made."""
+        return z
+
+
+@runtime_checkable
+class HasTelemetry(Protocol):
+    """A part that can say what it does with what it is given."""
+
+    def telemetry(self, x_BTD: Tensor, visit: VisitContext) -> dict[str, Any]:
+        """Plain numbers by name."""
+        ...

@@ -1,0 +1,101 @@
+"""How visits are wired: a topology turns a schedule into steps; :mod:`ouroboros.model.executor` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ouroboros.config import ModelSpec
+from ouroboros.config.parts.topology import ChainSpec
+from ouroboros.schedule import Schedule, Visit
+
+MAIN = "main"
+"""The stream that begins as the embeddings and that the head reads."""
+
+
+class RunBlock(NamedTuple):
+    """A visit: the block reads and replaces a stream."""
+
+    visit: Visit
+    last: bool
+    """Whether it is the last visit of its block."""
+    left: int = 1
+    """Loops of the segment from this one to the end, for truncated backpropagation."""
+    stream: str = MAIN
+
+    def run(self, on: Any) -> None:
+        """Run on the executor."""
+        on.block(self)
+
+
+class EnterLoop(NamedTuple):
+    """The loop parts of a looped segment act on the state that enters a loop."""
+
+    segment: int
+    """Index among all segments."""
+    looped: int
+    """Index among the looped ones."""
+    loop: int
+    left: int
+    stream: str = MAIN
+
+    def run(self, on: Any) -> None:
+        """Run on the executor."""
+        on.enter(self)
+
+
+class LeaveLoop(NamedTuple):
+    """The loop parts act on the state that a loop has produced."""
+
+    segment: int
+    looped: int
+    loop: int
+    left: int
+    stream: str = MAIN
+
+    def run(self, on: Any) -> None:
+        """Run on the executor."""
+        on.leave(self)
+
+
+class Event(NamedTuple):
+    """Anything else: what is saved, merged or bridged between streams."""
+
+    apply: Callable[[dict[str, Tensor]], None]
+    """Changes the streams, tensors by name."""
+
+    def run(self, on: Any) -> None:
+        """Run on the executor."""
+        self.apply(on.streams)
+
+
+Step = RunBlock | EnterLoop | LeaveLoop | Event
+
+
+def segment_steps(schedule: Schedule, stream: str = MAIN) -> Iterator[Step]:
+    """The steps of all segments one after the other: what most topologies are made of."""
+    slot = looped = 0
+    for index, segment in enumerate(schedule.segments):
+        for loop in range(segment.loops):
+            left = segment.loops - loop
+            if segment.looped:
+                yield EnterLoop(index, looped, loop, left, stream)
+            for block in segment.blocks:
+                yield RunBlock(Visit(slot, block, loop), left == 1, left, stream)
+                slot += 1
+            if segment.looped:
+                yield LeaveLoop(index, looped, loop, left, stream)
+        looped += segment.looped
+
+
+class Chain(nn.Module):
+    """Blocks one after the other; looped segments repeat, with loop parts at their boundaries."""
+
+    def __init__(self, spec: ChainSpec, model: ModelSpec) -> None:
+        super().__init__()
+
+    def steps(self, schedule: Schedule) -> Iterator[Step]:
+        """The visits in order, and what happens between them."""
+        return segment_steps(schedule)
