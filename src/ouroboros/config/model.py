@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Suppress, arg
+from tyro.conf import Fixed, Suppress, arg
 
 from ouroboros.config.migrate import from_before_blocks, written_before_blocks
 from ouroboros.config.needs import needs, positive
@@ -68,6 +68,9 @@ class BlockOverride:
     """Options of the block by dotted path, for example ``{"ffn.intermediate_size": 1024}``."""
 
 
+LOOPED = needs("schedule.is_looped", True, say="a layout with a loop, for example --model.layout '1 (1)x2 1'")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A language model: a schedule of visits, the parts of a block, and what surrounds them."""
@@ -81,15 +84,15 @@ class ModelSpec:
     max_position_embeddings: int = 4096
     """Longest context the model accepts, in tokens."""
     block: Annotated[BlockSpec, arg(prefix_name=False)] = field(default_factory=BlockSpec)
-    overrides: Suppress[tuple[BlockOverride, ...]] = ()
+    overrides: Suppress[Fixed[tuple[BlockOverride, ...]]] = ()
     """Blocks that differ; later ones win."""
     topology: TopologyPart = field(default_factory=ChainSpec)
-    stem: Suppress[tuple[StemPart, ...]] = ()
+    stem: Suppress[Fixed[tuple[StemPart, ...]]] = ()
     """What is done to the token embeddings, in order."""
-    loop: Suppress[tuple[LoopPart, ...]] = ()
+    loop: Suppress[Fixed[tuple[LoopPart, ...]]] = field(default=(), metadata=LOOPED)
     """What enters at the boundaries of loops, in order."""
     head: HeadPart = field(default_factory=LinearHeadSpec)
-    share_last_kv: bool = False
+    share_last_kv: bool = field(default=False, metadata=LOOPED)
     """Cache what the last loop's visits keep only; earlier loops read it for positions cached before the call. Smaller
     cache, approximate decoding (its cost is measured in docs/benchmarks.md)."""
     registers: int = 0
@@ -133,6 +136,13 @@ class ModelSpec:
         check(len(forms) == 1, "every block must have the same kind of residual: they share one stream")
         for part in self.parts:
             part.check(self)
+
+    def replace(self, **changes: Any) -> ModelSpec:
+        """A copy with other options; those of :class:`BlockSpec` may be given directly, as on the command line."""
+        names = {field.name for field in dataclasses.fields(BlockSpec)} & changes.keys()
+        own = {name: changes.pop(name) for name in sorted(names)}
+        block = dataclasses.replace(changes.pop("block", self.block), **own)
+        return dataclasses.replace(self, block=block, **changes)
 
     @property
     def schedule(self) -> Schedule:

@@ -9,14 +9,15 @@ from typing import Any
 NEEDS = "needs"
 
 
-def needs(path: str, *values: Any) -> dict[str, Any]:
+def needs(path: str, *values: Any, say: str | None = None) -> dict[str, Any]:
     """Metadata of a field that changes something only where the option at ``path`` has one of ``values``.
 
     Args:
         path: dotted, within the same specification.
         values: of that option; a function is asked with the option's value, and its docstring says what is needed.
+        say: what a message says is needed, instead of the option and its values.
     """
-    return {NEEDS: ((path, values),)}
+    return {NEEDS: ((path, values, say),)}
 
 
 def all_of(*declared: dict[str, Any]) -> dict[str, Any]:
@@ -47,10 +48,10 @@ def idle(spec: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        unmet = [need for need in field.metadata.get(NEEDS, ()) if not _met(spec, *need)]
+        unmet = [need for need in field.metadata.get(NEEDS, ()) if not _met(spec, *need[:2])]
         if unmet:
-            path, values = unmet[0]
-            why = f"{prefix}{path} = {' or '.join(map(_described, values))}"
+            path, values, say = unmet[0]
+            why = say or f"{prefix}{path} = {' or '.join(map(_described, values))}"
             yield from ((name, why) for name in _leaves(value, prefix + field.name))
         elif dataclasses.is_dataclass(value):
             yield from idle(value, f"{prefix}{field.name}.")
@@ -70,7 +71,7 @@ def _met(spec: Any, path: str, values: tuple[Any, ...]) -> bool:
 def _described(value: Any) -> str:
     if isinstance(value, Callable):
         return str(value.__doc__)
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not value or value is True else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _leaves(value: Any, name: str) -> Iterator[str]:

@@ -1,0 +1,141 @@
+"""Which parts a model has, on the command line, and the refusal of options that change nothing.
+
+tyro makes options of the specifications that are there. What is here chooses them before:
+
+* ``--model.residual delta`` takes another part of the family; its options are then ``--model.residual.values 4``;
+* ``--model.loop.gate`` adds a part to a list, ``--model.loop.gate.bias -1`` sets an option of it,
+  ``--model.loop.inject concat`` adds it with its first option set, ``--model.loop.no-gate`` takes it out;
+* ``--model.at.WHERE.ffn.intermediate-size 1024`` gives blocks of their own: those of a named segment, a number, a range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from ouroboros.config import BlockOverride, BlockSpec, ModelSpec, Part, Recipe, fields_by_path, from_dict, to_dict
+from ouroboros.config.codec import type_hints
+from ouroboros.config.needs import idle
+from ouroboros.config.part import is_family, kinds
+from ouroboros.errors import OuroborosError, UsageError, nearest
+
+PREFIX = "--model."
+OVERRIDE = "at"
+
+
+def take_parts(arguments: Sequence[str], model: ModelSpec) -> tuple[list[str], ModelSpec]:
+    """The arguments that are left, and the model with the parts that the others choose.
+
+    Raises:
+        UsageError: an unknown part or a value that it refuses.
+    """
+    rest: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith(PREFIX):
+            rest.append(word)
+            continue
+        path = name.removeprefix(PREFIX).replace("-", "_").split(".")
+        if equals:
+            words.insert(0, value)
+        try:
+            changed = _change(model, path, words, bool(equals))
+        except OuroborosError as error:
+            raise UsageError(f"{name}: {error}") from None
+        if changed is None:
+            rest += [word]
+            if equals:
+                words.pop(0)
+        else:
+            model = changed
+    return rest, model
+
+
+def _change(model: ModelSpec, path: list[str], words: list[str], attached: bool) -> ModelSpec | None:
+    """``model`` after the option at ``path``, whose value is taken from ``words``; None: it is no option of parts."""
+    first, *inner = path
+    if first == OVERRIDE and len(inner) > 1:
+        override = BlockOverride(where=inner[0].replace("_", "-"), set={".".join(inner[1:]): _plain(_take(words))})
+        return dataclasses.replace(model, overrides=(*model.overrides, override))
+    hints = type_hints(ModelSpec)
+    listed = typing.get_args(hints.get(first))
+    if listed and is_family(listed[0]) and inner:
+        return dataclasses.replace(model, **{first: _listed(listed[0], getattr(model, first), inner, words, attached)})
+    if inner and inner != ["kind"]:
+        return None
+    if is_family(hints.get(first)):
+        return dataclasses.replace(model, **{first: _chosen(hints[first], getattr(model, first), words)})
+    if is_family(type_hints(BlockSpec).get(first)):
+        block = model.block
+        part = _chosen(type_hints(BlockSpec)[first], getattr(block, first), words)
+        return dataclasses.replace(model, block=dataclasses.replace(block, **{first: part}))
+    return None
+
+
+def _chosen(family: Any, present: Part, words: list[str]) -> Part:
+    """Another part of the family; the present one with its options if it is of that kind already."""
+    kind, members = _take(words), kinds(family)
+    if kind not in members:
+        raise UsageError(f"unknown kind {kind!r}{nearest(kind, members)}; there are {', '.join(members)}")
+    return dataclasses.replace(present, kind=kind) if members[kind] is type(present) else members[kind](kind=kind)
+
+
+def _listed(
+    family: Any, present: tuple[Part, ...], path: list[str], words: list[str], attached: bool
+) -> tuple[Part, ...]:
+    """A list of parts after one of them was added, changed or taken out; parts act in the order of the registry."""
+    members = kinds(family)
+    kind, *option = path
+    if kind not in members and kind.removeprefix("no_") in members:
+        return tuple(part for part in present if part.kind != kind.removeprefix("no_"))
+    if kind not in members:
+        raise UsageError(f"unknown part {kind!r}{nearest(kind, members)}; there are {', '.join(members)}")
+    values = next((to_dict(part) for part in present if part.kind == kind), {"kind": kind})
+    own = [field.name for field in dataclasses.fields(members[kind]) if field.name != "kind"]
+    if option or (own and (attached or (words and not words[0].startswith("--")))):
+        value = _plain(_take(words))
+        if not option and value in ("none", False):
+            return tuple(part for part in present if part.kind != kind)
+        values[".".join(option) if option else own[-1]] = value
+    made: Part = from_dict(members[kind], values, where=kind)
+    order = list(members)
+    return tuple(sorted((*(p for p in present if p.kind != kind), made), key=lambda part: order.index(part.kind)))
+
+
+def _take(words: list[str]) -> str:
+    if not words or words[0].startswith("--"):
+        raise UsageError("expected a value")
+    return words.pop(0)
+
+
+def _plain(text: str) -> Any:
+    """A JSON value, or the text as it is."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def refuse_idle(recipe: Recipe, default: Recipe) -> None:
+    """Refuse an option that differs from the recipe's and changes nothing, because another one is off.
+
+    Raises:
+        UsageError: the option, and what would give it an effect.
+    """
+    for section in ("model", "data", "optim", "train"):
+        spec, usual = getattr(recipe, section), fields_by_path(getattr(default, section))
+        values = fields_by_path(spec)
+        for path, why in idle(spec):
+            below = [name for name in values if name == path or name.startswith(f"{path}.")]
+            for name in below or [path]:
+                if values.get(name) != usual.get(name):
+                    raise UsageError(f"--{_option(section, name)} changes nothing here; it needs {why}")
+
+
+def _option(section: str, path: str) -> str:
+    return f"{section}.{path.removeprefix('block.')}".replace("_", "-")
