@@ -243,6 +243,11 @@ class ResidualPart(Part):
 class LoopPart(Part):
     """What enters at the boundaries of a loop. The parts of a loop act in their order, each at most once."""
 
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        """Settings with which the part, at its start, computes bit for bit what its absence computes."""
+        return ()
+
     def parameters(self, width: int, loops: int) -> int:
         """Trainable numbers for a segment of ``loops`` loops."""
         return 0

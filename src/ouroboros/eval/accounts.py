@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ouroboros.accounting import block_flops, cost, loop_flops, rebuild_flops, state_flops
-from ouroboros.config import OptimSpec, OsamSpec
+from ouroboros.accounting import cost, visit_flops
+from ouroboros.config import OptimSpec
 from ouroboros.eval.equivalence import Mismatch, Subject, equal, logits_of
 from ouroboros.model.cache import cache_bytes
 from ouroboros.optim import build_optimizers, parameter_roles, untrained_parameters
@@ -115,18 +115,17 @@ def check_flops(subject: Subject) -> str:
         per_token = cost(subject.spec, context=length, loops=loops).flops_per_token
         # Registers run by themselves: every visit, attending to each other, without the head. Where latents are kept,
         # their keys and values are built once more for the text; where a state is carried, they leave one.
-        run, mixer, width = view.schedule, subject.spec.mixer, subject.spec.hidden_size
-        write, read = state_flops(mixer, width)
+        run, width = view.schedule, subject.spec.hidden_size
+        mixers = [subject.spec.blocks[visit.block].mixer for visit in run.visits]
         expected = length * per_token
         if registers:
-            again = rebuild_flops(mixer, width) + write
-            extra = run.num_visits * (block_flops(subject.spec, registers) + again) + loop_flops(subject.spec, run)
-            expected += registers * extra + length * run.num_visits * read
+            again, read = (sum(each) for each in zip(*(mixer.prefix_flops(width) for mixer in mixers), strict=True))
+            expected += registers * (visit_flops(subject.spec, run, registers) + again) + length * read
         place = "FLOPs" if loops is None else f"FLOPs, loops {loops}"
         found = counter.get_total_flops()
         # Work on some of the tokens alone is counted in whole operations for each.
-        some = isinstance(mixer, OsamSpec) and mixer.kupdate > 1
-        if not (some and abs(found - expected) < length * run.num_visits):
+        rounded = any(mixer.flops_are_rounded for mixer in mixers)
+        if not (rounded and abs(found - expected) < length * run.num_visits):
             equal(found, expected, place)
         shown.append(f"{per_token:,}" + ("" if loops is None else f" (loops {loops})"))
     return f"per token at context {length}: {', '.join(shown)}"

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ouroboros.accounting import cached_visits
-from ouroboros.config import LoopSpec, ModelSpec
+from ouroboros.accounting import cached_blocks
+from ouroboros.config import LoopPart, ModelSpec, fields_by_path
+from ouroboros.config.part import kinds
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -158,7 +159,7 @@ def check_causal(subject: Subject) -> str:
 
 def check_cached(subject: Subject) -> str:
     """Feeding tokens one by one through a cache gives the logits of one pass without it."""
-    if not subject.spec.loop.share_last_kv:
+    if not subject.spec.share_last_kv:
         return f"one token at a time: largest difference {close(_fed(subject, [1]), subject.logits, 'cached'):.1e}"
     with torch.no_grad():
         output = subject.model(subject.ids, use_cache=True)
@@ -170,7 +171,7 @@ def check_cached(subject: Subject) -> str:
 
 def check_chunked(subject: Subject) -> str:
     """Chunks of odd sizes through a cache give the logits of one pass without it."""
-    if subject.spec.loop.share_last_kv:
+    if subject.spec.share_last_kv:
         return f"skipped: {APPROXIMATE}"
     sizes = ([7, 1, 4, 5], [3])
     gap = max(close(_fed(subject, size), subject.logits, f"chunks of {size}") for size in sizes)
@@ -196,7 +197,7 @@ def check_static_cache(subject: Subject) -> str:
     dynamic = subject.generate(subject.ids)
     static = subject.generate(subject.ids, cache_implementation="static")
     gap = same_continuation(static, dynamic, "static and dynamic cache")
-    if subject.spec.loop.share_last_kv:
+    if subject.spec.share_last_kv:
         return f"static == dynamic within {gap:.1e}; not compared with uncached: {APPROXIMATE}"
     uncached = subject.generate(subject.ids, use_cache=False)
     gap = max(gap, same_continuation(dynamic, uncached, "dynamic cache and none"))
@@ -206,7 +207,7 @@ def check_static_cache(subject: Subject) -> str:
 def check_beams(subject: Subject) -> str:
     """Beam search finds what it finds without a cache."""
     cached = subject.generate_output(subject.ids, num_beams=3, output_scores=True)
-    if subject.spec.loop.share_last_kv:
+    if subject.spec.share_last_kv:
         return f"3 beams run; not compared with uncached: {APPROXIMATE}"
     uncached = subject.generate_output(subject.ids, num_beams=3, output_scores=True, use_cache=False)
     gap = float((cached.sequences_scores - uncached.sequences_scores).abs().max())
@@ -278,7 +279,7 @@ def check_hidden_states(subject: Subject) -> str:
             equal(len(given.hidden_states), view.schedule.num_visits + 1, place)
             equal(torch.equal(given.logits, logits_of(view, subject.ids)), True, f"{place}: logits as without them")
             close(view.logits(given.hidden_states[-1]), given.logits, f"{place}: the head reads the last")
-        if subject.spec.loop.share_last_kv:
+        if subject.spec.share_last_kv:
             return f"{visits + 1} states; not compared with cached ones: {APPROXIMATE}"
         store, parts = None, []
         for chunk in subject.ids.split(3, dim=1):
@@ -350,15 +351,15 @@ def check_loops(subject: Subject) -> str:
         )
         with torch.no_grad():
             stores[loops] = view(subject.ids, use_cache=True).past_key_values
-        entries = cached_visits(subject.spec, subject.schedule.with_loops(loops))
+        entries = len(cached_blocks(subject.spec, subject.schedule.with_loops(loops)))
         equal((len(stores[loops].layers), view.config.num_hidden_layers), (entries, entries), f"loops {loops}: entries")
-        if not subject.spec.loop.share_last_kv and loops != subject.schedule.loops:
+        if not subject.spec.share_last_kv and loops != subject.schedule.loops:
             short = Subject(view, subject.ids, min(2, subject.new_tokens))
             uncached = short.generate(short.ids, use_cache=False)
             same_continuation(short.generate(short.ids), uncached, f"loops {loops}, generate")
     close(logits_of(subject.model, subject.ids), subject.logits, "the model after with_loops()")
     listed = f"loops {', '.join(map(str, counts))} share storage"
-    if subject.spec.loop.share_last_kv:
+    if subject.spec.share_last_kv:
         return f"{listed}; one cache serves all loop counts (share_last_kv)"
     for made_for in counts:
         for loops in counts:
@@ -384,40 +385,30 @@ def check_neutral(subject: Subject) -> str:
     """A loop part at its starting values computes bit for bit what its absence computes, all other weights equal."""
     if not subject.schedule.is_looped:
         return "skipped: the layout has no loop"
-    parts: dict[str, dict[str, Any]] = {
-        "embedding": {"embedding": True},
-        "inject add": {"inject": "add"},
-        "inject concat": {"inject": "concat"},
-        "contractive 1": {"contractive": 1.0},
-    }
-    for name, setting in parts.items():
-        (field,) = setting
-        off = getattr(LoopSpec(), field)
-        is_off = getattr(subject.spec.loop, field) == off
-        absent = subject.model if is_off else _with_loop_part(subject, {field: off})
-        neutral = _with_loop_part(subject, setting, fresh=True)
-        if not torch.equal(logits_of(neutral, subject.ids), logits_of(absent, subject.ids)):
-            raise Mismatch(f"{name} at its starting values is not neutral")
-    return f"{', '.join(parts)}: bit for bit equal to their absence"
+    shown = []
+    for family in kinds(LoopPart).values():
+        for part in family.neutral():
+            others = tuple(other for other in subject.spec.loop if other.kind != part.kind)
+            absent = _with_loop_parts(subject, others)
+            neutral = _with_loop_parts(subject, (*others, part), fresh=part.kind)
+            if not torch.equal(logits_of(neutral, subject.ids), logits_of(absent, subject.ids)):
+                raise Mismatch(f"loop part {part} at its starting values is not neutral")
+            shown.append(part.kind)
+    return f"{', '.join(dict.fromkeys(shown))}: bit for bit equal to their absence"
 
 
-def _with_loop_part(subject: Subject, setting: dict[str, Any], *, fresh: bool = False) -> OuroborosForCausalLM:
-    """The subject with one loop part set; with ``fresh`` that part starts anew, all other weights are the subject's."""
-    spec = dataclasses.replace(subject.spec, loop=dataclasses.replace(subject.spec.loop, **setting))
+def _with_loop_parts(
+    subject: Subject, parts: tuple[LoopPart, ...], fresh: str | None = None
+) -> OuroborosForCausalLM:
+    """The subject with these loop parts; the one of kind ``fresh`` starts anew, all other weights are the subject's."""
+    spec = dataclasses.replace(subject.spec, loop=parts)
     config, loops = OuroborosConfig.from_spec(spec), subject.model.config.loops
     model = OuroborosForCausalLM(config if loops is None else config.at_loops(loops)).eval()
     nn.Module.to(model, subject.ids.device)
     weights = subject.model.state_dict()
-    if fresh:
-        (field,) = setting
-        weights = {name: value for name, value in weights.items() if not _belongs(name, field)}
-    model.load_state_dict(weights, strict=False)
+    own = {name for name in weights if ".loops." in name and name.split(".loops.")[1].split(".")[1] == fresh}
+    model.load_state_dict({name: value for name, value in weights.items() if name not in own}, strict=False)
     return model
-
-
-def _belongs(name: str, field: str) -> bool:
-    """Whether the weight ``name`` belongs to the loop part ``field``."""
-    return ".loops." in name and name.rpartition(".loops.")[2].partition(".")[2].startswith(field)
 
 
 def check_dropout(subject: Subject) -> str:
@@ -425,7 +416,7 @@ def check_dropout(subject: Subject) -> str:
     if not torch.equal(logits_of(subject.model, subject.ids), subject.logits):
         raise Mismatch("two evaluations of the same tokens differ")
     spec = subject.spec
-    random = max(spec.dropout, spec.ffn.dropout, getattr(spec.mixer, "dropout", 0.0)) > 0
+    random = any(value > 0 for path, value in fields_by_path(spec).items() if path.endswith("dropout"))
     subject.model.train()
     try:
         same = torch.equal(logits_of(subject.model, subject.ids), logits_of(subject.model, subject.ids))

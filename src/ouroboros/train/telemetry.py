@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ouroboros.config import OsamSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.eval.osam import ROWS, reading_losses, telemetry
 
 
 class LoopTelemetry:
-    """A probe for :class:`~ouroboros.model.topology.Chain`; collects one record per loop of one forward pass.
+    """A probe for :class:`~ouroboros.model.executor.Decoder`; collects one record per loop of one forward pass.
 
     For the state ``x`` before and ``z`` after a loop: ``state_norm`` is the RMS of ``z``; ``update_ratio`` is
     ``|z - x| / |x|``; ``cosine`` is the cosine of this loop's update with the previous loop's; ``grad_norm`` is the
@@ -62,7 +62,7 @@ class LoopTelemetry:
 def memory_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
     """Of an OSAM model and a ``batch`` (B, T + 1): ``memory``, what its memories hold on the first windows, a record
     for each visit; with a kupdate above 1 ``loss_by_reading``, of all windows. Empty for other mixers."""
-    if not isinstance(model.model.spec.mixer, OsamSpec):
+    if not isinstance(model.model.spec.block.mixer, OsamSpec):
         return {}
     ids = torch.from_numpy(batch[:ROWS, :-1]).to(next(model.parameters()).device)
     found: dict[str, Any] = {"memory": [record.to_dict() for record in telemetry(model, ids)]}

@@ -36,6 +36,10 @@ class InjectionSpec(LoopPart):
     """``x + s * x0`` with a learned per-channel ``s`` (zero at the start), or a learned map of ``[x; x0]`` (identity on
     ``x`` at the start)."""
 
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return cls(mode="add"), cls(mode="concat")
+
     def parameters(self, width: int, loops: int) -> int:
         return width if self.mode == "add" else 2 * width * width
 
@@ -49,6 +53,10 @@ class LoopEmbeddingSpec(TablePart):
     """A learned vector for each loop, added to the state that enters it; zero at the start."""
 
     kind: Literal["embedding"] = "embedding"
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(),)
 
 
 @part(module="ouroboros.nn.loop:LoopNorm")
@@ -86,3 +94,7 @@ class ContractiveStepSpec(LoopPart):
 
     def __post_init__(self) -> None:
         check(0 < self.step <= 1, f"loop.contractive must be in (0, 1], got {self.step}")
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(step=1.0),)
