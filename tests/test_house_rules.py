@@ -109,6 +109,35 @@ def test_functions_are_short() -> None:
     fail_with(problems, f"no function has more than {MAX_FUNCTION_LINES} lines")
 
 
+OF_PARTS_AND_SYSTEMS = ("systems/", "recipes/", "nn/", "config/")
+TYPE_TEST = (
+    r"isinstance\([^)]*(Spec|Part)\b|isinstance\([^)]*(Attention|Osam|Delta|Latent)"
+    r"|\.kind (==|!=|in|not in)|match [a-z_.]*\.kind"
+)
+SYSTEM = r"(?i)\bosam|rhrm|r_hrm|deltaspec|\bddl\b|helix|crawler"
+
+
+def shared_lines() -> Iterator[tuple[str, int, str]]:
+    """The lines of the modules that belong to no part, no recipe and no published system."""
+    for path in source_files():
+        name = relative(path).removeprefix("src/ouroboros/")
+        if not name.startswith(OF_PARTS_AND_SYSTEMS):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            yield from ((name, number, line) for number, line in enumerate(lines, 1))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rule"),
+    [
+        (TYPE_TEST, "no file but a part's own asks for its type or kind: its specification answers questions"),
+        (SYSTEM, "no file outside systems/ names a published system: it enters a place of ouroboros.registry"),
+    ],
+    ids=["types", "names"],
+)
+def test_parts_and_systems_are_closed(pattern: str, rule: str) -> None:
+    fail_with([f"{name}:{n}: {line.strip()}" for name, n, line in shared_lines() if re.search(pattern, line)], rule)
+
+
 def test_source_is_ascii() -> None:
     problems = [
         f"{relative(path)}:{number}: {line.strip()[:60]!r}"

@@ -1,4 +1,4 @@
-"""A part of every family, defined and registered here alone, passes the whole harness: no file of the library names it."""
+"""A part of every family, defined and registered here alone, passes the whole harness."""
 
 from __future__ import annotations
 
@@ -323,7 +323,14 @@ def test_a_run_of_toy_parts_is_resumed(tmp_path: Path) -> None:
 
 
 def test_toy_parts_are_chosen_on_the_command_line() -> None:
-    words = ["--model.mixer", "toy_average", "--model.loop.toy-anchor", "--model.ffn=toy_tanh", "--model.ffn.inner", "8"]
+    words = [
+        "--model.mixer",
+        "toy_average",
+        "--model.loop.toy-anchor",
+        "--model.ffn=toy_tanh",
+        "--model.ffn.inner",
+        "8",
+    ]
     rest, model = take_parts(words, BASE)
     assert rest == ["--model.ffn.inner", "8"]
     assert model == dataclasses.replace(BASE.replace(mixer=AverageSpec(), ffn=TanhSpec()), loop=(AnchorSpec(),))

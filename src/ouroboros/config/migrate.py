@@ -6,7 +6,6 @@ from typing import Any
 
 from ouroboros.schedule import parse
 
-
 _OF_OLD = {"mixer", "ffn", "norm", "residual", "delta", "dropout", "positions", "embedding_norm"}
 _OF_OLD |= {"logit_scale", "logit_softcap"}
 

@@ -15,6 +15,7 @@ def needs(path: str, *values: Any, say: str | None = None) -> dict[str, Any]:
     Args:
         path: dotted, within the same specification.
         values: of that option; a function is asked with the option's value, and its docstring says what is needed.
+            Without any, every value does that is not off: off are false, zero, null and the empty list.
         say: what a message says is needed, instead of the option and its values.
     """
     return {NEEDS: ((path, values, say),)}
@@ -51,7 +52,7 @@ def idle(spec: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         unmet = [need for need in field.metadata.get(NEEDS, ()) if not _met(spec, *need[:2])]
         if unmet:
             path, values, say = unmet[0]
-            why = say or f"{prefix}{path} = {' or '.join(map(_described, values))}"
+            why = say or f"{prefix}{path} = {' or '.join(map(_described, values)) or 'on'}"
             yield from ((name, why) for name in _leaves(value, prefix + field.name))
         elif dataclasses.is_dataclass(value):
             yield from idle(value, f"{prefix}{field.name}.")
@@ -65,6 +66,8 @@ def _met(spec: Any, path: str, values: tuple[Any, ...]) -> bool:
     actual = spec
     for name in path.split("."):
         actual = getattr(actual, name)
+    if not values:
+        return bool(actual)
     return any(value(actual) if isinstance(value, Callable) else value == actual for value in values)
 
 

@@ -243,6 +243,10 @@ class ResidualPart(Part):
 class LoopPart(Part):
     """What enters at the boundaries of a loop. The parts of a loop act in their order, each at most once."""
 
+    injects: ClassVar[bool] = False
+    """Whether the state before the first loop enters every loop, which lets gradients reach what made that state even
+    if backpropagation is truncated to the last loops."""
+
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
         """Settings with which the part, at its start, computes bit for bit what its absence computes."""

@@ -397,9 +397,7 @@ def check_neutral(subject: Subject) -> str:
     return f"{', '.join(dict.fromkeys(shown))}: bit for bit equal to their absence"
 
 
-def _with_loop_parts(
-    subject: Subject, parts: tuple[LoopPart, ...], fresh: str | None = None
-) -> OuroborosForCausalLM:
+def _with_loop_parts(subject: Subject, parts: tuple[LoopPart, ...], fresh: str | None = None) -> OuroborosForCausalLM:
     """The subject with these loop parts; the one of kind ``fresh`` starts anew, all other weights are the subject's."""
     spec = dataclasses.replace(subject.spec, loop=parts)
     config, loops = OuroborosConfig.from_spec(spec), subject.model.config.loops

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ouroboros.nn.visit import VisitContext
 from torch import Tensor, nn
 
-from ouroboros.config import ModelSpec, OsamSpec
+from ouroboros.config import ModelSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import check
 from ouroboros.eval.probes import position_nats
 from ouroboros.eval.score import evaluating
 from ouroboros.nn.linear_memory import Keys, Turn, read_and_write
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.osam import Factors, Osam
 from ouroboros.nn.sketch import gram_matrix, reachable_buckets
 
@@ -74,7 +75,7 @@ class _Seen(NamedTuple):
 
     mixer: Osam
     x_BTD: Tensor
-    given: MixerInput
+    given: VisitContext
     state: Tensor | None
 
 
@@ -91,7 +92,7 @@ def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int |
         OuroborosError: the model has other mixers.
     """
     inner = model.model
-    check(isinstance(inner.spec.mixer, OsamSpec), f"memory telemetry is of osam, not of {inner.spec.mixer.kind}")
+    check(isinstance(inner.spec.block.mixer, OsamSpec), f"memory telemetry is of osam, not of {inner.spec.block.mixer.kind}")
     visits, seen = inner.schedule.visits, list[_Seen]()
 
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -206,7 +207,7 @@ def _norm(x_B2DE: Tensor, gram: Tensor) -> Tensor:
 def idle_buckets(spec: ModelSpec) -> str | None:
     """A sentence if the sketch has more buckets than there are products of coordinates; with one table the pairs i, j
     and j, i are one."""
-    mixer, d = spec.mixer, spec.hidden_size
+    mixer, d = spec.block.mixer, spec.hidden_size
     if not isinstance(mixer, OsamSpec):
         return None
     products = d * d if mixer.independent_hashes else d * (d + 1) // 2

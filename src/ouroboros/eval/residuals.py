@@ -158,7 +158,7 @@ def watching(model: Any, hook: ResidualHook, restart: Callable[[], None] = lambd
 
 
 def _delta_only(model: Any) -> None:
-    if _inner(model).spec.residual != "delta":
+    if _inner(model).spec.block.residual.kind != "delta":
         raise OuroborosError(
             "this model has no delta residual (its residual is 'additive'), so there are no gates to record;"
             " use a model whose recipe has model.residual = delta"

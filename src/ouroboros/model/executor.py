@@ -25,7 +25,7 @@ ContextOf = Callable[[Visit, bool], VisitContext]
 
 
 class OnVisit(Protocol):
-    """Is called after a visit with its block, what it was given, and the stream before and after; see :func:`observe`."""
+    """Is called after a visit with its block, what that was given, and the stream before and after."""
 
     def __call__(self, block: Block, visit: VisitContext, before: Tensor, after: Tensor) -> None: ...
 

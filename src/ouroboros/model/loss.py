@@ -19,9 +19,7 @@ class LossOutput(CausalLMOutputWithPast):
     """The same without label smoothing and without gradient."""
 
 
-def loss_output(
-    head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: Tensor, smoothing: float
-) -> LossOutput:
+def loss_output(head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: Tensor, smoothing: float) -> LossOutput:
     """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position.
 
     A head that says its ``scale`` and ``softcap`` is computed in chunks, see

@@ -363,7 +363,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         spec = self.config.model_spec
         if spec.output_init == "normal" and not spec.zero_init_outputs:
             return
-        scale = spec.schedule.num_visits ** -0.5
+        scale = spec.schedule.num_visits**-0.5
         for block in self.model.decoder.layers:
             assert isinstance(block, Block)
             for projection in block.output_projections():

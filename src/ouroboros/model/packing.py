@@ -26,7 +26,7 @@ COMPILED = (
 
 def find_starts(
     positions: Tensor,
-    x_BTD: Tensor,
+    tokens: Tensor,
     mask: Tensor | dict[str, Tensor] | None,
     *,
     past: int | Tensor,
@@ -37,7 +37,7 @@ def find_starts(
 
     Args:
         positions: as given to the model.
-        x_BTD: embeddings.
+        tokens: ids (B, T) or embeddings (B, T, D).
         mask: as given to the model.
         past: tokens in its cache.
         caching: whether the call fills a cache; while compiling also one that nobody asked for.
@@ -47,7 +47,7 @@ def find_starts(
         OuroborosError: they cannot be kept apart in such a call. A compiled program raises a ``RuntimeError`` when it
             meets them, except where the mask that transformers makes of positions suffices.
     """
-    B, T, _ = x_BTD.shape
+    B, T = tokens.shape[:2]
     mask = mask["full_attention"] if isinstance(mask, dict) else mask
     prepared = mask is not None and mask.ndim != 2
     if T < 2 or (prepared and not carries):  # a prepared mask itself says which tokens attention sees
@@ -72,7 +72,7 @@ def find_starts(
 
 
 def separately(
-    run: Callable[..., BaseModelOutputWithPast], x_BTD: Tensor, positions: Tensor, mask: Any, starts_BT: Tensor
+    run: Callable[..., BaseModelOutputWithPast], tokens: Tensor, positions: Tensor, mask: Any, starts_BT: Tensor
 ) -> BaseModelOutputWithPast:
     """What ``run``, a model without its head, gives for packed documents: each in a row of its own, then packed."""
     at_BT = positions.expand(starts_BT.shape)
@@ -80,7 +80,7 @@ def separately(
     found = []
     for group in groups:
         mask_NL, positions_NL = group.unpacked(torch.ones_like(at_BT)), group.unpacked(at_BT)
-        found.append(run(group.unpacked(x_BTD), mask_NL, positions_NL))
+        found.append(run(group.unpacked(tokens), mask_NL, positions_NL))
     last = packed(groups, [output[0] for output in found], starts_BT)
     states = [output.hidden_states[:-1] for output in found if output.hidden_states is not None]
     if not states:

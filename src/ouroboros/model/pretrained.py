@@ -15,7 +15,6 @@ from ouroboros.nn.aligned import aligned
 from ouroboros.nn.part import Init, Started
 from ouroboros.optim import untrained_parameters
 
-
 RENAMED = {
     r"embed_positions\.weight$": "stem.positions.weight",
     r"(loops\.\d+)\.(embedding|norm)$": r"\1.\2.weight",

@@ -1,4 +1,4 @@
-"""Registers: learned tokens in front of the text, whose keys, values and states are a constant prefix of every cache."""
+"""Registers: learned tokens in front of the text; what visits keep of them is a constant prefix of every cache."""
 
 from __future__ import annotations
 
@@ -70,7 +70,5 @@ class Registers(nn.Module):
         tables = self._tables(torch.arange(R, device=self.registers.device)[None])
         decode = functools.partial(self.decoder, schedule=schedule, observers=[])
         shared = VisitContext(rotary=NOWHERE)
-        self._through(
-            self.registers[None], decode, shared, tables, None, lambda visit, last: recorders[visit.slot]
-        )
+        self._through(self.registers[None], decode, shared, tables, None, lambda visit, last: recorders[visit.slot])
         return [recorder.recorded() for recorder in recorders]

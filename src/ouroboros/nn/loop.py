@@ -1,7 +1,7 @@
 """Shipped loop parts: what enters at loop boundaries. Shapes: D model width, L table rows, ``...`` the leading axes.
 
-Where a part has neutral values (embedding, injection, contractive step) it starts at them, and then computes bit for bit
-what its absence computes.
+Where a part has neutral values (embedding, injection, contractive step) it starts at them, and then computes bit for
+bit what its absence computes.
 """
 
 from __future__ import annotations

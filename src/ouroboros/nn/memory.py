@@ -197,7 +197,7 @@ class Prefixed:
     def recent(self, name: str, x: Tensor, count: int) -> Tensor:
         """Before any text the registers' end precedes ``x``, afterwards what the rest remembers."""
         past = None if self.rest is None else self.rest.last(name)
-        longer = behind(self.prefix.ends[name] if past is None else past, x, count, self.leading_B)
+        longer = behind(self.prefix.ends.get(name) if past is None else past, x, count, self.leading_B)
         if self.rest is not None:
             self.rest.remember(name, longer[:, -count:])
         return longer

@@ -181,9 +181,7 @@ class Osam(Precise, Started):
             key = Keys(k_BTD, theta_k * k_BTD)
         return Factors(query, key, v_BTD)
 
-    def remembered(
-        self, factors: Factors, visit: VisitContext
-    ) -> tuple[Tensor, Tensor | None]:
+    def remembered(self, factors: Factors, visit: VisitContext) -> tuple[Tensor, Tensor | None]:
         """Sums of keys (B, R, 2, D) before each token that reads, and what it reads of values (B, R, D) or None."""
         spec, memory = self.spec, visit.memory
         with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.detach_state):

@@ -7,7 +7,7 @@ mixer               ``(spec, width, norm_eps)``                 ``(x_BTD, visit)
 feed-forward        ``(spec, width)``                           ``(x_BTD)``
 norm                ``(spec, width)``                           ``(x)``
 residual            ``(spec, width, dropout)``                  ``(x, update, context, read)``
-loop part           ``(spec, width, loops, norm_eps)``          ``enter(x, carried, loop)``, ``leave(x, z, carried, loop)``
+loop part           ``(spec, width, loops, norm_eps)``          ``enter`` and ``leave``, see :class:`LoopModule`
 stem part           ``(spec, model)``                           ``(x_BTD, ids_BT or None, visit)``
 head                ``(spec, model)``                           ``(logits)``
 topology            ``(spec, model)``                           ``steps(schedule)``

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from ouroboros.config import AttentionSpec, BlockSpec, DataSpec, FeedForwardSpec, ModelSpec, OptimSpec, Recipe, TrainSpec
+from ouroboros.config import (
+    AttentionSpec,
+    BlockSpec,
+    DataSpec,
+    FeedForwardSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    TrainSpec,
+)
 
 _SIZES = {
     # hidden, heads, intermediate, blocks, sequence, batch, learning rate
@@ -22,9 +31,7 @@ def gpt(size: str = "small") -> Recipe:
         model=ModelSpec(
             layout=str(blocks),
             hidden_size=hidden,
-            block=BlockSpec(
-                mixer=AttentionSpec(num_heads=heads), ffn=FeedForwardSpec(intermediate_size=intermediate)
-            ),
+            block=BlockSpec(mixer=AttentionSpec(num_heads=heads), ffn=FeedForwardSpec(intermediate_size=intermediate)),
         ),
         data=DataSpec(sequence_length=sequence),
         optim=OptimSpec(lr=rate, embedding_lr=2 * rate),

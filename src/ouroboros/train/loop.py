@@ -24,7 +24,6 @@ from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
-from ouroboros.eval.osam import idle_buckets
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -142,9 +141,6 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
-        idle = idle_buckets(model.model.spec)
-        if idle is not None and workers.is_main:
-            logger.warning("%s", idle)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
         self.wrapped: nn.Module = model
@@ -470,7 +466,7 @@ def _check_truncation(recipe: Recipe, model: OuroborosForCausalLM) -> None:
     most = max((n for _, n in loops.curriculum), default=most)
     cut = loops.backprop is not None and loops.backprop < most and model.schedule.is_looped
     check(
-        not (cut and recipe.model.loop.inject == "none" and not segments[0].looped),
+        not (cut and not any(part.injects for part in recipe.model.loop) and not segments[0].looped),
         f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
         " set model.loop.inject to add or concat, or train.loops.backprop to null",
     )

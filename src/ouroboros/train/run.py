@@ -52,7 +52,8 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
     with workers() as crew:
         made: list[Path] = []
         if crew.is_main:
-            _warn_of_frozen_gates(recipe)
+            for text in recipe.model.warnings():
+                logger.warning("%s", text)
             _refuse_existing(out)
             made = _make_directory(out)
         crew.barrier()
@@ -69,15 +70,6 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
                 write_atomically(out / RECIPE, to_json(recipe).encode())
             undo.pop_all()  # from here on the directory is a run, which can be resumed
             return train(trainer, out, progress or Progress(quiet=True), resumed_at=None)
-
-
-def _warn_of_frozen_gates(recipe: Recipe) -> None:
-    if recipe.model.residual == "delta" and recipe.model.delta.frozen_gate:
-        logger.warning(
-            "model.delta.beta_init %g starts the gates where their derivative is almost 0, so they do not learn; for a"
-            " start near the identity take 0.01 to 0.1",
-            recipe.model.delta.beta_init,
-        )
 
 
 def resume(

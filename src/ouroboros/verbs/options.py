@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ouroboros.config import ModelSpec, fields_by_path
 from ouroboros.errors import UsageError
 
 T = TypeVar("T")
@@ -61,24 +60,6 @@ def _flatten(box: str, verb: str) -> str:
             first += f"; did you mean {lines[index + 1].split()[0].rstrip(',')}?"
             break
     return f"{first or 'wrong options'}; see `ouroboros {verb} --help`"
-
-
-def refuse_idle(model: ModelSpec, default: ModelSpec) -> None:
-    """Refuse an option that differs from the recipe's and changes nothing, because another one is off.
-
-    Raises:
-        UsageError: the option, and what would give it an effect.
-    """
-    needed = {}
-    if model.residual != "delta":
-        needed["delta."] = "--model.residual delta"
-    if isinstance(model.mixer, OsamSpec) and not model.mixer.decay:
-        needed["mixer.time_scales"] = "--model.mixer.decay"
-    usual = fields_by_path(default)
-    for name, value in fields_by_path(model).items():
-        for start, other in needed.items():
-            if name.startswith(start) and value != usual.get(name):
-                raise UsageError(f"--model.{name.replace('_', '-')} changes nothing here; it needs {other}")
 
 
 def collect(arguments: Sequence[str], option: str) -> list[str]:

@@ -5,7 +5,7 @@ tyro makes options of the specifications that are there. What is here chooses th
 * ``--model.residual delta`` takes another part of the family; its options are then ``--model.residual.values 4``;
 * ``--model.loop.gate`` adds a part to a list, ``--model.loop.gate.bias -1`` sets an option of it,
   ``--model.loop.inject concat`` adds it with its first option set, ``--model.loop.no-gate`` takes it out;
-* ``--model.at.WHERE.ffn.intermediate-size 1024`` gives blocks of their own: those of a named segment, a number, a range.
+* ``--model.at.WHERE.ffn.intermediate-size 1024`` changes the blocks of a named segment, of a number or of a range.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import tyro
 from ouroboros.accounting import cost, describe
 from ouroboros.config import ModelSpec, Recipe, to_dict
 from ouroboros.recipes import RECIPES, recipe, sizes
-from ouroboros.verbs.options import emit_json, parse, refuse_idle, say
+from ouroboros.verbs.options import emit_json, parse, say
+from ouroboros.verbs.parts import refuse_idle, take_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,10 @@ def show(arguments: Sequence[str]) -> int:
     if options.recipe != chosen.name:  # the recipe came after an option
         chosen = recipe(options.recipe, options.size)
         options = _parse(arguments, chosen)
-    refuse_idle(options.model, chosen.model)
+    refuse_idle(dataclasses.replace(chosen, model=options.model), chosen)
     model = options.model
     if options.loops is not None:
-        from ouroboros.schedule import parse as parse_layout
-
-        model = dataclasses.replace(model, layout=parse_layout(model.layout).with_loops(options.loops).notation)
+        model = dataclasses.replace(model, layout=model.schedule.with_loops(options.loops).notation)
     if options.json:
         facts = cost(model, context=options.context)
         emit_json(
@@ -92,7 +91,8 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str], chosen: Recipe) -> ShowOptions:
-    return parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=chosen.model))
+    arguments, model = take_parts(arguments, chosen.model)
+    return parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=model))
 
 
 def named(arguments: Sequence[str]) -> tuple[str, str | None]:

@@ -20,10 +20,10 @@ from ouroboros.verbs.options import (
     log_to_stderr,
     parse,
     quiet_transformers,
-    refuse_idle,
     say,
     signal_status,
 )
+from ouroboros.verbs.parts import refuse_idle, take_parts
 from ouroboros.verbs.show import named
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def train(arguments: Sequence[str]) -> int:
     if options.recipe != default.name:  # the recipe came after an option
         default, choice = _default(options.recipe, options.size)
         options = _parse(arguments, default)
-    refuse_idle(options.model, default.model)
     check(bool(options.sources), "train: name the text with --data, for example --data notes.txt or --data python:")
     given = {k: getattr(options, k) for k in ("steps", "tokens", "minutes", "seed") if getattr(options, k) is not None}
     recipe = Recipe(
@@ -79,6 +78,7 @@ def train(arguments: Sequence[str]) -> int:
         optim=options.optim,
         train=dataclasses.replace(options.train, **given),
     )
+    refuse_idle(recipe, default)
     log_to_stderr()
     quiet_transformers()
     from torch.distributed import get_node_local_rank
@@ -102,10 +102,11 @@ def _default(name: str, size: str | None) -> tuple[Recipe, str]:
 
 
 def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
+    arguments, model = take_parts(arguments, default.model)
     start_from = TrainOptions(
         recipe=tyro.MISSING,
         out=tyro.MISSING,
-        model=default.model,
+        model=model,
         optim=default.optim,
         train=default.train,
         text=default.data,
@@ -147,7 +148,9 @@ def resume(arguments: Sequence[str]) -> int:
     from ouroboros.train.run import resume as resume_run
 
     saved = read_recipe(run)
-    options = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(saved))
+    arguments, model = take_parts(arguments, saved.model)
+    defaults = _resume_defaults(dataclasses.replace(saved, model=model))
+    options = parse(ResumeOptions, "resume", arguments, default=defaults)
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
     )

@@ -219,7 +219,7 @@ def test_a_state_and_recent_entries_are_kept_side_by_side() -> None:
 
 def test_slot_and_peek_memories_of_a_state() -> None:
     store = DynamicCache()
-    prepare_entries(store, 2, CONSTANT_STATE)
+    prepare_entries(store, [CONSTANT_STATE] * 2)
     state = torch.randn(1, 4)
     slot, peek = SlotMemory(store, 1), PeekMemory(store, 1)
     assert slot.keeps and not peek.keeps and slot.state() is peek.state() is None
@@ -366,29 +366,44 @@ def test_static_entries_stay_where_they_are() -> None:
 
 def test_cache_without_a_configuration_gets_its_entries() -> None:
     store = DynamicCache()
-    prepare_entries(store, 2, FILTERED)
+    prepare_entries(store, [FILTERED] * 2)
     assert [type(layer) for layer in store.layers] == [FilteredDynamicLayer] * 2
     layers = list(store.layers)
-    prepare_entries(store, 2, FILTERED)
+    prepare_entries(store, [FILTERED] * 2)
     assert store.layers == layers
     store.layers[1] = DynamicLayer()
     with pytest.raises(
         OuroborosError, match=r"cache of DynamicLayer has no room .*DynamicCache\(config=model\.config\)"
     ):
-        prepare_entries(store, 2, FILTERED)
+        prepare_entries(store, [FILTERED] * 2)
     with pytest.raises(OuroborosError, match="cache of StaticLayer has no room"):
-        prepare_entries(static_store(), 2, FILTERED)
+        prepare_entries(static_store(), [FILTERED] * 2)
 
 
 def test_cache_without_a_configuration_gets_entries_for_states() -> None:
     store = DynamicCache()
-    prepare_entries(store, 2, CONSTANT_STATE)
+    prepare_entries(store, [CONSTANT_STATE] * 2)
     assert [type(layer) for layer in store.layers] == [ConstantStateLayer] * 2
     layers = list(store.layers)
-    prepare_entries(store, 2, CONSTANT_STATE)
+    prepare_entries(store, [CONSTANT_STATE] * 2)
     assert store.layers == layers and store.get_seq_length() == 0
     with pytest.raises(OuroborosError, match="cache of StaticLayer has no room for the model's constant state"):
-        prepare_entries(static_store(), 2, CONSTANT_STATE)
+        prepare_entries(static_store(), [CONSTANT_STATE] * 2)
+
+
+def test_entries_may_differ() -> None:
+    """Those of keys and values alone may be of any kind."""
+    kinds, store = [FILTERED, "full_attention", CONSTANT_STATE], DynamicCache()
+    prepare_entries(store, kinds)
+    assert [type(layer) for layer in store.layers] == [FilteredDynamicLayer, DynamicLayer, ConstantStateLayer]
+    prepare_entries(store, kinds)
+    with pytest.raises(
+        OuroborosError, match="cache of FilteredDynamicLayer has no room for the model's constant state"
+    ):
+        prepare_entries(store, [CONSTANT_STATE, "full_attention", CONSTANT_STATE])
+    plain = DynamicCache()
+    prepare_entries(plain, ["full_attention"] * 2)
+    assert plain.layers == []
 
 
 def test_seen_tokens() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,20 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, ModelSpec, to_dict
+from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, ModelSpec, to_dict
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.model.configuration import FILTERED, OuroborosConfig
+from ouroboros.model.configuration import CONSTANT_STATE, FILTERED, OuroborosConfig
 
 SPEC = ModelSpec(
     layout="1 (2)x3 1",
     hidden_size=32,
     vocab_size=99,
     max_position_embeddings=77,
-    mixer=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=6),
-    ffn=FeedForwardSpec(intermediate_size=40),
     tie_embeddings=False,
-)
+).replace(mixer=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=6), ffn=FeedForwardSpec(intermediate_size=40))
+PLAIN = "full_attention"
 
 
 def test_standard_fields_are_derived() -> None:
@@ -37,24 +37,34 @@ def test_standard_fields_are_derived() -> None:
 def test_layers_count_cache_entries() -> None:
     config = OuroborosConfig.from_spec(SPEC)
     assert config.num_hidden_layers == len(config.layer_types) == 8
-    shared = OuroborosConfig(spec={**to_dict(SPEC), "loop": {"share_last_kv": True}})
+    shared = OuroborosConfig(spec={**to_dict(SPEC), "share_last_kv": True})
     assert shared.num_hidden_layers == 4
     assert shared.at_loops(9).num_hidden_layers == 4
 
 
 def test_entries_remember_for_filters_only_where_there_are_some() -> None:
+    """The first entry also serves what is outside of blocks."""
     token = DeltaSpec(values=2, compressor="token")
-    for changes, kind in (
-        ({}, "full_attention"),
-        ({"residual": "delta", "delta": DeltaSpec(values=2)}, "full_attention"),
-        ({"delta": token}, "full_attention"),
-        ({"residual": "delta", "delta": token}, FILTERED),
-        ({"residual": "delta", "delta": dataclasses.replace(token, kernel=1)}, "full_attention"),
-        ({"residual": "delta", "delta": DeltaSpec(values=2, embedding_conv=True)}, FILTERED),
-        ({"mixer": dataclasses.replace(SPEC.mixer, k_shift=True)}, FILTERED),
+    for changes, first, rest in (
+        ({}, PLAIN, PLAIN),
+        ({"residual": DeltaSpec(values=2)}, PLAIN, PLAIN),
+        ({"residual": token}, FILTERED, FILTERED),
+        ({"residual": DeltaSpec(values=2, compressor="token", kernel=1)}, PLAIN, PLAIN),
+        ({"residual": DeltaSpec(values=2, embedding_conv=True)}, FILTERED, PLAIN),
+        ({"mixer": AttentionSpec(k_shift=True)}, FILTERED, FILTERED),
+        ({"mixer": OsamSpec(), "residual": token}, CONSTANT_STATE, CONSTANT_STATE),
     ):
-        config = OuroborosConfig.from_spec(dataclasses.replace(SPEC, **changes))
-        assert config.layer_types == [kind] * 8 and config.at_loops(1).layer_types == [kind] * 4
+        config = OuroborosConfig.from_spec(SPEC.replace(**changes))
+        assert config.layer_types == [first] + [rest] * 7, changes
+        assert config.at_loops(1).layer_types == [first] + [rest] * 3
+
+
+def test_entries_are_those_of_their_blocks() -> None:
+    override = BlockOverride(where="1", set={"mixer.k_shift": True})
+    config = OuroborosConfig.from_spec(SPEC.replace(overrides=(override,)))
+    assert config.layer_types == [PLAIN, *[FILTERED, PLAIN] * 3, PLAIN]
+    shared = OuroborosConfig.from_spec(SPEC.replace(overrides=(override,), share_last_kv=True))
+    assert shared.layer_types == [PLAIN, FILTERED, PLAIN, PLAIN]
 
 
 def test_spec_wins_over_fields_beside_it() -> None:
@@ -92,8 +102,14 @@ def test_round_trip_through_a_file(tmp_path: Path, loops: int | None) -> None:
     ("change", "message"),
     [
         ({"hiden_size": 32}, r"config\.json: spec: unknown key 'hiden_size'; did you mean 'hidden_size'"),
-        ({"loop": {"embeddings": True}}, r"spec\.loop: unknown key 'embeddings'; did you mean 'embedding'"),
-        ({"mixer": {"rope": {"bas": 2.0}}}, r"spec\.mixer\.rope: unknown key 'bas'; did you mean 'base'"),
+        (
+            {"loop": [{"kind": "embeddings"}]},
+            r"spec\.loop\.0\.kind: unknown kind 'embeddings'; did you mean 'embed",
+        ),
+        (
+            {"block": {"mixer": {"rope": {"bas": 2.0}}}},
+            r"spec\.block\.mixer\.rope: unknown key 'bas'; did you mean",
+        ),
         ({"hidden_size": "wide"}, r"config\.json: spec: hidden_size: .*integer"),
         ({"layout": "(2)x0"}, r"layout '\(2\)x0', column 5"),
     ],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,39 +14,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, StaticCache
 
-from ouroboros.config import AttentionSpec, BottleneckAttentionSpec, DeltaSpec, FeedForwardSpec, LoopSpec, ModelSpec
+from ouroboros.config import AttentionSpec, LoopPart
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec
+from ouroboros.config.parts.loop import (
+    ContractiveStepSpec,
+    InjectionSpec,
+    LoopEmbeddingSpec,
+    LoopNormSpec,
+    RecurrenceGateSpec,
+)
+from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM, OuroborosModel
 
-BASE = ModelSpec(
-    layout="1 (1)x2 1",
-    vocab_size=31,
-    hidden_size=16,
-    max_position_embeddings=64,
-    mixer=AttentionSpec(num_heads=2),
-    ffn=FeedForwardSpec(intermediate_size=24),
-)
+Build = Callable[..., OuroborosForCausalLM]
 PROMPT = {"do_sample": False, "pad_token_id": 30, "max_new_tokens": 5, "min_new_tokens": 5}
 
 
-def build(*, noise: float = 0.1, eos: int | None = 30, **changes: Any) -> OuroborosForCausalLM:
-    """A model of the base with changes, perturbed so that nothing is neutral."""
-    model = OuroborosForCausalLM(
-        OuroborosConfig.from_spec(dataclasses.replace(BASE, **changes), eos_token_id=eos)
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * noise)
-    return model
-
-
-@pytest.fixture
-def ids() -> Tensor:
-    return torch.randint(0, 30, (2, 9))
-
-
-def test_labels_are_shifted_inside(ids: Tensor) -> None:
+def test_labels_are_shifted_inside(build: Build, ids: Tensor) -> None:
     model, labels = build(), ids.clone()
     labels[0, :4] = -100
     output = model(ids, labels=labels)
@@ -54,19 +41,18 @@ def test_labels_are_shifted_inside(ids: Tensor) -> None:
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_logits_to_keep(ids: Tensor) -> None:
+def test_logits_to_keep(build: Build, ids: Tensor) -> None:
     model = build()
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
 
 
-def test_scale_and_softcap(ids: Tensor) -> None:
-    model = build()
-    plain = model(ids).logits
-    model.model.spec = dataclasses.replace(BASE, logit_scale=3.0, logit_softcap=0.5)
-    torch.testing.assert_close(model(ids).logits, 0.5 * torch.tanh(3.0 * plain / 0.5))
+def test_scale_and_softcap(build: Build, ids: Tensor) -> None:
+    model, scaled = build(), build(head=LinearHeadSpec(logit_scale=3.0, logit_softcap=0.5))
+    scaled.load_state_dict(model.state_dict())
+    torch.testing.assert_close(scaled(ids).logits, 0.5 * torch.tanh(3.0 * model(ids).logits / 0.5))
 
 
-def test_embeddings_instead_of_ids(ids: Tensor) -> None:
+def test_embeddings_instead_of_ids(build: Build, ids: Tensor) -> None:
     model = build()
     torch.testing.assert_close(model(inputs_embeds=model.model.embed_tokens(ids)).logits, model(ids).logits)
     for given in ({}, {"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}):
@@ -74,97 +60,39 @@ def test_embeddings_instead_of_ids(ids: Tensor) -> None:
             model(**given)
 
 
-def test_tuple_output(ids: Tensor) -> None:
+def test_tuple_output(build: Build, ids: Tensor) -> None:
     logits = build()(ids, use_cache=False, return_dict=False)[0]
     assert logits.shape == (2, 9, 31)
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_head(tie: bool) -> None:
+def test_head(build: Build, tie: bool) -> None:
     model = build(tie_embeddings=tie)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tie
     assert ("lm_head.weight" in dict(model.named_parameters())) != tie
 
 
-def test_embedding_norm(ids: Tensor) -> None:
-    model = build(embedding_norm=True)
-    norms = model.model._embed(ids).square().mean(-1)
+def test_embedding_norm(build: Build, ids: Tensor) -> None:
+    model = build(stem=(EmbeddingNormSpec(),))
+    norms = model(ids, output_hidden_states=True).hidden_states[0].square().mean(-1)
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-3, atol=1e-3)
 
 
-def test_registers_are_seen_and_do_not_see(ids: Tensor) -> None:
-    model = build(registers=3)
-    before = model(ids).logits
-    store = model(ids, use_cache=True).past_key_values
-    _, prefix = store.register_prefix
-    other = model((ids + 1) % 30, use_cache=True).past_key_values
-    assert all(
-        torch.equal(a, b) for one, two in zip(prefix, other.register_prefix[1]) for a, b in zip(one[:2], two[:2])
-    )
-    assert [layer.get_seq_length() for layer in store.layers] == [9] * 4
-    with torch.no_grad():
-        model.model.registers.mul_(2)
-    gap = (model(ids).logits - before).abs().amax(-1)
-    assert (gap > 1e-4).all()
-
-
-def test_registers_run_once_per_checkpoint(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients their states are kept until a weight they meet, or the precision, changes."""
-    model, runs = build(registers=3), []
-    compute = OuroborosModel._compute_prefix
-    monkeypatch.setattr(OuroborosModel, "_compute_prefix", lambda self, run: runs.append(run) or compute(self, run))
-    with torch.no_grad():
-        first = model(ids).logits
-        model(ids + 1, use_cache=True)
-        assert len(runs) == 1
-        model.model.norm.weight.mul_(2)  # the registers never meet it
-        model(ids)
-        assert len(runs) == 1
-        model.model.decoder.layers[0].mlp.down_proj.weight.mul_(1.5)
-        changed = model(ids).logits
-        assert len(runs) == 2
-        fresh = OuroborosForCausalLM(model.config).eval()
-        fresh.load_state_dict(model.state_dict())
-        assert torch.equal(fresh(ids).logits, changed) and not torch.equal(first, changed)
-        with torch.autocast("cpu", torch.bfloat16):
-            model(ids)
-        assert len(runs) == 4
-        model.with_loops(3)(ids)
-        assert len(runs) == 5
-    model(ids)
-    assert len(runs) == 6
-
-
-@pytest.mark.parametrize("positions", ["rope", "learned"])
-def test_registers_train_with_the_text_as_one_sequence(ids: Tensor, positions: Any) -> None:
-    """Training without padding takes another way to the same numbers and gradients."""
-    model, found = build(registers=3, positions=positions), []
-    for training in (False, True):
-        states: list[Tensor] = []
-        model.train(training)
-        model.zero_grad()
-        loss = model(ids, labels=ids, use_cache=False, probe=lambda *seen, kept=states: kept.append(seen[-1])).loss
-        loss.backward()
-        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-        found.append((loss, *states[-2:], *gradients))
-    for apart, together in zip(*found, strict=True):
-        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
-
-
-def test_learned_positions(ids: Tensor) -> None:
+def test_learned_positions(build: Build, ids: Tensor) -> None:
     """One block sees the earlier tokens as a set, but for the table."""
-    model = build(layout="1", positions="learned", max_position_embeddings=12)
-    assert model.model.embed_positions.weight.shape == (12, 16) and model.model.rotary.rotated == 0
+    model = build(layout="1", stem=(LearnedPositionsSpec(),), max_position_embeddings=12)
+    table = model.model.stem["positions"]
+    assert table.weight.shape == (12, 16) and [rope.rotated for rope in model.model.rotary] == [0]
     turned = torch.cat((ids[:, :-1].flip(1), ids[:, -1:]), dim=1)
     assert not torch.allclose(model(turned).logits[:, -1], model(ids).logits[:, -1], atol=1e-3)
     with torch.no_grad():
-        model.model.embed_positions.weight.zero_()
+        table.weight.zero_()
     torch.testing.assert_close(model(turned).logits[:, -1], model(ids).logits[:, -1])
     with pytest.raises(OuroborosError, match="the text has 13 tokens but the model's table of positions 12"):
         model(torch.zeros(1, 13, dtype=torch.long))
 
 
-FILTERS = {"residual": "delta", "delta": DeltaSpec(values=2, compressor="token", embedding_conv=True)}
+FILTERS = {"residual": DeltaSpec(values=2, compressor="token", embedding_conv=True)}
 SHIFTS = {"mixer": AttentionSpec(num_heads=2, k_shift=True, v_shift=True)}
 EVERYWHERE = FILTERS | SHIFTS | {"registers": 2}
 
@@ -174,7 +102,7 @@ class TestFiltersOverTokens:
     """What a filter needs of earlier tokens is kept with the cache, whatever the chunks, the padding and the cache."""
 
     @pytest.mark.parametrize("first", [1, 2, 3, 4, 9])
-    def test_prompts_of_any_length(self, ids: Tensor, first: int, changes: Any) -> None:
+    def test_prompts_of_any_length(self, build: Build, ids: Tensor, first: int, changes: Any) -> None:
         model, store = build(**changes), None
         expected, parts = model(ids, use_cache=False).logits, []
         for start, end in ((0, first), *((t, t + 1) for t in range(first, 9))):
@@ -183,7 +111,7 @@ class TestFiltersOverTokens:
             parts.append(output.logits)
         torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-5, atol=1e-5)
 
-    def test_changes_what_is_seen(self, ids: Tensor, changes: Any) -> None:
+    def test_changes_what_is_seen(self, build: Build, ids: Tensor, changes: Any) -> None:
         """A cache that forgets what filters saw gives other logits: the comparisons above can fail."""
         model = build(**changes)
         with torch.no_grad():
@@ -195,14 +123,14 @@ class TestFiltersOverTokens:
         assert (found[0] - found[1]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"prefill_chunk_size": 2}], ids=str)
-    def test_generate_with_padding(self, ids: Tensor, options: Any, changes: Any) -> None:
+    def test_generate_with_padding(self, build: Build, ids: Tensor, options: Any, changes: Any) -> None:
         model, mask = build(**changes), torch.ones_like(ids)
         mask[0, :5] = 0
         found = model.generate(ids, attention_mask=mask, **PROMPT, **options)
         alone = model.generate(ids[:1, 5:], **PROMPT)
         assert found[0, 9:].tolist() == alone[0, 4:].tolist()
 
-    def test_two_continuations_of_one_past(self, ids: Tensor, changes: Any) -> None:
+    def test_two_continuations_of_one_past(self, build: Build, ids: Tensor, changes: Any) -> None:
         model = build(**changes)
         with torch.no_grad():
             past = model(ids[:, :4], use_cache=True).past_key_values
@@ -211,7 +139,7 @@ class TestFiltersOverTokens:
                 expected = model(torch.cat((ids[:, :4], end), dim=1), use_cache=False).logits[:, 4:]
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
-    def test_a_cache_made_without_a_configuration(self, ids: Tensor, changes: Any) -> None:
+    def test_a_cache_made_without_a_configuration(self, build: Build, ids: Tensor, changes: Any) -> None:
         model, store = build(**changes), DynamicCache()
         model(ids[:, :4], past_key_values=store)
         found = model(ids[:, 4:], past_key_values=store).logits
@@ -221,7 +149,7 @@ class TestFiltersOverTokens:
         with pytest.raises(OuroborosError, match="cache of DynamicLayer has no room"):
             model(ids, past_key_values=DynamicCache(config=plain))
 
-    def test_assistants_are_refused(self, ids: Tensor, changes: Any) -> None:
+    def test_assistants_are_refused(self, build: Build, ids: Tensor, changes: Any) -> None:
         with pytest.raises(OuroborosError, match="cannot be rolled back"):
             build(**changes).generate(
                 ids[:1].repeat(1, 3), prompt_lookup_num_tokens=2, **PROMPT | {"max_new_tokens": 9}
@@ -231,7 +159,7 @@ class TestFiltersOverTokens:
 @pytest.mark.parametrize("form", ["2-D", "4-D", "additive", "dictionary"])
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("sizes", [(9,), (2, 2, 1, 4), (1,) * 9], ids=str)
-def test_filters_under_left_padding(ids: Tensor, form: str, static: bool, sizes: Any) -> None:
+def test_filters_under_left_padding(build: Build, ids: Tensor, form: str, static: bool, sizes: Any) -> None:
     """Also of any form of mask, and where the padding is longer than a chunk."""
     model, mask = build(**EVERYWHERE), torch.ones_like(ids)
     mask[0, :5] = 0
@@ -256,22 +184,9 @@ def test_filters_under_left_padding(ids: Tensor, form: str, static: bool, sizes:
     torch.testing.assert_close(found[1:], model(ids[1:], use_cache=False).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_registers_meet_the_expansion(ids: Tensor) -> None:
-    """Its weights decide what the registers leave, so a change of them is noticed; and training takes another way."""
-    model = build(**EVERYWHERE)
-    with torch.no_grad():
-        model(ids)
-        model.model.expansion.weight.mul_(1.5)
-        changed = model(ids).logits
-    torch.testing.assert_close(model(ids).logits, changed)
-    torch.testing.assert_close(model.train()(ids).logits, changed, rtol=1e-5, atol=1e-5)
-
-
 class TestInitialisation:
-    def test_weights(self) -> None:
-        torch.manual_seed(0)
-        spec = dataclasses.replace(BASE, init_std=0.3, hidden_size=64, registers=40, mixer=AttentionSpec(qkv_bias=True))
-        model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
+    def test_weights(self, build: Build) -> None:
+        model = build(noise=0.0, init_std=0.3, hidden_size=64, registers=40, mixer=AttentionSpec(qkv_bias=True))
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 assert (parameter == 1).all(), name
@@ -280,34 +195,39 @@ class TestInitialisation:
             else:
                 assert abs(float(parameter.detach().std()) - 0.3) < 0.05, name
 
-    def test_zero_outputs_make_every_block_the_identity(self, ids: Tensor) -> None:
+    def test_zero_outputs_make_every_block_the_identity(self, build: Build, ids: Tensor) -> None:
         model = build(noise=0.0, zero_init_outputs=True)
-        assert torch.equal(model.model(ids).last_hidden_state, model.model.norm(model.model._embed(ids)))
+        assert torch.equal(model.model(ids).last_hidden_state, model.model.norm(model.model.embed_tokens(ids)))
 
-    @pytest.mark.parametrize("loop", [{"inject": "concat"}, {"gate": True}, {"inject": "add"}, {"embedding": True}])
-    def test_each_loop_part_alone_starts_at_its_values(self, loop: dict[str, Any]) -> None:
-        part = build(noise=0.0, loop=LoopSpec(**loop)).model.decoder.loops[0]
-        if loop.get("inject") == "concat":
-            assert torch.equal(part.inject_proj.weight, torch.eye(16, 32))
-        elif "gate" in loop:
-            assert not part.gate_proj.weight.any() and (part.gate_proj.bias == -2.0).all()
-        else:
-            assert not any(parameter.any() for parameter in part.parameters())
+    @pytest.mark.parametrize(
+        ("part", "expected"),
+        [
+            (InjectionSpec(mode="concat"), {"proj.weight": torch.eye(16, 32)}),
+            (InjectionSpec(mode="add"), {"scale": torch.zeros(16)}),
+            (LoopEmbeddingSpec(), {"weight": torch.zeros(2, 16)}),
+            (LoopNormSpec(), {"weight": torch.ones(2, 16)}),
+            (RecurrenceGateSpec(), {"proj.weight": torch.zeros(16, 32), "proj.bias": torch.full((16,), -2.0)}),
+        ],
+        ids=str,
+    )
+    def test_each_loop_part_alone_starts_at_its_values(
+        self, build: Build, part: LoopPart, expected: dict[str, Tensor]
+    ) -> None:
+        found = build(noise=0.0, loop=(part,)).model.decoder.loops[0][part.kind].state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
-    def test_registers_have_a_deviation_of_their_own(self) -> None:
-        model = OuroborosForCausalLM(
-            OuroborosConfig.from_spec(dataclasses.replace(BASE, registers=200, register_std=1.0))
-        )
+    def test_registers_have_a_deviation_of_their_own(self, build: Build) -> None:
+        model = build(noise=0.0, registers=200, register_std=1.0)
         assert abs(float(model.model.registers.detach().std()) - 1.0) < 0.05
         assert abs(float(model.model.embed_tokens.weight.detach().std()) - 0.02) < 0.005
 
-    def test_query_gain(self) -> None:
+    def test_query_gain(self, build: Build) -> None:
         model = build(noise=0.0, mixer=AttentionSpec(num_heads=2, query_gain=1.5))
         assert all((block.self_attn.query_gain == 1.5).all() for block in model.model.decoder.layers)
 
 
 class TestLoops:
-    def test_view_shares_weights_and_leaves_the_model(self, ids: Tensor) -> None:
+    def test_view_shares_weights_and_leaves_the_model(self, build: Build, ids: Tensor) -> None:
         model = build()
         before = model(ids).logits
         view = model.with_loops(4)
@@ -321,7 +241,7 @@ class TestLoops:
             model.model.embed_tokens.weight.mul_(2)
         assert torch.equal(view.model.embed_tokens.weight, model.model.embed_tokens.weight)
 
-    def test_view_masks_padding(self, ids: Tensor) -> None:
+    def test_view_masks_padding(self, build: Build, ids: Tensor) -> None:
         view = build(registers=2).with_loops(3)
         mask = torch.ones_like(ids)
         mask[:, :4] = 0
@@ -329,19 +249,19 @@ class TestLoops:
             view(ids, attention_mask=mask).logits[:, 4:], view(ids[:, 4:]).logits, rtol=1e-4, atol=1e-5
         )
 
-    def test_view_of_a_view(self, ids: Tensor) -> None:
+    def test_view_of_a_view(self, build: Build, ids: Tensor) -> None:
         model = build()
         assert torch.equal(model.with_loops(5).with_loops(2)(ids).logits, model(ids).logits)
 
-    def test_other_loops_in_one_call(self, ids: Tensor) -> None:
-        model = build(loop=LoopSpec(embedding=True))
+    def test_other_loops_in_one_call(self, build: Build, ids: Tensor) -> None:
+        model = build(loop=(LoopEmbeddingSpec(),))
         assert torch.equal(model(ids, loops=2, use_cache=False).logits, model(ids).logits)
         assert model(ids, loops=5).past_key_values is None
         with pytest.raises(OuroborosError, match=r"use model\.with_loops"):
             model(ids, loops=3, past_key_values=DynamicCache(config=model.config))
 
     @pytest.mark.parametrize("static", [False, True])
-    def test_cache_of_another_loop_count_is_refused(self, ids: Tensor, static: bool) -> None:
+    def test_cache_of_another_loop_count_is_refused(self, build: Build, ids: Tensor, static: bool) -> None:
         model = build()
         store = StaticCache(model.config, max_cache_len=32) if static else None
         store = model(ids, past_key_values=store, use_cache=True).past_key_values
@@ -349,7 +269,7 @@ class TestLoops:
             with pytest.raises(OuroborosError, match="made for another loop count"):
                 model.with_loops(loops)(ids[:, :1], past_key_values=store)
 
-    def test_cache_of_equal_size_but_other_loops_is_refused(self, ids: Tensor) -> None:
+    def test_cache_of_equal_size_but_other_loops_is_refused(self, build: Build, ids: Tensor) -> None:
         model = build(layout="(1)x2 1 (1)x4")
         store = model(ids, use_cache=True).past_key_values
         view = model.with_loops(3)
@@ -357,14 +277,14 @@ class TestLoops:
         with pytest.raises(OuroborosError, match="made for another loop count"):
             view(ids[:, :1], past_key_values=store)
 
-    def test_share_last_kv_serves_all_loop_counts(self, ids: Tensor) -> None:
-        model = build(loop=LoopSpec(share_last_kv=True))
+    def test_share_last_kv_serves_all_loop_counts(self, build: Build, ids: Tensor) -> None:
+        model = build(share_last_kv=True)
         store = model(ids, use_cache=True).past_key_values
         assert len(store.layers) == 3
         logits = model.with_loops(4)(ids[:, :1], past_key_values=store).logits
         assert logits.isfinite().all() and store.get_seq_length() == 10
 
-    def test_layout_without_loop(self) -> None:
+    def test_layout_without_loop(self, build: Build) -> None:
         with pytest.raises(OuroborosError, match="layout '2' has no loop"):
             build(layout="2").with_loops(2)
         with pytest.raises(OuroborosError, match="loops must be >= 1"):
@@ -372,7 +292,7 @@ class TestLoops:
 
 
 class TestTraining:
-    def test_truncated_backpropagation(self, ids: Tensor) -> None:
+    def test_truncated_backpropagation(self, build: Build, ids: Tensor) -> None:
         model = build()
 
         def gradient(window: int | None) -> Tensor:
@@ -387,7 +307,7 @@ class TestTraining:
         assert model.model.decoder.layers[0].mlp.up_proj.weight.grad is None
 
     @pytest.mark.parametrize("registers", [0, 2])
-    def test_activation_checkpointing_gives_the_same_gradients(self, ids: Tensor, registers: int) -> None:
+    def test_activation_checkpointing_gives_the_same_gradients(self, build: Build, ids: Tensor, registers: int) -> None:
         model = build(registers=registers).train()
         results = []
         for on in (False, True):
@@ -401,19 +321,16 @@ class TestTraining:
         for name, grad in results[0].items():
             torch.testing.assert_close(results[1][name], grad, msg=name)
 
-    def test_no_cache_in_training_unless_asked(self, ids: Tensor) -> None:
+    def test_no_cache_in_training_unless_asked(self, build: Build, ids: Tensor) -> None:
         model = build().train()
         assert model(ids).past_key_values is None
         assert model.eval()(ids).past_key_values is not None
 
-    def test_probe(self, ids: Tensor) -> None:
-        seen: list[tuple[int, int]] = []
-        build()(ids, probe=lambda segment, loop, before, after: seen.append((segment, loop)))
-        assert seen == [(1, 0), (1, 1)]
-
 
 class TestRim:
-    def test_everything_works_with_the_network_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_everything_works_with_the_network_off(
+        self, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(*_: Any, **__: Any) -> NoReturn:
             raise AssertionError("the network was used")
 
@@ -425,11 +342,11 @@ class TestRim:
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), **PROMPT)
         assert torch.equal(loaded.generate(ids, attention_mask=torch.ones_like(ids), **PROMPT), expected)
 
-    def test_files_are_safetensors_and_json(self, tmp_path: Path) -> None:
+    def test_files_are_safetensors_and_json(self, build: Build, tmp_path: Path) -> None:
         build().save_pretrained(tmp_path)
         assert {p.name for p in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
 
-    def test_base_model_by_auto_class(self, tmp_path: Path, ids: Tensor) -> None:
+    def test_base_model_by_auto_class(self, build: Build, tmp_path: Path, ids: Tensor) -> None:
         model = build()
         model.save_pretrained(tmp_path)
         loaded = AutoModel.from_pretrained(tmp_path).eval()
@@ -437,7 +354,7 @@ class TestRim:
         assert torch.equal(loaded(ids).last_hidden_state, model.model(ids).last_hidden_state)
 
     @pytest.mark.parametrize("options", [{"top_p": 0.9, "temperature": 0.7}, {"top_k": 5, "repetition_penalty": 1.3}])
-    def test_sampling_is_reproducible(self, ids: Tensor, options: dict[str, Any]) -> None:
+    def test_sampling_is_reproducible(self, build: Build, ids: Tensor, options: dict[str, Any]) -> None:
         model, given = build(), {**PROMPT, "do_sample": True, "attention_mask": torch.ones_like(ids), **options}
         outputs = []
         for seed in (1, 1, 2):
@@ -445,7 +362,7 @@ class TestRim:
             outputs.append(model.generate(ids, **given))
         assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
-    def test_generation_stops_at_the_end_of_text(self, ids: Tensor) -> None:
+    def test_generation_stops_at_the_end_of_text(self, build: Build, ids: Tensor) -> None:
         model = build(tie_embeddings=False)
         with torch.no_grad():
             model.lm_head.weight.zero_()  # all logits equal: greedy takes token 0
@@ -453,7 +370,7 @@ class TestRim:
         given = {**PROMPT, "min_new_tokens": 0, "attention_mask": torch.ones_like(ids)}
         assert model.generate(ids, **given).shape == (2, 10)
 
-    def test_prepared_and_dictionary_masks(self, ids: Tensor) -> None:
+    def test_prepared_and_dictionary_masks(self, build: Build, ids: Tensor) -> None:
         model = build(registers=2)
         causal = torch.ones(9, 9).tril().bool()[None, None].expand(2, 1, 9, 9)
         expected = model(ids).logits
@@ -462,9 +379,15 @@ class TestRim:
         additive = torch.zeros(2, 1, 9, 9).masked_fill(~causal, torch.finfo(torch.float32).min)
         torch.testing.assert_close(model(ids, attention_mask=additive).logits, expected)
 
-    def test_half_precision(self, ids: Tensor) -> None:
+    def test_half_precision(self, build: Build, ids: Tensor) -> None:
         model = build(
-            loop=LoopSpec(norm=True, embedding=True, inject="concat", gate=True, contractive=0.5),
+            loop=(
+                InjectionSpec(mode="concat"),
+                LoopEmbeddingSpec(),
+                LoopNormSpec(),
+                RecurrenceGateSpec(),
+                ContractiveStepSpec(),
+            ),
             registers=2,
             mixer=AttentionSpec(num_heads=2, qk_norm="before_rope", query_gain=1.5),
         )
@@ -473,7 +396,7 @@ class TestRim:
         assert logits.dtype == torch.bfloat16
         assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
-    def test_padding_on_the_right(self, ids: Tensor) -> None:
+    def test_padding_on_the_right(self, build: Build, ids: Tensor) -> None:
         """Positions of keys that are rebuilt from latents are those of their tokens."""
         model = build(mixer=BottleneckAttentionSpec(num_heads=2, cache="latent"), registers=2)
         mask = torch.ones_like(ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,36 +10,27 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
-from ouroboros.config import AttentionSpec, BottleneckAttentionSpec, DeltaSpec, FeedForwardSpec, ModelSpec, OsamSpec
+from ouroboros.config import AttentionSpec
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.harness import build_perturbed
+from ouroboros.model.executor import observe
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.packing import document_starts, documents, packed
 
-BASE = ModelSpec(
-    layout="1 (1)x2",
-    vocab_size=31,
-    hidden_size=16,
-    max_position_embeddings=64,
-    mixer=AttentionSpec(num_heads=2),
-    ffn=FeedForwardSpec(intermediate_size=24),
-)
+Build = Callable[..., OuroborosForCausalLM]
 OSAM = OsamSpec(buckets=64, readout_hidden=8, detach_state=False)
 MODELS: dict[str, dict[str, Any]] = {
     "attention": {},
     "osam": {"mixer": OSAM},
     "shifts": {"mixer": AttentionSpec(num_heads=2, k_shift=True, v_shift=True)},
-    "filters": {"residual": "delta", "delta": DeltaSpec(values=2, compressor="token", embedding_conv=True)},
+    "filters": {"residual": DeltaSpec(values=2, compressor="token", embedding_conv=True)},
     "latent cache, registers": {"mixer": BottleneckAttentionSpec(num_heads=2, cache="latent"), "registers": 2},
 }
 SIZES = [3, 6, 1, 4]
 POSITIONS = torch.cat([torch.arange(size) for size in SIZES])[None]
 IDS = torch.randint(0, 30, (2, sum(SIZES)), generator=torch.Generator().manual_seed(0))
-
-
-def build(**changes: Any) -> OuroborosForCausalLM:
-    torch.manual_seed(0)
-    return build_perturbed(dataclasses.replace(BASE, **changes))
 
 
 def alone(model: OuroborosForCausalLM, ids: Tensor, sizes: list[int]) -> Tensor:
@@ -48,7 +39,7 @@ def alone(model: OuroborosForCausalLM, ids: Tensor, sizes: list[int]) -> Tensor:
 
 
 @pytest.fixture(params=MODELS.values(), ids=list(MODELS))
-def model(request: pytest.FixtureRequest) -> OuroborosForCausalLM:
+def model(request: pytest.FixtureRequest, build: Build) -> OuroborosForCausalLM:
     return build(**request.param)
 
 
@@ -87,12 +78,12 @@ class TestDocumentsDoNotSeeEachOther:
         torch.testing.assert_close(found, (losses[0] * 8 + losses[1] * 4) / 12, rtol=1e-4, atol=1e-5)
 
 
-def test_options_reach_every_document() -> None:
+def test_options_reach_every_document(build: Build) -> None:
     model = build(mixer=OSAM)
     expected = alone(model.with_loops(3), IDS, SIZES)
     found = model(IDS, position_ids=POSITIONS, loops=3, output_hidden_states=True)
     torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-5)
-    assert [state.shape for state in found.hidden_states] == [(2, 14, 16)] * 5
+    assert [state.shape for state in found.hidden_states] == [(2, 14, 16)] * 6
     parts = [model.model(part, loops=3, output_hidden_states=True).hidden_states for part in IDS.split(SIZES, dim=1)]
     for state, pieces in zip(found.hidden_states, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(state, torch.cat(pieces, dim=1), rtol=1e-4, atol=1e-5)
@@ -106,7 +97,7 @@ class TestRefused:
         with pytest.raises(OuroborosError, match="packed by position_ids cannot share a cache"):
             model(IDS, position_ids=POSITIONS, **options)
 
-    def test_a_prepared_mask_where_something_else_carries_over(self) -> None:
+    def test_a_prepared_mask_where_something_else_carries_over(self, build: Build) -> None:
         mask = torch.ones(14, 14, dtype=torch.bool).tril()[None, None]
         with pytest.raises(OuroborosError, match="a prepared attention mask does not keep documents"):
             build(mixer=OSAM)(IDS, position_ids=POSITIONS, attention_mask=mask, use_cache=False)
@@ -117,7 +108,7 @@ class TestRefused:
         torch.testing.assert_close(found, alone(attention, IDS, SIZES), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("part", ["osam", "attention"])
-    def test_compiled_programs_that_cannot_tell(self, part: str) -> None:
+    def test_compiled_programs_that_cannot_tell(self, build: Build, part: str) -> None:
         """Positions are not known when a program is made; where a mask made of them suffices, it is made."""
         model = build(**MODELS[part])
         program = torch.compile(model, backend="eager", fullgraph=True)
@@ -130,12 +121,13 @@ class TestRefused:
             found = program(IDS, position_ids=POSITIONS, use_cache=False).logits
             torch.testing.assert_close(found, alone(model, IDS, SIZES), rtol=1e-4, atol=1e-5)
 
-    def test_a_probe(self) -> None:
-        with pytest.raises(OuroborosError, match="probe"):
-            build()(IDS, position_ids=POSITIONS, probe=lambda *given: None)
+    def test_an_observer(self, build: Build) -> None:
+        model = build()
+        with observe(model, on_loop=lambda *given: None), pytest.raises(OuroborosError, match="observe"):
+            model(IDS, position_ids=POSITIONS)
 
 
-def test_positions_that_go_on_are_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_that_go_on_are_one_document(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ouroboros.model.modeling.separately", lambda *given: pytest.fail("packed"))
     model = build(mixer=OSAM)
     on = torch.arange(14)[None] + 5

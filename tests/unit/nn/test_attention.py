@@ -13,16 +13,16 @@ from torch import Tensor
 from ouroboros.config import AttentionSpec, RopeSpec
 from ouroboros.nn.attention import Attention, attend
 from ouroboros.nn.memory import Recorder
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.rope import Rope, rotate
+from ouroboros.nn.visit import VisitContext
 
 HIDDEN, T = 24, 5
 
 
-def given(spec: AttentionSpec, mask: Tensor | None = None, length: int = T) -> MixerInput:
+def given(spec: AttentionSpec, mask: Tensor | None = None, length: int = T) -> VisitContext:
     """Positions 0, 1, ..; no padding."""
-    rope = Rope(spec.rope, spec.width(HIDDEN))
-    return MixerInput(rope(torch.arange(length)[None]), mask, None)
+    rope = Rope(spec.rope, spec.head_width(HIDDEN))
+    return VisitContext(rope(torch.arange(length)[None]), mask)
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,7 +49,7 @@ def mixed(layer: Attention, name: str, u: Tensor, x: Tensor, head: int) -> Tenso
     return torch.stack(y, dim=1)
 
 
-def naive(layer: Attention, x: Tensor, inputs: MixerInput, allowed: Tensor) -> Tensor:
+def naive(layer: Attention, x: Tensor, inputs: VisitContext, allowed: Tensor) -> Tensor:
     """The formula of the class, one query at a time; ``allowed`` (T, T) says who sees whom."""
     spec, C, heads = layer.spec, layer.head_dim, []
     for h in range(spec.num_heads):
@@ -145,7 +145,7 @@ def test_single_query_with_mask_equals_the_full_pass() -> None:
 def test_memory_is_extended_with_rotated_keys() -> None:
     layer, x, recorder = build(num_kv_heads=2), torch.randn(1, T, HIDDEN), Recorder()
     inputs = given(layer.spec)
-    torch.testing.assert_close(layer(x, inputs, recorder), layer(x, inputs))
+    torch.testing.assert_close(layer(x, inputs._replace(memory=recorder)), layer(x, inputs))
     recorded = recorder.recorded()
     assert recorded.keys is not None and recorded.values is not None
     keys = layer.k_proj(x).view(1, T, 2, -1).transpose(1, 2)
@@ -163,6 +163,9 @@ def test_dropout_only_in_training() -> None:
 
 def test_query_gain_starts_at_its_value() -> None:
     layer = Attention(AttentionSpec(num_heads=4, query_gain=1.5), HIDDEN, 1e-6)
+    assert torch.equal(layer.query_gain, torch.full((4,), 1.5))
+    torch.nn.init.zeros_(layer.query_gain)
+    layer.reset_parameters()
     assert torch.equal(layer.query_gain, torch.full((4,), 1.5))
     assert not hasattr(Attention(AttentionSpec(num_heads=4), HIDDEN, 1e-6), "query_gain")
 

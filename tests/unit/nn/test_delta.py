@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ouroboros.config import DeltaSpec, ModelSpec
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.nn.delta import (
     ChannelCompressor,
@@ -20,12 +19,11 @@ from ouroboros.nn.delta import (
     Expansion,
     Gate,
     TokenCompressor,
-    build_compressor,
-    build_expansion,
     direction,
     gate_bias,
 )
 from ouroboros.nn.operators import update as closed_form
+from ouroboros.nn.part import Init
 
 D = 16
 SPECS = {
@@ -207,7 +205,7 @@ def test_gate_starts_where_the_specification_says() -> None:
         assert gate_bias(start) == pytest.approx(bias, abs=1e-4)
         gate = Gate(DeltaSpec(beta_init=start), D)
         torch.nn.init.constant_(gate.proj.bias, 9)
-        gate.proj.reset_bias()
+        gate.proj.reset_parameters(Init(std=0.02))
         assert gate.proj.bias.item() == pytest.approx(bias, abs=1e-4)
         assert gate(torch.zeros(1, D)).item() == pytest.approx(start, abs=1e-5)
 
@@ -215,7 +213,7 @@ def test_gate_starts_where_the_specification_says() -> None:
 def test_target_biases_start_within_the_root_of_the_width() -> None:
     residual = DeltaResidual(DeltaSpec(values=64, kernel=64), D)
     torch.nn.init.constant_(residual.value_proj.bias, 9)
-    residual.value_proj.reset_bias()
+    residual.value_proj.reset_parameters(Init(std=0.02))
     size = residual.value_proj.bias.abs().max().item()
     assert 0.8 * D**-0.5 < size <= D**-0.5
 
@@ -275,15 +273,27 @@ def test_expansion_copies_or_filters() -> None:
 
 
 def test_parts_are_built_for_expanded_states_alone() -> None:
-    plain = ModelSpec(hidden_size=32)
-    vector = dataclasses.replace(plain, residual="delta")
-    expanded = dataclasses.replace(vector, delta=DeltaSpec(values=4))
-    tokens = dataclasses.replace(vector, delta=DeltaSpec(values=4, compressor="token"))
-    assert build_compressor(plain) is build_compressor(vector) is build_expansion(plain) is build_expansion(vector)
-    assert build_compressor(vector) is None
-    assert isinstance(build_compressor(expanded), ChannelCompressor)
-    assert isinstance(build_compressor(tokens), TokenCompressor)
-    assert isinstance(build_expansion(expanded), Expansion)
+    vector, expanded, tokens = DeltaSpec(), DeltaSpec(values=4), DeltaSpec(values=4, compressor="token")
+    assert DeltaResidual.start(vector, D) is None and DeltaResidual.reader(vector, D) is None
+    assert isinstance(DeltaResidual.reader(expanded, D), ChannelCompressor)
+    assert isinstance(DeltaResidual.reader(tokens, D), TokenCompressor)
+    assert isinstance(DeltaResidual.start(expanded, D), Expansion)
+
+
+@pytest.mark.parametrize("compressor", ["channel", "token"])
+def test_compressors_start_as_an_average_or_as_every_weight(compressor: Any) -> None:
+    x = torch.randn(2, 5, 4, D)
+    for init in ("average", "normal"):
+        spec = DeltaSpec(values=4, compressor=compressor, compressor_init=init)
+        reader = DeltaResidual.reader(spec, D)
+        torch.nn.init.constant_(reader.weight, 9)
+        torch.nn.init.constant_(reader.read, 9)
+        reader.reset_parameters(Init(std=0.3))
+        assert torch.equal(reader.read, torch.full((4,), 0.25))
+        if init == "average":
+            torch.testing.assert_close(reader(x, None, None, "mixer"), x.mean(2))
+        else:
+            assert reader.weight.std().item() == pytest.approx(0.3, abs=0.07)
 
 
 def test_unread_channels_are_refused() -> None:

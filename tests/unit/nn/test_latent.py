@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ouroboros.config import BottleneckAttentionSpec, LatentAttentionSpec, RopeSpec
+from ouroboros.config import RopeSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.nn.latent import FEW, BottleneckAttention, LatentAttention
-from ouroboros.nn.memory import Recorder
-from ouroboros.nn.mixer import MixerInput
+from ouroboros.nn.memory import Memory, Recorder
 from ouroboros.nn.rope import Rope, rotate
+from ouroboros.nn.visit import VisitContext
 
 HIDDEN, T, HEADS = 24, 6, 3
 
@@ -22,11 +23,14 @@ def rotary(spec: LatentAttentionSpec | BottleneckAttentionSpec, positions: Tenso
     return Rope(spec.rope, spec.rotary_width(HIDDEN))(positions[None])
 
 
-def given(spec: LatentAttentionSpec | BottleneckAttentionSpec, start: int = 0, length: int = T) -> MixerInput:
+def given(
+    spec: LatentAttentionSpec | BottleneckAttentionSpec, start: int = 0, length: int = T, memory: Memory | None = None
+) -> VisitContext:
     """Positions ``start`` on; every key tables from 0 on; a mask where earlier keys exist."""
     end = start + length
     mask = None if start == 0 else torch.ones(end, end).tril().bool()[start:][None, None]
-    return MixerInput(rotary(spec, torch.arange(start, end)), mask, None, rotary(spec, torch.arange(end)))
+    tables = rotary(spec, torch.arange(end))
+    return VisitContext(rotary(spec, torch.arange(start, end)), mask, key_rotary=tables, memory=memory)
 
 
 def randomised(layer: Any) -> Any:
@@ -95,10 +99,11 @@ LATENTS: list[dict[str, Any]] = [
 BOTTLENECKS: list[dict[str, Any]] = [{}, {"latent_rank": 5, "head_dim": 10}, {"qk_norm": "none"}]
 
 
-class Growing:
+class Growing(Recorder):
     """A cache entry for tests."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.keys = self.values = torch.zeros(0)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +125,7 @@ def test_bottleneck_formula(cache: str, changes: dict[str, Any]) -> None:
     layer, x = bottleneck(cache=cache, **changes), torch.randn(2, T, HIDDEN)
     expected = naive_bottleneck(layer, x)
     torch.testing.assert_close(layer(x, given(layer.spec)), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer(x, given(layer.spec), Recorder()), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x, given(layer.spec, memory=Recorder())), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [latent, bottleneck, lambda: bottleneck(cache="latent")])
@@ -130,7 +135,7 @@ def test_cached_equals_uncached(make: Any) -> None:
     whole = layer(x, given(layer.spec, length=x.shape[1]))
     memory, pieces = Growing(), []
     for start, length in ((0, 3), (3, 1), (4, 1), (5, 1), (6, 2), *((n, 1) for n in range(8, 4 * FEW))):
-        pieces.append(layer(x[:, start : start + length], given(layer.spec, start, length), memory))
+        pieces.append(layer(x[:, start : start + length], given(layer.spec, start, length, memory)))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -140,7 +145,7 @@ def test_what_is_kept() -> None:
     kept = []
     for layer in (latent(kv_rank=5, rope_dim=6), bottleneck(latent_rank=5, cache="latent"), bottleneck()):
         memory = Growing()
-        layer(x, given(layer.spec), memory)
+        layer(x, given(layer.spec, memory=memory))
         kept.append((memory.keys.numel() + memory.values.numel()) / (2 * T))
     assert kept == [5 + 6, 5, 2 * HIDDEN]
 
@@ -165,9 +170,9 @@ def test_absorbed_is_expanded_with_equal_gradients(queries: int) -> None:
 @pytest.mark.parametrize("make", [latent, bottleneck])
 def test_only_relative_positions_matter(make: Any) -> None:
     layer, x = make(), torch.randn(1, T, HIDDEN)
-    shifted = MixerInput(rotary(layer.spec, torch.arange(T) + 50), None, None)
+    shifted = VisitContext(rotary(layer.spec, torch.arange(T) + 50))
     torch.testing.assert_close(layer(x, shifted), layer(x, given(layer.spec)), rtol=1e-4, atol=1e-4)
-    swapped = MixerInput(rotary(layer.spec, torch.arange(T).flip(0)), None, None)
+    swapped = VisitContext(rotary(layer.spec, torch.arange(T).flip(0)))
     assert not torch.allclose(layer(x, swapped), layer(x, given(layer.spec)), atol=1e-3)
 
 

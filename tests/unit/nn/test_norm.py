@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ouroboros.config import NormSpec
-from ouroboros.nn.norm import LayerNorm, RMSNorm, build_norm, rms_norm
+from ouroboros.config import LayerNormSpec, NormPart, RMSNormSpec
+from ouroboros.config.part import build
+from ouroboros.nn.norm import LayerNorm, RMSNorm, rms_norm
 
 
 def test_formula() -> None:
@@ -65,10 +66,15 @@ def test_layer_norm_is_computed_in_float32_or_wider(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.double(), x.double() / 400, atol=1e-2 if dtype != torch.float64 else 1e-9, rtol=0)
 
 
-def test_norm_by_specification() -> None:
-    for kind, expected in (("rms", RMSNorm), ("layer", LayerNorm)):
-        norm = build_norm(NormSpec(kind=kind, eps=3e-4), 6)
-        assert type(norm) is expected and norm.eps == 3e-4 and norm.weight.shape == (6,)
+@pytest.mark.parametrize(("spec", "expected"), [(RMSNormSpec(eps=3e-4), RMSNorm), (LayerNormSpec(eps=3e-4), LayerNorm)])
+def test_norm_by_specification(spec: NormPart, expected: type) -> None:
+    norm = build(spec, 6)
+    assert type(norm) is expected and norm.eps == 3e-4 and norm.weight.shape == (6,)
+    fresh = {name: value.clone() for name, value in norm.state_dict().items()}
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    norm.reset_parameters()
+    assert all(torch.equal(value, fresh[name]) for name, value in norm.state_dict().items())
 
 
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 5, 8), (2, 3, 4, 8)])

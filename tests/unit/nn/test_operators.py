@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, ModelSpec, to_dict
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.residuals import record, watching
 from ouroboros.eval.score import evaluating
@@ -224,16 +225,12 @@ def test_low_precision_states_are_summed_wider() -> None:
 
 def running_model(values: int, eps: float = 1e-6) -> tuple[OuroborosForCausalLM, Tensor]:
     """A looped model with gates all over (0, 2), as after training, and ids for it; a large ``eps`` shortens k."""
-    spec = ModelSpec(
-        layout="1 (1)x2 1",
-        vocab_size=61,
-        hidden_size=32,
+    spec = ModelSpec(layout="1 (1)x2 1", vocab_size=61, hidden_size=32).replace(
         mixer=AttentionSpec(num_heads=2, qk_norm="after_rope"),
         ffn=FeedForwardSpec(intermediate_size=85),
-        residual="delta",
-        delta=DeltaSpec(values=values, eps=eps),
+        residual=DeltaSpec(values=values, eps=eps),
     )
-    model = OuroborosForCausalLM(OuroborosConfig(spec=to_dict(spec)))
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".gate." in name:

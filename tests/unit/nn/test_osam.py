@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ouroboros.config import FeedForwardSpec, ModelSpec, OsamSpec
+from ouroboros.config import FeedForwardSpec, ModelSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.memory import Store
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import Sketch, apply_sketch
+from ouroboros.nn.visit import VisitContext
 
 B, T, D = 2, 11, 12
 SPEC = OsamSpec(buckets=27, readout_hidden=7)
@@ -69,9 +70,11 @@ class Cell(Store):
         raise AssertionError
 
 
-def given(padding: Tensor | None = None, positions: Tensor | None = None) -> MixerInput:
+def given(
+    padding: Tensor | None = None, positions: Tensor | None = None, memory: Store | None = None
+) -> VisitContext:
     nothing = torch.empty(0)
-    return MixerInput((nothing, nothing), None, padding, positions=positions)
+    return VisitContext((nothing, nothing), padding=padding, positions=positions, memory=memory)
 
 
 def mixer_of(dtype: torch.dtype = torch.float64, **options: Any) -> Osam:
@@ -185,7 +188,7 @@ def test_tokens_one_by_one_are_the_whole_text(name: str) -> None:
         for cuts in ((0, 1, 2, 3, T), (0, 4, 5, T), tuple(range(T + 1))):
             cell, parts = Cell(), []
             for a, b in itertools.pairwise(cuts):
-                parts.append(mixer(x[:, a:b], given(positions=torch.arange(a, b)[None]), cell))
+                parts.append(mixer(x[:, a:b], given(positions=torch.arange(a, b)[None], memory=cell)))
                 assert cell.seen == b
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-13)
             assert cell.kept is not None and cell.kept.shape == (B, 2 * D, D + 1 if mixer.spec.value_path else 1)
@@ -199,8 +202,8 @@ def test_left_padding_changes_nothing(name: str) -> None:
     positions = (real.cumsum(-1) - 1).clamp(min=0).long()
     with torch.no_grad():
         cell, other = Cell(), Cell()
-        found = mixer(padded, given(real, positions), cell)[:, pads:]
-        torch.testing.assert_close(found, mixer(x, given(), other), rtol=0, atol=1e-13)
+        found = mixer(padded, given(real, positions, cell))[:, pads:]
+        torch.testing.assert_close(found, mixer(x, given(memory=other)), rtol=0, atol=1e-13)
     torch.testing.assert_close(cell.kept, other.kept)
 
 
@@ -214,7 +217,7 @@ def test_ten_thousand_streamed_tokens_are_the_parallel_form() -> None:
         whole = mixer(x, given())
         for size in itertools.cycle((1, 1, 38)):
             at = torch.arange(cell.seen, min(cell.seen + size, N))[None]
-            parts.append(mixer(x[:, at[0]], given(positions=at), cell))
+            parts.append(mixer(x[:, at[0]], given(positions=at, memory=cell)))
             if cell.seen == N:
                 break
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-4
@@ -309,12 +312,8 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 def model_of(**options: Any) -> OuroborosForCausalLM:
-    spec = ModelSpec(
-        layout="1 (1)x2",
-        vocab_size=31,
-        hidden_size=D,
-        mixer=dataclasses.replace(SPEC, **options),
-        ffn=FeedForwardSpec(intermediate_size=20),
+    spec = ModelSpec(layout="1 (1)x2", vocab_size=31, hidden_size=D).replace(
+        mixer=dataclasses.replace(SPEC, **options), ffn=FeedForwardSpec(intermediate_size=20)
     )
     return OuroborosForCausalLM(OuroborosConfig.from_spec(spec)).eval()
 
@@ -332,7 +331,7 @@ def test_a_low_precision_model_keeps_a_wide_state_of_one_size(name: str) -> None
             states = [layer.read() for layer in cache.layers]
             assert {state.dtype for state in states} == {torch.float32} and out.logits.dtype == torch.bfloat16
             sizes.add(sum(state.numel() * state.element_size() for state in states))
-    per_visit = 2 * D * (D + 1 if model.model.spec.mixer.value_path else 1) * 4
+    per_visit = 2 * D * (D + 1 if model.model.spec.block.mixer.value_path else 1) * 4
     assert sizes == {3 * per_visit}
     assert (out.logits[0, -1].float() - exact[0, -1]).abs().max() < 0.05 * exact.abs().max()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ouroboros.config import OsamSpec, RopeSpec
+from ouroboros.config import RopeSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.precise import Precise
 from ouroboros.nn.rope import Rope

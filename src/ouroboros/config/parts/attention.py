@@ -30,9 +30,7 @@ class HeadedPart(MixerPart):
 
     def __post_init__(self) -> None:
         check(self.num_heads >= 1, f"mixer.num_heads must be >= 1, got {self.num_heads}")
-        check(
-            self.head_dim is None or self.head_dim >= 1, f"mixer.head_dim must be >= 1 or null, got {self.head_dim}"
-        )
+        check(self.head_dim is None or self.head_dim >= 1, f"mixer.head_dim must be >= 1 or null, got {self.head_dim}")
         check(0 <= self.dropout < 1, f"mixer.dropout must be in [0, 1), got {self.dropout}")
 
     def check(self, model: ModelSpec) -> None:

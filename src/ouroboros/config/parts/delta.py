@@ -61,13 +61,13 @@ class DeltaSpec(ResidualPart):
         check(self.value_scale > 0, f"residual.value_scale must be > 0, got {self.value_scale}")
         check(
             self.values == 1 or self.compressor == "token" or self.kernel >= self.values,
-            f"residual.kernel ({self.kernel}) must be at least residual.values ({self.values}) with the channel compressor:"
-            " a smaller one leaves value channels unread",
+            f"residual.kernel ({self.kernel}) must be at least residual.values ({self.values}) with the channel"
+            " compressor: a smaller one leaves value channels unread",
         )
         check(
             self.values > 1 or not (self.embedding_conv or self.compressor == "token"),
-            "residual.embedding_conv and residual.compressor are parts of the expanded state: set residual.values to more than 1"
-            " (published: 4) or leave them out",
+            "residual.embedding_conv and residual.compressor are parts of the expanded state: set residual.values to"
+            " more than 1 (published: 4) or leave them out",
         )
 
     @property

@@ -6,7 +6,7 @@ One loop is ``z = blocks(enter(x)); x = leave(x, z)``. Parts enter and leave in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ouroboros.config.part import LoopPart, part
 from ouroboros.errors import check
@@ -30,6 +30,8 @@ class TablePart(LoopPart):
 @dataclass(frozen=True, kw_only=True)
 class InjectionSpec(LoopPart):
     """The state that entered the first loop enters every loop again."""
+
+    injects: ClassVar[bool] = True
 
     kind: Literal["inject"] = "inject"
     mode: Literal["add", "concat"] = "add"
