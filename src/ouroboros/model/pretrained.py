@@ -16,19 +16,24 @@ from ouroboros.nn.part import Init, Started
 from ouroboros.optim import untrained_parameters
 
 RENAMED = {
-    r"embed_positions\.weight$": "stem.positions.weight",
-    r"(loops\.\d+)\.(embedding|norm)$": r"\1.\2.weight",
-    r"(loops\.\d+)\.inject_(scale|proj\.weight)$": r"\1.inject.\2",
-    r"(loops\.\d+)\.gate_proj\.(weight|bias)$": r"\1.gate.proj.\2",
+    r"embed_positions\.": r"stem.positions.",
+    r"(loops\.\d+\.embedding)(?!\.weight)": r"\1.weight",
+    r"(loops\.\d+\.norm)(?!\.weight)": r"\1.weight",
+    r"(loops\.\d+)\.inject_": r"\1.inject.",
+    r"(loops\.\d+)\.gate_proj\.": r"\1.gate.proj.",
 }
-"""Names of parameters in files of earlier versions, as patterns, and what they are called today."""
+"""Names of parameters in files of earlier versions, as patterns of one group, and what they are called today."""
 
 
-def todays_name(name: str) -> str:
-    """The name today of a parameter in a file of any version."""
-    for pattern, replacement in RENAMED.items():
-        name = re.sub(pattern, replacement, name)
-    return name
+def todays_names(saved: Any) -> Any:
+    """Names of parameters in what any version saved, as they are today: in text, keys and lists of it."""
+    if isinstance(saved, str):
+        for pattern, replacement in RENAMED.items():
+            saved = re.sub(pattern, replacement, saved)
+        return saved
+    if isinstance(saved, dict):
+        return {todays_names(key): todays_names(value) for key, value in saved.items()}
+    return [todays_names(item) for item in saved] if isinstance(saved, list) else saved
 
 
 class OuroborosPreTrainedModel(PreTrainedModel):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError, check
+from ouroboros.model.pretrained import todays_names
 from ouroboros.optim import untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, system_errors
@@ -221,8 +222,8 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Put the trainer where the checkpoint was."""
     restore_weights(trainer, saved)
-    tensors = saved.tensors("optimizer.safetensors", trainer.device)
-    unpack_optimizers(trainer.optimizers, trainer.names, tensors, saved.documents["optimizer.json"])
+    tensors = todays_names(saved.tensors("optimizer.safetensors", trainer.device))
+    unpack_optimizers(trainer.optimizers, trainer.names, tensors, todays_names(saved.documents["optimizer.json"]))
     trainer.load_state(saved.documents["state.json"])
 
 
@@ -232,7 +233,7 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
     Raises:
         OuroborosError: the checkpoint is of another model.
     """
-    weights = saved.tensors("model.safetensors", trainer.device)
+    weights = todays_names(saved.tensors("model.safetensors", trainer.device))
     present = model_tensors(trainer.model)
     check(weights.keys() == present.keys(), f"{saved.path}: its weights belong to another model")
     with torch.no_grad():

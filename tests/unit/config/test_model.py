@@ -1,64 +1,45 @@
-"""Ranges of the model specification."""
+"""The model's specification: ranges, changes, blocks that differ."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from ouroboros.config import (
     AttentionSpec,
-    BottleneckAttentionSpec,
-    DeltaSpec,
+    BlockOverride,
+    BlockSpec,
     FeedForwardSpec,
-    LatentAttentionSpec,
-    LoopSpec,
     ModelSpec,
-    NormSpec,
-    RopeSpec,
+    NoFeedForwardSpec,
+    RMSNormSpec,
+    from_json,
+    to_json,
 )
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.loop import LoopEmbeddingSpec, LoopNormSpec
+from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec
 from ouroboros.errors import OuroborosError
 
 BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
-    (RopeSpec, {"base": 1}, "rope.base"),
-    (RopeSpec, {"fraction": 1.1}, "rope.fraction"),
-    (RopeSpec, {"scale": 0}, "rope.scale"),
-    (AttentionSpec, {"num_heads": 0}, "mixer.num_heads"),
-    (AttentionSpec, {"num_heads": 4, "num_kv_heads": 0}, "mixer.num_kv_heads"),
-    (AttentionSpec, {"num_heads": 4, "num_kv_heads": 3}, "multiple of mixer.num_kv_heads"),
-    (AttentionSpec, {"dropout": 1.0}, "mixer.dropout"),
-    (FeedForwardSpec, {"intermediate_size": 0}, "ffn.intermediate_size"),
-    (FeedForwardSpec, {"dropout": 1}, "ffn.dropout"),
-    (NormSpec, {"eps": 0}, "norm.eps"),
-    (LoopSpec, {"contractive": 1.5}, "loop.contractive"),
-    (LoopSpec, {"max_loops": 0}, "loop.max_loops"),
-    (ModelSpec, {"vocab_size": 1}, "vocab_size"),
+    (ModelSpec, {"vocab_size": 1}, "vocab_size must be >= 2, got 1"),
     (ModelSpec, {"hidden_size": 0}, "hidden_size"),
     (ModelSpec, {"hidden_size": 30}, "multiple of mixer.num_heads"),
     (ModelSpec, {"max_position_embeddings": 0}, "max_position_embeddings"),
     (ModelSpec, {"registers": -1}, "registers"),
-    (ModelSpec, {"dropout": 1}, "dropout"),
-    (ModelSpec, {"init_std": 0}, "init_std"),
-    (ModelSpec, {"logit_softcap": 0}, "logit_softcap"),
-    (ModelSpec, {"layout": ""}, "layout ''"),
-    (ModelSpec, {"embedding_std": 0}, "embedding_std"),
-    (ModelSpec, {"zero_init_outputs": True, "output_init": "depth_scaled"}, "exclude each other"),
-    (ModelSpec, {"zero_init_outputs": True, "residual": "delta"}, "delta residual's direction"),
-    (DeltaSpec, {"values": 0}, "delta.values"),
-    (DeltaSpec, {"beta_init": 2.1}, r"delta.beta_init must be in \[0, 2\]"),
-    (DeltaSpec, {"beta_init": -0.1}, r"delta.beta_init must be in \[0, 2\]"),
-    (DeltaSpec, {"eps": 0}, "delta.eps"),
-    (DeltaSpec, {"value_scale": 0}, "delta.value_scale"),
-    (DeltaSpec, {"values": 5}, "leaves value channels unread"),
-    (DeltaSpec, {"compressor": "token"}, "set delta.values to more than 1"),
-    (DeltaSpec, {"embedding_conv": True}, "set delta.values to more than 1"),
-    (LatentAttentionSpec, {"kv_rank": 0}, "mixer.kv_rank"),
-    (LatentAttentionSpec, {"rope_dim": 3}, "mixer.rope_dim must be even"),
-    (LatentAttentionSpec, {"query_rank": -1}, "mixer.query_rank"),
-    (BottleneckAttentionSpec, {"latent_rank": 0}, "mixer.latent_rank"),
-    (BottleneckAttentionSpec, {"dropout": 1.0}, "mixer.dropout"),
     (ModelSpec, {"register_std": -1}, "register_std"),
-    (ModelSpec, {"hidden_size": 30, "mixer": LatentAttentionSpec()}, "multiple of mixer.num_heads"),
+    (ModelSpec, {"init_std": 0}, "init_std"),
+    (ModelSpec, {"embedding_std": 0}, "embedding_std"),
+    (ModelSpec, {"head_std": 0, "tie_embeddings": False}, "head_std must be > 0"),
+    (ModelSpec, {"head_std": 1.0}, "head_std needs tie_embeddings false"),
+    (ModelSpec, {"layout": ""}, "layout ''"),
+    (ModelSpec, {"zero_init_outputs": True, "output_init": "depth_scaled"}, "exclude each other"),
+    (ModelSpec, {"loop": (LoopNormSpec(), LoopNormSpec(rows=2))}, "loop has a part twice: norm, norm"),
+    (ModelSpec, {"stem": (EmbeddingNormSpec(), EmbeddingNormSpec())}, "stem has a part twice"),
+    (BlockSpec, {"dropout": 1}, r"dropout must be in \[0, 1\), got 1"),
 ]
 
 
@@ -69,32 +50,70 @@ def test_ranges(cls: type, values: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_output_gate_includes_the_norm() -> None:
-    assert not AttentionSpec().normalises_heads
-    assert AttentionSpec(output_gate=True).normalises_heads and AttentionSpec(head_norm=True).normalises_heads
+def test_changes_of_the_block_may_be_given_directly() -> None:
+    mixer, ffn = AttentionSpec(num_heads=2), FeedForwardSpec(intermediate_size=9)
+    expected = ModelSpec(layout="2", block=BlockSpec(mixer=mixer, ffn=ffn, dropout=0.1))
+    assert ModelSpec().replace(layout="2", mixer=mixer, ffn=ffn, dropout=0.1) == expected
+    assert ModelSpec().replace(block=BlockSpec(mixer=mixer), ffn=ffn, layout="2", dropout=0.1) == expected
+    assert expected.replace() == expected
+    with pytest.raises(TypeError):
+        expected.replace(width=3)
 
 
-def test_resolved_sizes() -> None:
-    assert AttentionSpec(num_heads=6).kv_heads == 6
-    assert AttentionSpec(num_heads=6, num_kv_heads=2).kv_heads == 2
-    assert AttentionSpec(num_heads=4).width(32) == 8
-    assert AttentionSpec(num_heads=4, head_dim=5).width(32) == 5
-    assert ModelSpec(hidden_size=30, mixer=AttentionSpec(num_heads=4, head_dim=8)).hidden_size == 30
+def test_parts_and_sublayers() -> None:
+    spec = ModelSpec(layout="(1)x2 1", loop=(LoopEmbeddingSpec(),), stem=(EmbeddingNormSpec(),))
+    block = spec.block
+    assert spec.blocks == (block, block) and spec.schedule.num_visits == 3
+    outer = [spec.topology, *spec.stem, *spec.loop, spec.head]
+    assert list(spec.parts) == [block.mixer, block.ffn, block.norm, block.residual, *outer]
+    assert block.sublayers == 2 and dataclasses.replace(block, ffn=NoFeedForwardSpec()).sublayers == 1
 
 
-def test_resolved_sizes_of_latent_attention() -> None:
-    spec = LatentAttentionSpec(num_heads=4)
-    assert (spec.width(256), spec.rank(256), spec.latent_of_queries(256), spec.rotary_width(256)) == (64, 64, 64, 32)
-    assert LatentAttentionSpec(query_rank=0).latent_of_queries(256) == 0
-    assert BottleneckAttentionSpec(num_heads=4).rank(256) == 64
-    assert BottleneckAttentionSpec(num_heads=4, cache="latent").cached_heads() == 1
+def test_warnings_are_given_once_each() -> None:
+    assert ModelSpec().warnings() == []
+    override = BlockOverride(where="0", set={"ffn.intermediate_size": 7})
+    spec = ModelSpec(hidden_size=4, overrides=(override,)).replace(mixer=OsamSpec(), residual=DeltaSpec(beta_init=0))
+    assert [text.split()[0] for text in spec.warnings()] == ["mixer.buckets", "residual.beta_init"]
 
 
-def test_gates_that_start_where_they_hardly_learn() -> None:
-    assert [DeltaSpec(beta_init=start).frozen_gate for start in (0, 0.01, 1, 1.99, 2)] == [
-        True,
-        False,
-        False,
-        False,
-        True,
-    ]
+class TestOverrides:
+    def overridden(self, *changes: tuple[str, dict[str, Any]], layout: str = "1 wide:(2)x3 1") -> ModelSpec:
+        return ModelSpec(layout=layout, overrides=tuple(BlockOverride(where=where, set=s) for where, s in changes))
+
+    def test_by_segment_number_and_range_the_later_wins(self) -> None:
+        spec = self.overridden(
+            ("wide", {"ffn.intermediate_size": 7, "norm.placement": "sandwich"}),
+            ("2-3", {"ffn.intermediate_size": 9}),
+            ("0", {"mixer.num_kv_heads": 2, "mixer.rope.base": 500.0}),
+        )
+        assert [block.ffn.hidden_width for block in spec.blocks] == [512, 7, 9, 9]
+        assert [block.norm.placement for block in spec.blocks] == ["pre", "sandwich", "sandwich", "pre"]
+        assert spec.blocks[0].mixer.rope.base == 500.0 and spec.blocks[1].norm == RMSNormSpec(placement="sandwich")
+        assert from_json(ModelSpec, to_json(spec)) == spec
+
+    def test_a_part_of_another_kind(self) -> None:
+        short = self.overridden(("wide", {"mixer": "osam", "ffn": "none", "dropout": 0.1}))
+        whole = self.overridden(("wide", {"mixer": {"kind": "osam", "buckets": 5}}))
+        assert short.blocks[1] == BlockSpec(mixer=OsamSpec(), ffn=NoFeedForwardSpec(), dropout=0.1)
+        assert whole.blocks[2].mixer == OsamSpec(buckets=5) and whole.blocks[3] == BlockSpec()
+
+    @pytest.mark.parametrize(
+        ("where", "change", "message"),
+        [
+            ("narrow", {"dropout": 0.1}, r"has no segment 'narrow' \(wide\)"),
+            ("4", {"dropout": 0.1}, "has blocks 0 to 3, not 4"),
+            ("0", {"width": 3}, "overrides: a block has no option 'width'"),
+            ("0", {"ffn.size": 3}, r"overrides: a block has no option 'ffn\.size'"),
+            ("0", {"dropout.x": 3}, r"a block has no option 'dropout\.x'"),
+            ("0", {"ffn.intermediate_size": 0}, "overrides: .*ffn.intermediate_size must be >= 1"),
+            ("0", {"ffn.intermediate_size": "wide"}, r"overrides: ffn\.intermediate_size: .*valid integer"),
+            ("0", {"mixer": "osma"}, "overrides.*unknown kind 'osma'; did you mean 'osam'"),
+            ("0", {"mixer.num_heads": 3}, "multiple of mixer.num_heads"),
+            ("0", {"residual": "delta"}, "every block must have the same kind of residual"),
+        ],
+        ids=str,
+    )
+    def test_refused(self, where: str, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(OuroborosError, match=message) as caught:
+            self.overridden((where, change))
+        assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Ranges of the mixers' options; those of attention are tested with the model's."""
+"""Ranges of a memory of constant size, and what its user should know."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import ModelSpec, OsamSpec, from_dict, to_dict
+from ouroboros.config import BlockSpec, ModelSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import OuroborosError
 
 
@@ -26,40 +27,37 @@ from ouroboros.errors import OuroborosError
         ({"hash_seed": -1}, r"mixer\.hash_seed must be in"),
         ({"dropout": 1.0}, r"mixer\.dropout must be in \[0, 1\), got 1\.0"),
     ],
+    ids=str,
 )
-def test_osam_out_of_range(option: dict[str, Any], words: str) -> None:
+def test_ranges(option: dict[str, Any], words: str) -> None:
     with pytest.raises(OuroborosError, match=words):
         OsamSpec(**option)
 
 
-def test_osam_in_a_file() -> None:
-    spec = ModelSpec(mixer=OsamSpec(buckets=3, decay=True, time_scales=(2.0, 9.0)))
-    assert from_dict(ModelSpec, to_dict(spec), where="model") == spec
-    assert to_dict(spec)["mixer"]["kind"] == "osam"
-
-
 def test_groups_of_coordinates_are_equal() -> None:
-    ModelSpec(hidden_size=12, mixer=OsamSpec(frequencies=4))
-    with pytest.raises(OuroborosError, match="mixer.frequencies"):
-        ModelSpec(hidden_size=12, mixer=OsamSpec(frequencies=5))
+    ModelSpec(hidden_size=12, block=BlockSpec(mixer=OsamSpec(frequencies=4)))
+    with pytest.raises(OuroborosError, match=r"mixer\.frequencies \(5\) must divide hidden_size \(12\)"):
+        ModelSpec(hidden_size=12, block=BlockSpec(mixer=OsamSpec(frequencies=5)))
 
 
-def test_osam_defaults_are_the_published_ones() -> None:
+def test_defaults_are_the_published_ones() -> None:
     published = {"buckets": 2048, "readout_hidden": 128, "kupdate": 1, "value_path": True, "freeze_phase": False}
     published |= {"detach_state": True, "independent_hashes": False, "sketch_values": True, "frequencies": 1}
-    published |= {
-        "decay": False,
-        "normalisation": "count",
-        "gate_cap": 0.25,
-        "gate_start": -2.5,
-        "hash_seed": 42,
-        "dropout": 0.0,
-    }
-    published |= {"time_scales": (4.0, 4096.0)}  # used by nothing in it
-    assert dataclasses.asdict(OsamSpec()) == {"kind": "osam", "freq_cache": False, **published}
+    published |= {"decay": False, "normalisation": "count", "gate_cap": 0.25, "gate_start": -2.5, "hash_seed": 42}
+    published |= {"dropout": 0.0, "time_scales": (4.0, 4096.0)}  # the scales are used by nothing in it
+    assert dataclasses.asdict(OsamSpec()) == {"kind": "osam", **published}
 
 
 def test_registers_that_could_not_be_trained_are_refused() -> None:
-    ModelSpec(registers=2, mixer=OsamSpec(detach_state=False))
+    ModelSpec(registers=2, block=BlockSpec(mixer=OsamSpec(detach_state=False)))
     with pytest.raises(OuroborosError, match=r"registers reach the text .* mixer\.detach_state"):
-        ModelSpec(registers=2, mixer=OsamSpec())
+        ModelSpec(registers=2, block=BlockSpec(mixer=OsamSpec()))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "independent", "told"), [(78, False, False), (79, False, True), (144, True, False)]
+)
+def test_buckets_that_nothing_reaches_are_told(buckets: int, independent: bool, told: bool) -> None:
+    mixer = OsamSpec(buckets=buckets, independent_hashes=independent)
+    warnings = ModelSpec(hidden_size=12, block=BlockSpec(mixer=mixer)).warnings()
+    assert ["mixer.buckets is 79 and a width of 12 has 78 products" in text for text in warnings] == [True] * told
