@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ouroboros.accounting import cost
 from ouroboros.config import ModelSpec
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.convert.delta import our_layout, our_name, to_model
 from ouroboros.model.configuration import OuroborosConfig as ModelConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -56,8 +58,8 @@ def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
     tensors, tolerance = load_file(path.with_suffix(".safetensors")), case["tolerance"]
     model = to_model(part(tensors, "param."), case["config"])
     spec, derived = model.model.spec, case["derived"]
-    assert spec.ffn.intermediate_size == derived["mlp_hidden"]
-    assert (spec.norm.eps, spec.mixer.rope.base) == (derived["norm_eps"], derived["rope_base"])
+    assert spec.block.ffn.intermediate_size == derived["mlp_hidden"]
+    assert (spec.block.norm.eps, spec.block.mixer.rope.base) == (derived["norm_eps"], derived["rope_base"])
     assert sum(p.numel() for p in model.parameters()) == cost(spec).parameters == case["parameters"]
     ids, targets = tensors["in.ids"].long(), tensors["in.targets"].long()
     recorded = part(tensors, "act.")
@@ -72,7 +74,7 @@ def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
         limits = {"atol": tolerance["logits_atol"], "rtol": 1e-5}
         close(found[name], value, **limits, msg=lambda text, name=name: f"{name}: {text}")
     loss.backward()
-    compare_gradients(model, part(tensors, "grad."), tolerance, spec.delta.values)
+    compare_gradients(model, part(tensors, "grad."), tolerance, spec.block.residual.channels)
     compare_envelope(case, model, ids, targets, logits, loss)
     decode(model, ids, tensors["out.logits"], tolerance["logits_atol"])
 
@@ -94,13 +96,11 @@ def compare_envelope(
 ) -> None:
     """The published interface is the same computation; it has no additive twin."""
     spec = model.model.spec
-    if spec.residual != "delta":
+    residual = spec.block.residual
+    if not isinstance(residual, DeltaSpec):
         return
-    chosen = {
-        "ouroboros_compressor": spec.delta.compressor,
-        "ouroboros_embedding_conv": spec.delta.embedding_conv,
-    }
-    envelope = OuroborosModel(OuroborosConfig(**case["config"], **(chosen if spec.delta.expanded else {})))
+    chosen = {"ouroboros_compressor": residual.compressor, "ouroboros_embedding_conv": residual.embedding_conv}
+    envelope = OuroborosModel(OuroborosConfig(**case["config"], **(chosen if residual.expanded else {})))
     envelope.model.load_state_dict(model.state_dict())
     found, value = envelope.eval()(ids, targets=targets)
     assert torch.equal(found, logits) and torch.equal(value, loss)
@@ -187,7 +187,7 @@ def variant_spec(name: str, shape: dict[str, int]) -> ModelSpec:
     """A variant with the published number of value channels."""
     if name in ("plain", "dv1"):
         spec = OuroborosConfig(**shape).spec
-        return spec if name == "dv1" else ModelSpec(**{**vars(spec), "residual": "additive"})
+        return spec if name == "dv1" else spec.replace(residual=AdditiveResidualSpec())
     fields = {"ouroboros_value_channels": 4, "ouroboros_compressor": name.removesuffix("-expand")}
     return OuroborosConfig(**shape, **fields, ouroboros_embedding_conv=name.endswith("-expand")).spec
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ouroboros.config import DeltaSpec
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.nn import operators
 from ouroboros.nn.delta import ChannelCompressor, DeltaResidual, Expansion, TokenCompressor

@@ -17,9 +17,9 @@ from ouroboros.config import OptimSpec
 from ouroboros.convert.osam import NAMES, SCALARS, VALUE_PATH, from_model, published_state, to_model
 from ouroboros.eval.osam import telemetry
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import draw_sketch
+from ouroboros.nn.visit import VisitContext
 from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.serve.stream import repeat_last
 
@@ -101,7 +101,7 @@ def compare_features(
     mixer = mixer_of(model)
     every = mixer.spec.kupdate
     x_BTD = model.model.embed_tokens(ids)
-    given = MixerInput((x_BTD, x_BTD), None, None)
+    given = VisitContext((x_BTD, x_BTD))
     factors = mixer.factors(x_BTD, given, x_BTD.dtype)
     sums, read = mixer.remembered(factors, given)
     count_BR1 = torch.arange(1, ids.shape[1] + 1, every)[None, :, None].float()

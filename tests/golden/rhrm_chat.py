@@ -54,12 +54,8 @@ def chat_logits(case: dict[str, Any], path: Path, work: Path) -> None:
 
 def chat_window(case: dict[str, Any], path: Path, work: Path) -> None:
     """The published style shows the model the recorded number of tokens, the last ones, in a single pass."""
-    spec = ModelSpec(
-        layout="(1)x1",
-        hidden_size=8,
-        mixer=AttentionSpec(num_heads=1),
-        ffn=FeedForwardSpec(intermediate_size=8),
-        max_position_embeddings=4096,
+    spec = ModelSpec(layout="(1)x1", hidden_size=8, max_position_embeddings=4096).replace(
+        mixer=AttentionSpec(num_heads=1), ffn=FeedForwardSpec(intermediate_size=8)
     )
     model = build(Recipe(name="tiny", model=spec)).eval()
     assert RHRM.window is not None

@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ouroboros.config import BottleneckAttentionSpec, FeedForwardSpec, RopeSpec
+from ouroboros.config import FeedForwardSpec, RopeSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec
 from ouroboros.convert.rhrm import NAMES, to_model
+from ouroboros.model.executor import observe
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.nn.latent import BottleneckAttention
 from ouroboros.nn.memory import Recorder
-from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope, rotate
+from ouroboros.nn.visit import VisitContext
 
 close = functools.partial(torch.testing.assert_close, check_dtype=False)
 
@@ -63,11 +65,11 @@ def latent_attention(case: dict[str, Any], path: Path, work: Path) -> None:
     layer.load_state_dict({names[name]: tensor for name, tensor in part(tensors, "param.").items()})
     x = tensors["in.x"].clone().requires_grad_()
     T = x.shape[1]
-    given = MixerInput(Rope(rope, settings["head_dim"])(torch.arange(T)[None]), None, None)
+    seen = Recorder()  # keys as the scores meet them
+    given = VisitContext(Rope(rope, settings["head_dim"])(torch.arange(T)[None]), memory=seen)
     limits = {"atol": tolerance["forward_atol"], "rtol": tolerance["forward_rtol"]}
 
-    seen = Recorder()  # keys as the scores meet them
-    y = layer(x, given, seen)
+    y = layer(x, given)
     k, v, *_ = seen.recorded()
     assert k is not None and v is not None
     q = layer._heads(layer.q_b_proj(layer.q_a_proj(x)))
@@ -125,14 +127,14 @@ def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
     def keep(segment: int, loop: int, before: Tensor, after: Tensor) -> None:
         states.append(after)
 
-    outputs = model(ids, labels=ids, use_cache=False, probe=keep)
+    with observe(model, on_loop=keep):
+        outputs = model(ids, labels=ids, use_cache=False)
     close(outputs.logits, tensors["out.logits"], atol=tolerance["logits_atol"], rtol=0)
     close(outputs.loss, tensors["out.loss"], atol=tolerance["loss_atol"], rtol=0)
     assert abs(outputs.loss.item() - case["loss"]) <= tolerance["loss_atol"]
     prefix, T = case["config"]["prefix_tokens"], ids.shape[1]
     recorded = part(tensors, "act.loop")
-    # The registers run by themselves first; the text's own pass comes last.
-    for loop, state in enumerate(states[-case["config"]["loops"] :]):
+    for loop, state in enumerate(states):
         assert state.shape[1] == T
         close(state, recorded.pop(str(loop))[:, prefix:], atol=tolerance["logits_atol"], rtol=1e-5)
     assert not recorded

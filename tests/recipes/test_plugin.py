@@ -25,6 +25,7 @@ from ouroboros.config import (
     MixerPart,
     ModelSpec,
     NormPart,
+    OptimSpec,
     Recipe,
     ResidualPart,
     StemPart,
@@ -313,7 +314,10 @@ def test_a_run_of_toy_parts_is_resumed(tmp_path: Path) -> None:
         name="toy",
         model=BASE.replace(**TOYS["all"]),
         data=DataSpec(sources=(str(text),), tokenizer="bytes", sequence_length=16),
-        train=TrainSpec(steps=4, batch_size=2, threads=1, checkpoint_every=2, eval_bytes=256),
+        optim=OptimSpec(muon_precision="fp32"),
+        train=TrainSpec(
+            steps=4, batch_size=2, threads=1, precision="fp32", compile="off", checkpoint_every=2, eval_bytes=256
+        ),
     )
     start(recipe, tmp_path / "whole", progress=Progress(quiet=True))
     assert not start(recipe, tmp_path / "parts", progress=StopAt(2)).finished

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.accounting import Cost, cached_visits, cost, describe, shift_values
+from ouroboros.accounting import Cost, cached_blocks, cost, describe
 from ouroboros.config import (
     AttentionSpec,
-    DeltaSpec,
+    BlockOverride,
     FeedForwardSpec,
-    LatentAttentionSpec,
-    LoopSpec,
+    LayerNormSpec,
+    LoopPart,
     ModelSpec,
-    NormSpec,
-    OsamSpec,
+    NoFeedForwardSpec,
+    RMSNormSpec,
 )
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.latent import LatentAttentionSpec
+from ouroboros.config.parts.loop import (
+    ContractiveStepSpec,
+    InjectionSpec,
+    LoopEmbeddingSpec,
+    LoopNormSpec,
+    RecurrenceGateSpec,
+)
+from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.config.parts.residual import AdditiveResidualSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
-from ouroboros.schedule import parse
 
 D, V, F = 8, 11, 20
-SPEC = ModelSpec(
-    layout="1 (2)x3 1",
-    vocab_size=V,
-    hidden_size=D,
-    mixer=AttentionSpec(num_heads=4, num_kv_heads=2),
-    ffn=FeedForwardSpec(intermediate_size=F),
+SPEC = ModelSpec(layout="1 (2)x3 1", vocab_size=V, hidden_size=D).replace(
+    mixer=AttentionSpec(num_heads=4, num_kv_heads=2), ffn=FeedForwardSpec(intermediate_size=F)
 )
 BLOCK = D * D + 2 * D * 4 + D * D + 3 * D * F + 2 * D  # q, k and v (2 heads of 2), o, swiglu, norms
 
 
-def change(**changes: object) -> ModelSpec:
-    return dataclasses.replace(SPEC, **changes)
+def change(**changes: Any) -> ModelSpec:
+    return SPEC.replace(**changes)
 
 
 def test_parameters() -> None:
@@ -43,9 +52,12 @@ def test_parameters() -> None:
     assert total.embedding_parameters == V * D
     assert total.parameters == V * D + 4 * BLOCK + D
     assert cost(change(tie_embeddings=False)).embedding_parameters == 2 * V * D
-    assert cost(change(norm=NormSpec(placement="sandwich"))).parameters == total.parameters + 4 * 2 * D
+    assert cost(change(norm=RMSNormSpec(placement="sandwich"))).parameters == total.parameters + 4 * 2 * D
     assert cost(change(registers=5)).parameters == total.parameters + 5 * D
-    assert cost(change(embedding_norm=True, logit_scale=2.0, dropout=0.1)).parameters == total.parameters
+    free = change(stem=(EmbeddingNormSpec(),), head=LinearHeadSpec(logit_scale=2.0), dropout=0.1)
+    assert cost(free).parameters == total.parameters
+    learned = change(stem=(LearnedPositionsSpec(),), max_position_embeddings=13)
+    assert cost(learned).parameters == total.parameters + 13 * D
 
 
 def test_parameters_of_mixer_options() -> None:
@@ -62,7 +74,9 @@ def test_parameters_of_mixer_options() -> None:
         ({"output_gate": True, "head_norm": True}, D * D + 2),
         ({"q_activation": "silu", "k_activation": "relu"}, 0),
     ):
-        assert cost(change(mixer=dataclasses.replace(SPEC.mixer, **option))).parameters == base + 4 * added, option
+        assert cost(change(mixer=dataclasses.replace(SPEC.block.mixer, **option))).parameters == base + 4 * added, (
+            option
+        )
 
 
 def test_published_sizes_of_latent_attention() -> None:
@@ -75,17 +89,14 @@ def test_published_sizes_of_latent_attention() -> None:
         published = recipe("rhrm-published", size).model
         assert cost(published).parameters == parameters
         assert cost(published).cache_values_per_token == full
-        kept = dataclasses.replace(published, mixer=dataclasses.replace(published.mixer, cache="latent"))
+        kept = published.replace(mixer=dataclasses.replace(published.block.mixer, cache="latent"))
         assert cost(kept).cache_values_per_token == latents
         assert cost(recipe("rhrm", size).model).cache_values_per_token == decoupled
 
 
 def test_deepseek_v2_keeps_576_numbers() -> None:
-    v2 = ModelSpec(
-        layout="1",
-        hidden_size=5120,
-        mixer=LatentAttentionSpec(num_heads=128, head_dim=128, kv_rank=512, query_rank=1536, rope_dim=64),
-    )
+    mixer = LatentAttentionSpec(num_heads=128, head_dim=128, kv_rank=512, query_rank=1536, rope_dim=64)
+    v2 = ModelSpec(layout="1", hidden_size=5120).replace(mixer=mixer)
     assert cost(v2).cache_values_per_token == 576
 
 
@@ -104,19 +115,19 @@ def test_parameters_of_feed_forward(ffn: FeedForwardSpec, expected: int) -> None
 @pytest.mark.parametrize(
     ("loop", "per_segment"),
     [
-        (LoopSpec(norm=True), 3 * D),
-        (LoopSpec(embedding=True, max_loops=7), 7 * D),
-        (LoopSpec(inject="add"), D),
-        (LoopSpec(inject="concat"), 2 * D * D),
-        (LoopSpec(gate=True), 2 * D * D + D),
-        (LoopSpec(contractive=0.5), 0),
-        (LoopSpec(share_last_kv=True), 0),
+        (LoopNormSpec(), 3 * D),
+        (LoopEmbeddingSpec(rows=7), 7 * D),
+        (InjectionSpec(mode="add"), D),
+        (InjectionSpec(mode="concat"), 2 * D * D),
+        (RecurrenceGateSpec(), 2 * D * D + D),
+        (ContractiveStepSpec(), 0),
     ],
     ids=str,
 )
-def test_parameters_of_loop_parts(loop: LoopSpec, per_segment: int) -> None:
-    assert cost(change(loop=loop)).parameters == cost(SPEC).parameters + per_segment
-    assert cost(change(loop=loop, layout="4")).parameters == cost(SPEC).parameters
+def test_parameters_of_loop_parts(loop: LoopPart, per_segment: int) -> None:
+    assert cost(change(loop=(loop,))).parameters == cost(SPEC).parameters + per_segment
+    assert cost(change(loop=(loop,), layout="4")).parameters == cost(SPEC).parameters
+    assert cost(change(loop=(loop,), share_last_kv=True)).parameters == cost(SPEC).parameters + per_segment
 
 
 def test_flops() -> None:
@@ -126,7 +137,7 @@ def test_flops() -> None:
     assert cost(SPEC, context=context, loops=5).flops_per_token == 12 * visit + 2 * V * D
     assert cost(change(registers=3), context=7).flops_per_token == 8 * visit + 2 * V * D
     assert cost(SPEC, context=context).training_flops_per_token == 3 * (8 * visit + 2 * V * D)
-    gated = cost(change(loop=LoopSpec(gate=True, inject="concat")), context=context)
+    gated = cost(change(loop=(InjectionSpec(mode="concat"), RecurrenceGateSpec())), context=context)
     assert gated.flops_per_token == 8 * visit + 2 * V * D + 3 * (4 * D * D + 4 * D * D)
 
 
@@ -135,37 +146,37 @@ def test_cache() -> None:
     assert cost(SPEC).cache_bytes_per_token() == 8 * 2 * 4 * 4
     assert cost(SPEC).cache_bytes_per_token(2) == 8 * 2 * 4 * 2
     assert cost(SPEC, loops=1).cache_values_per_token == 4 * 2 * 4
-    shared = change(loop=LoopSpec(share_last_kv=True))
+    shared = change(share_last_kv=True)
     assert cost(shared, loops=99).cache_values_per_token == 4 * 2 * 4
-    assert (cached_visits(SPEC, parse(SPEC.layout)), cached_visits(shared, parse(SPEC.layout))) == (8, 4)
+    assert cached_blocks(SPEC, SPEC.schedule) == [0, 1, 2, 1, 2, 1, 2, 3]
+    assert cached_blocks(shared, SPEC.schedule) == [0, 1, 2, 3]
     assert cost(SPEC).state_bytes() == 0
-    assert cost(change(residual="delta", delta=DeltaSpec(values=4))).state_values == 0
+    assert cost(change(residual=DeltaSpec(values=4))).state_values == 0
     assert Cost(1, 1, 1, 3, 0, 5, 1).state_bytes(2) == 10
 
 
 def test_a_shift_remembers_the_last_key_or_value() -> None:
-    assert shift_values(SPEC.mixer, D) == shift_values(LatentAttentionSpec(), D) == 0
+    assert SPEC.block.mixer.recent_values(D) == LatentAttentionSpec().recent_values(D) == 0
     for shifts in ({"k_shift": True}, {"k_shift": True, "v_shift": True}):
-        mixer = dataclasses.replace(SPEC.mixer, **shifts)
-        assert shift_values(mixer, D) == len(shifts) * 2 * 2
+        mixer = dataclasses.replace(SPEC.block.mixer, **shifts)
+        assert mixer.recent_values(D) == len(shifts) * 2 * 2
         assert cost(change(mixer=mixer)).state_values == 8 * len(shifts) * 2 * 2
         assert cost(change(mixer=mixer)).cache_values_per_token == cost(SPEC).cache_values_per_token
 
 
 def test_state_of_filters_over_tokens() -> None:
     """At the published sizes of the delta residual; per visit, so that loops add to it."""
-    spec = change(layout="12", hidden_size=768, mixer=AttentionSpec(num_heads=6), residual="delta")
     token = DeltaSpec(values=4, compressor="token")
-    assert cost(dataclasses.replace(spec, delta=token)).state_values == (2 * 12 + 1) * 3 * 768 * 4 == 230_400
-    both = dataclasses.replace(spec, delta=dataclasses.replace(token, embedding_conv=True))
+    spec = change(layout="12", hidden_size=768, mixer=AttentionSpec(num_heads=6), residual=token)
+    assert cost(spec).state_values == (2 * 12 + 1) * 3 * 768 * 4 == 230_400
+    both = spec.replace(residual=dataclasses.replace(token, embedding_conv=True))
     assert cost(both).state_values == 230_400 + 3 * 768
-    assert cost(dataclasses.replace(both, layout="(6)x2")).state_values == cost(both).state_values
-    assert cost(dataclasses.replace(both, layout="(6)x2"), loops=1).state_values == (2 * 6 + 1) * 3 * 768 * 4 + 3 * 768
-    shared = dataclasses.replace(both, layout="(6)x9", loop=LoopSpec(share_last_kv=True))
-    assert cost(shared).state_values == cost(dataclasses.replace(both, layout="6")).state_values
-    for stateless in (DeltaSpec(), DeltaSpec(values=4)):
-        assert cost(dataclasses.replace(both, delta=stateless)).state_values == 0
-    assert cost(dataclasses.replace(both, residual="additive")).state_values == 0
+    assert cost(both.replace(layout="(6)x2")).state_values == cost(both).state_values
+    assert cost(both.replace(layout="(6)x2"), loops=1).state_values == (2 * 6 + 1) * 3 * 768 * 4 + 3 * 768
+    shared = both.replace(layout="(6)x9", share_last_kv=True)
+    assert cost(shared).state_values == cost(both.replace(layout="6")).state_values
+    for stateless in (DeltaSpec(), DeltaSpec(values=4), AdditiveResidualSpec()):
+        assert cost(both.replace(residual=stateless)).state_values == 0
 
 
 def test_state_of_shifts() -> None:
@@ -175,10 +186,10 @@ def test_state_of_shifts() -> None:
 
 
 def test_loop_maps_meet_every_value_channel() -> None:
-    loop = LoopSpec(inject="concat", gate=True)
+    loop = (InjectionSpec(mode="concat"), RecurrenceGateSpec())
     more = [
-        cost(change(loop=loop, **given)).flops_per_token - cost(change(**given)).flops_per_token  # type: ignore
-        for given in ({}, {"residual": "delta"}, {"residual": "delta", "delta": DeltaSpec(values=3)})
+        cost(change(loop=loop, **given)).flops_per_token - cost(change(**given)).flops_per_token
+        for given in ({}, {"residual": DeltaSpec()}, {"residual": DeltaSpec(values=3)})
     ]
     assert more == [3 * 8 * D * D, 3 * 8 * D * D, 3 * 3 * 8 * D * D]
 
@@ -209,7 +220,40 @@ def test_drawing() -> None:
     assert "[0]-..-[39]" in describe(change(layout="40"))
 
 
-def osam(**options: object) -> ModelSpec:
+def test_blocks_that_differ() -> None:
+    """Parameters by block, operations and cache by visit."""
+    spec = change(
+        layout="1 wide:(2)x3 1",
+        overrides=(
+            BlockOverride(where="wide", set={"ffn.intermediate_size": 2 * F, "mixer.num_kv_heads": 4}),
+            BlockOverride(where="0", set={"mixer.k_shift": True}),
+            BlockOverride(where="3", set={"mixer": {"kind": "osam", "buckets": 9}}),
+        ),
+    )
+    wide, shift = 2 * D * (8 - 4) + 3 * D * F, D * 2  # of one block
+    memory = OsamSpec(buckets=9)
+    attention = BLOCK - 3 * D * F - 2 * D
+    assert cost(spec).parameters == cost(SPEC).parameters + 2 * wide + shift + memory.parameters(D) - attention
+    assert cost(spec).cache_values_per_token == (1 * 2 * 2 + 6 * 2 * 4) * 2
+    assert cost(spec).state_values == 2 * 2 + 2 * D * (D + 1)
+    more = cost(spec, loops=4).flops_per_token - cost(spec).flops_per_token
+    assert more == cost(SPEC, loops=4).flops_per_token - cost(SPEC).flops_per_token + 2 * 2 * wide
+    text = describe(spec)
+    assert "[1]-[2]  wide" in text and "ffn.intermediate_size = 40, mixer.num_kv_heads = 4" in text
+    assert "mixer.k_shift = True" in text and text.isascii()
+
+
+def test_drawing_says_which_blocks_of_a_segment_differ() -> None:
+    overrides = tuple(BlockOverride(where=where, set={"dropout": 0.1}) for where in ("1", "2-3", "0-4"))
+    lines = [line.strip() for line in describe(change(layout="5", overrides=overrides)).splitlines()]
+    assert [line for line in lines if "dropout" in line] == [
+        "[1]: dropout = 0.1",
+        "[2] to [3]: dropout = 0.1",
+        "dropout = 0.1",
+    ]
+
+
+def osam(**options: Any) -> ModelSpec:
     return change(mixer=OsamSpec(buckets=30, readout_hidden=6, **options))
 
 
@@ -228,9 +272,9 @@ def test_parameters_of_osam() -> None:
         ({"independent_hashes": True, "normalisation": "rms", "kupdate": 3, "dropout": 0.1, "hash_seed": 1}, base),
     ):
         assert cost(osam(**options)).parameters == expected, options
-    final = cost(change(mixer=osam().mixer, norm=NormSpec(kind="layer", placement="final")))
+    final = cost(osam().replace(norm=LayerNormSpec(placement="final")))
     assert final.parameters == base - 4 * 2 * D + D  # a bias of the last norm, and no other norms
-    bare = cost(change(mixer=osam().mixer, ffn=FeedForwardSpec(kind="none")))
+    bare = cost(osam().replace(ffn=NoFeedForwardSpec()))
     assert bare.parameters == base - 4 * (3 * D * F + D)
 
 
@@ -241,7 +285,7 @@ def test_the_state_of_osam_is_all_it_remembers() -> None:
         found = cost(spec, context=10)
         assert (found.state_values, found.cache_values_per_token) == (visits * each, 0), options
         assert cost(spec, context=10**6).state_values == found.state_values
-    shared = dataclasses.replace(osam(), loop=LoopSpec(share_last_kv=True))
+    shared = osam().replace(share_last_kv=True)
     assert cost(shared).state_values == 4 * 2 * D * (D + 1)
 
 

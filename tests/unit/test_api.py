@@ -21,11 +21,8 @@ from ouroboros.recipes import recipe
 
 SMALL = Recipe(
     name="small",
-    model=ModelSpec(
-        layout="1 (1)x2",
-        hidden_size=16,
-        mixer=AttentionSpec(num_heads=2),
-        ffn=FeedForwardSpec(intermediate_size=16),
+    model=ModelSpec(layout="1 (1)x2", hidden_size=16).replace(
+        mixer=AttentionSpec(num_heads=2), ffn=FeedForwardSpec(intermediate_size=16)
     ),
 )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config import DeltaSpec
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig as ModelConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -116,7 +116,7 @@ def test_weights_start_with_the_published_deviations(layout: str) -> None:
 def test_delta_parts_start_at_their_values(compressor: Any) -> None:
     for start in ("average", "normal"):
         delta = DeltaSpec(values=4, beta_init=0.5, compressor=compressor, compressor_init=start)
-        model = fresh(delta=delta)
+        model = fresh(residual=delta)
         block = model.model.decoder.layers[0]
         assert block.mixer_residual.gate.proj.bias.item() == pytest.approx(-1.0986, abs=1e-4)
         assert 0 < block.mlp_residual.value_proj.bias.abs().max() <= 64**-0.5

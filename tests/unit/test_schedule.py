@@ -69,6 +69,39 @@ def test_examples() -> None:
     assert [visit.block for visit in parse("1 (2)x2 1").visits] == [0, 1, 2, 1, 2, 3]
 
 
+def test_named_segments() -> None:
+    schedule = parse("1 wide:(2)x3 end: 2")
+    assert [segment.name for segment in schedule.segments] == ["", "wide", "end"]
+    assert schedule.notation == "1 wide:(2)x3 end:2" and parse(schedule.notation) == schedule
+    assert schedule.with_loops(4).notation == "1 wide:(2)x4 end:2"
+    assert schedule.visits == parse("1 (2)x3 2").visits
+
+
+@pytest.mark.parametrize(
+    ("where", "blocks"),
+    [("wide", range(1, 3)), ("end", range(3, 5)), ("0", range(1)), ("2-4", range(2, 5)), ("3-3", range(3, 4))],
+)
+def test_blocks_by_name_number_and_range(where: str, blocks: range) -> None:
+    assert parse("1 wide:(2)x3 end:2").blocks_at(where) == blocks
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("narrow", r"has no segment 'narrow' \(wide, end\)"),
+        ("", "has no segment ''"),
+        ("5", "has blocks 0 to 4, not 5"),
+        ("3-2", "has blocks 0 to 4, not 3-2"),
+        ("0-9", "has blocks 0 to 4, not 0-9"),
+    ],
+)
+def test_blocks_that_are_not_there(where: str, message: str) -> None:
+    with pytest.raises(OuroborosError, match=message):
+        parse("1 wide:(2)x3 end:2").blocks_at(where)
+    with pytest.raises(OuroborosError, match=r"no segment 'x' \(none is named\)"):
+        parse("3").blocks_at("x")
+
+
 def test_a_loop_of_one_is_still_a_loop() -> None:
     assert parse("(3)x1").is_looped and not parse("3").is_looped
     assert parse("(3)x1").with_loops(4).notation == "(3)x4"
@@ -96,6 +129,9 @@ def test_a_loop_of_one_is_still_a_loop() -> None:
         ("(1)x2 (2)y3", 10, "expected 'x'.*found 'y'"),
         ("(1)x999999999", 1, "more than 100000 visits"),
         ("5 99999999999999999999", 3, "more than 100000 visits"),
+        ("a:1 a:(1)x2", 5, "the name 'a' is given twice"),
+        ("1 a:", 5, "unexpected ''|found the end"),
+        ("a:b:1", 3, "unexpected 'b:'"),
     ],
 )
 def test_bad_layouts(layout: str, column: int, what: str) -> None:

@@ -102,7 +102,7 @@ def _member(hint: Any, value: dict[str, Any], where: str, place: str) -> Any:
     """The specification of a family that ``value`` chose by ``kind``; the first kind is the default."""
     members = kinds(hint)
     kind = value.get("kind", next(iter(members)))
-    if kind not in members:
+    if not isinstance(kind, str) or kind not in members:
         raise OuroborosError(f"{_at(where, place)}.kind: unknown kind {kind!r}{nearest(str(kind), members)}")
     return members[kind]
 

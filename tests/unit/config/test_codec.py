@@ -12,23 +12,32 @@ from hypothesis import strategies as st
 
 from ouroboros.config import (
     AttentionSpec,
-    BottleneckAttentionSpec,
+    BlockOverride,
+    BlockSpec,
     DataSpec,
     FeedForwardSpec,
-    LatentAttentionSpec,
-    LoopSpec,
+    LayerNormSpec,
     LoopTraining,
     ModelSpec,
-    NormSpec,
+    NoFeedForwardSpec,
     OptimSpec,
     Recipe,
+    RMSNormSpec,
     RopeSpec,
     TrainSpec,
+    fields_by_path,
     from_dict,
     from_json,
     to_dict,
     to_json,
 )
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
+from ouroboros.config.parts.loop import ContractiveStepSpec, InjectionSpec, LoopNormSpec, RecurrenceGateSpec
+from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.config.parts.residual import AdditiveResidualSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import RECIPES
 
@@ -48,27 +57,41 @@ mixers = st.builds(
 )
 latents = st.builds(LatentAttentionSpec, num_heads=st.just(12), head_dim=st.just(8), query_rank=st.integers(0, 9))
 bottlenecks = st.builds(BottleneckAttentionSpec, head_dim=st.just(8), cache=st.sampled_from(["keys_values", "latent"]))
-loops = st.builds(
-    LoopSpec,
-    norm=st.booleans(),
-    inject=st.sampled_from(["none", "add", "concat"]),
-    gate_bias=st.floats(-9, 9),
-    contractive=st.floats(0.01, 1),
-    max_loops=st.none() | st.integers(1, 99),
+memories = st.builds(OsamSpec, buckets=st.integers(1, 99), decay=st.booleans(), time_scales=st.just((2.0, 9.0)))
+placements = st.sampled_from(["pre", "sandwich", "final"])
+blocks = st.builds(
+    BlockSpec,
+    mixer=mixers | latents | bottlenecks | memories,
+    ffn=st.builds(FeedForwardSpec, kind=st.sampled_from(["swiglu", "relu2", "leaky_relu2", "gelu"]))
+    | st.builds(NoFeedForwardSpec),
+    norm=st.builds(RMSNormSpec, placement=placements, eps=st.floats(1e-12, 1e-1))
+    | st.builds(LayerNormSpec, placement=placements),
+    residual=st.builds(AdditiveResidualSpec)
+    | st.builds(DeltaSpec, values=st.integers(1, 4), beta_init=st.floats(0, 2)),
+    dropout=share,
 )
+loop_parts = st.lists(
+    st.builds(InjectionSpec, mode=st.sampled_from(["add", "concat"]))
+    | st.builds(LoopNormSpec, rows=st.none() | st.integers(1, 99))
+    | st.builds(RecurrenceGateSpec, bias=st.floats(-9, 9))
+    | st.builds(ContractiveStepSpec, step=st.floats(0.01, 1)),
+    unique_by=lambda part: part.kind,
+).map(tuple)
+overrides = st.lists(
+    st.builds(BlockOverride, where=st.sampled_from(["0", "0-1"]), set=st.just({"dropout": 0.5})), max_size=2
+).map(tuple)
 models = st.builds(
     ModelSpec,
-    layout=st.sampled_from(["3", "(1)x8", "2 (2)x3 2"]),
+    layout=st.sampled_from(["3", "(2)x8", "2 w:(2)x3 2"]),
     vocab_size=st.integers(2, 10**6),
     hidden_size=st.integers(1, 10**4),
-    mixer=mixers | latents | bottlenecks,
-    ffn=st.builds(FeedForwardSpec, kind=st.sampled_from(["swiglu", "relu2", "leaky_relu2", "gelu"])),
-    norm=st.builds(NormSpec, placement=st.sampled_from(["pre", "sandwich"]), eps=st.floats(1e-12, 1e-1)),
-    loop=loops,
-    registers=st.integers(0, 9),
+    block=blocks,
+    overrides=overrides,
+    stem=st.sampled_from([(), (EmbeddingNormSpec(),), (EmbeddingNormSpec(), LearnedPositionsSpec())]),
+    loop=loop_parts,
+    head=st.builds(LinearHeadSpec, logit_softcap=st.none() | positive),
+    share_last_kv=st.booleans(),
     tie_embeddings=st.booleans(),
-    logit_softcap=st.none() | positive,
-    dropout=share,
 )
 
 
@@ -103,7 +126,24 @@ def test_shipped_recipes_round_trip(name: str) -> None:
 
 def test_missing_keys_take_their_defaults() -> None:
     assert from_dict(ModelSpec, {}) == ModelSpec()
-    assert from_dict(ModelSpec, {"loop": {"gate": True}}) == ModelSpec(loop=LoopSpec(gate=True))
+    gated = from_dict(ModelSpec, {"loop": [{"kind": "gate"}]})
+    assert gated == ModelSpec(loop=(RecurrenceGateSpec(),))
+    assert from_dict(ModelSpec, {"block": {"ffn": {"bias": True}}}) == ModelSpec().replace(
+        ffn=FeedForwardSpec(bias=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["mixer", "ffn", "norm", "residual"])
+def test_a_part_without_a_kind_is_of_the_fields_default_kind(name: str) -> None:
+    assert from_dict(ModelSpec, {"block": {name: {}}}) == ModelSpec()
+
+
+def test_fields_by_path_name_parts_of_a_list_by_their_kind() -> None:
+    spec = ModelSpec(layout="(1)x2", loop=(RecurrenceGateSpec(bias=1.0),), stem=(EmbeddingNormSpec(),))
+    fields = fields_by_path(spec)
+    assert fields["loop.gate.bias"] == 1.0 and fields["stem.norm.kind"] == "norm"
+    assert fields["block.mixer.rope.base"] == 10_000.0 and fields["layout"] == "(1)x2"
+    assert fields_by_path(ModelSpec())["loop"] == []
 
 
 def test_specifications_are_values() -> None:
@@ -118,24 +158,35 @@ def test_specifications_are_values() -> None:
     ("values", "message"),
     [
         ({"hiden_size": 3}, r"ModelSpec: unknown key 'hiden_size'; did you mean 'hidden_size'\?"),
-        ({"mixer": {"heads": 3}}, r"ModelSpec\.mixer: unknown key 'heads'; did you mean 'num_heads'\?"),
         (
-            {"mixer": {"rope": {"theta": 3}}},
-            r"ModelSpec\.mixer\.rope: unknown key 'theta'; known: base, fraction, scale",
+            {"block": {"mixer": {"heads": 3}}},
+            r"ModelSpec\.block\.mixer: unknown key 'heads'; did you mean 'num_heads'\?",
+        ),
+        (
+            {"block": {"mixer": {"rope": {"theta": 3}}}},
+            r"ModelSpec\.block\.mixer\.rope: unknown key 'theta'; known: base, fraction, scale",
         ),
         ({"hidden_size": "big"}, r"hidden_size: .*valid integer"),
         ({"hidden_size": 2.5}, r"hidden_size: .*valid integer"),
         ({"hidden_size": None}, r"hidden_size: .*valid integer"),
         ({"tie_embeddings": "perhaps"}, r"tie_embeddings: .*valid boolean"),
-        ({"mixer": 4}, r"mixer: "),
-        ({"mixer": {"kind": "latent"}}, r"mixer\.kind: unknown kind 'latent'; did you mean 'attention'\?"),
-        ({"mixer": {"kind": "latent_attention", "rank": 2}}, r"mixer: unknown key 'rank'; did you mean 'kv_rank'\?"),
-        ({"mixer": {"kind": "latent_attention", "num_heads": "a"}}, r"mixer\.num_heads: .*valid integer"),
-        ({"ffn": {"kind": "relu"}}, r"ffn\.kind: .*'relu2'"),
-        ({"mixer": {"qk_norm": "yes"}}, r"mixer\.qk_norm: .*'before_rope'"),
+        ({"block": 4}, r"ModelSpec\.block: expected an object, got 4"),
+        ({"block": {"mixer": 4}}, r"ModelSpec\.block\.mixer: expected an object with a kind, got 4"),
+        ({"block": {"mixer": {"kind": "latent"}}}, r"mixer\.kind: unknown kind 'latent'; did you mean 'attention'\?"),
+        (
+            {"block": {"mixer": {"kind": "latent_attention", "rank": 2}}},
+            r"mixer: unknown key 'rank'; did you mean 'kv_rank'\?",
+        ),
+        ({"block": {"mixer": {"kind": "latent_attention", "num_heads": "a"}}}, r"mixer\.num_heads: .*valid integer"),
+        ({"block": {"ffn": {"kind": "relu"}}}, r"ffn\.kind: .*'relu2'"),
+        ({"block": {"mixer": {"qk_norm": "yes"}}}, r"mixer\.qk_norm: .*'before_rope'"),
+        ({"block": {"mixer": {"kind": ["attention"]}}}, r"mixer\.kind: unknown kind \['attention'\]"),
+        ({"stem": {"kind": "norm"}}, r"ModelSpec\.stem: expected a list, got"),
+        ({"loop": [{"kind": "gait"}]}, r"ModelSpec\.loop\.0\.kind: unknown kind 'gait'; did you mean 'gate'\?"),
+        ({"overrides": [{"where": "9", "set": {"dropout": 0.1}}]}, r"ModelSpec: layout '6' has blocks 0 to 5, not 9"),
         ({"vocab_size": 1}, r"vocab_size must be >= 2, got 1"),
         ({"layout": "(2)x0"}, r"layout '\(2\)x0', column 5"),
-        ({"loop": {"contractive": 0}}, r"loop: loop\.contractive must be in \(0, 1\], got 0"),
+        ({"loop": [{"kind": "contractive", "step": 0}]}, r"loop\.0: loop\.contractive.* must be in \(0, 1\], got 0"),
     ],
     ids=str,
 )

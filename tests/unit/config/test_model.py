@@ -102,7 +102,7 @@ class TestOverrides:
         [
             ("narrow", {"dropout": 0.1}, r"has no segment 'narrow' \(wide\)"),
             ("4", {"dropout": 0.1}, "has blocks 0 to 3, not 4"),
-            ("0", {"width": 3}, "overrides: a block has no option 'width'"),
+            ("0", {"width": 3}, "overrides: unknown key 'width'; known: dropout"),
             ("0", {"ffn.size": 3}, r"overrides: a block has no option 'ffn\.size'"),
             ("0", {"dropout.x": 3}, r"a block has no option 'dropout\.x'"),
             ("0", {"ffn.intermediate_size": 0}, "overrides: .*ffn.intermediate_size must be >= 1"),

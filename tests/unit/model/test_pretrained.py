@@ -22,7 +22,6 @@ from ouroboros.config.parts.stem import LearnedPositionsSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.model.pretrained import todays_name
 from ouroboros.nn.osam import Osam
 
 OSAM = {"mixer": OsamSpec(buckets=64, readout_hidden=8, frequencies=2, decay=True)}
@@ -84,8 +83,7 @@ def test_names_of_earlier_versions(build: Build, ids: Tensor, tmp_path: Path) ->
     file = tmp_path / "model.safetensors"
     today = load_file(file)
     save_file({names.get(name, name): value for name, value in today.items()}, file, metadata={"format": "pt"})
-    assert names.keys() <= today.keys() and {old: todays_name(old) for old in of_old} == of_old
-    assert {name: todays_name(name) for name in today} == dict(zip(today, today, strict=True))
+    assert names.keys() <= today.keys()
     for loader in (AutoModelForCausalLM, OuroborosForCausalLM):
         loaded, info = loader.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]

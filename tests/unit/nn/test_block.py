@@ -18,7 +18,6 @@ from ouroboros.nn.norm import LayerNorm
 from ouroboros.nn.rope import Rope
 from ouroboros.nn.visit import VisitContext
 
-
 SPEC = BlockSpec(
     mixer=AttentionSpec(num_heads=2),
     ffn=FeedForwardSpec(intermediate_size=24),

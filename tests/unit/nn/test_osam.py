@@ -70,9 +70,7 @@ class Cell(Store):
         raise AssertionError
 
 
-def given(
-    padding: Tensor | None = None, positions: Tensor | None = None, memory: Store | None = None
-) -> VisitContext:
+def given(padding: Tensor | None = None, positions: Tensor | None = None, memory: Store | None = None) -> VisitContext:
     nothing = torch.empty(0)
     return VisitContext((nothing, nothing), padding=padding, positions=positions, memory=memory)
 

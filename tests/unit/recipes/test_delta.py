@@ -13,6 +13,7 @@ import pytest
 import ouroboros.recipes.delta as delta_module
 from ouroboros import published
 from ouroboros.accounting import cost
+from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe, sizes
 from ouroboros.recipes.delta import OuroborosConfig
@@ -37,7 +38,7 @@ def test_published_parameter_counts(fields: dict[str, Any], small: int, medium: 
     for shape, expected, additive in (({}, small, 123_590_400), (MEDIUM, medium, 353_508_352)):
         spec = OuroborosConfig(**shape, **fields).spec
         assert cost(spec).parameters == expected
-        assert cost(dataclasses.replace(spec, residual="additive")).parameters == additive
+        assert cost(spec.replace(residual=AdditiveResidualSpec())).parameters == additive
 
 
 def test_recipes_have_the_published_sizes() -> None:
@@ -53,19 +54,21 @@ def test_recipes_have_the_published_sizes() -> None:
 def test_the_additive_twin_is_the_plain_decoder(size: str) -> None:
     """Parts and training are those of ``gpt``: what differs is the query/key norm and the start."""
     ours, plain = recipe("delta", size), recipe("gpt", size)
-    changed = {"mixer", "residual", "embedding_std", "init_std", "output_init"}
-    for field in dataclasses.fields(plain.model):
-        same = getattr(ours.model, field.name) == getattr(plain.model, field.name)
-        assert same == (field.name not in changed), field.name
-    assert dataclasses.replace(ours.model.mixer, qk_norm="none", head_dim=None) == plain.model.mixer
+    changed = {"block", "mixer", "residual", "embedding_std", "init_std", "output_init"}
+    for our, their in ((ours.model, plain.model), (ours.model.block, plain.model.block)):
+        for field in dataclasses.fields(their):
+            same = getattr(our, field.name) == getattr(their, field.name)
+            assert same == (field.name not in changed), field.name
+    assert dataclasses.replace(ours.model.block.mixer, qk_norm="none", head_dim=None) == plain.model.block.mixer
     assert (ours.data, ours.optim, ours.train) == (plain.data, plain.optim, plain.train)
 
 
 def test_the_shipped_recipe_differs_where_the_published_one_is_at_fault() -> None:
     ours, published = recipe("delta", "published").model, recipe("delta-published", "published").model
-    assert (ours.mixer.qk_norm, published.mixer.qk_norm) == ("before_rope", "after_rope")
-    assert (ours.norm.eps, published.norm.eps) == (1e-6, 1e-5)
-    assert (ours.delta.compressor_init, published.delta.compressor_init) == ("average", "normal")
+    our, their = ours.block, published.block
+    assert (our.mixer.qk_norm, their.mixer.qk_norm) == ("before_rope", "after_rope")
+    assert (our.norm.eps, their.norm.eps) == (1e-6, 1e-5)
+    assert (our.residual.compressor_init, their.residual.compressor_init) == ("average", "normal")
     assert ours.init_std == published.init_std == 0.5 / math.sqrt(768)
 
 
@@ -89,7 +92,7 @@ def test_fields_become_the_specification() -> None:
         mup=True,
         hidden_size_base=48,
     )
-    spec, delta, mixer = config.spec, config.spec.delta, config.spec.mixer
+    spec, delta, mixer = config.spec, config.spec.block.residual, config.spec.block.mixer
     assert (delta.eps, delta.beta_init, delta.gate, delta.gate_hidden, delta.value) == (
         1e-5,
         0.5,
@@ -99,9 +102,9 @@ def test_fields_become_the_specification() -> None:
     )
     assert (mixer.k_shift, mixer.v_shift, mixer.output_gate, mixer.head_norm) == (True, False, True, True)
     assert (mixer.qk_norm, mixer.q_activation, mixer.k_activation) == ("none", "silu", "none")
-    assert (mixer.rope.fraction, spec.logit_scale, spec.ffn.intermediate_size) == (0.5, 2.0, 64)
+    assert (mixer.rope.fraction, spec.head.logit_scale, spec.block.ffn.intermediate_size) == (0.5, 2.0, 64)
     assert (spec.max_position_embeddings, spec.output_init, spec.embedding_std) == (64, "depth_scaled", 0.02)
-    constant = OuroborosConfig(ddl_v_dim1_constant=True, ddl_v_constant_value=1).spec.delta
+    constant = OuroborosConfig(ddl_v_dim1_constant=True, ddl_v_constant_value=1).spec.block.residual
     assert (constant.value, constant.value_constant) == ("constant", 1.0)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ouroboros.accounting import cost
 from ouroboros.api import build
-from ouroboros.config import OsamSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import parameter_roles, untrained_parameters
@@ -36,16 +36,16 @@ def test_the_published_model_has_the_published_numbers() -> None:
     the embedding and the head."""
     for size, d, m, r in (("default", 64, 2048, 128), ("quick-start", 128, 4096, 128)):
         spec = dataclasses.replace(recipe("osam-published", size).model, vocab_size=17)
-        assert (spec.hidden_size, spec.mixer.buckets, spec.mixer.readout_hidden) == (d, m, r)
+        assert (spec.hidden_size, spec.block.mixer.buckets, spec.block.mixer.readout_hidden) == (d, m, r)
         assert cost(spec).parameters == published_count(17, d, m, r)
         assert cost(dataclasses.replace(spec, vocab_size=19)).parameters == published_count(17, d, m, r) + 2 * 2 * d
-        without = dataclasses.replace(spec, mixer=dataclasses.replace(spec.mixer, value_path=False))
+        without = spec.replace(mixer=dataclasses.replace(spec.block.mixer, value_path=False))
         # The published program keeps the unused value path: a projection, a norm, two maps and a gate.
         assert cost(spec).parameters - cost(without).parameters == d**2 + 2 * d + 2 * (d**2 + d) + 1
         # Of 2 m + 2 d m numbers of state 2 d + 2 d^2 are free.
         assert cost(spec).state_values == 2 * d + 2 * d**2 == (2 * m + 2 * d * m) // 32
     assert published_count(17, 64, 2048, 128) == 293_573
-    assert recipe("osam-published", "default").model.mixer == OsamSpec()
+    assert recipe("osam-published", "default").model.block.mixer == OsamSpec()
 
 
 def test_the_published_start() -> None:
@@ -69,7 +69,7 @@ def test_the_published_start() -> None:
 def test_the_recipe_as_it_should_be_trains_everything() -> None:
     made = recipe("osam", "tiny")
     assert not untrained_parameters(build(made))
-    mixer, published = made.model.mixer, OsamSpec()
+    mixer, published = made.model.block.mixer, OsamSpec()
     changed = {f.name for f in dataclasses.fields(OsamSpec) if getattr(mixer, f.name) != getattr(published, f.name)}
     assert changed == {
         *("buckets", "readout_hidden", "detach_state", "independent_hashes", "sketch_values", "frequencies", "decay"),

@@ -16,19 +16,19 @@ def test_presets_are_published_ones() -> None:
         model, train = made.model, made.train
         loops = int(model.layout.removeprefix("(1)x"))
         rows = train.batch_size // train.accumulation
-        shapes[size] = (rows, made.data.sequence_length, loops, model.hidden_size, model.mixer.num_heads)
-        assert model.ffn.intermediate_size == 4 * model.hidden_size and model.registers == 5
-        assert (model.logit_scale, model.register_std, train.target_loss) == (0.1, 1.0, 2.1)
+        shapes[size] = (rows, made.data.sequence_length, loops, model.hidden_size, model.block.mixer.num_heads)
+        assert model.block.ffn.intermediate_size == 4 * model.hidden_size and model.registers == 5
+        assert (model.head.logit_scale, model.register_std, train.target_loss) == (0.1, 1.0, 2.1)
     assert shapes == {"lite": (4, 128, 4, 256, 4), "pro": (16, 256, 8, 512, 8), "beast": (32, 256, 12, 768, 12)}
 
 
 def test_both_recipes_have_the_same_shapes() -> None:
     for size in sizes("rhrm"):
         ours, published = rhrm(size).model, rhrm_published(size).model
-        assert (ours.layout, ours.hidden_size, ours.mixer.num_heads) == (
+        assert (ours.layout, ours.hidden_size, ours.block.mixer.num_heads) == (
             published.layout,
             published.hidden_size,
-            published.mixer.num_heads,
+            published.block.mixer.num_heads,
         )
 
 

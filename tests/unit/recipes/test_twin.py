@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.accounting import cost
-from ouroboros.config import FeedForwardSpec, LoopSpec, LoopTraining, Recipe
+from ouroboros.config import FeedForwardSpec, LoopTraining, Recipe
+from ouroboros.config.parts.loop import InjectionSpec, LoopEmbeddingSpec, LoopNormSpec, RecurrenceGateSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import RECIPES, SIZES, recipe
 from ouroboros.recipes.twin import twin
@@ -17,7 +18,7 @@ LOOPED = [name for name, value in RECIPES.items() if parse(value.model.layout).i
 
 
 def with_model(base: Recipe, **changes) -> Recipe:
-    return dataclasses.replace(base, model=dataclasses.replace(base.model, **changes))
+    return dataclasses.replace(base, model=base.model.replace(**changes))
 
 
 def training_flops(value: Recipe) -> int:
@@ -34,11 +35,11 @@ def test_the_three_twins_of_every_looped_recipe(name, size):
     assert training_flops(by_flops) == pytest.approx(training_flops(looped), rel=0.01)
     assert by_parameters.model.layout == str(schedule.num_blocks)
     assert by_flops.model.layout == by_depth.model.layout == str(schedule.num_visits)
-    assert by_depth.model.ffn == looped.model.ffn
+    assert by_depth.model.block == looped.model.block
     for other in (by_parameters, by_flops, by_depth):
         assert (other.data, other.optim, other.train) == (looped.data, looped.optim, looped.train)
-        changed = {"layout": looped.model.layout, "ffn": looped.model.ffn, "loop": looped.model.loop}
-        assert dataclasses.replace(other.model, **changed) == looped.model
+        changed = {"layout": looped.model.layout, "ffn": looped.model.block.ffn, "loop": looped.model.loop}
+        assert other.model.replace(**changed) == looped.model
         assert other.name == f"{name}-twin" and not parse(other.model.layout).is_looped
 
 
@@ -49,32 +50,30 @@ def test_parameters_are_the_default():
 @given(
     layout=st.sampled_from(["1 (1)x2 1", "2 (2)x3 2", "(2)x4", "(1)x2 1 (2)x3", "4 (1)x8"]),
     width=st.sampled_from([64, 128, 256]),
-    inject=st.sampled_from(["none", "add", "concat"]),
-    parts=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    inject=st.sampled_from([(), (InjectionSpec(mode="add"),), (InjectionSpec(mode="concat"),)]),
+    parts=st.sets(st.sampled_from([LoopNormSpec(), LoopEmbeddingSpec(), RecurrenceGateSpec()])),
     ffn=st.sampled_from(
         [FeedForwardSpec(intermediate_size=700), FeedForwardSpec(kind="relu2", intermediate_size=400, bias=True)]
     ),
     match=st.sampled_from(["parameters", "flops"]),
 )
 def test_loop_parts_are_paid_for_in_width(layout, width, inject, parts, ffn, match):
-    norm, embedding, gate = parts
-    loop = LoopSpec(norm=norm, embedding=embedding, gate=gate, inject=inject)
-    looped = with_model(recipe("loop"), layout=layout, hidden_size=width, loop=loop, ffn=ffn)
+    looped = with_model(recipe("loop"), layout=layout, hidden_size=width, loop=(*inject, *parts), ffn=ffn)
     plain = twin(looped, match)
     measure = (lambda r: cost(r.model).parameters) if match == "parameters" else training_flops
     assert measure(plain) == pytest.approx(measure(looped), rel=0.01)
-    assert plain.model.loop == LoopSpec() and plain.model.ffn.kind == ffn.kind
+    assert plain.model.loop == () and plain.model.block.ffn.kind == ffn.kind
 
 
 def test_the_closest_width_is_chosen():
-    looped = with_model(recipe("loop", "tiny"), loop=LoopSpec(gate=True))
+    looped = with_model(recipe("loop", "tiny"), loop=(RecurrenceGateSpec(),))
     plain = twin(looped)
     target = cost(looped.model).parameters
-    width = plain.model.ffn.intermediate_size
+    width = plain.model.block.ffn.intermediate_size
 
     def off(size: int) -> int:
-        ffn = dataclasses.replace(plain.model.ffn, intermediate_size=size)
-        return abs(cost(dataclasses.replace(plain.model, ffn=ffn)).parameters - target)
+        ffn = dataclasses.replace(plain.model.block.ffn, intermediate_size=size)
+        return abs(cost(plain.model.replace(ffn=ffn)).parameters - target)
 
     assert off(width) == min(off(size) for size in range(width - 3, width + 4))
 
@@ -92,6 +91,6 @@ def test_a_recipe_without_loops_is_its_own_twin():
 
 def test_no_twin_is_better_than_a_false_one():
     narrow = FeedForwardSpec(intermediate_size=1)
-    looped = with_model(recipe("loop", "tiny"), ffn=narrow, loop=LoopSpec(inject="none"), layout="(1)x9")
+    looped = with_model(recipe("loop", "tiny"), ffn=narrow, layout="(1)x9")
     with pytest.raises(OuroborosError, match=r"no plain twin of layout '\(1\)x9' has equal parameters within 1 %"):
         twin(with_model(looped, ffn=FeedForwardSpec(intermediate_size=1)))

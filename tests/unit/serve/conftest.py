@@ -25,12 +25,8 @@ def model() -> OuroborosForCausalLM:
     """A small looped model with random weights; its context is 64 tokens."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spec = ModelSpec(
-        layout="1 (1)x2",
-        hidden_size=16,
-        max_position_embeddings=CONTEXT,
-        mixer=AttentionSpec(num_heads=2),
-        ffn=FeedForwardSpec(intermediate_size=16),
+    spec = ModelSpec(layout="1 (1)x2", hidden_size=16, max_position_embeddings=CONTEXT).replace(
+        mixer=AttentionSpec(num_heads=2), ffn=FeedForwardSpec(intermediate_size=16)
     )
     return build(Recipe(name="small", model=spec)).eval()
 

@@ -12,15 +12,26 @@ import torch
 from ouroboros.api import build
 from ouroboros.config import (
     AttentionSpec,
-    DeltaSpec,
+    BlockOverride,
     FeedForwardSpec,
-    LoopSpec,
+    LayerNormSpec,
     ModelSpec,
-    NormSpec,
-    OsamSpec,
+    NoFeedForwardSpec,
     Recipe,
+    RMSNormSpec,
     RopeSpec,
 )
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.loop import (
+    ContractiveStepSpec,
+    InjectionSpec,
+    LoopEmbeddingSpec,
+    LoopNormSpec,
+    RecurrenceGateSpec,
+)
+from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.serve import fast
@@ -28,25 +39,25 @@ from ouroboros.serve.fast import FastDecoder
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation
 
-BASE = ModelSpec(
-    layout="1 (2)x2 1",
-    hidden_size=32,
-    mixer=AttentionSpec(num_heads=4, num_kv_heads=2),
-    ffn=FeedForwardSpec(intermediate_size=48),
-    init_std=0.2,  # far from ties
+BASE = ModelSpec(layout="1 (2)x2 1", hidden_size=32, init_std=0.2).replace(  # far from ties
+    mixer=AttentionSpec(num_heads=4, num_kv_heads=2), ffn=FeedForwardSpec(intermediate_size=48)
 )
-EVERY_LOOP_PART = LoopSpec(norm=True, embedding=True, inject="concat", gate=True, contractive=0.7)
+EVERY_LOOP_PART = (
+    InjectionSpec(mode="concat"),
+    LoopEmbeddingSpec(),
+    LoopNormSpec(),
+    RecurrenceGateSpec(),
+    ContractiveStepSpec(step=0.7),
+)
 FILTERS: dict[str, Any] = {
-    "residual": "delta",
-    "delta": DeltaSpec(values=2, compressor="token", embedding_conv=True),
+    "residual": DeltaSpec(values=2, compressor="token", embedding_conv=True),
     "mixer": AttentionSpec(num_heads=4, num_kv_heads=2, k_shift=True, v_shift=True),
 }
-PUBLISHED_STATE = dataclasses.replace(
-    BASE,
+PUBLISHED_STATE = BASE.replace(
     layout="1",
     mixer=OsamSpec(buckets=64, readout_hidden=24, gate_cap=4.0),
-    ffn=FeedForwardSpec(kind="none"),
-    norm=NormSpec(kind="layer", placement="final", eps=1e-5),
+    ffn=NoFeedForwardSpec(),
+    norm=LayerNormSpec(placement="final", eps=1e-5),
     tie_embeddings=False,
 )
 """A memory of constant size and nothing else; its gates are wide open, so that what it remembers tells."""
@@ -61,23 +72,28 @@ STATE = OsamSpec(
 )
 SPECS = {
     "state as published": PUBLISHED_STATE,
-    "state, read now and then": dataclasses.replace(
-        PUBLISHED_STATE, mixer=dataclasses.replace(PUBLISHED_STATE.mixer, kupdate=3)
+    "state, read now and then": PUBLISHED_STATE.replace(
+        mixer=dataclasses.replace(PUBLISHED_STATE.block.mixer, kupdate=3)
     ),
-    "state, loop, registers": dataclasses.replace(BASE, mixer=STATE, registers=3),
-    "state, share_last_kv": dataclasses.replace(BASE, mixer=STATE, loop=LoopSpec(share_last_kv=True)),
-    "state, filters over tokens": dataclasses.replace(
-        BASE, layout="2", mixer=STATE, residual="delta", delta=DeltaSpec(values=2, compressor="token")
+    "state, loop, registers": BASE.replace(mixer=STATE, registers=3),
+    "state, share_last_kv": BASE.replace(mixer=STATE, share_last_kv=True),
+    "state, filters over tokens": BASE.replace(
+        layout="2", mixer=STATE, residual=DeltaSpec(values=2, compressor="token")
     ),
     "loop": BASE,
-    "plain": dataclasses.replace(BASE, layout="3", norm=NormSpec(placement="sandwich"), tie_embeddings=False),
-    "registers": dataclasses.replace(BASE, registers=3, logit_softcap=20.0, embedding_norm=True),
-    "share_last_kv": dataclasses.replace(BASE, loop=dataclasses.replace(EVERY_LOOP_PART, share_last_kv=True)),
-    "registers, share_last_kv": dataclasses.replace(BASE, registers=2, loop=LoopSpec(share_last_kv=True)),
-    "filters over tokens": dataclasses.replace(BASE, registers=2, **FILTERS),
-    "filters, share_last_kv": dataclasses.replace(BASE, loop=LoopSpec(share_last_kv=True), **FILTERS),
-    "attention options": dataclasses.replace(
-        BASE,
+    "plain": BASE.replace(layout="3", norm=RMSNormSpec(placement="sandwich"), tie_embeddings=False),
+    "registers": BASE.replace(registers=3, head=LinearHeadSpec(logit_softcap=20.0), stem=(EmbeddingNormSpec(),)),
+    "share_last_kv": BASE.replace(loop=EVERY_LOOP_PART, share_last_kv=True),
+    "registers, share_last_kv": BASE.replace(registers=2, share_last_kv=True),
+    "filters over tokens": BASE.replace(registers=2, **FILTERS),
+    "filters, share_last_kv": BASE.replace(share_last_kv=True, **FILTERS),
+    "blocks that differ": BASE.replace(
+        overrides=(
+            BlockOverride(where="0", set={"mixer": {"kind": "osam", "buckets": 64, "gate_cap": 4.0}}),
+            BlockOverride(where="1", set={"mixer": {"kind": "bottleneck_attention", "cache": "latent"}}),
+        )
+    ),
+    "attention options": BASE.replace(
         mixer=AttentionSpec(
             num_heads=4, qk_norm="after_rope", query_gain=1.5, qkv_bias=True, rope=RopeSpec(fraction=0.5)
         ),
