@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ouroboros.config import BottleneckAttentionSpec, FeedForwardSpec, RopeSpec
-from ouroboros.convert.rhrm import NAMES, to_model
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.nn.latent import BottleneckAttention
@@ -19,6 +18,7 @@ from ouroboros.nn.memory import Recorder
 from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope, rotate
+from ouroboros.systems.rhrm.checkpoint import NAMES, to_model
 
 close = functools.partial(torch.testing.assert_close, check_dtype=False)
 

@@ -1,7 +1,7 @@
 """The published Python interface of the delta residual: ``logits, loss = model(input_ids, targets=...)``.
 
 A thin envelope around :class:`~ouroboros.model.modeling.OuroborosForCausalLM`, offered by
-:mod:`ouroboros.recipes.delta`. Shapes: B batch, T positions, V vocabulary.
+:mod:`ouroboros.systems.delta`. Shapes: B batch, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ouroboros.config import Recipe
 from ouroboros.errors import check
 from ouroboros.model import configuration
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.recipes.delta import OuroborosConfig, delta_published
+from ouroboros.systems.delta.config import OuroborosConfig
+from ouroboros.systems.delta.recipe import delta_published
 
 TARGETS_IGNORED, LABELS_IGNORED = -1, -100
 """What marks a position without a target: as published, and as in transformers."""
@@ -34,7 +35,7 @@ class OuroborosModel(nn.Module):
         super().__init__()
         check(
             isinstance(config, OuroborosConfig),
-            f"OuroborosModel takes an ouroboros.recipes.delta.OuroborosConfig, got {type(config).__name__}",
+            f"OuroborosModel takes an ouroboros.systems.delta.OuroborosConfig, got {type(config).__name__}",
         )
         self.config = config
         self.model = OuroborosForCausalLM(configuration.OuroborosConfig.from_spec(config.spec))
