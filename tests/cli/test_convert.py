@@ -117,7 +117,7 @@ def toy(monkeypatch):
 def test_a_system_beside_the_library_brings_its_reader_and_writer(cli, toy, trained, tmp_path):
     shown = " ".join(cli("convert", "--help").out.replace("\u2502", " ").split())
     assert "told by its content: Deep Delta Learning, OSAM, R-HRM, Toy." in shown and "--turns-per-day" in shown
-    assert "R-HRM: Loops of training" in shown and "Toy: Turns of the toy." in shown
+    assert "R-HRM: Number of loops" in shown and "Toy: Turns of the toy." in shown
     torch.save({"toy.weight": torch.ones(2)}, tmp_path / "toy.pt")
     result = cli("convert", tmp_path / "toy.pt", "--out", tmp_path / "model", "--loops", 3)
     assert result.status == 0 and "Toy, " in result.out and "3 turns" in result.out

@@ -22,7 +22,7 @@ _ROUND = 64
 """Vocabularies are rounded up to a multiple of this for speed: GPT-2's 50,257 to 50,304."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Option:
     """What a checkpoint may leave open: an option of ``ouroboros convert`` and a keyword of the reader's function."""
 

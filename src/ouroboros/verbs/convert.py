@@ -39,8 +39,9 @@ def _all_options() -> tuple[type[ConvertOptions], list[str]]:
         for name, option in reader.options.items():
             text = f"{reader.system}: {option.help}"
             own[name] = (option.type, f"{own[name][1]} {text}" if name in own else text)
-    to = "Write a checkpoint that the program of this published system loads, the other way round."
-    fields: dict[str, tuple[Any, str]] = {**own, "to": (Literal[tuple(found("writers"))], to)}
+    to = "The other way round: write a checkpoint that the program of this published system loads."
+    choice: Any = Literal  # a type checker wants its values spelt out, and they are found
+    fields: dict[str, tuple[Any, str]] = {**own, "to": (choice[tuple(found("writers"))], to)}
     names = ", ".join(reader.system for reader in known)
     made = dataclasses.make_dataclass(
         "AllOptions",

@@ -265,5 +265,5 @@ READER = Reader(
     system=SYSTEM.title,
     recognises=lambda checkpoint: checkpoint.has("transformer.h."),
     convert=convert,
-    options={"config": Option(type=Path, help="Its settings; by default config.json beside the weights.")},
+    options={"config": Option(Path, "File with its settings; by default config.json beside the weights is read.")},
 )

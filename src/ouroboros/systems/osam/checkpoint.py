@@ -275,7 +275,5 @@ READER = Reader(
     system=SYSTEM.title,
     recognises=lambda checkpoint: checkpoint.has("osam."),
     convert=convert,
-    options={
-        "kupdate": Option(type=int, help="Read the memory at every kupdate-th position; by default as in training.")
-    },
+    options={"kupdate": Option(int, "The memory is read at every kupdate-th position; by default as in training.")},
 )

@@ -212,12 +212,12 @@ READER = Reader(
     convert=convert,
     options={
         "loops": Option(
-            type=int,
-            help="Loops of training, which a file does not say; by default those of the published preset of its width.",
+            int,
+            "Number of loops it was trained with, which a file does not say; by default that of the published preset of"
+            " its width.",
         ),
         "heads": Option(
-            type=int,
-            help="Attention heads; needed for the first revision where the width is no published preset's.",
+            int, "Number of attention heads; only the first revision needs it, in a width that no published preset has."
         ),
     },
 )
