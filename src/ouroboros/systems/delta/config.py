@@ -87,7 +87,7 @@ class OuroborosConfig:
         self._check()
 
     def _check(self) -> None:
-        """Ranges and contradictions, with the reasons."""
+        """Refuse values out of range under their published names, with the reasons."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(field.default) is int:
@@ -102,7 +102,8 @@ class OuroborosConfig:
         check(0 <= self.rope_ratio <= 1, f"rope_ratio must be in [0, 1], got {self.rope_ratio}")
         beta = self.ouroboros_beta_init
         check(0 <= beta <= 2, f"ouroboros_beta_init must be in [0, 2], the range of the gate 2 sigmoid(.), got {beta}")
-        if self.spec.delta.frozen_gate:  # making it checks what is left
+        spec = self.spec  # which checks everything else as it is made
+        if spec.delta.frozen_gate:
             warnings.warn(
                 f"ouroboros_beta_init={beta} starts the gate where its derivative is almost 0, so it does not learn;"
                 " for a start near the identity take 0.01 to 0.1",
