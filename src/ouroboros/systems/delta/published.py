@@ -78,15 +78,15 @@ class OuroborosModel(nn.Module):
             )
         if targets is not None:
             _warn_of_copying(input_ids, targets)
-        keep = 0 if output_all_seq or targets is not None or labels is not None else 1
+        ignored = TARGETS_IGNORED if labels is None else LABELS_IGNORED
+        if labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=ignored)
+        keep = 0 if output_all_seq or targets is not None else 1
         outputs = self.model(input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=keep)
         logits = outputs.logits.float()
-        if labels is not None:
-            shifted = F.pad(labels[:, 1:], (0, 1), value=LABELS_IGNORED)
-            return logits, F.cross_entropy(logits.flatten(0, 1), shifted.flatten().long(), ignore_index=LABELS_IGNORED)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=TARGETS_IGNORED)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=ignored)
 
     def get_num_params(self) -> int:
         """Parameters; the embedding, which is the output matrix too, counts once."""

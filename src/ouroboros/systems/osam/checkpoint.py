@@ -233,14 +233,14 @@ def convert(checkpoint: Checkpoint, *, kupdate: int | None = None, eos_token_id:
     if kupdate is None and "kupdate" not in train_cfg:
         logger.warning("%s does not say kupdate: taken as 1; give --kupdate if it was another", checkpoint.path)
     model = to_model(tensors, cfg, train_cfg, characters=characters, kupdate=kupdate, eos_token_id=eos_token_id)
-    sizes = sizes_of(tensors, cfg)
-    every = _mixer_of(sizes, train_cfg, kupdate, 0.25).kupdate
+    sizes, mixer = sizes_of(tensors, cfg), model.model.spec.mixer
+    assert isinstance(mixer, OsamSpec)
     path = "value path" if sizes["enable_val"] else "no value path"
     return Published(
         model=model,
-        sizes={**sizes, "kupdate": every},
+        sizes={**sizes, "kupdate": mixer.kupdate},
         summary=f"width {sizes['d_model']}, {sizes['m']:,} buckets, readout of {sizes['readout_hidden']}, kupdate"
-        f" {every}, {path}, {sizes['vocab_size']:,} characters",
+        f" {mixer.kupdate}, {path}, {sizes['vocab_size']:,} characters",
         tokenizer=None if characters is None else character_tokenizer(["".join(characters).encode()]),
     )
 
