@@ -143,7 +143,7 @@ def published_program(directory: str) -> Any:
 
 def published_model(program: Any, model: Any) -> Any:
     """The published program's model with the settings and weights of ours."""
-    from ouroboros.convert.osam import from_model
+    from ouroboros.systems.osam.export import from_model
 
     spec = model.model.spec
     mixer = spec.mixer

@@ -145,7 +145,7 @@ def peer_arm(directory: str, made: Any, start: Any, batches: list[Any], seed: in
     import model as published
     import torch
 
-    from ouroboros.convert.rhrm import NAMES
+    from ouroboros.systems.rhrm.checkpoint import NAMES
 
     spec = made.model
     loops = int(spec.layout.removeprefix("(1)x"))

@@ -1,10 +1,19 @@
 """``convert``: a published checkpoint becomes a model that the other verbs use."""
 
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
+from ouroboros import registry
+from ouroboros.api import build, load_model
+from ouroboros.convert.checkpoint import Published
+from ouroboros.convert.readers import Option, Reader
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.recipes import recipe
 
 WIDTH, HEADS, LATENT, INNER = 12, 3, 5, 20
 
@@ -79,3 +88,45 @@ def test_other_sources_and_places(cli, source, trained, tmp_path):
     assert "Missing" in cli("convert", source).error(2)
     assert "exists and is not an empty directory" in cli("convert", source, "--out", tmp_path, "--loops", 2).error()
     assert not (tmp_path / "m").exists()
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A system beside the library that brings a reader, with an option of its own, and a writer."""
+
+    def convert(checkpoint, *, eos_token_id, loops=1):
+        return Published(model=build(recipe("gpt", "tiny")), sizes={"loops": loops}, summary=f"{loops} turns")
+
+    def write(model, tokenizer, out):
+        out.write_text("toy")
+        return {"system": "Toy", "words": 1234}
+
+    module = ModuleType("toy_system")
+    options = {"loops": Option(type=int, help="Turns of the toy."), "turns_per_day": Option(type=int, help="Pace.")}
+    module.READER = Reader(system="Toy", recognises=lambda it: it.has("toy."), convert=convert, options=options)
+    module.WRITER = write
+    entries = {"readers": {"toy": "toy_system:READER"}, "writers": {"toy": "toy_system:WRITER"}}
+    module.SYSTEM = registry.System(name="toy", title="Toy", entries=entries)
+    monkeypatch.setitem(sys.modules, "toy_system", module)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [SimpleNamespace(value="toy_system")])
+    registry.systems.cache_clear()
+    yield
+    registry.systems.cache_clear()
+
+
+def test_a_system_beside_the_library_brings_its_reader_and_writer(cli, toy, trained, tmp_path):
+    shown = " ".join(cli("convert", "--help").out.replace("\u2502", " ").split())
+    assert "told by its content: Deep Delta Learning, OSAM, R-HRM, Toy." in shown and "--turns-per-day" in shown
+    assert "R-HRM: Number of loops" in shown and "Toy: Turns of the toy." in shown
+    torch.save({"toy.weight": torch.ones(2)}, tmp_path / "toy.pt")
+    result = cli("convert", tmp_path / "toy.pt", "--out", tmp_path / "model", "--loops", 3)
+    assert result.status == 0 and "Toy, " in result.out and "3 turns" in result.out
+    assert load_model(tmp_path / "model").schedule.loops == 1
+    assert "--heads is for R-HRM" in cli("convert", tmp_path / "toy.pt", "--out", tmp_path / "m", "--heads", 3).error()
+    result = cli("convert", trained, "--to", "toy", "--out", tmp_path / "out.toy")
+    assert result.out == f"{tmp_path}/out.toy: a checkpoint of Toy's published program, 1,234 words\n"
+
+
+def test_the_options_are_known_without_torch():
+    code = "import sys; from ouroboros.verbs import convert as v; v._all_options(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,13 +15,12 @@ from ouroboros.accounting import cost
 from ouroboros.config import ModelSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.residual import AdditiveResidualSpec
-from ouroboros.convert.delta import our_layout, our_name, to_model
 from ouroboros.model.configuration import OuroborosConfig as ModelConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.delta import DeltaResidual, gate_bias
 from ouroboros.nn.shift import TokenShift
-from ouroboros.published import OuroborosModel
-from ouroboros.recipes.delta import OuroborosConfig
+from ouroboros.systems.delta import OuroborosConfig, OuroborosModel
+from ouroboros.systems.delta.checkpoint import TABLE, our_layout, read_config, to_model
 
 close = functools.partial(torch.testing.assert_close, check_dtype=False)
 
@@ -56,7 +55,8 @@ def listen(model: OuroborosForCausalLM, recorded: set[str]) -> dict[str, Tensor]
 def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
     """Logits, the loss of shifted targets, states, the terms of every residual, gradients; then decoding."""
     tensors, tolerance = load_file(path.with_suffix(".safetensors")), case["tolerance"]
-    model = to_model(part(tensors, "param."), case["config"])
+    parameters = part(tensors, "param.")
+    model = to_model(parameters, read_config(parameters, case["config"]))
     spec, derived = model.model.spec, case["derived"]
     assert spec.block.ffn.intermediate_size == derived["mlp_hidden"]
     assert (spec.block.norm.eps, spec.block.mixer.rope.base) == (derived["norm_eps"], derived["rope_base"])
@@ -85,7 +85,7 @@ def compare_gradients(model: nn.Module, expected: dict[str, Tensor], tolerance: 
     ours = dict(model.named_parameters())
     limits = {"atol": tolerance["grad_atol"], "rtol": tolerance["grad_rtol"]}
     for name, gradient in expected.items():
-        found = ours[our_name(name)].grad
+        found = ours[TABLE.ours(name)].grad
         assert found is not None, name
         wanted = our_layout(name, gradient, values).reshape(found.shape)
         close(found, wanted, **limits, msg=lambda text, name=name: f"{name}: {text}")
@@ -163,7 +163,7 @@ def fresh_models(case: dict[str, Any], path: Path, work: Path) -> None:
         model = OuroborosForCausalLM(ModelConfig.from_spec(config.spec))
         ours = dict(model.named_parameters())
         for theirs, recorded in variant["parameters"].items():
-            compare_statistics(f"{name}: {theirs}", ours[our_name(theirs)].detach(), recorded, sizes["hidden_size"])
+            compare_statistics(f"{name}: {theirs}", ours[TABLE.ours(theirs)].detach(), recorded, sizes["hidden_size"])
     shapes = {"small": {}, "medium": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8}}
     for name, counts in case["parameter_counts"].items():
         for size, count in counts.items():

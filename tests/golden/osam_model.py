@@ -14,14 +14,18 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from ouroboros.config import OptimSpec
-from ouroboros.convert.osam import NAMES, SCALARS, VALUE_PATH, from_model, published_state, to_model
 from ouroboros.eval.osam import telemetry
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import draw_sketch
 from ouroboros.nn.visit import VisitContext
+from ouroboros.nn.linear_memory import turn_rows
+from ouroboros.nn.osam import Osam
+from ouroboros.nn.sketch import apply_sketch, draw_sketch
 from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.serve.stream import repeat_last
+from ouroboros.systems.osam.checkpoint import NAMES, SCALARS, VALUE_PATH, to_model
+from ouroboros.systems.osam.export import from_model
 
 close = functools.partial(torch.testing.assert_close, rtol=0)
 
@@ -122,15 +126,31 @@ def state_after(model: OuroborosForCausalLM, ids: Tensor, cache: Cache | None = 
         return model(ids, past_key_values=cache, use_cache=True).past_key_values
 
 
+def published_state(mixer: Osam, state: Tensor, position: int) -> dict[str, Tensor]:
+    """A mixer's state (B, 2 D, E + 1) behind ``position`` tokens in its published form, which is 32 times as large.
+
+    Our memory turns by a frequency at each token, the published one stands still and its tokens turn: the frames agree
+    at position 0. K (B, 2, m) is the sketched sum of keys, real and imaginary; H (B, 2, D, m) the sum of values times
+    sketched keys; FK (B, m), complex, the unitary spectrum of K.
+    """
+    steps = torch.as_tensor(position, dtype=state.dtype)
+    still = turn_rows(state, mixer.turn(state.dtype), -steps).unflatten(1, (2, -1))
+    sketched = apply_sketch(still.mT, mixer.key_sketch, mixer.spec.buckets)  # (B, 2, E + 1, m)
+    found = {"K": sketched[:, :, -1]}
+    if mixer.spec.value_path:
+        found["H"] = sketched[:, :, :-1]
+    if mixer.spec.freq_cache:
+        found["FK"] = torch.fft.fft(torch.complex(found["K"][:, 0], found["K"][:, 1]), norm="ortho")
+    return found
+
+
 def compare_published(cache: Cache, model: OuroborosForCausalLM, expected: dict[str, Tensor], relative: float) -> None:
     """The state of ``cache`` in its published form; ``expected`` by its published names."""
     state = cache.layers[0].read()
     assert state is not None
     found = published_state(mixer_of(model), state, cache.get_seq_length())
     for name, value in expected.items():
-        own = getattr(found, name)
-        assert own is not None, name
-        own = torch.view_as_real(own) if own.is_complex() else own
+        own = torch.view_as_real(found[name]) if found[name].is_complex() else found[name]
         close(own, value, atol=relative * value.abs().max().item(), msg=lambda text, name=name: f"{name}: {text}")
     assert expected
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ouroboros.config import FeedForwardSpec, RopeSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec
-from ouroboros.convert.rhrm import NAMES, to_model
 from ouroboros.model.executor import observe
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.ffn import FeedForward
@@ -21,6 +20,7 @@ from ouroboros.nn.memory import Recorder
 from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.rope import Rope, rotate
 from ouroboros.nn.visit import VisitContext
+from ouroboros.systems.rhrm.checkpoint import NAMES, to_model
 
 close = functools.partial(torch.testing.assert_close, check_dtype=False)
 

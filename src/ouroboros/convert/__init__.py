@@ -1,1 +1,1 @@
-"""Models of other systems as models of this library, one module for each system."""
+"""Checkpoints of published systems become models of this library, and the way back."""

@@ -1,4 +1,4 @@
-"""Checkpoint files of other systems: where they lie, reading them without running code, and what was made of them."""
+"""Checkpoint files of published systems: where they lie, and how they are read without running code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from ouroboros.errors import OuroborosError, check, first_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
 
@@ -43,12 +42,24 @@ class Checkpoint:
     content: Mapping[str, Any]
     """Its dictionary: tensors and plain containers, nothing that runs."""
 
+    @property
+    def names(self) -> list[str]:
+        """The published names of its tensors, in alphabetical order; they may stand in an entry ``state_dict``."""
+        tensors = self.content.get("state_dict", self.content)
+        return sorted(published_name(str(name)) for name in tensors) if isinstance(tensors, Mapping) else []
+
+    def has(self, beginning: str) -> bool:
+        """Whether a tensor's name begins so, which tells one system's checkpoints from another's."""
+        return any(name.startswith(beginning) for name in self.names)
+
     def tensors(self) -> dict[str, Tensor]:
         """The content as tensors under their :func:`published_name`.
 
         Raises:
             OuroborosError: an entry is something else.
         """
+        from torch import Tensor
+
         for name, value in self.content.items():
             check(
                 isinstance(value, Tensor),
@@ -59,15 +70,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A checkpoint as a model of this library."""
+    """A published checkpoint as a model of this library."""
 
     model: OuroborosForCausalLM
     sizes: dict[str, Any]
-    """Sizes and settings in the names of the source."""
+    """Sizes and settings under their published names."""
     summary: str
-    """The chief ones, for a reader."""
+    """The most important of them as text."""
     tokenizer: TextTokenizer | None = None
-    """Its own, where the checkpoint has one."""
+    """The checkpoint's own tokenizer, if it has one."""
 
 
 def read(path: Path) -> Checkpoint:
@@ -101,6 +112,8 @@ def _weights_in(directory: Path) -> Path:
 
 
 def _read_pickle(path: Path) -> Any:
+    import torch
+
     try:
         # Files of the old format cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251

@@ -1,55 +1,61 @@
-"""Recipes: each published or shipped system as a Python value made of shared parts."""
+"""Recipes: named systems as Python values made of shared parts.
+
+Beside the plain decoder and the looped one, which are here, a recipe is found at the registry's place ``recipes``: the
+entry's name is the recipe's, and its attribute a :class:`RecipeEntry`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from ouroboros.config import Recipe
-from ouroboros.errors import OuroborosError, nearest
-from ouroboros.recipes import delta as _delta
-from ouroboros.recipes import osam as _osam
-from ouroboros.recipes import rhrm as _rhrm
+from ouroboros.errors import check, nearest
 from ouroboros.recipes.gpt import gpt
 from ouroboros.recipes.loop import loop
+from ouroboros.registry import found, load
 
 SIZES = ("tiny", "small", "base")
 """Sizes every recipe has; for a system with published presets they name the nearest of those."""
 
-_MAKERS: dict[str, Callable[[str], Recipe]] = {
-    "gpt": gpt,
-    "loop": loop,
-    "delta": _delta.delta,
-    "delta-published": _delta.delta_published,
-    "osam": _osam.osam,
-    "osam-published": _osam.osam_published,
-    "rhrm": _rhrm.rhrm,
-    "rhrm-published": _rhrm.rhrm_published,
-}
-_OWN_SIZES: dict[str, tuple[str, ...]] = {
-    "delta": _delta.SIZES,
-    "delta-published": _delta.SIZES,
-    "osam-published": _osam.PUBLISHED_SIZES,
-    "rhrm": _rhrm.SIZES,
-    "rhrm-published": _rhrm.SIZES,
-}
-_DELTA_ALIASES, _RHRM_ALIASES = {"base": "published"}, {"small": "lite", "base": "pro"}
-_ALIASES: dict[str, dict[str, str]] = {
-    "delta": _DELTA_ALIASES,
-    "delta-published": _DELTA_ALIASES,
-    "osam-published": {"small": "default", "base": "quick-start"},
-    "rhrm": _RHRM_ALIASES,
-    "rhrm-published": _RHRM_ALIASES,
-}
-"""Sizes of the contract, for recipes whose presets have names of their own."""
 
-PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"rhrm": _rhrm.PRESETS, "rhrm-published": _rhrm.PRESETS}
-"""Recipes whose size is chosen by the hardware unless it is named: (size, GB of CUDA memory needed), largest first; the
-last one serves without CUDA."""
+@dataclass(frozen=True, kw_only=True)
+class RecipeEntry:
+    """A recipe in all of its sizes."""
+
+    make: Callable[[str], Recipe]
+    """The recipe at one of :attr:`sizes`."""
+    sizes: tuple[str, ...] = SIZES
+    """Smallest first."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Those of :data:`SIZES` that :attr:`sizes` lacks, and which one each of them stands for."""
+    presets: tuple[tuple[str, float], ...] = ()
+    """Where the hardware chooses the size unless one is named: the sizes, largest first, each with the GB of CUDA
+    memory that it needs. The last one needs none and serves without CUDA."""
+
+
+_SHIPPED = {"gpt": RecipeEntry(make=gpt), "loop": RecipeEntry(make=loop)}
+
+
+def _names() -> tuple[str, ...]:
+    return (*_SHIPPED, *found("recipes"))
+
+
+def _entry(name: str) -> RecipeEntry:
+    if name in _SHIPPED:
+        return _SHIPPED[name]
+    check(name in _names(), f"unknown recipe {name!r}{nearest(name, _names())}")
+    return load(found("recipes")[name])
 
 
 def sizes(name: str) -> tuple[str, ...]:
     """The sizes of the recipe ``name``, smallest first, under the names it lists."""
-    return _OWN_SIZES.get(name, SIZES)
+    return _entry(name).sizes
+
+
+def presets(name: str) -> tuple[tuple[str, float], ...]:
+    """The sizes from which the hardware chooses, see :attr:`RecipeEntry.presets`; empty if it does not."""
+    return _entry(name).presets
 
 
 def recipe(name: str, size: str = "small") -> Recipe:
@@ -58,14 +64,18 @@ def recipe(name: str, size: str = "small") -> Recipe:
     Raises:
         OuroborosError: unknown name or size; the nearest one is offered.
     """
-    if name not in _MAKERS:
-        raise OuroborosError(f"unknown recipe {name!r}{nearest(name, _MAKERS)}")
-    own = sizes(name)
-    chosen = size if size in own else _ALIASES.get(name, {}).get(size, size)
-    if chosen not in own:
-        raise OuroborosError(f"unknown size {size!r}{nearest(size, (*own, *SIZES))}")
-    return _MAKERS[name](chosen)
+    entry = _entry(name)
+    chosen = size if size in entry.sizes else entry.aliases.get(size, size)
+    check(chosen in entry.sizes, f"unknown size {size!r}{nearest(size, (*entry.sizes, *SIZES))}")
+    return entry.make(chosen)
 
 
-RECIPES: dict[str, Recipe] = {name: recipe(name) for name in _MAKERS}
+RECIPES: Mapping[str, Recipe]
 """Every recipe at size ``small``, by name."""
+
+
+def __getattr__(name: str) -> Mapping[str, Recipe]:
+    """:data:`RECIPES`, made when it is asked for: a system's recipe builds on what is defined here."""
+    if name == "RECIPES":
+        return {name: recipe(name) for name in _names()}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

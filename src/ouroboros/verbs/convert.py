@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from ouroboros.errors import check
+from ouroboros.registry import found, load
 from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers, say
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Make a model directory of a published checkpoint: R-HRM, Deep Delta Learning or OSAM, told by its content."""
+    """Options of every conversion; those of single systems come from their readers, see :func:`_all_options`."""
 
     source: tyro.conf.Positional[Path]
-    """The checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory with one; with --to a run
-    or model directory of ours."""
+    """The checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory with one. With --to it is a
+    run or model directory of this library."""
     out: Path
-    """Model directory to write; must be new or empty. With --to the file to write."""
-    to: Literal["osam"] | None = None
-    """Write a checkpoint that this published program loads, the other way round; OSAM's is a pickle of tensors, numbers
-    and text."""
-    loops: int | None = None
-    """R-HRM: loops of training, which a file does not say; by default those of the published preset of its width."""
-    heads: int | None = None
-    """R-HRM: attention heads; needed for the first revision where the width is no published preset's."""
-    config: Path | None = None
-    """Deep Delta Learning: its settings; by default config.json beside the weights."""
-    kupdate: int | None = None
-    """OSAM: read the memory at every kupdate-th position; by default as in training."""
+    """Model directory to write; it must be new or empty. With --to it is the file to write."""
     tokenizer: Path | None = None
-    """Directory of the tokenizer it was trained with (GPT-2's for the published ones), to go with the model."""
+    """Directory of the tokenizer that the model was trained with (GPT-2's for the published ones), which is copied to
+    the model."""
     json: bool = False
     """Print one JSON object."""
 
 
+def _all_options() -> tuple[type[ConvertOptions], list[str]]:
+    """The class of all options, and the names of those that readers bring; systems may share one."""
+    from ouroboros.convert.readers import readers
+
+    known, own = readers(), {}
+    for reader in known:
+        for name, option in reader.options.items():
+            text = f"{reader.system}: {option.help}"
+            own[name] = (option.type, f"{own[name][1]} {text}" if name in own else text)
+    to = "The other way round: write a checkpoint that the program of this published system loads."
+    choice: Any = Literal  # a type checker wants its values spelt out, and they are found
+    fields: dict[str, tuple[Any, str]] = {**own, "to": (choice[tuple(found("writers"))], to)}
+    names = ", ".join(reader.system for reader in known)
+    made = dataclasses.make_dataclass(
+        "AllOptions",
+        [(name, Annotated[kind | None, tyro.conf.arg(help=text)], None) for name, (kind, text) in fields.items()],
+        bases=(ConvertOptions,),
+        namespace={"__doc__": f"Make a model directory of a published checkpoint, told by its content: {names}."},
+        frozen=True,
+        kw_only=True,
+    )
+    return made, list(own)
+
+
 def convert(arguments: Sequence[str]) -> int:
     """The verb ``convert``."""
-    options = parse(ConvertOptions, "convert", arguments)
+    cls, own = _all_options()
+    options: Any = parse(cls, "convert", arguments)
     log_to_stderr()
     quiet_transformers()
+    given = {name: getattr(options, name) for name in own}
     if options.to is not None:
+        for name, value in {**given, "tokenizer": options.tokenizer}.items():
+            check(value is None, f"--{name} is about reading a published checkpoint: leave it out with --to")
         return _export(options)
-    from ouroboros.convert import systems
+    from ouroboros.convert import readers
 
-    made = systems.convert(
-        options.source,
-        options.out,
-        tokenizer=options.tokenizer,
-        loops=options.loops,
-        heads=options.heads,
-        config=options.config,
-        kupdate=options.kupdate,
-    )
+    made = readers.convert(options.source, options.out, tokenizer=options.tokenizer, **given)
     if options.json:
         facts = {"out": made.out, "parameters": made.parameters, "tokenizer": made.tokenizer}
         emit_json({"source": str(options.source), "system": made.system, **made.sizes, **facts})
@@ -65,20 +76,20 @@ def convert(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _export(options: ConvertOptions) -> int:
-    """The way back: a trained model for a published program."""
-    for name in ("loops", "heads", "config", "kupdate", "tokenizer"):
-        check(
-            getattr(options, name) is None, f"--{name} is about reading a published checkpoint: leave it out with --to"
-        )
+def _export(options: Any) -> int:
+    """The way back: a trained model for a published program.
+
+    What writes its file is found at the registry's place ``writers``: a function of the model, its tokenizer and the
+    path, which writes the file whole or not at all and returns the facts that ``--json`` prints, with the system's name
+    as ``system`` and everything else as numbers.
+    """
     from ouroboros.api import load_with_text_tokenizer, model_directory
-    from ouroboros.convert import osam
 
     model, tokenizer = load_with_text_tokenizer(model_directory(options.source))
-    characters = osam.export(model, tokenizer, options.out)
+    facts = load(found("writers")[options.to])(model, tokenizer, options.out)
     if options.json:
-        facts = {"system": "OSAM", "out": str(options.out), "characters": characters}
-        emit_json({"source": str(options.source), **facts})
+        emit_json({"source": str(options.source), "out": str(options.out), **facts})
     else:
-        say(f"{options.out}: a checkpoint of OSAM's published program, {characters:,} characters")
+        counts = ", ".join(f"{value:,} {name}" for name, value in facts.items() if name != "system")
+        say(f"{options.out}: a checkpoint of {facts['system']}'s published program, {counts}")
     return 0

@@ -12,7 +12,7 @@ import tyro
 
 from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec
 from ouroboros.errors import check
-from ouroboros.recipes import PRESETS
+from ouroboros.recipes import presets
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.verbs.options import (
     collect,
@@ -93,11 +93,12 @@ def train(arguments: Sequence[str]) -> int:
 
 def _default(name: str, size: str | None) -> tuple[Recipe, str]:
     """The recipe, and one line that says which size the hardware chose, if it did."""
-    if size is not None or name not in PRESETS:
+    choices = presets(name)
+    if size is not None or not choices:
         return make_recipe(name, size or "small"), ""
     from ouroboros.train.hardware import choose_size
 
-    size, reason = choose_size(PRESETS[name])
+    size, reason = choose_size(choices)
     return make_recipe(name, size), f"{name}: size {size} ({reason}); choose another with --size"
 
 

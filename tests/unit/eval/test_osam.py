@@ -16,7 +16,7 @@ from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import apply_sketch
-from ouroboros.recipes.osam import osam_published
+from ouroboros.systems.osam.recipe import osam_published
 
 D, T = 12, 21
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config.parts.delta import DeltaSpec
+import ouroboros.recipes.delta as earlier
+from ouroboros import systems
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig as ModelConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.recipes.delta import OuroborosConfig, OuroborosModel
+from ouroboros.systems.delta import OuroborosConfig, OuroborosModel, published
 
 V, T = 31, 9
 CONFIG = OuroborosConfig(
@@ -137,8 +139,16 @@ def test_bad_calls(model, ids) -> None:
     ):
         with pytest.raises(OuroborosError, match=message):
             model(**arguments)
-    with pytest.raises(OuroborosError, match=r"takes an ouroboros\.recipes\.delta\.OuroborosConfig, got dict"):
+    with pytest.raises(OuroborosError, match=r"takes an ouroboros\.systems\.delta\.OuroborosConfig, got dict"):
         OuroborosModel({"vocab_size": 3})
+
+
+def test_the_classes_are_offered_on_first_use() -> None:
+    """At the system's folder, and where they were offered first."""
+    for module in (systems.delta, earlier):
+        assert module.OuroborosModel is published.OuroborosModel and module.OuroborosConfig is OuroborosConfig
+        with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+            _ = module.Nothing
 
 
 def test_going_on(model, ids, tmp_path) -> None:

@@ -1,7 +1,7 @@
 """The published Python interface of the delta residual: ``logits, loss = model(input_ids, targets=...)``.
 
 A thin envelope around :class:`~ouroboros.model.modeling.OuroborosForCausalLM`, offered by
-:mod:`ouroboros.recipes.delta`. Shapes: B batch, T positions, V vocabulary.
+:mod:`ouroboros.systems.delta`. Shapes: B batch, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ouroboros.config import Recipe
 from ouroboros.errors import check
 from ouroboros.model import configuration
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.recipes.delta import OuroborosConfig, delta_published
+from ouroboros.systems.delta.config import OuroborosConfig
+from ouroboros.systems.delta.recipe import delta_published
 
 TARGETS_IGNORED, LABELS_IGNORED = -1, -100
 """What marks a position without a target: as published, and as in transformers."""
@@ -34,7 +35,7 @@ class OuroborosModel(nn.Module):
         super().__init__()
         check(
             isinstance(config, OuroborosConfig),
-            f"OuroborosModel takes an ouroboros.recipes.delta.OuroborosConfig, got {type(config).__name__}",
+            f"OuroborosModel takes an ouroboros.systems.delta.OuroborosConfig, got {type(config).__name__}",
         )
         self.config = config
         self.model = OuroborosForCausalLM(configuration.OuroborosConfig.from_spec(config.spec))
@@ -77,15 +78,15 @@ class OuroborosModel(nn.Module):
             )
         if targets is not None:
             _warn_of_copying(input_ids, targets)
-        keep = 0 if output_all_seq or targets is not None or labels is not None else 1
+        ignored = TARGETS_IGNORED if labels is None else LABELS_IGNORED
+        if labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=ignored)
+        keep = 0 if output_all_seq or targets is not None else 1
         outputs = self.model(input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=keep)
         logits = outputs.logits.float()
-        if labels is not None:
-            shifted = F.pad(labels[:, 1:], (0, 1), value=LABELS_IGNORED)
-            return logits, F.cross_entropy(logits.flatten(0, 1), shifted.flatten().long(), ignore_index=LABELS_IGNORED)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=TARGETS_IGNORED)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=ignored)
 
     def get_num_params(self) -> int:
         """Parameters; the embedding, which is the output matrix too, counts once."""

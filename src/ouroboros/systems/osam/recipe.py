@@ -1,4 +1,4 @@
-"""``osam``: a memory of constant size instead of a cache (one-shot algebraic map; docs/seeds/osam.md)."""
+"""``osam``: a memory of constant size instead of a cache (one-shot algebraic map; docs/systems/osam.md)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ouroboros.config import (
     TrainSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.recipes import RecipeEntry
 
 _SIZES = {
     # hidden, blocks, buckets, sequence, batch
@@ -21,7 +22,6 @@ _SIZES = {
     "small": (128, 4, 512, 256, 16),
     "base": (256, 6, 1024, 512, 32),
 }
-SIZES = tuple(_SIZES)
 
 _PUBLISHED = {
     # hidden, buckets, readout, sequence, batch
@@ -30,7 +30,6 @@ _PUBLISHED = {
     "quick-start": (128, 4096, 128, 128, 64),
 }
 """The defaults of the published program, the command it shows first, and ``tiny`` for trying things out."""
-PUBLISHED_SIZES = tuple(_PUBLISHED)
 
 
 def osam(size: str = "small") -> Recipe:
@@ -69,7 +68,7 @@ def osam(size: str = "small") -> Recipe:
 
 
 def osam_published(size: str = "default") -> Recipe:
-    """The system as published (v0.1), for parity; what differs from it is listed in docs/seeds/osam.md."""
+    """The system as published (v0.1), for parity; what differs from it is listed in docs/systems/osam.md."""
     hidden, buckets, readout, sequence, batch = _PUBLISHED[size]
     quick = size == "quick-start"
     return Recipe(
@@ -104,3 +103,9 @@ def osam_published(size: str = "default") -> Recipe:
         ),
         train=TrainSpec(batch_size=batch, label_smoothing=0.05 if quick else 0.0),
     )
+
+
+OSAM = RecipeEntry(make=osam)
+OSAM_PUBLISHED = RecipeEntry(
+    make=osam_published, sizes=tuple(_PUBLISHED), aliases={"small": "default", "base": "quick-start"}
+)

@@ -1,8 +1,9 @@
-"""``rhrm``: one block visited several times, latent attention, learned prefix (R-HRM; docs/seeds/r-hrm.md)."""
+"""``rhrm``: one block visited several times, latent attention, learned prefix (R-HRM; docs/systems/r-hrm.md)."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ouroboros.config import (
     BlockSpec,
@@ -17,6 +18,7 @@ from ouroboros.config import (
 )
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
+from ouroboros.recipes import RecipeEntry
 
 _SIZES = {
     # hidden, heads, loops, sequence, batch, accumulation
@@ -26,10 +28,8 @@ _SIZES = {
     "beast": (768, 12, 12, 256, 64, 2),
 }
 """The published presets, and ``tiny`` for trying things out. The batch counts all accumulation steps."""
-SIZES = tuple(_SIZES)
-PRESETS = (("beast", 12.0), ("pro", 6.0), ("lite", 0.0))
-"""Size and the GB of CUDA memory it needs, largest first; the last one serves without CUDA."""
-
+PUBLISHED_SIZES = {hidden: (heads, loops) for size, (hidden, heads, loops, *_) in _SIZES.items() if size != "tiny"}
+"""Attention heads and loops of the published presets, by their width."""
 _GPT2_ENTRIES = 50_257
 
 
@@ -68,7 +68,7 @@ def rhrm(size: str = "lite") -> Recipe:
 
 
 def rhrm_published(size: str = "lite") -> Recipe:
-    """The system as published (last revision), for parity; what differs from it is listed in docs/seeds/r-hrm.md."""
+    """The system as published (last revision), for parity; what differs from it is listed in docs/systems/r-hrm.md."""
     hidden, heads, loops, sequence, batch, accumulation = _SIZES[size]
     mixer = BottleneckAttentionSpec(num_heads=heads, dropout=0.1)
     ours = rhrm(size)
@@ -110,3 +110,12 @@ def rhrm_published(size: str = "lite") -> Recipe:
         ),
         train=TrainSpec(batch_size=batch, accumulation=accumulation, target_loss=2.1),
     )
+
+
+_CHOICES: dict[str, Any] = {
+    "sizes": tuple(_SIZES),
+    "aliases": {"small": "lite", "base": "pro"},
+    "presets": (("beast", 12.0), ("pro", 6.0), ("lite", 0.0)),
+}
+RHRM = RecipeEntry(make=rhrm, **_CHOICES)
+RHRM_PUBLISHED = RecipeEntry(make=rhrm_published, **_CHOICES)

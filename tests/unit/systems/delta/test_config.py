@@ -1,22 +1,18 @@
-"""The delta recipes and the published configuration."""
+"""The published configuration of delta-residual models."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-import ouroboros.recipes.delta as delta_module
-from ouroboros import published
 from ouroboros.accounting import cost
 from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.recipes import recipe, sizes
-from ouroboros.recipes.delta import OuroborosConfig
+from ouroboros.systems.delta.config import OuroborosConfig
 
 MEDIUM = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8}
 CHANNEL = {"ouroboros_value_channels": 4}
@@ -119,12 +115,12 @@ def test_fields_become_the_specification() -> None:
         ({"hidden_size": True}, "hidden_size must be of type int"),
         ({"mup": 1}, "mup must be of type bool"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be >= 1"),
-        ({"q_activation": "gelu"}, "q_activation must be null or one of none, silu"),
-        ({"ouroboros_compressor": "both"}, "must be 'channel' or 'token'"),
+        ({"q_activation": "gelu"}, "q_activation must be one of null, none, silu"),
+        ({"ouroboros_compressor": "both"}, "must be one of channel, token"),
         ({"ouroboros_beta_init": 2.5}, r"ouroboros_beta_init must be in \[0, 2\], the range of the gate"),
         ({"hidden_init_std_factor": 0}, "weights of 0 give sublayer outputs of 0"),
         ({"ouroboros_value_channels": 4, "ddl_state_shortconv_kernel_size": 3}, "leaves value channels unread"),
-        ({"ouroboros_compressor": "token"}, "set ouroboros_value_channels to more than 1"),
+        ({"ouroboros_compressor": "token"}, "set delta.values to more than 1"),
         ({"ouroboros_k_eps": 0}, "ouroboros_k_eps must be > 0"),
         ({"rope_ratio": 2}, r"rope_ratio must be in \[0, 1\]"),
     ],
@@ -144,12 +140,9 @@ def test_a_frozen_gate_is_reported() -> None:
     assert OuroborosConfig(ddl_state_dv_shortconv_causal=False) == OuroborosConfig()
 
 
-def test_the_configuration_needs_no_torch_and_the_model_class_comes_on_first_use() -> None:
+def test_the_configuration_needs_no_torch() -> None:
     code = (
-        "import sys; from ouroboros.recipes.delta import OuroborosConfig; OuroborosConfig().spec;"
+        "import sys; from ouroboros.systems.delta import OuroborosConfig; OuroborosConfig().spec;"
         " sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert delta_module.OuroborosModel is published.OuroborosModel
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = delta_module.Nothing

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ouroboros.errors import OuroborosError
-from ouroboros.recipes import PRESETS, SIZES, recipe, sizes
-from ouroboros.recipes.rhrm import rhrm, rhrm_published
+from ouroboros.recipes import SIZES, presets, recipe, sizes
+from ouroboros.systems.rhrm.recipe import rhrm, rhrm_published
 
 
 def test_presets_are_published_ones() -> None:
@@ -35,6 +35,7 @@ def test_both_recipes_have_the_same_shapes() -> None:
 def test_sizes_of_the_contract_name_presets() -> None:
     assert sizes("rhrm") == ("tiny", "lite", "pro", "beast") and sizes("gpt") == SIZES
     assert recipe("rhrm", "small") == recipe("rhrm", "lite") and recipe("rhrm", "base") == recipe("rhrm", "pro")
-    assert {size for size, _ in PRESETS["rhrm"]} <= set(sizes("rhrm")) and PRESETS["rhrm"][-1][1] == 0
+    assert {size for size, _ in presets("rhrm")} <= set(sizes("rhrm")) and presets("rhrm")[-1][1] == 0
+    assert presets("rhrm-published") == presets("rhrm") and presets("gpt") == ()
     with pytest.raises(OuroborosError, match=r"unknown size 'best'; did you mean 'beast'\?"):
         recipe("rhrm", "best")

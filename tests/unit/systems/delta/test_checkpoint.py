@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ouroboros.convert.delta import our_layout, our_name, to_model, to_spec
+from ouroboros.config import ModelSpec
 from ouroboros.errors import OuroborosError
+from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.delta import TokenCompressor
+from ouroboros.systems.delta.checkpoint import TABLE, our_layout, read_config, to_model
 
 D, V, K, HEADS, WIDTH, HIDDEN = 12, 2, 3, 2, 4, 32
 SETTINGS = {"ddl_k_eps": 1e-5, "block_size": 16}
@@ -44,30 +46,38 @@ def tensors(**changes: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
+def model_of(given: dict[str, Tensor], settings: dict[str, Any], **options: Any) -> OuroborosForCausalLM:
+    return to_model(given, read_config(given, settings), **options)
+
+
+def spec_of(given: dict[str, Tensor], settings: dict[str, Any]) -> ModelSpec:
+    return model_of(given, settings).model.spec
+
+
 def test_sizes_are_read_from_tensors() -> None:
-    spec = to_spec(tensors(), SETTINGS)
+    spec = spec_of(tensors(), SETTINGS)
     assert (spec.vocab_size, spec.hidden_size, spec.layout, spec.max_position_embeddings) == (9, D, "1", 16)
     assert (spec.mixer.num_heads, spec.mixer.head_dim, spec.ffn.intermediate_size) == (HEADS, WIDTH, HIDDEN)
     assert (spec.delta.values, spec.delta.kernel, spec.delta.compressor) == (V, K, "token")
     assert (spec.delta.embedding_conv, spec.delta.embedding_kernel, spec.delta.eps) == (True, K, 1e-5)
-    assert to_spec(tensors(), {**SETTINGS, "ddl_value_channels": V, "hidden_size": D}) == spec
+    assert spec_of(tensors(), {**SETTINGS, "ddl_value_channels": V, "hidden_size": D}) == spec
 
 
 def test_the_model_computes_with_the_tensors() -> None:
     given = tensors()
     output = {**given, "lm_head.weight": given["transformer.wte.weight"]}
-    model = to_model(output, SETTINGS, eos_token_id=3)
+    model = model_of(output, SETTINGS, eos_token_id=3)
     assert model.config.eos_token_id == 3 and not model.training
     assert sum(p.numel() for p in model.parameters()) == sum(t.numel() for t in given.values())
     ids = torch.randint(0, 9, (2, 6))
-    assert torch.equal(model(ids).logits, to_model(given, SETTINGS)(ids).logits)
+    assert torch.equal(model(ids).logits, model_of(given, SETTINGS)(ids).logits)
 
 
 def test_filters_change_their_axes() -> None:
     """Channel ``i V + j`` of a stored filter is value channel j of width i."""
     given = tensors()
     name = "transformer.h.0.compress.shortconv.weight"
-    part = to_model(given, SETTINGS).model.decoder.layers[0].compressor
+    part = model_of(given, SETTINGS).model.decoder.layers[0].compressor
     assert isinstance(part, TokenCompressor)
     for i, j, s in ((0, 0, 0), (5, 1, 2), (11, 0, 1)):
         assert part.weight[s, j, i] == given[name][i * V + j, s]
@@ -75,38 +85,38 @@ def test_filters_change_their_axes() -> None:
             our_layout("input_embed.conv.weight", given["input_embed.conv.weight"], V)[s, j, i]
             == (given["input_embed.conv.weight"][i * V + j, 0, s])
         )
-    assert our_name("transformer.h.11.attn.o_norm.weight") == "model.decoder.layers.11.self_attn.head_norm.weight"
+    assert TABLE.ours("transformer.h.11.attn.o_norm.weight") == "model.decoder.layers.11.self_attn.head_norm.weight"
 
 
 def test_without_residual_parameters_it_is_the_additive_twin() -> None:
     twin = {
         name: t for name, t in tensors().items() if not any(p in name for p in ("ddl_", "compress", "read", "conv"))
     }
-    assert to_spec(twin, {}).residual == "additive"
-    assert to_model(twin, {})(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 9)
+    assert spec_of(twin, {}).residual == "additive"
+    assert model_of(twin, {})(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 9)
 
 
 def test_constant_targets_ignore_the_stored_map() -> None:
-    spec = to_model(tensors(), {"ddl_v_constant": True}).model.spec
+    spec = spec_of(tensors(), {"ddl_v_constant": True})
     assert spec.delta.value == "constant"
 
 
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({"other": torch.ones(1)}, {}, "other is unknown"),
-        ({"transformer.wte.weight": None}, {}, "transformer.wte.weight is missing"),
-        ({"ln_f.weight": None}, {}, "do not belong together"),
-        ({"ln_f.weight": torch.full((D,), torch.nan)}, {}, "'ln_f.weight' holds NaN"),
+        ({"transformer.wte.weight": None}, {}, "transformer.wte.weight missing"),
+        ({"ln_f.weight": None}, {}, "ln_f.weight missing"),
+        ({"transformer.h.0.ln_1.weight": None}, {}, "do not belong together: .*input_layernorm"),
         ({"transformer.h.2.ln_1.weight": torch.ones(D)}, {}, r"holds? blocks \[0, 2\]"),
         ({"lm_head.weight": torch.ones(9, D)}, {}, "lm_head.weight differs from transformer.wte.weight"),
         ({}, {"hidden_size": 24}, "hidden_size is 24 in the settings, but the tensors say 12"),
         ({}, {"ddl_value_channels": 4}, "ouroboros_value_channels is 4 in the settings, but the tensors say 2"),
         ({}, {"model_type": "ddl"}, "unknown field 'model_type'"),
+        ({"readout.shortconv.weight": torch.ones(9, K)}, {}, r"shape \(9, 3\), expected filters of 2 value channels"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OuroborosError, match=message) as caught:
-        to_model(tensors(**changes), settings)
+        model_of(tensors(**changes), settings)
     assert "\n" not in str(caught.value)
