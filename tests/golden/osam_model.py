@@ -15,13 +15,13 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ouroboros.config import OptimSpec
 from ouroboros.convert.osam import NAMES, SCALARS, VALUE_PATH, from_model, published_state, to_model
-from ouroboros.eval.osam import telemetry
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import draw_sketch
 from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.serve.stream import repeat_last
+from ouroboros.systems.osam.measure import telemetry
 
 close = functools.partial(torch.testing.assert_close, rtol=0)
 

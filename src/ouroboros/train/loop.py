@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ouroboros import registry
 from ouroboros.accounting import cost
 from ouroboros.config import Recipe
 from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
-from ouroboros.eval.osam import idle_buckets
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -50,7 +50,7 @@ from ouroboros.train.precision import (
 )
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget, EarlyStop, early_stop
-from ouroboros.train.telemetry import LoopTelemetry, memory_records
+from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
 
 logger = logging.getLogger(__name__)
@@ -142,9 +142,10 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
-        idle = idle_buckets(model.model.spec)
-        if idle is not None and workers.is_main:
-            logger.warning("%s", idle)
+        # Entries of the place ``warnings`` are functions of a model's specification: a sentence, or None.
+        for target in registry.found("warnings").values() if workers.is_main else ():
+            if (sentence := registry.load(target)(model.model.spec)) is not None:
+                logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
         self.wrapped: nn.Module = model
@@ -289,7 +290,7 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self._next_batch()
-        memory = memory_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
+        memory = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)

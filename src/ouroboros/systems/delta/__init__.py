@@ -1,0 +1,7 @@
+"""The delta residual: erase, write, reflect (Deep Delta Learning, arXiv 2601.00417)."""
+
+from __future__ import annotations
+
+from ouroboros.registry import System
+
+SYSTEM = System(name="delta", title="Deep Delta Learning", entries={})
