@@ -34,7 +34,10 @@ from ouroboros.config import (
     ModelSpec,
     OptimSpec,
     OsamSpec,
+    Recipe,
+    TrainSpec,
 )
+from ouroboros.data.masks import IGNORED, hide
 from ouroboros.data.probes import Batch, Copy, Needle, Probe, Recall
 from ouroboros.eval.stats import mean_interval
 
@@ -52,6 +55,8 @@ FACTORS = (1, 2, 4)
 """Scored sizes as multiples of the smallest."""
 WINDOWS = 64
 """Held-out windows of text."""
+ROWS = 32
+"""Sequences that are scored at a time."""
 PROMPT, NEW = 1024, 64
 """Tokens in front of, and in, a timed continuation."""
 
@@ -100,10 +105,8 @@ class Study:
 
     def scores(self, model: Any, *, choosing: bool) -> list[float]:
         """Share of right answers at every length, on sequences no training sees; other ones to choose a rate by."""
-        from ouroboros.eval.probes import score_probe
-
         return [
-            score_probe(model, probe.sample(self.sequences, (factor, int(choosing), 1)))
+            accuracy(model, probe.sample(self.sequences, (factor, int(choosing), 1)))
             for factor, probe in zip(self.factors, self.probes, strict=True)
         ]
 
@@ -137,13 +140,31 @@ class Text:
 
     def scores(self, model: Any, *, choosing: bool) -> list[float]:
         """Bits per byte over the second half of each length, in windows of the longest, of other files if choosing."""
-        from ouroboros.eval.probes import position_nats
+        import torch
+
+        from ouroboros.eval.score import next_token_nats
 
         tokens, longest = self.prepared.tokens("valid" if choosing else "test", 0), self.lengths[-1]
         starts = np.linspace(0, len(tokens) - longest - 1, WINDOWS).astype(int)
         windows = tokens[starts[:, None] + np.arange(longest + 1)].astype(np.int64)
-        bits = position_nats(model, windows) / np.log(2)
+        bits = next_token_nats(model, torch.from_numpy(windows)).mean(0) / np.log(2)
         return [float(bits[length // 2 : length].mean()) for length in self.lengths]
+
+
+class Batches:
+    """What the trainer reads: step s of a training sees the batch of ``(seed, s)``, and learns its answers alone.
+
+    Models of one seed see the same sequences in the same order, whatever they are.
+    """
+
+    def __init__(self, task: Any, seed: int) -> None:
+        self.task, self.seed, self.step = task, seed, 0
+
+    def next_batch(self) -> np.ndarray:
+        """The next batch as the trainer takes it: ids that are not learned are hidden."""
+        inputs, labels = self.task.sample(self.task.batch, (self.seed, self.step))
+        self.step += 1
+        return hide(inputs, labels != IGNORED)
 
 
 def main() -> None:
@@ -163,17 +184,18 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
     log = Log(chosen.out / "trainings.jsonl")
-    tasks = {**STUDIES, "text": Text(chosen.out / "data")}
+    text = Text(chosen.out / "data")
+    tasks = {**STUDIES, "text": text}
     found = {}
     for name in chosen.tasks:
         steps = max(1, round(tasks[name].steps * chosen.share))
-        found[name] = study_task(name, tasks[name], steps, range(chosen.seeds), log)
+        found[name] = study_task(name, tasks[name], steps, range(chosen.seeds), log, text.prepared)
     record = {
         "study": "memory probes",
         "seeds": chosen.seeds,
         "share": chosen.share,
         "tasks": found,
-        "tokens_per_second": decoding(tasks["text"].vocab_size, chosen.rounds),
+        "tokens_per_second": decoding(text.vocab_size, chosen.rounds),
     }
     (chosen.out / "table.md").write_text(table(record))
     (chosen.out / "picture.svg").write_text(probes_picture.draw(record))
@@ -238,16 +260,45 @@ def optimiser(arm: str, rate: float) -> OptimSpec:
     )
 
 
-def study_task(name: str, task: Any, steps: int, seeds: Sequence[int], log: Log) -> dict[str, Any]:
-    """All trainings of a :class:`Study` or of :class:`Text`: rates, scores and intervals of every arm."""
-    from ouroboros.eval.probes import train_probe
+def trained(spec: ModelSpec, task: Any, optim: OptimSpec, steps: int, seed: int, prepared: Any) -> Any:
+    """A new model trained on batches of ``task``; the trainer is told of ``prepared`` and reads nothing of it."""
+    import torch
 
+    from ouroboros.api import build
+    from ouroboros.train.distributed import Workers
+    from ouroboros.train.loop import Trainer
+
+    train = TrainSpec(steps=steps, batch_size=task.batch, seed=seed, precision="fp32", threads=1, compile="off")
+    recipe = Recipe(name="memory probe", model=spec, data=prepared.spec, optim=optim, train=train)
+    torch.manual_seed(seed)
+    trainer = Trainer(recipe, build(recipe), prepared, Workers())
+    trainer.loader = Batches(task, seed)
+    while not trainer.done:
+        trainer.step()
+    return trainer.model.eval()
+
+
+def accuracy(model: Any, batch: Batch) -> float:
+    """Share of the answers that the model gives: the likeliest id at the position before each label."""
+    import torch
+
+    from ouroboros.eval.score import evaluating, log_probs
+
+    inputs, labels = (torch.from_numpy(array) for array in batch)
+    with evaluating(model):
+        found = torch.cat([log_probs(model, part[:, :-1]).argmax(-1) for part in inputs.split(ROWS)])
+    asked = labels[:, 1:] != IGNORED
+    return (found == labels[:, 1:])[asked].double().mean().item()
+
+
+def study_task(name: str, task: Any, steps: int, seeds: Sequence[int], log: Log, prepared: Any) -> dict[str, Any]:
+    """All trainings of a :class:`Study` or of :class:`Text`: rates, scores and intervals of every arm."""
     specs, found = arms(task.vocab_size), {}
     for arm, spec in specs.items():
 
         def train(rate: float, seed: int, arm: str = arm, spec: ModelSpec = spec) -> dict[str, Any]:
             start = time.process_time()
-            model = train_probe(spec, task, optimiser(arm, rate), steps=steps, batch_size=task.batch, seed=seed)
+            model = trained(spec, task, optimiser(arm, rate), steps, seed, prepared)
             seconds = time.process_time() - start
             return {"scores": task.scores(model, choosing=seed == RATE_SEED), "cpu_seconds": round(seconds, 1)}
 

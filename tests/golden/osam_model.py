@@ -14,18 +14,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from ouroboros.config import OptimSpec
-from ouroboros.eval.osam import telemetry
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.nn.osam import Osam
-from ouroboros.nn.sketch import draw_sketch
-from ouroboros.nn.visit import VisitContext
 from ouroboros.nn.linear_memory import turn_rows
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import apply_sketch, draw_sketch
+from ouroboros.nn.visit import VisitContext
 from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.serve.stream import repeat_last
 from ouroboros.systems.osam.checkpoint import NAMES, SCALARS, VALUE_PATH, to_model
 from ouroboros.systems.osam.export import from_model
+from ouroboros.systems.osam.measure import telemetry
 
 close = functools.partial(torch.testing.assert_close, rtol=0)
 

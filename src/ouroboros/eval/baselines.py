@@ -10,16 +10,19 @@ import lzma
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ouroboros.errors import OuroborosError, nearest
-from ouroboros.eval.stats import bounds, ratio_stderr, unit_edges, unit_size
+from ouroboros.errors import check
+from ouroboros.eval.score import with_text
+from ouroboros.eval.stats import Record, ratio_interval, unit_edges, unit_size
 
 Compressor = Literal["bz2", "xz"]
-
+COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
+ORDER = 4
+"""Bytes of context of the n-gram that models are compared with."""
 BOUNDARY = 256
 """Symbol in front of every document; a context may hold it, it is never predicted."""
 SYMBOLS = 257
@@ -29,8 +32,8 @@ BZ2_BLOCK = 900_000
 """bz2 sees at most this many bytes at once, whatever came before."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Baseline:
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Record):
     """A baseline's score on held-out documents."""
 
     name: str
@@ -43,24 +46,9 @@ class Baseline:
     """Over units as in :func:`ouroboros.eval.score.score`; ``None`` for compressors, which code a text as a whole."""
     interval: tuple[float, float] | None = None
     detail: str = ""
-    unit_nats: np.ndarray | None = field(default=None, repr=False)
-    unit_bytes: np.ndarray | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the arrays per unit."""
-        return {
-            "name": self.name,
-            "bits_per_byte": self.bits_per_byte,
-            "bytes": self.bytes,
-            "train_bytes": self.train_bytes,
-            "stderr": self.stderr,
-            "interval": None if self.interval is None else list(self.interval),
-            "detail": self.detail,
-        }
 
 
-@dataclass(frozen=True)
-class _Counts:
+class _Counts(NamedTuple):
     """Statistics of n-grams of one length, as sorted arrays for binary search."""
 
     grams: np.ndarray
@@ -90,14 +78,13 @@ class NGram:
         Raises:
             OuroborosError: ``order`` is not in 0..6.
         """
-        if not 0 <= order <= MAX_ORDER:
-            raise OuroborosError(f"n-gram order must be between 0 and {MAX_ORDER}, got {order}")
+        check(0 <= order <= MAX_ORDER, f"n-gram order must be between 0 and {MAX_ORDER}, got {order}")
         self.order = order
         codes = _codes(train, order + 1)
         self.train_bytes = len(codes)
         grams, counts = np.unique(codes, return_counts=True)
         levels = []
-        for length in range(order + 1, 0, -1):
+        for length in range(order + 1, 0, -1) if len(codes) else ():
             # The shorter n-grams are the suffixes of the longer, so one long sort serves them all.
             grams, counts = _merge(grams % SYMBOLS**length, counts)
             levels.append(_count_contexts(grams, counts))
@@ -111,10 +98,8 @@ class NGram:
             gram = codes % SYMBOLS**length
             where, seen = _find(level.contexts, gram // SYMBOLS)
             at, known = _find(level.grams, gram)
-            hits = np.where(known, level.counts[at], 0) if len(level.grams) else np.zeros(len(gram))
-            if len(level.contexts):
-                total, types = level.totals[where], level.types[where]
-                p = np.where(seen, (hits + types * p) / (total + types), p)
+            hits, total, types = np.where(known, level.counts[at], 0), level.totals[where], level.types[where]
+            p = np.where(seen, (hits + types * p) / (total + types), p)
         return -np.log(p)
 
 
@@ -142,47 +127,35 @@ def _count_contexts(grams: np.ndarray, counts: np.ndarray) -> _Counts:
     """Contexts of sorted n-grams; those of one context are neighbours."""
     of_gram = grams // SYMBOLS
     contexts, first, types = np.unique(of_gram, return_index=True, return_counts=True)
-    totals = np.add.reduceat(counts, first) if len(grams) else counts
-    return _Counts(grams, counts, contexts, totals, types)
+    return _Counts(grams, counts, contexts, np.add.reduceat(counts, first), types)
 
 
 def _find(table: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places of ``codes`` in the ascending ``table``, and whether they are there."""
-    if len(table) == 0:
-        return np.zeros(len(codes), dtype=np.int64), np.zeros(len(codes), dtype=bool)
     at = np.minimum(np.searchsorted(table, codes), len(table) - 1)
     return at, table[at] == codes
 
 
-def ngram(train: Iterable[bytes], documents: Sequence[bytes], order: int, *, unit_bytes: int | None = None) -> Baseline:
+def ngram(train: Iterable[bytes], documents: Sequence[bytes], order: int) -> Baseline:
     """The order-``order`` byte n-gram (that many bytes of context) trained on ``train``; see :class:`NGram`.
 
     Raises:
         OuroborosError: ``order`` is not in 0..6, or there is no held-out byte.
     """
-    kept = _kept(documents)
+    kept = with_text(documents)
     model = NGram(train, order)
-    nats = model.nats(kept)
-    size = unit_size(list(map(len, kept)), unit_bytes)
-    edges, at = [np.zeros(1, dtype=np.int64)], 0
-    for document in kept:
-        edges.append(unit_edges(len(document), size)[1:] + at)
-        at += len(document)
-    starts = np.concatenate(edges)
-    unit_nats, sizes = np.add.reduceat(nats, starts[:-1]), np.diff(starts)
-    bits = float(nats.sum()) / math.log(2) / at
-    stderr = ratio_stderr(unit_nats / math.log(2), sizes)
-    low, high = bounds(bits, stderr, len(sizes))
+    size = unit_size(list(map(len, kept)))
+    unit_bytes = np.concatenate([np.diff(unit_edges(len(document), size)) for document in kept])
+    unit_nats = np.add.reduceat(model.nats(kept), np.cumsum(unit_bytes) - unit_bytes)
+    bits = ratio_interval(unit_nats / math.log(2), unit_bytes)
     return Baseline(
         name=f"order-{order} n-gram",
-        bits_per_byte=bits,
-        bytes=at,
+        bits_per_byte=bits.mean,
+        bytes=int(unit_bytes.sum()),
         train_bytes=model.train_bytes,
-        stderr=stderr,
-        interval=None if low is None or high is None else (low, high),
+        stderr=bits.stderr,
+        interval=bits.bounds,
         detail=f"Witten-Bell, {order} bytes of context",
-        unit_nats=unit_nats,
-        unit_bytes=sizes,
     )
 
 
@@ -195,11 +168,9 @@ def compressor(name: Compressor, train: bytes, documents: Sequence[bytes]) -> Ba
     the rest of its block, which is the most that it can use.
 
     Raises:
-        OuroborosError: an unknown compressor, or no held-out byte.
+        OuroborosError: there is no held-out byte.
     """
-    if name not in get_args(Compressor):
-        raise OuroborosError(f"unknown compressor {name!r}{nearest(name, get_args(Compressor))}")
-    text = b"".join(_kept(documents))
+    text = b"".join(with_text(documents))
     if name == "xz":
         coded = _added(_xz, train, text)
         detail = "xz -9e given the training text"
@@ -230,13 +201,7 @@ def _xz(data: bytes) -> bytes:
 
 
 def compare_baselines(
-    train: Sequence[bytes],
-    seen: Sequence[bytes] | None,
-    documents: Sequence[bytes],
-    *,
-    orders: Sequence[int] = (4,),
-    compressors: Sequence[Compressor] = ("bz2", "xz"),
-    whole: str = "all",
+    train: Sequence[bytes], seen: Sequence[bytes] | None, documents: Sequence[bytes], *, whole: str = "all"
 ) -> list[Baseline]:
     """All baselines given the training text that a model has seen and, where that is less, given all of it.
 
@@ -244,28 +209,16 @@ def compare_baselines(
         train: all training documents.
         seen: the part the model has seen, with repetitions left out; None means all of it.
         documents: the held-out documents.
-        orders: orders of the n-grams (bytes of context).
-        compressors: names of the compressors.
         whole: what ``train`` is called; of a streamed run it is the head of the text only.
 
     The names are marked ``(seen)`` and, by default, ``(all)``.
     """
-    all_bytes = b"".join(train)
-    seen_bytes = all_bytes if seen is None else b"".join(seen)
-    given = [(whole, train, all_bytes)]
-    if seen is not None and len(seen_bytes) < len(all_bytes):
-        given.insert(0, ("seen", seen, seen_bytes))
+    given = [(whole, train)]
+    if seen is not None and sum(map(len, seen)) < sum(map(len, train)):
+        given.insert(0, ("seen", seen))
     found = []
-    for label, texts, joined in given:
-        for order in orders:
-            found.append((label, ngram(texts, documents, order)))
-        for name in compressors:
-            found.append((label, compressor(name, joined, documents)))
-    return [replace(baseline, name=f"{baseline.name} ({label})") for label, baseline in found]
-
-
-def _kept(documents: Sequence[bytes]) -> list[bytes]:
-    kept = [bytes(document) for document in documents if document]
-    if not kept:
-        raise OuroborosError("no data to score: every held-out document is empty")
-    return kept
+    for label, texts in given:
+        text = b"".join(texts)
+        cheap = [ngram(texts, documents, ORDER), *(compressor(name, text, documents) for name in COMPRESSORS)]
+        found += [replace(baseline, name=f"{baseline.name} ({label})") for baseline in cheap]
+    return found

@@ -23,7 +23,7 @@ from ouroboros.schedule import Schedule, parse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ouroboros.eval.residuals import Ablation, ResidualRecord, ResidualSummary
+    from ouroboros.systems.delta.measure import Ablation, ResidualRecord, ResidualSummary
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class DeltaFacts:
     @property
     def headline(self) -> str:
         """How many residuals keep, erase and reflect, and how many have an eigenvalue below 0, by the median gate."""
-        from ouroboros.eval.residuals import headline
+        from ouroboros.systems.delta.measure import headline
 
         found = headline([use.summary for use in self.uses])
         if not self.erase:
@@ -202,7 +202,7 @@ def look_at(model: Any, recipe: Recipe, ids: Tensor, *, name: str, split: str) -
         name: :attr:`DeltaFacts.model`.
         split: part of the data that ``ids`` come from.
     """
-    from ouroboros.eval.residuals import record
+    from ouroboros.systems.delta.measure import record
 
     records = record(model, ids)
     limits = _target_range(records)
@@ -278,7 +278,7 @@ def _ablation_sequences(recipe: Recipe, uses: int) -> int:
 
 
 def _ablations(model: Any, ids: Tensor) -> list[Ablation]:
-    from ouroboros.eval.residuals import ablate
+    from ouroboros.systems.delta.measure import ablate
 
     return ablate(model, ids) if ids.shape[0] and ids.shape[1] >= 2 else []
 
@@ -288,7 +288,7 @@ def _before_training(recipe: Recipe, ids: Tensor) -> tuple[list[float], list[flo
     import torch
 
     from ouroboros.api import build
-    from ouroboros.eval.residuals import record
+    from ouroboros.systems.delta.measure import record
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -306,7 +306,7 @@ def _target_range(records: Sequence[ResidualRecord]) -> tuple[float, float] | No
 
 
 def _use(record: ResidualRecord, limits: tuple[float, float] | None) -> Use:
-    from ouroboros.eval.residuals import summarise
+    from ouroboros.systems.delta.measure import summarise
 
     squares = record.gram.diagonal(dim1=-2, dim2=-1)
     return Use(

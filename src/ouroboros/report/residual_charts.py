@@ -28,7 +28,7 @@ from ouroboros.report.series import evenly
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ouroboros.eval.residuals import ResidualSummary
+    from ouroboros.systems.delta.measure import ResidualSummary
 
 MAX_CHANNELS = 6
 REGIMES = (("keep", "loop0"), ("erase", "loop2"), ("reflect", "loop5"))

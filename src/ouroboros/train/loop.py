@@ -49,7 +49,7 @@ from ouroboros.train.precision import (
 )
 from ouroboros.train.sampler import LoopSampler
 from ouroboros.train.stop import Budget, EarlyStop, early_stop
-from ouroboros.train.telemetry import LoopTelemetry, memory_records
+from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self._next_batch()
-        memory = memory_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
+        memory = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)

@@ -1,4 +1,4 @@
-"""Telemetry of loops (what each does to the state, how strong its gradient is) and of memories of constant size.
+"""Telemetry of loops (what each does to the state, how strong its gradient is) and of what parts tell of themselves.
 
 Shapes: B batch, T positions, D model width.
 """
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ouroboros.config.parts.osam import OsamSpec
-from ouroboros.eval.osam import ROWS, reading_losses, telemetry
+from ouroboros import registry
 
 
 class LoopTelemetry:
@@ -59,12 +58,13 @@ class LoopTelemetry:
         return self.records
 
 
-def memory_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
-    """Of an OSAM model and a ``batch`` (B, T + 1): ``memory``, what its memories hold on the first windows, a record
-    for each visit; with a kupdate above 1 ``loss_by_reading``, of all windows. Empty for other mixers."""
-    if not isinstance(model.model.spec.block.mixer, OsamSpec):
-        return {}
-    ids = torch.from_numpy(batch[:ROWS, :-1]).to(next(model.parameters()).device)
-    found: dict[str, Any] = {"memory": [record.to_dict() for record in telemetry(model, ids)]}
-    losses = reading_losses(model, batch)
-    return found | ({"loss_by_reading": losses} if losses else {})
+def part_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
+    """What the parts of ``model`` tell of themselves on ``batch`` (B, T + 1), for the telemetry record.
+
+    Entries of the registry's place ``telemetry`` are functions of the two that return what is to be recorded, and
+    nothing for models without the part.
+    """
+    found: dict[str, Any] = {}
+    for target in registry.found("telemetry").values():
+        found |= registry.load(target)(model, batch)
+    return found

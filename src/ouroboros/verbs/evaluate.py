@@ -64,7 +64,7 @@ def eval(arguments: Sequence[str]) -> int:
     import torch
 
     from ouroboros.api import load_with_text_tokenizer, model_directory
-    from ouroboros.eval.score import score
+    from ouroboros.eval.score import score_loops
 
     directory = model_directory(options.model)
     model, tokenizer = load_with_text_tokenizer(directory)
@@ -78,20 +78,17 @@ def eval(arguments: Sequence[str]) -> int:
         )
 
     def score_all(documents: list[bytes]) -> list[Score]:
-        return [
-            score(
-                model,
-                tokenizer,
-                documents,
-                window=window,
-                stride=options.stride,
-                loops=count,
-                max_bytes=options.max_bytes,
-                model_name=str(options.model),
-                amp=torch.bfloat16 if options.precision == "bf16" else None,
-            )
-            for count in loops
-        ]
+        return score_loops(
+            model,
+            tokenizer,
+            documents,
+            loops,
+            window=window,
+            stride=options.stride,
+            max_bytes=options.max_bytes,
+            model_name=str(options.model),
+            amp=torch.bfloat16 if options.precision == "bf16" else None,
+        )
 
     if options.by_source:
         return _eval_sources(options, score_all)

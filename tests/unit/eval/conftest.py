@@ -19,6 +19,10 @@ class ByteTokenizer:
     """Ids are byte values; 256 ends a text."""
 
     kind, is_lossless, eos_id, vocab_size = "bytes", True, 256, VOCABULARY
+    unknown_id, unknown_nats = None, 0.0
+
+    def unknown(self, text: bytes) -> dict[str, int]:
+        return {}
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, dtype=np.uint8).astype(np.int32)

@@ -7,9 +7,9 @@ import torch
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.eval import harness
-from ouroboros.eval.equivalence import Mismatch, Subject
 from ouroboros.eval.finding import Finding
-from ouroboros.eval.harness import CHECKS, build_perturbed, prepare, run_harness
+from ouroboros.eval.harness import CHECKS, run_harness
+from ouroboros.eval.subject import Subject, build_perturbed
 from ouroboros.recipes import recipe
 
 SPEC = ModelSpec(
@@ -71,28 +71,18 @@ def test_recipes_and_half_precision_models(monkeypatch: pytest.MonkeyPatch) -> N
     assert model.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("context", "length", "new"), [(1, 1, 1), (2, 1, 1), (12, 4, 8), (100, 17, 8)])
-def test_inputs_fit_the_context(context: int, length: int, new: int) -> None:
+@pytest.mark.parametrize("context", [1, 2, 12])
+def test_short_contexts_pass(context: int) -> None:
     spec = ModelSpec(**{**vars(SPEC), "max_position_embeddings": context})
-    prepared = prepare(build_perturbed(spec))
-    assert prepared.ids.shape == (3, length) and prepared.new_tokens == new
-    if context != 100:
-        assert [finding.name for finding in run_harness(spec, quick=True) if not finding.ok] == []
+    assert [finding.name for finding in run_harness(spec, quick=True) if not finding.ok] == []
 
 
-def test_failures_become_findings(monkeypatch: pytest.MonkeyPatch) -> None:
-    def differs(subject: Subject) -> str:
-        raise Mismatch("left and right")
-
+def test_a_failure_ends_no_other_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(subject: Subject) -> str:
-        raise RuntimeError("first line\n\n  second line")
+        raise RuntimeError("broken")
 
-    monkeypatch.setattr(harness, "CHECKS", {"a": differs, "b": breaks, "c": lambda subject: "fine"})
-    assert outcome(run_harness(SPEC)) == [
-        ("a", False, "left and right"),
-        ("b", False, "RuntimeError: first line second line"),
-        ("c", True, "fine"),
-    ]
+    monkeypatch.setattr(harness, "CHECKS", {"a": breaks, "b": lambda subject: "fine"})
+    assert outcome(run_harness(SPEC)) == [("a", False, "RuntimeError: broken"), ("b", True, "fine")]
 
 
 def test_training_mode_is_restored_after_a_failure_outside_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:

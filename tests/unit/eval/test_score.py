@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from ouroboros.data.tokenize import character_tokenizer
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.score import data_hash, evaluating, first_bytes, log_probs, score, score_loops, spans
+from ouroboros.eval.score import (
+    data_hash,
+    evaluating,
+    first_bytes,
+    log_probs,
+    next_token_nats,
+    score,
+    score_loops,
+    spans,
+)
 from ouroboros.eval.stats import paired_difference
 
 
@@ -110,11 +119,10 @@ def test_units_and_interval(fakes: SimpleNamespace, texts: list[bytes]) -> None:
         and whole.interval is not None
     )
     assert whole.interval[0] < whole.bits_per_byte < whole.interval[1]
-    halves = score(model, tokenizer, [texts[6]], window=64, unit_bytes=500)
-    assert halves.units == 18 and halves.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-12)
-    assert halves.interval is not None and halves.interval[1] < whole.interval[1]
-    alone = score(model, tokenizer, [texts[6]], window=64, unit_bytes=0)
-    assert alone.units == 1 and alone.unit == "whole documents" and alone.stderr is None and alone.interval is None
+    many = score(model, tokenizer, [texts[6][at : at + 900] for at in range(0, 9000, 900)], window=64)
+    assert many.units == 10 and many.unit == "whole documents" and many.interval is not None
+    alone = score(model, tokenizer, [texts[0]], window=64)
+    assert alone.units == 1 and alone.stderr is None and alone.interval is None
 
 
 def test_the_record_is_json(fakes: SimpleNamespace) -> None:
@@ -168,13 +176,17 @@ def test_max_bytes_cuts_the_text_but_no_character(fakes: SimpleNamespace) -> Non
     assert first_bytes(b"\x80" * 9, 6) == b"\x80" * 3 and first_bytes(b"abc", 9) == b"abc"
 
 
-def test_loops_make_views_and_are_recorded(fakes: SimpleNamespace, texts: list[bytes]) -> None:
+def test_loops_make_views_and_are_recorded_and_the_text_is_prepared_once(
+    fakes: SimpleNamespace, texts: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = fakes.Looped(loops=2), fakes.ByteTokenizer()
-    found = score_loops(model, tokenizer, texts, [1, 2, 4], window=64)
-    assert [one.loops for one in found] == [1, 2, 4]
+    encoded: list[bytes] = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    found = score_loops(model, tokenizer, texts, [1, 2, 4, None], window=64)
+    assert [one.loops for one in found] == [1, 2, 4, 2] and encoded == [text for text in texts if text]
     assert len({one.bits_per_byte for one in found}) == 3
-    own = score(model, tokenizer, texts, window=64)
-    assert own.loops == 2 and own.nats == found[1].nats
+    assert found[3].nats == found[1].nats == score(model, tokenizer, texts, window=64).nats
     with pytest.raises(OuroborosError, match="has no loops"):
         score(fakes.Uniform(), tokenizer, texts, window=64, loops=2)
 
@@ -258,3 +270,15 @@ def test_scores_that_are_not_finite_are_refused(fakes: SimpleNamespace, value: f
 
     with pytest.raises(OuroborosError, match="document 0: the score of token 2"):
         score(fakes.Uniform(), fakes.ByteTokenizer(), [b"abcd"], window=8, predict=predict)
+
+
+def test_losses_by_position(fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = fakes.Bigram(), torch.randint(257, (5, 12), generator=torch.Generator().manual_seed(0))
+    model.train()
+    found = next_token_nats(model, ids)
+    logits = model.eval().logits(ids)
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    assert found.dtype == torch.float64 and torch.allclose(found, expected.double(), atol=1e-5)
+    monkeypatch.setattr("ouroboros.eval.score.BATCH_TOKENS", 24)
+    model.shapes.clear()
+    assert torch.allclose(next_token_nats(model, ids), found, atol=1e-6) and model.shapes == [(2, 11), (2, 11), (1, 11)]

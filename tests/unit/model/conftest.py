@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from ouroboros.eval.accounts import perturb
 from torch import Tensor
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
-from ouroboros.eval.accounts import perturb
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.residuals import record, watching
 from ouroboros.eval.score import evaluating
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -25,6 +24,7 @@ from ouroboros.nn.operators import (
     trajectory,
     update,
 )
+from ouroboros.systems.delta.measure import record, watching
 
 GATES = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0]), st.floats(0, 2))
 LENGTHS = st.one_of(st.just(1.0), st.floats(0.05, 1))

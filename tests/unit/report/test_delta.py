@@ -17,11 +17,11 @@ from ouroboros.api import build
 from ouroboros.config import Recipe, to_json
 from ouroboros.data import open_prepared, prepare
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.residuals import record
 from ouroboros.recipes import recipe
 from ouroboros.report import delta as module
 from ouroboros.report import report_from_run
 from ouroboros.report.delta import DeltaFacts, delta_facts, held_out_sample, look_at, sample_size
+from ouroboros.systems.delta.measure import record
 
 DeltaModel = Callable[..., tuple[Any, Recipe, torch.Tensor]]
 

@@ -18,5 +18,8 @@ SYSTEM = System(
         "writers": {
             "osam": "ouroboros.systems.osam.export:write",
         },
+        "telemetry": {
+            "osam": "ouroboros.systems.osam.measure:part_records",
+        },
     },
 )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config.parts.delta import DeltaSpec
 import ouroboros.recipes.delta as earlier
 from ouroboros import systems
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig as ModelConfig
 from ouroboros.model.modeling import OuroborosForCausalLM

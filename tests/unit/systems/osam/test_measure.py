@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from ouroboros.recipes.osam import osam_published
 from torch import Tensor
 
+from ouroboros import registry
 from ouroboros.config import FeedForwardSpec, LoopSpec, ModelSpec, OsamSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.osam import idle_buckets, reading_losses, telemetry
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import apply_sketch
+from ouroboros.systems.osam.measure import idle_buckets, part_records, reading_losses, telemetry
 from ouroboros.systems.osam.recipe import osam_published
 
 D, T = 12, 21
@@ -114,6 +116,7 @@ def test_other_mixers_have_no_such_memory() -> None:
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(ModelSpec(layout="1", hidden_size=16)))
     with pytest.raises(OuroborosError, match="memory telemetry is of osam, not of attention"):
         telemetry(model, torch.zeros(1, 3, dtype=torch.long))
+    assert part_records(model, torch.zeros(1, 3, dtype=torch.long).numpy()) == {}
 
 
 def test_a_stride_that_meets_nothing_is_refused() -> None:
@@ -150,3 +153,11 @@ def test_losses_of_read_and_skipped_positions() -> None:
     assert found["read"] == pytest.approx(nats[[3, 8]].mean().item(), rel=1e-5)
     assert found["skipped"] == pytest.approx(nats[[0, 1, 2, 4, 5, 6, 7, 9, 10]].mean().item(), rel=1e-5)
     assert reading_losses(model_of({}), ids.numpy()) == {}
+    records = part_records(model, ids.numpy())
+    assert records["loss_by_reading"] == found and [record["slot"] for record in records["memory"]] == [0, 1]
+    assert set(part_records(model_of({}), ids.numpy())) == {"memory"}
+
+
+def test_training_finds_them() -> None:
+    assert registry.load(registry.found("telemetry")["osam"]) is part_records
+    assert registry.load(registry.found("warnings")["osam"]) is idle_buckets

@@ -7,25 +7,23 @@ Shapes: B batch, T tokens, D model width, N measured positions.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ouroboros.nn.visit import VisitContext
 from torch import Tensor, nn
 
-from ouroboros.config import ModelSpec
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import check
-from ouroboros.eval.probes import position_nats
-from ouroboros.eval.score import evaluating
-from ouroboros.nn.linear_memory import Keys, Turn, read_and_write
+from ouroboros.eval.score import device_of, evaluating, next_token_nats
+from ouroboros.eval.stats import Record
+from ouroboros.nn.linear_memory import Keys, read_and_write
 from ouroboros.nn.osam import Factors, Osam
 from ouroboros.nn.sketch import gram_matrix, reachable_buckets
+from ouroboros.nn.visit import VisitContext
+from ouroboros.schedule import Visit
 
 ROWS = 4
 """Sequences that :func:`telemetry` looks at unless told otherwise."""
@@ -34,7 +32,7 @@ POSITIONS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryRecord:
+class MemoryRecord(Record):
     """One visit's memory on a batch of texts. Norms are means over sequences."""
 
     slot: int
@@ -42,7 +40,7 @@ class MemoryRecord:
     block: int
     loop: int
     positions: list[int]
-    """Measured positions: tokens in front, registers included; such that read."""
+    """Number of preceding tokens (including registers) at each measured position; all of them read the memory."""
     feature_norm: list[float]
     """``|psi|`` at each of them."""
     key_norm: list[float]
@@ -65,10 +63,6 @@ class MemoryRecord:
     reached_buckets: int
     """Buckets of the feature that some pair of coordinates falls into; the others stay 0 for ever."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
-
 
 class _Seen(NamedTuple):
     """What a visit's mixer was given."""
@@ -77,6 +71,17 @@ class _Seen(NamedTuple):
     x_BTD: Tensor
     given: VisitContext
     state: Tensor | None
+
+
+def part_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
+    """What a training run records of an OSAM model on a ``batch`` (B, T + 1): ``memory``, a record for each visit on
+    the first windows; with a kupdate above 1 also ``loss_by_reading``, of all windows. Empty for other mixers."""
+    if not isinstance(model.model.spec.mixer, OsamSpec):
+        return {}
+    ids = torch.from_numpy(batch[:ROWS, :-1]).to(device_of(model))
+    found: dict[str, Any] = {"memory": [record.to_dict() for record in telemetry(model, ids)]}
+    losses = reading_losses(model, batch)
+    return found | ({"loss_by_reading": losses} if losses else {})
 
 
 def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int | None = ROWS) -> list[MemoryRecord]:
@@ -92,13 +97,15 @@ def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int |
         OuroborosError: the model has other mixers.
     """
     inner = model.model
-    check(isinstance(inner.spec.block.mixer, OsamSpec), f"memory telemetry is of osam, not of {inner.spec.block.mixer.kind}")
+    mixer = inner.spec.block.mixer
+    check(isinstance(mixer, OsamSpec), f"memory telemetry is of osam, not of {mixer.kind}")
     visits, seen = inner.schedule.visits, list[_Seen]()
+    stride = max(ids.shape[1] // POSITIONS, 1) if stride is None else stride
 
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x_BTD, given, memory = arguments
+        x_BTD, given = arguments
         assert isinstance(module, Osam)
-        seen.append(_Seen(module, x_BTD, given, None if memory is None else memory.state()))
+        seen.append(_Seen(module, x_BTD, given, None if given.memory is None else given.memory.state()))
 
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -107,10 +114,8 @@ def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int |
             if isinstance(module, Osam):
                 stack.callback(module.register_forward_pre_hook(look).remove)
         inner(ids[:rows], use_cache=False)
-        stride = max(ids.shape[1] // POSITIONS, 1) if stride is None else stride
         # Registers run by themselves first; the text's own pass comes last.
-        texts = zip(visits, seen[-len(visits) :], strict=True)
-        return [_record(visit.slot, visit.block, visit.loop, it, stride) for visit, it in texts]
+        return [_record(visit, it, stride) for visit, it in zip(visits, seen[-len(visits) :], strict=True)]
 
 
 def reading_losses(model: Any, ids: np.ndarray) -> dict[str, float]:
@@ -120,24 +125,22 @@ def reading_losses(model: Any, ids: np.ndarray) -> dict[str, float]:
         model: a model with OSAM mixers; empty if every position reads.
         ids: token ids (B, T), without padding.
     """
-    mixer, registers = model.model.spec.mixer, model.model.spec.registers
+    mixer, registers = model.model.spec.block.mixer, model.model.spec.registers
     if mixer.kupdate == 1:
         return {}
-    nats = position_nats(model, ids)
+    nats = next_token_nats(model, torch.from_numpy(ids)).mean(0).numpy()
     reads = (np.arange(len(nats)) + registers) % mixer.kupdate == 0
     parts = {"read": nats[reads], "skipped": nats[~reads]}
     return {name: float(part.mean()) for name, part in parts.items() if len(part)}
 
 
-def _record(slot: int, block: int, loop: int, seen: _Seen, stride: int) -> MemoryRecord:
+def _record(visit: Visit, seen: _Seen, stride: int) -> MemoryRecord:
     mixer, x_BTD, given, state = seen
     dtype = torch.promote_types(x_BTD.dtype, torch.float32)
-    positions = given.positions
-    if positions is None:
-        positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
-    given = given._replace(positions=positions)
-    factors = mixer.factors(x_BTD, given, dtype)
-    tokens = positions[0]
+    if given.positions is None:
+        given = given._replace(positions=torch.arange(x_BTD.shape[1], device=x_BTD.device)[None])
+    assert given.positions is not None
+    factors, tokens = mixer.factors(x_BTD, given, dtype), given.positions[0]
     at = ((tokens % mixer.spec.kupdate == 0) & (tokens % stride == 0)).nonzero().flatten().tolist()
     check(bool(at), f"no position that reads is divisible by the stride {stride}")
     feature = _feature_norms(mixer, factors, state, at, tokens[at])
@@ -145,17 +148,17 @@ def _record(slot: int, block: int, loop: int, seen: _Seen, stride: int) -> Memor
     gate_feature, gate_value = mixer.gates(dtype)
     theta_q, theta_k = mixer.phases(dtype)
     turn, size = mixer.turn(dtype), x_BTD.shape[-1] // mixer.spec.frequencies
-    mean = functools.partial(torch.mean, dtype=torch.float64)
+    value_norm = 0.0 if values is None else values.double().mean().item()
     return MemoryRecord(
-        slot=slot,
-        block=block,
-        loop=loop,
+        slot=visit.slot,
+        block=visit.block,
+        loop=visit.loop,
         positions=tokens[at].tolist(),
         feature_norm=feature.tolist(),
         key_norm=keys.tolist(),
         value_norm=None if values is None else values.tolist(),
-        phi_norm=mean(feature).item(),
-        s1_norm=mean(keys).item() + (0.0 if values is None else mean(values).item()),
+        phi_norm=feature.double().mean().item(),
+        s1_norm=keys.double().mean().item() + value_norm,
         gate_feature=gate_feature.item(),
         gate_value=0.0 if gate_value is None else gate_value.item(),
         theta_q=theta_q.item(),
@@ -168,21 +171,15 @@ def _record(slot: int, block: int, loop: int, seen: _Seen, stride: int) -> Memor
 
 def _feature_norms(mixer: Osam, factors: Factors, state: Tensor | None, at: list[int], tokens_N: Tensor) -> Tensor:
     """``|psi|`` (N,), mean over sequences."""
-    sums = _read(factors, mixer.turn(factors.query.dtype), state)[:, at]
+    turn, key_sum = mixer.turn(factors.query.dtype), None if state is None else state[..., -1:]
+    sums, _, _ = read_and_write(None, factors.key, None, turn, key_sum, None, wants_state=False)
     count_1N1 = (tokens_N + 1).to(sums.dtype)[None, :, None]
-    return mixer.feature(factors.query[:, at], sums, count_1N1).norm(dim=-1).mean(0)
-
-
-def _read(factors: Factors, turn: Turn, state: Tensor | None) -> Tensor:
-    """Sums of keys (B, T, 2, D) before each token."""
-    return read_and_write(
-        None, factors.key, None, turn, None if state is None else state[..., -1:], None, wants_state=False
-    )[0]
+    return mixer.feature(factors.query[:, at], sums[:, at], count_1N1).norm(dim=-1).mean(0)
 
 
 def _state_norms(mixer: Osam, factors: Factors, state: Tensor | None, at: list[int]) -> tuple[Tensor, Tensor | None]:
     """Norms of the sketched sum of keys and of the rows of the sketched memory of values, (N,) each: means."""
-    turn, dtype = mixer.turn(factors.query.dtype), factors.query.dtype
+    dtype = factors.query.dtype
     gram = gram_matrix(mixer.key_sketch, dtype)
     of_values = gram if mixer.spec.sketch_values else torch.eye(len(gram), dtype=dtype, device=gram.device)
     keys, values, start = [], [], 0
@@ -190,7 +187,7 @@ def _state_norms(mixer: Osam, factors: Factors, state: Tensor | None, at: list[i
         part = slice(start, position + 1)
         key = Keys(*(x[:, part] for x in factors.key))
         value = None if factors.value is None else factors.value[:, part]
-        _, _, state = read_and_write(None, key, value, turn, state, None, wants_state=True)
+        state = read_and_write(None, key, value, mixer.turn(dtype), state, None, wants_state=True)[2]
         assert state is not None
         pairs_B2DE = state.unflatten(1, (2, -1))
         keys.append(_norm(pairs_B2DE[..., -1:], gram).mean())
@@ -202,18 +199,3 @@ def _state_norms(mixer: Osam, factors: Factors, state: Tensor | None, at: list[i
 def _norm(x_B2DE: Tensor, gram: Tensor) -> Tensor:
     """``sqrt(x^T G x)`` of every column, over both parts, (B, E)."""
     return ((gram @ x_B2DE) * x_B2DE).sum((1, 2)).clamp(min=0).sqrt()
-
-
-def idle_buckets(spec: ModelSpec) -> str | None:
-    """A sentence if the sketch has more buckets than there are products of coordinates; with one table the pairs i, j
-    and j, i are one."""
-    mixer, d = spec.block.mixer, spec.hidden_size
-    if not isinstance(mixer, OsamSpec):
-        return None
-    products = d * d if mixer.independent_hashes else d * (d + 1) // 2
-    if mixer.buckets <= products:
-        return None
-    return (
-        f"mixer.buckets is {mixer.buckets:,} and a width of {d} has {products:,} products of coordinates: the buckets"
-        f" beyond are never reached, and their weights are not trained; {products:,} or fewer do the same"
-    )

@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ouroboros.errors import OuroborosError, check
-from ouroboros.eval.score import evaluating
-from ouroboros.eval.stats import ratio_stderr
+from ouroboros.errors import check
+from ouroboros.eval.score import evaluating, next_token_nats
+from ouroboros.eval.stats import ratio_interval
 from ouroboros.nn.delta import DeltaResidual
 from ouroboros.schedule import Visit
 
 Sublayer = Literal["mixer", "mlp"]
-SUBLAYERS: tuple[Sublayer, ...] = ("mixer", "mlp")
+SUBLAYERS: tuple[Sublayer, ...] = get_args(Sublayer)
 CUTS = (0.5, 1.5)
 """Gates that bound the regimes keep, erase and reflect."""
 FINE_CUTS = (0.3, 0.7, 1.3, 1.7)
@@ -68,17 +68,10 @@ class ResidualRecord:
     """``k.X'``, of the state as the model stores it, (B, T, V)."""
     value: Tensor
     """Target ``v``, (B, T, V)."""
-    state_norm: Tensor
-    """``|X|`` before the update, (B, T)."""
     state_norm_after: Tensor
-    """``|X'|``, (B, T)."""
+    """``|X'|``, (B, T), the length of the whole state after the update."""
     gram: Tensor
     """Inner products of the value channels of ``X'``, (B, T, V, V): their lengths and cosines."""
-
-    @property
-    def label(self) -> str:
-        """The use's name in pictures, for example ``3 mlp``."""
-        return f"{self.slot} {self.sublayer}"
 
     @property
     def eigenvalue(self) -> Tensor:
@@ -115,7 +108,7 @@ def _inner(model: Any) -> Any:
 
 @contextmanager
 def watching(model: Any, hook: ResidualHook, restart: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Call ``hook`` at every residual use, of any kind of residual, until the context ends.
+    """Call ``hook`` at every residual use, of any kind of residual, until the context ends. (core: ``observe``)
 
     Args:
         model: an Ouroboros model, with or without its head.
@@ -158,11 +151,11 @@ def watching(model: Any, hook: ResidualHook, restart: Callable[[], None] = lambd
 
 
 def _delta_only(model: Any) -> None:
-    if _inner(model).spec.block.residual.kind != "delta":
-        raise OuroborosError(
-            "this model has no delta residual (its residual is 'additive'), so there are no gates to record;"
-            " use a model whose recipe has model.residual = delta"
-        )
+    check(
+        _inner(model).spec.block.residual.kind == "delta",
+        "this model has no delta residual (its residual is 'additive'), so there are no gates to record; use a model"
+        " whose recipe has model.residual = delta",
+    )
 
 
 def record(model: Any, input_ids: Tensor) -> list[ResidualRecord]:
@@ -177,7 +170,6 @@ def record(model: Any, input_ids: Tensor) -> list[ResidualRecord]:
     records: list[ResidualRecord] = []
 
     def keep(visit: Visit, sublayer: Sublayer, residual: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(residual, DeltaResidual)
         records.append(_record(visit, sublayer, residual, args, output))
 
     with evaluating(model), watching(model, keep, records.clear):
@@ -186,8 +178,9 @@ def record(model: Any, input_ids: Tensor) -> list[ResidualRecord]:
 
 
 def _record(
-    visit: Visit, sublayer: Sublayer, residual: DeltaResidual, args: tuple[Tensor, ...], output: Tensor
+    visit: Visit, sublayer: Sublayer, residual: nn.Module, args: tuple[Tensor, ...], output: Tensor
 ) -> ResidualRecord:
+    assert isinstance(residual, DeltaResidual)
     spec, (x, update, context, read) = residual.spec, args
     k_D, beta, value = residual.terms(update, context, read)
     before, after = (t.float() if spec.expanded else t.float()[..., None, :] for t in (x, output))
@@ -205,34 +198,19 @@ def _record(
         projection=(before @ k_D[..., None])[..., 0].cpu(),
         projection_after=(after @ k_D[..., None])[..., 0].cpu(),
         value=value.cpu(),
-        state_norm=before.flatten(-2).norm(dim=-1).cpu(),
         state_norm_after=after.flatten(-2).norm(dim=-1).cpu(),
         gram=(after @ after.mT).cpu(),
     )
-
-
-def state_norms(model: Any, input_ids: Tensor) -> list[Tensor]:
-    """``|X|`` (B, T) after each residual use, for any kind of residual: the additive twin beside the delta model."""
-    norms: list[Tensor] = []
-
-    def keep(visit: Visit, sublayer: Sublayer, residual: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        norms.append(output.float().flatten(2).norm(dim=-1).cpu())
-
-    with evaluating(model), watching(model, keep, norms.clear):
-        _inner(model)(input_ids, use_cache=False)
-    return norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualSummary:
     """One residual use over all its tokens. Shares are of tokens (of token and channel for the target)."""
 
-    label: str
     regimes: tuple[float, ...]
     """Shares that keep (b < 0.5), erase and reflect (b >= 1.5)."""
     fine_regimes: tuple[float, ...]
     """Shares between the finer cuts."""
-    beta_mean: float
     beta: tuple[float, ...]
     """Quantiles (:data:`QUANTILES`) of the gate."""
     eigenvalue: tuple[float, ...]
@@ -241,8 +219,6 @@ class ResidualSummary:
     """Share with ``b < 0.001``."""
     gate_open: float
     """Share with ``b > 1.999``."""
-    value: tuple[float, ...]
-    """Quantiles of the target."""
     value_low: float | None
     """Share of targets in the lowest 2.5 % of the sigmoid's range; None without a sigmoid."""
     value_high: float | None
@@ -258,9 +234,8 @@ class ResidualSummary:
     """Mean ``b |k.X|``."""
     written: float
     """Mean ``b |v|``."""
-    state_norm: float
-    """Mean ``|X|`` before the update."""
     state_norm_after: float
+    """Mean ``|X|`` after the update."""
 
     @property
     def median_beta(self) -> float:
@@ -280,45 +255,39 @@ def quantiles(values: Tensor) -> tuple[float, ...]:
     # torch.quantile refuses more than 2^24 entries.
     ordered = values.flatten().double().sort().values
     place = torch.tensor(QUANTILES, dtype=torch.float64) * (len(ordered) - 1)
-    low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
-    return tuple((low + (high - low) * place.frac()).tolist())
+    return tuple(torch.lerp(ordered[place.floor().long()], ordered[place.ceil().long()], place.frac()).tolist())
 
 
 def summarise(record: ResidualRecord) -> ResidualSummary:
     """The numbers behind the pictures of one residual use."""
+
+    def share(where: Tensor) -> float:
+        return where.double().mean().item()
+
     low = high = None
     if record.value_scale is not None:
         edge = VALUE_EDGE * record.value_scale
-        low, high = _share(record.value < edge), _share(record.value > record.value_scale - edge)
+        low, high = share(record.value < edge), share(record.value > record.value_scale - edge)
     return ResidualSummary(
-        label=record.label,
         regimes=shares(record.beta, CUTS),
         fine_regimes=shares(record.beta, FINE_CUTS),
-        beta_mean=record.beta.mean().item(),
         beta=quantiles(record.beta),
         eigenvalue=quantiles(record.eigenvalue),
-        gate_closed=_share(record.beta < GATE_EDGE),
-        gate_open=_share(record.beta > 2 - GATE_EDGE),
-        value=quantiles(record.value),
+        gate_closed=share(record.beta < GATE_EDGE),
+        gate_open=share(record.beta > 2 - GATE_EDGE),
         value_low=low,
         value_high=high,
         h_norm=quantiles(record.h_norm),
-        h_small=_share(record.h_norm < SMALL * record.eps),
+        h_small=share(record.h_norm < SMALL * record.eps),
         discrepancy=record.discrepancy.mean().item(),
         discrepancy_after=record.discrepancy_after.mean().item(),
         erased=record.erased.mean().item(),
         written=record.written.mean().item(),
-        state_norm=record.state_norm.mean().item(),
         state_norm_after=record.state_norm_after.mean().item(),
     )
 
 
-def _share(where: Tensor) -> float:
-    return where.double().mean().item()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline:
+class Headline(NamedTuple):
     """How many residual uses do what, by their median gate."""
 
     residuals: int
@@ -327,22 +296,13 @@ class Headline:
     erase: int
     reflect: int
     """1.5 or more."""
-    negative: int
-    """Median eigenvalue along ``k`` below 0, that is a median gate above about 1."""
 
 
 def headline(summaries: Sequence[ResidualSummary]) -> Headline:
     """Counts over all residual uses."""
     medians = [summary.median_beta for summary in summaries]
     keep, reflect = sum(b < CUTS[0] for b in medians), sum(b >= CUTS[1] for b in medians)
-    middle = QUANTILES.index(0.5)
-    return Headline(
-        residuals=len(medians),
-        keep=keep,
-        erase=len(medians) - keep - reflect,
-        reflect=reflect,
-        negative=sum(summary.eigenvalue[middle] < 0 for summary in summaries),
-    )
+    return Headline(len(medians), keep, len(medians) - keep - reflect, reflect)
 
 
 @contextmanager
@@ -390,11 +350,6 @@ class Ablation:
     stderr: float | None
     """Standard error of the change over sequences; None with fewer than two."""
 
-    @property
-    def label(self) -> str:
-        """The use's name in pictures, as in :class:`ResidualRecord`."""
-        return f"{self.slot} {self.sublayer}"
-
 
 def ablate(model: Any, input_ids: Tensor, betas: Sequence[float] = (0.0, 1.0, 2.0)) -> list[Ablation]:
     """Force the gate of every residual use in turn, and measure the next-token loss on ``input_ids`` (B, T).
@@ -407,31 +362,25 @@ def ablate(model: Any, input_ids: Tensor, betas: Sequence[float] = (0.0, 1.0, 2.
     """
     _delta_only(model)
     check(input_ids.shape[-1] >= 2, "the loss needs sequences of at least two tokens")
-    out: list[Ablation] = []
-    with evaluating(model):
-        plain = _nats(model, input_ids)
-        for visit in _inner(model).schedule.visits:
-            for sublayer in SUBLAYERS:
-                for beta in betas:
-                    with forced(model, visit.slot, sublayer, beta):
-                        nats = _nats(model, input_ids)
-                    change = nats - plain
-                    stderr = ratio_stderr(change.numpy(), torch.ones_like(change).numpy())
-                    out.append(
-                        Ablation(
-                            slot=visit.slot,
-                            sublayer=sublayer,
-                            beta=beta,
-                            loss=nats.mean().item(),
-                            change=change.mean().item(),
-                            stderr=stderr,
-                        )
+
+    def loss_of_each() -> Tensor:
+        return next_token_nats(model, input_ids).mean(-1)
+
+    found, plain = [], loss_of_each()
+    for visit in _inner(model).schedule.visits:
+        for sublayer in SUBLAYERS:
+            for beta in betas:
+                with forced(model, visit.slot, sublayer, beta):
+                    nats = loss_of_each()
+                change = ratio_interval((nats - plain).numpy(), np.ones(len(nats)))
+                found.append(
+                    Ablation(
+                        slot=visit.slot,
+                        sublayer=sublayer,
+                        beta=beta,
+                        loss=nats.mean().item(),
+                        change=change.mean,
+                        stderr=change.stderr,
                     )
-    return out
-
-
-def _nats(model: Any, input_ids: Tensor) -> Tensor:
-    """Mean next-token loss of each sequence, float64 (B,)."""
-    logits = model(input_ids, use_cache=False).logits[:, :-1].float()
-    nats = F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
-    return nats.view(input_ids.shape[0], -1).double().mean(-1).cpu()
+                )
+    return found

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ouroboros.accounting import Cost
 from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval import accounts
-from ouroboros.eval.equivalence import Mismatch, Subject
-from ouroboros.eval.harness import build_perturbed, prepare
+from ouroboros.eval import counts
+from ouroboros.eval.finding import Mismatch
+from ouroboros.eval.subject import Subject, build_perturbed, prepare
 from ouroboros.nn.block import Block
 from ouroboros.nn.ffn import FeedForward
 
@@ -35,22 +35,22 @@ def subject() -> Subject:
 
 def miscount(monkeypatch: pytest.MonkeyPatch, **added: int) -> None:
     """Let the accounting be wrong by ``added``."""
-    real = accounts.cost
+    real = counts.cost
 
     def cost(*arguments: Any, **named: Any) -> Cost:
         right = real(*arguments, **named)
         return dataclasses.replace(right, **{name: getattr(right, name) + more for name, more in added.items()})
 
-    monkeypatch.setattr(accounts, "cost", cost)
+    monkeypatch.setattr(counts, "cost", cost)
 
 
 @pytest.mark.parametrize(
     ("check", "added", "message"),
     [
-        (accounts.check_parameters, {"parameters": 1}, "parameters: "),
-        (accounts.check_flops, {"flops_per_token": 1}, "FLOPs, loops 1: "),
-        (accounts.check_cache_bytes, {"cache_values_per_token": 1}, "bytes of 3 more tokens of 3 sequences, loops 1"),
-        (accounts.check_cache_bytes, {"state_values": 1}, "bytes of 3 sequences of 17 tokens, loops 1"),
+        (counts.check_parameters, {"parameters": 1}, "parameters: "),
+        (counts.check_flops, {"flops_per_token": 1}, "FLOPs, loops 1: "),
+        (counts.check_cache_bytes, {"cache_values_per_token": 1}, "bytes of 3 more tokens of 3 sequences, loops 1"),
+        (counts.check_cache_bytes, {"state_values": 1}, "bytes of 3 sequences of 17 tokens, loops 1"),
     ],
 )
 def test_wrong_count(
@@ -66,26 +66,26 @@ def test_arithmetic_that_is_not_counted(subject: Subject, monkeypatch: pytest.Mo
     real = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, x, *rest: real(self, x + 0 * (x @ torch.ones(16, 16)), *rest))
     with pytest.raises(Mismatch, match="FLOPs"):
-        accounts.check_flops(subject)
+        counts.check_flops(subject)
 
 
 class TestGradients:
     def test_not_reached(self, subject: Subject) -> None:
         subject.model.model.unused = nn.Parameter(torch.ones(3))
         with pytest.raises(Mismatch, match=r"no gradient: model\.unused"):
-            accounts.check_gradients(subject)
+            counts.check_gradients(subject)
 
     def test_zero_throughout(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
         real = FeedForward.forward
         monkeypatch.setattr(FeedForward, "forward", lambda self, x: 0 * real(self, x))
         with pytest.raises(Mismatch, match=r"all zero: .*model\.decoder\.layers\.0\.mlp\.up_proj"):
-            accounts.check_gradients(subject)
+            counts.check_gradients(subject)
 
     def test_not_finite(self, subject: Subject) -> None:
         with torch.no_grad():
             subject.model.model.embed_tokens.weight.fill_(torch.inf)
         with pytest.raises(Mismatch, match="not finite"):
-            accounts.check_gradients(subject)
+            counts.check_gradients(subject)
 
     def test_neutral_start_is_no_failure(self) -> None:
         """Behind zero outputs nothing has a gradient until they move."""
@@ -94,13 +94,13 @@ class TestGradients:
         with torch.no_grad():
             for block in subject.model.model.decoder.layers:
                 block.self_attn.o_proj.weight.zero_()
-        assert accounts._zero_gradients(subject.model, subject) != []
+        assert counts._zero_gradients(subject.model, subject) != []
         subject.model.zero_grad()
-        assert "not all zero" in accounts.check_gradients(subject)
+        assert "not all zero" in counts.check_gradients(subject)
         assert not subject.model.model.decoder.layers[0].self_attn.o_proj.weight.any()
 
     def test_one_token_suffices(self, subject: Subject) -> None:
-        assert accounts.check_gradients(Subject(subject.model, subject.ids[:, :1]))
+        assert counts.check_gradients(Subject(subject.model, subject.ids[:, :1]))
 
 
 class Passing(nn.Module):
@@ -130,29 +130,29 @@ class TestUntrained:
         everything = sum(1 for _ in subject.model.parameters())
         for asked in (False, True):
             subject.model.requires_grad_(asked)
-            said = accounts.check_gradients(subject)
+            said = counts.check_gradients(subject)
             assert said.startswith(f"{everything - 1} parameters") and said.endswith(
                 "; 1 untrained by specification, without one"
             )
-            groups = accounts.check_optimizer_groups(subject)
+            groups = counts.check_optimizer_groups(subject)
             assert "1 scalar, " in groups and groups.endswith("; 1 untrained in none")
 
     def test_one_that_is_not_declared_fails(self, subject: Subject) -> None:
         with pytest.raises(Mismatch, match=r"^no gradient: model\.norm\.1\.unseen$"):
-            accounts.check_gradients(with_untrained(subject))
+            counts.check_gradients(with_untrained(subject))
 
     def test_one_that_is_declared_and_trained_fails(self, subject: Subject) -> None:
         with pytest.raises(Mismatch, match=r"^declared untrained, but has a gradient: model\.norm\.1\.seen$"):
-            accounts.check_gradients(with_untrained(subject, "seen", "unseen"))
+            counts.check_gradients(with_untrained(subject, "seen", "unseen"))
 
     def test_one_that_is_declared_and_in_a_group_fails(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
         with_untrained(subject, "unseen")
         monkeypatch.setattr("ouroboros.optim.untrained_parameters", lambda model: set())
         with pytest.raises(Mismatch, match="parameters in groups"):
-            accounts.check_optimizer_groups(subject)
+            counts.check_optimizer_groups(subject)
 
     def test_a_name_that_is_no_parameter_fails(self, subject: Subject) -> None:
-        for check in (accounts.check_gradients, accounts.check_optimizer_groups):
+        for check in (counts.check_gradients, counts.check_optimizer_groups):
             with pytest.raises(OuroborosError, match="'unsen' is no parameter; did you mean 'unseen'"):
                 check(with_untrained(subject, "unsen"))
 
@@ -161,31 +161,24 @@ class TestOptimizerGroups:
     def test_parameter_without_a_role(self, subject: Subject) -> None:
         subject.model.model.extra = nn.Parameter(torch.ones(2, 2, 2))
         with pytest.raises(OuroborosError, match=r"model\.extra"):
-            accounts.check_optimizer_groups(subject)
+            counts.check_optimizer_groups(subject)
 
     def test_parameter_in_no_group_or_two(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
         def groups(*chosen: list[Tensor]) -> None:
             optimizer = torch.optim.SGD(chosen[0], lr=0.1)
             rest = [torch.optim.SGD(more, lr=0.1) for more in chosen[1:]]
-            monkeypatch.setattr(accounts, "build_optimizers", lambda model, spec: [optimizer, *rest])
+            monkeypatch.setattr(counts, "build_optimizers", lambda model, spec: [optimizer, *rest])
 
-        monkeypatch.setattr(accounts.copy, "deepcopy", lambda model: model)
+        monkeypatch.setattr(counts.copy, "deepcopy", lambda model: model)
         everything: list[Tensor] = list(subject.model.parameters())
         groups(everything)
-        assert accounts.check_optimizer_groups(subject).startswith("each in exactly one group: 1 embedding")
+        assert counts.check_optimizer_groups(subject).startswith("each in exactly one group: 1 embedding")
         groups(everything[1:])
         with pytest.raises(Mismatch, match=r"embed_tokens\.weight in 0 groups"):
-            accounts.check_optimizer_groups(subject)
+            counts.check_optimizer_groups(subject)
         groups(everything, everything[:1])
         with pytest.raises(Mismatch, match=r"embed_tokens\.weight in 2 groups"):
-            accounts.check_optimizer_groups(subject)
+            counts.check_optimizer_groups(subject)
         groups(everything, [torch.ones(2)])
         with pytest.raises(Mismatch, match="parameters in groups"):
-            accounts.check_optimizer_groups(subject)
-
-
-def test_perturb_moves_every_parameter() -> None:
-    layer = nn.Linear(3, 2)
-    before = [parameter.clone() for parameter in layer.parameters()]
-    accounts.perturb(layer, 0.1)
-    assert all((new != old).all() for new, old in zip(layer.parameters(), before))
+            counts.check_optimizer_groups(subject)
