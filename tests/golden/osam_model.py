@@ -21,7 +21,7 @@ from ouroboros.nn.mixer import MixerInput
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import draw_sketch
 from ouroboros.optim import build_optimizers, untrained_parameters
-from ouroboros.serve.stream import repeat_last
+from ouroboros.systems.osam.sampling import repeat_last
 
 close = functools.partial(torch.testing.assert_close, rtol=0)
 

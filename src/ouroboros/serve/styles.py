@@ -1,0 +1,58 @@
+"""Published styles: how the program that was published with a system chooses tokens.
+
+A system enters a :class:`Style` in the place ``styles`` of the registry. The style tells by a model's specification
+whether the model is of its system, and holds the controls of the published program as default values. A control that
+only this program has is a field of a subclass of :class:`~ouroboros.serve.sampling.Sampling`, whose ``options`` and
+``read`` carry it out; the command line offers it for models of the system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ouroboros.config import ModelSpec
+from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.registry import found, load
+from ouroboros.serve.sampling import Sampling
+
+PLACE = "styles"
+"""The registry's place for values of :class:`Style`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How the program published with one system chooses tokens."""
+
+    recognises: Callable[[ModelSpec], bool]
+    """Whether a model with this specification is of the system."""
+    sampling: Sampling
+    """The controls, at the values of the published program."""
+
+
+def published_sampling(path: Path) -> Sampling:
+    """The controls of the program that was published with the system of the model at ``path``.
+
+    Raises:
+        OuroborosError: there is no readable model, or it is of no published system with a style.
+    """
+    # core: open_model(path) will offer the specification.
+    from transformers import AutoConfig
+
+    from ouroboros.api import model_directory
+
+    directory = model_directory(path)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        spec: ModelSpec = config.model_spec
+    except Exception as error:  # JSON and transformers have errors of their own; the user needs one line
+        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
+    styles: dict[str, Style] = {name: load(target) for name, target in found(PLACE).items()}
+    fitting = [style for style in styles.values() if style.recognises(spec)]
+    check(
+        bool(fitting),
+        f"{path}: the model is of no published system whose way of choosing tokens is known ({', '.join(styles)});"
+        " leave out --style published",
+    )
+    return fitting[0].sampling
