@@ -12,7 +12,7 @@ from ouroboros.errors import OuroborosError, check, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. A published style may add options of its own by a subclass (:class:`Style`)."""
+    """How the next token is chosen."""
 
     max_new_tokens: int = 200
     """Write at most this many tokens."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ouroboros.config import ModelSpec
-from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.errors import check
 from ouroboros.registry import found, load
 from ouroboros.serve.sampling import Sampling
 
@@ -31,28 +30,16 @@ class Style:
     """The controls, at the values of the published program."""
 
 
-def published_sampling(path: Path) -> Sampling:
-    """The controls of the program that was published with the system of the model at ``path``.
+def published_sampling(model: ModelSpec) -> Sampling:
+    """The controls of the program that was published with the system of a model with this specification.
 
     Raises:
-        OuroborosError: there is no readable model, or it is of no published system with a style.
+        OuroborosError: the model is of no published system with a style.
     """
-    # core: open_model(path) will offer the specification.
-    from transformers import AutoConfig
-
-    from ouroboros.api import model_directory
-
-    directory = model_directory(path)
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        spec: ModelSpec = config.model_spec
-    except Exception as error:  # JSON and transformers have errors of their own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
     styles: dict[str, Style] = {name: load(target) for name, target in found(PLACE).items()}
-    fitting = [style for style in styles.values() if style.recognises(spec)]
+    fitting = [style for style in styles.values() if style.recognises(model)]
     check(
         bool(fitting),
-        f"{path}: the model is of no published system whose way of choosing tokens is known ({', '.join(styles)});"
-        " leave out --style published",
+        f"--style published: the model is of no system that has a published style ({', '.join(styles)}); leave it out",
     )
     return fitting[0].sampling

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
+from ouroboros.config import ModelSpec
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.serve.sampling import Sampling, StyleName
 from ouroboros.verbs.options import Json, Loops, Model, emit_json, log_to_stderr, parse, quiet_transformers
 
@@ -202,9 +203,18 @@ def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
 
 def _published(cls: type[_O], model: Path) -> _O:
     """Options without a model, at the defaults of the style published with the system of ``model``."""
+    from transformers import AutoConfig
+
+    from ouroboros.api import model_directory
     from ouroboros.serve.styles import published_sampling
 
-    return cls(model=tyro.MISSING, sampling=published_sampling(model))
+    directory = model_directory(model)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        spec: ModelSpec = config.model_spec
+    except Exception as error:  # JSON and transformers have errors of their own; the user needs one line
+        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
+    return cls(model=tyro.MISSING, sampling=published_sampling(spec))
 
 
 def _write(text: str) -> None:
