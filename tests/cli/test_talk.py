@@ -221,7 +221,7 @@ def test_a_full_disk_is_an_error_line_and_the_conversation_goes_on(command, trai
     said = f"one\ntwo\n/save {tmp_path / 'saved.json'}\n"
 
     def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))  # for one turn and a part of the next
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # for one turn and a part of the next
 
     options = ["--max-new-tokens", "3", "--transcript", str(path)]
     result = command("chat", trained, *options, input=said, preexec_fn=no_room)
