@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 import pytest
 import tyro
 
+from ouroboros.cli import VERBS
 from ouroboros.config import DeltaSpec, ModelSpec, OsamSpec
 from ouroboros.errors import UsageError
 from ouroboros.verbs.options import collect, emit_json, parse, refuse_idle
@@ -63,6 +65,21 @@ def test_good_options_and_defaults():
     assert parse(Options, "example", ["a/b", "--steps", "4"]) == Options(run=Path("a/b"), steps=4)
     default = Options(run=Path("x"), kind="two")
     assert parse(Options, "example", ["y"], default=default) == Options(run=Path("y"), kind="two")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_a_verb_has_a_sentence_of_help(verb, cli, trained, monkeypatch):
+    """All that stand in the verbs; what a specification offers stands there."""
+    asked = {}
+    with monkeypatch.context() as patch:
+        patch.setattr("tyro.cli", lambda cls, **given: asked.update(given, cls=cls) or sys.exit(0))
+        cli(verb, trained if verb == "resume" else "loop", "--help")
+    with pytest.warns(DeprecationWarning):
+        parser = tyro.extras.get_parser(asked["cls"], **{k: asked[k] for k in ("config", "default") if k in asked})
+    for action in parser._actions:
+        name = (*action.option_strings, action.dest)[0]
+        sentence = re.sub(r"\((default: .*|required)\)|\x1b\[[0-9;]*m", "", str(action.help)).strip()
+        assert "." in name or name == "-h" or re.fullmatch(r"[A-Z].*\.", sentence, re.DOTALL), (name, sentence)
 
 
 def test_help_goes_to_standard_output_and_ends_well(capsys):

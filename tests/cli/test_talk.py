@@ -1,6 +1,5 @@
 """``generate`` and ``chat``."""
 
-import dataclasses
 import io
 import json
 import os
@@ -15,7 +14,11 @@ import time
 import pytest
 
 from ouroboros.data.tokenize import train_bpe
-from ouroboros.serve.sampling import PUBLISHED, Sampling
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.recipes import recipe
+from ouroboros.serve.sampling import Sampling
+from ouroboros.systems.osam.sampling import ProgramSampling
+from ouroboros.systems.rhrm.sampling import ChatSampling
 from ouroboros.verbs.talk import GenerateOptions, _parse
 
 RATE = re.compile(r"\[\d+ tokens, [\d,]+ tokens/s\]\n")
@@ -57,9 +60,8 @@ def test_an_empty_prompt_starts_a_document_and_a_dash_reads_standard_input(cli, 
         (["--prompt", "x", "--window", "129"], 1, "the window is 129 tokens but the model's context holds 128"),
         (["--prompt", "x", "--window", "0"], 2, "window must be >= 1 or none, got 0"),
         (["--prompt", "x", "--window", "8", "--fast"], 1, "--fast does not serve --window (8): leave one of them out"),
-        (["--prompt", "x", "--style", "published", "--fast"], 1, "--fast does not serve --window (128)"),
+        (["--prompt", "x", "--style", "published"], 1, "the model is of no system that has a published style"),
         (["--prompt", "x", "--style", "publishe"], 2, "publishe"),
-        (["--prompt", "x", "--penalty", "twice"], 2, "'distinct', 'occurrences'"),
         (["--prompt", "x", "--template", "metamth"], 1, "format 'metamth': unknown; did you mean 'metamath'?"),
         (["--prompt", "x", "--template", "cosmopedia"], 1, "template 'cosmopedia' has no second column"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature must be >= 0, got -1.0"),
@@ -96,32 +98,51 @@ def test_a_window_takes_a_prompt_of_any_length(cli, trained):
     assert long["continuations"] == short["continuations"]
 
 
-def test_a_style_sets_defaults_and_options_come_first(cli, trained, monkeypatch):
-    seen = []
-    monkeypatch.setattr("ouroboros.serve.stream.Continuation.__iter__", lambda self: iter([seen.append(self.sampling)]))
-    monkeypatch.setattr("sys.stdout.write", lambda text: None)
-    prompt = ["--prompt", "x", "--json"]
-    cli("generate", trained, *prompt)
-    cli("generate", trained, *prompt, "--style", "published", "--stop", "END")
-    cli("generate", trained, *prompt, "--top-k", "3", "--style=published", "--no-ban-triples", "--window", "None")
-    standard, published, mixed = seen
-    assert standard == Sampling() and published == dataclasses.replace(PUBLISHED["rhrm"], stop=("END",))
-    assert mixed == dataclasses.replace(PUBLISHED["rhrm"], top_k=3, ban_triples=False, window=None)
+@pytest.fixture
+def published(trained, tmp_path):
+    """A directory that looks like a model of a system; it has the weights of none."""
+
+    def of(name):
+        path = tmp_path / name
+        shutil.copytree(trained, path, ignore=shutil.ignore_patterns("checkpoints", "data", "config.json"))
+        OuroborosConfig.from_spec(recipe(name, "tiny").model).save_pretrained(path)
+        return path
+
+    return of
 
 
-def test_the_published_style_is_that_of_the_models_system(trained, tmp_path):
-    config = json.loads((trained / "config.json").read_text())
-    for mixer, expected in (("osam", PUBLISHED["osam"]), ("attention", PUBLISHED["rhrm"])):
-        config["spec"]["mixer"]["kind"] = mixer
-        for name in ("config.json", "model.safetensors"):
-            (tmp_path / name).write_text(json.dumps(config))
-        options = [str(tmp_path), "--prompt", "x", "--style", "published", "--max-new-tokens", "7"]
-        found = _parse(GenerateOptions, "generate", options)
-        assert found.sampling == dataclasses.replace(expected, max_new_tokens=7)
-    assert (found.prompt, found.model) == ("x", tmp_path)
+def test_the_published_style_is_that_of_the_models_system(published, monkeypatch):
+    rhrm, osam = published("rhrm-published"), published("osam")
+
+    def parsed(*options):
+        return _parse(GenerateOptions, "generate", list(map(str, options))).sampling
+
+    assert parsed(rhrm, "--prompt", "x") == Sampling()
+    assert parsed(rhrm, "--prompt", "x", "--style", "published") == ChatSampling()
+    assert parsed(osam, "--style=published", "--max-new-tokens", "7") == ProgramSampling(max_new_tokens=7)
+    mixed = ["--top-k", "3", "--style=published", "--no-ban-triples", "--window", "None", "--stop", "END"]
+    expected = ChatSampling(top_k=3, ban_triples=False, window=None, stop=("END",))
+    # The controls are found wherever the model stands, and whatever other words name a directory.
+    for words in ([rhrm, *mixed], [*mixed, rhrm], ["--prompt", "x", *mixed[:-2], rhrm, *mixed[-2:]]):
+        assert parsed(*words) == expected
+    monkeypatch.chdir(rhrm.parent)
+    assert parsed("--prompt", ".", "osam", "--style", "published", "--no-repeat-last") == ProgramSampling(
+        repeat_last=False
+    )
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"spec": null}', '{"spec": {"mixer": 1}}'])
+def test_a_style_shows_its_own_controls(published, cli):
+    rhrm = published("rhrm")
+    shown = cli("generate", rhrm, "--style", "published", "--help").out
+    assert "--ban-triples" in shown and "--penalty" in shown
+    assert "--ban-triples" not in cli("generate", rhrm, "--help").out
+    options = [rhrm, "--prompt", "x", "--style", "published"]
+    assert "--fast does not serve --window (128)" in cli("generate", *options, "--fast").error()
+    assert "'distinct', 'occurrences'" in cli("generate", *options, "--penalty", "twice").error(2)
+    assert "did you mean --ban-triples?" in cli("generate", *options, "--ban-tripels").error(2)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"spec": {"mixer": 1}}'])
 def test_a_style_for_a_model_that_cannot_be_read_is_an_error_of_the_model(content, cli, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text(content)
@@ -150,11 +171,11 @@ def test_what_does_not_belong_together(cli, trained, tmp_path):
 
 def test_chat_takes_the_template_of_the_training_text(cli, trained, tmp_path, monkeypatch, caplog):
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "data"))
-    recipe = json.loads((trained / "recipe.json").read_text())
+    saved = json.loads((trained / "recipe.json").read_text())
 
     def templates(sources: list[str], *options: str) -> list[str | None]:
-        recipe["data"]["sources"] = sources
-        (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+        saved["data"]["sources"] = sources
+        (tmp_path / "run" / "recipe.json").write_text(json.dumps(saved))
         monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
         path = tmp_path / "talk.jsonl"
         assert cli("chat", tmp_path / "run", "--max-new-tokens", "2", "--transcript", path, *options).status == 0
@@ -200,7 +221,7 @@ def test_a_full_disk_is_an_error_line_and_the_conversation_goes_on(command, trai
     said = f"one\ntwo\n/save {tmp_path / 'saved.json'}\n"
 
     def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))  # for one turn and a part of the next
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # for one turn and a part of the next
 
     options = ["--max-new-tokens", "3", "--transcript", str(path)]
     result = command("chat", trained, *options, input=said, preexec_fn=no_room)

@@ -20,10 +20,10 @@ from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import apply_sketch, draw_sketch
 from ouroboros.nn.visit import VisitContext
 from ouroboros.optim import build_optimizers, untrained_parameters
-from ouroboros.serve.stream import repeat_last
 from ouroboros.systems.osam.checkpoint import NAMES, SCALARS, VALUE_PATH, to_model
 from ouroboros.systems.osam.export import from_model
 from ouroboros.systems.osam.measure import telemetry
+from ouroboros.systems.osam.sampling import repeat_last
 
 close = functools.partial(torch.testing.assert_close, rtol=0)
 

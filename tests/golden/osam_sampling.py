@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.generation import LogitsProcessorList
 
-from ouroboros.serve.processors import NucleusWithin
-from ouroboros.serve.sampling import Sampling
+from ouroboros.systems.osam.sampling import NucleusWithin, ProgramSampling
 
 SMALLEST = 1e-6
 """The published program divides by no smaller temperature."""
@@ -19,11 +18,8 @@ SMALLEST = 1e-6
 
 def published_cut(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
     """What ``generate`` is given for these published settings."""
-    sampling = Sampling(
-        temperature=max(temperature, SMALLEST),
-        top_k=top_k,
-        top_p=top_p if 0 < top_p < 1 else 1.0,
-        nucleus="within",
+    sampling = ProgramSampling(
+        temperature=max(temperature, SMALLEST), top_k=top_k, top_p=top_p if 0 < top_p < 1 else 1.0
     )
     options = sampling.options()
     assert (options["temperature"], options["top_k"], options["top_p"]) == (1.0, None, 1.0)  # nothing is left to it

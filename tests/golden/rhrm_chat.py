@@ -14,14 +14,14 @@ from transformers.generation import LogitsProcessorList
 
 from ouroboros.api import build
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, Recipe
-from ouroboros.serve.sampling import PUBLISHED, Sampling
-from ouroboros.serve.window import WindowDecoder
+from ouroboros.serve.decoder import WindowDecoder
 from ouroboros.systems.rhrm.recipe import PUBLISHED_SIZES
+from ouroboros.systems.rhrm.sampling import ChatSampling
 
-RHRM = PUBLISHED["rhrm"]
+RHRM = ChatSampling()
 
 
-def processed(before: Tensor, context: list[int], sampling: Sampling) -> Tensor:
+def processed(before: Tensor, context: list[int], sampling: ChatSampling) -> Tensor:
     """Scores (V,) as ``generate`` would sample from them, by the options given to it."""
     options = sampling.options()
     assert (options["temperature"], options["top_k"], options["top_p"]) == (1.0, None, 1.0)  # nothing is left to it

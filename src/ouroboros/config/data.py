@@ -56,10 +56,13 @@ class DataSpec:
     """``bytes``, ``chars`` (one id per character of the training split, then one for all others and the end of text),
     ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""
     sequence_length: int = 512
+    """Tokens of a training window."""
     text_field: str = "text"
     """Field of jsonl, json, parquet and hub records that holds the text, where a source names no format."""
     valid_fraction: float = 0.05
+    """Share of the text that is held out for validation during training."""
     test_fraction: float = 0.05
+    """Share of the text that is held out for the score after training."""
     max_bytes: int | None = None
     """Read at most this many bytes of each source; with ``stream``, what is read ahead of training for the held-out
     parts and the tokenizer (4 MB by default)."""

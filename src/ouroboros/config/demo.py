@@ -17,9 +17,10 @@ class DemoOptions:
     data: str = "python:"
     """Text to learn; by default the source of Python's standard library, which every machine has."""
     size: str | None = None
-    """tiny, small or base; None chooses by the speed of this machine and the time."""
+    """The size: tiny, small or base; None chooses by the speed of this machine and the time."""
     tokenizer: str | None = None
     """Tokenizer, see `ouroboros train`; bytes for small or binary files. None chooses as for the size."""
     seed: int = 0
+    """Seed of initialisation, of the order of the text and of the samples."""
     json: bool = False
     """Print one JSON object instead of the table."""

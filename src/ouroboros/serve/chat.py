@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ouroboros.data.formats import ChatFormat, TextFormat
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.serve.decoder import LoopDecoder
 from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.stream import Continuation, Decoder, text_ids
+from ouroboros.serve.stream import Continuation, text_ids
 from ouroboros.serve.template import NONE, find_template
 from ouroboros.serve.transcript import Transcript
 
@@ -67,7 +68,7 @@ class Chat:
     sampling: Sampling
     write: Callable[[str], None]
     turns: list[Turn] = field(default_factory=list)
-    decoder: Decoder | None = None
+    decoder: LoopDecoder | None = None
     template: TextFormat | None = None
     transcript: Transcript | None = None
     history: bool = True
@@ -162,12 +163,9 @@ class Chat:
     def _settings(self) -> str:
         facts = self._facts()
         controls = facts.pop("sampling")
-        values = {**facts, **{name: value for name, value in controls.items() if name != "stop"}}
-        shown = {None: NONE, True: "on", False: "off"}
-        return "  ".join(
-            f"{name}={shown[value] if value is None or isinstance(value, bool) else value}"
-            for name, value in values.items()
-        )
+        del controls["stop"]  # not to be set here
+        words = {"None": NONE, "True": "on", "False": "off"}
+        return "  ".join(f"{name}={words.get(str(value), value)}" for name, value in (facts | controls).items())
 
     def _loops(self, words: list[str]) -> None:
         if len(words) != 1 or not (words[0].isascii() and words[0].isdigit()):

@@ -1,4 +1,4 @@
-"""Decoding loops in place of the one of ``generate``, which still prepares options, processors and criteria.
+"""Decoding loops in place of the one of ``generate``, which still prepares options, processors and stopping criteria.
 
 Shapes: B = 1 sequence, T tokens, V vocabulary.
 """
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+from ouroboros.errors import check
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
-    from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+    from transformers.generation import LogitsProcessorList
     from transformers.generation.streamers import BaseStreamer
 
     from ouroboros.model.modeling import OuroborosForCausalLM
@@ -25,7 +28,7 @@ Advance = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class LoopDecoder(ABC):
-    """Writes one sequence, greedy or sampled; how the next logits come about is the subclass's."""
+    """Writes one sequence, greedy or sampled; a subclass says where the next logits come from."""
 
     def generate(
         self, model: OuroborosForCausalLM, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any
@@ -33,7 +36,7 @@ class LoopDecoder(ABC):
         """Prompt and new tokens, (1, T); ``options`` are those of ``model.generate``.
 
         Raises:
-            OuroborosError: something asked for that this loop does not serve.
+            OuroborosError: something was asked for that this loop does not serve.
         """
         # generate() shows the prompt to the streamer but does not hand it on to a loop that is not its own.
         return model.generate(  # pyrefly: ignore
@@ -58,15 +61,22 @@ class LoopDecoder(ABC):
     ) -> Tensor:
         """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
         advance = self.begin(model, input_ids, generation_config, prepared)
-        text, end, token_B1 = _Text(input_ids), _End(stopping_criteria), None
-        done = False
+        end, token_B1, done = _End(stopping_criteria), None, False
+        text, length = input_ids, input_ids.shape[1]
         while not done:
             # Processors see the whole text, and may change the scores in place.
             scores = advance(input_ids, token_B1).to(torch.float32, copy=bool(logits_processor))
             if logits_processor:
                 scores = logits_processor(input_ids, scores)  # pyrefly: ignore
-            token_B1 = _choose(scores, generation_config.do_sample)
-            input_ids = text.extended(token_B1)
+            if generation_config.do_sample:
+                token_B1 = torch.multinomial(scores.softmax(dim=-1), num_samples=1)
+            else:
+                token_B1 = scores.argmax(dim=-1, keepdim=True)
+            if length == text.shape[1]:  # the buffer doubles, so that the cost of a token does not grow with the text
+                text = torch.cat((text, torch.empty_like(text)), dim=1)
+            text[:, length : length + 1] = token_B1
+            length += 1
+            input_ids = text[:, :length]
             done = end.reached(input_ids, token_B1)
             if token_streamer is not None:
                 token_streamer.put(token_B1[0].cpu())
@@ -75,27 +85,10 @@ class LoopDecoder(ABC):
         return input_ids
 
 
-class _Text:
-    """All tokens so far, in a buffer that doubles: the cost of a token does not grow with the text."""
-
-    def __init__(self, ids_BT: Tensor) -> None:
-        self.buffer, self.length = ids_BT, ids_BT.shape[1]
-
-    def extended(self, token_B1: Tensor) -> Tensor:
-        """(B, T + 1), a view of the buffer."""
-        if self.length == self.buffer.shape[1]:
-            self.buffer = torch.cat((self.buffer, torch.empty_like(self.buffer)), dim=1)
-        self.buffer.narrow(1, self.length, 1).copy_(token_B1)
-        self.length += 1
-        return self.buffer[:, : self.length]
-
-
 class _End:
-    """When to stop. Length and end tokens cost a comparison of numbers; criteria of other kinds are asked."""
+    """When to stop. Length and end tokens cost a comparison of numbers; criteria of other kinds are called."""
 
     def __init__(self, criteria: StoppingCriteriaList) -> None:
-        from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
-
         self.length, self.tokens, self.others = math.inf, set[int](), StoppingCriteriaList()
         for criterion in criteria:
             # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
@@ -114,8 +107,31 @@ class _End:
         return bool(self.others and self.others(ids_1T, None).all())  # pyrefly: ignore
 
 
-def _choose(scores_1V: Tensor, sample: bool) -> Tensor:
-    """The next token, (1, 1)."""
-    if sample:
-        return torch.multinomial(scores_1V.softmax(dim=-1), num_samples=1)
-    return scores_1V.argmax(dim=-1, keepdim=True)
+class WindowDecoder(LoopDecoder):
+    """Shows the model only the last tokens of a text of any length, counted from position 0 at every step.
+
+    Every position changes with every token past the window, so nothing can be cached: each step runs the whole window.
+
+    Args:
+        window: tokens that the model sees.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def check_fits(self, model: OuroborosForCausalLM) -> None:
+        """Refuse a window longer than the model's context."""
+        limit = model.config.max_position_embeddings
+        check(self.window <= limit, f"the window is {self.window} tokens but the model's context holds {limit}")
+
+    def begin(
+        self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
+    ) -> Advance:
+        """Run the window anew for every token.
+
+        Raises:
+            OuroborosError: there are several sequences, or the window is longer than the model's context.
+        """
+        self.check_fits(model)
+        check(len(input_ids) == 1, f"a window serves one sequence at a time, got {len(input_ids)}")
+        return lambda ids, token: model(ids[:, -self.window :], use_cache=False, logits_to_keep=1).logits[:, -1]

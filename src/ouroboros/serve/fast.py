@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
 from ouroboros.errors import check, first_line
-from ouroboros.model.cache import ConstantStateLayer
 from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
 from ouroboros.schedule import Visit
 from ouroboros.serve.decoder import Advance, LoopDecoder
@@ -53,10 +52,8 @@ class BufferMemory(Store):
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """All S positions with the new one filled in: in place, or in a copy when the entry is only read."""
-        keys, values = self.held[KEYS], self.held[VALUES]
-        if self.keep:
-            return keys.index_copy_(2, self.at, k_BKTC), values.index_copy_(2, self.at, v_BKTC)
-        return keys.index_copy(2, self.at, k_BKTC), values.index_copy(2, self.at, v_BKTC)
+        write = Tensor.index_copy_ if self.keep else Tensor.index_copy
+        return write(self.held[KEYS], 2, self.at, k_BKTC), write(self.held[VALUES], 2, self.at, v_BKTC)
 
     def state(self) -> Tensor:
         """What the prompt or the last step left."""
@@ -169,8 +166,7 @@ class FastDecoder(LoopDecoder):
 
     def _step(self, model: OuroborosForCausalLM) -> Step:
         """The step for ``model``, compiled if wanted and possible."""
-        reason = missing_compiler(model.device) if self.compile else None
-        if reason is not None:
+        if self.compile and (reason := missing_compiler(model.device)) is not None:
             self._give_up(reason)
         if not self.compile:
             return next_logits
@@ -198,11 +194,7 @@ class FastDecoder(LoopDecoder):
 
 def _held(layer: Any) -> Held:
     """What a cache entry that has read the prompt holds for its mixer."""
-    if isinstance(layer, ConstantStateLayer):
-        state = layer.read()
-        assert state is not None
-        return {STATE: state}
-    return {KEYS: layer.keys, VALUES: layer.values}
+    return {STATE: layer.read()} if layer.keys is None else {KEYS: layer.keys, VALUES: layer.values}
 
 
 def _with_room(held: list[Held], positions: int) -> list[Held]:

@@ -1,6 +1,9 @@
 """Streaming: continuations as text that arrives while the model writes.
 
-Shapes: B sequences, T tokens.
+Text is kept as bytes, because a token may end inside a character, and what could begin a stop string is held back until
+that is known. transformers' ``TextIteratorStreamer`` and ``stop_strings`` do not serve that: the one gives whole words
+of decoded text, from which the bytes cannot be told; the other ends the writing behind a stop string, which has been
+shown by then, and also at one that began in the prompt.
 """
 
 from __future__ import annotations
@@ -11,28 +14,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
+from ouroboros.serve.decoder import LoopDecoder, WindowDecoder
 from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.window import WindowDecoder
 
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
-
-
-class Decoder(Protocol):
-    """A way to write tokens other than the model's own ``generate``, with the same options and result."""
-
-    def generate(self, model: OuroborosForCausalLM, input_ids: Tensor, **options: Any) -> Tensor:
-        """``input_ids`` (1, T) and the new tokens."""
-        ...
 
 
 class Continuation:
@@ -47,8 +42,8 @@ class Continuation:
         earlier: whole documents before the prompt, each ended as training ends documents.
 
     Raises:
-        OuroborosError: the prompt leaves no room for a new token in the model's context; a window longer than
-            the context, or together with a decoder.
+        OuroborosError: the prompt leaves no room for a new token in the model's context; a window is longer than
+            the context, or comes together with a decoder.
     """
 
     def __init__(
@@ -57,22 +52,18 @@ class Continuation:
         tokenizer: TextTokenizer,
         prompt: bytes,
         sampling: Sampling,
-        decoder: Decoder | None = None,
+        decoder: LoopDecoder | None = None,
         earlier: Sequence[bytes] = (),
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        ids = text_ids(tokenizer, prompt, earlier)
-        if sampling.repeat_last:
-            ids = repeat_last(ids[1:]) if len(ids) > 1 else ids  # an empty prompt has no token to repeat
-        elif sampling.window is not None:
-            ids = ids[1:] or ids  # what the window shows begins anywhere, so nothing marks the beginning
+        ids = sampling.read(text_ids(tokenizer, prompt, earlier))
         if sampling.window is None:
-            self.room = model.config.max_position_embeddings - len(ids)
+            context = model.config.max_position_embeddings
+            self.room = context - len(ids)
             check(
                 self.room >= 1,
-                f"the prompt has {len(ids)} tokens but the model's context holds"
-                f" {model.config.max_position_embeddings}; shorten the prompt, or let the model see its end with a"
-                " window",
+                f"the prompt has {len(ids)} tokens but the model's context holds {context};"
+                " shorten the prompt, or let the model see its end with a window",
             )
         else:
             check(decoder is None, "a window needs the whole of it at every step, which fast decoding does not serve")
@@ -108,8 +99,7 @@ class Continuation:
             while (piece := queue.get()) is not None:
                 if isinstance(piece, Exception):
                     raise OuroborosError(f"generation failed: {piece}") from piece
-                shown = decoder.decode(piece)
-                if shown:
+                if shown := decoder.decode(piece):
                     yield shown
             if rest := decoder.decode(b"", final=True):
                 yield rest
@@ -120,11 +110,15 @@ class Continuation:
     def _write(self, queue: Queue[bytes | Exception | None]) -> None:
         stop = [text.encode() for text in self.sampling.stop]
         streamer = _ByteStreamer(self.tokenizer, self.input_ids.shape[1], stop, queue.put)
-        options = self.sampling.options()
-        options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
         generate: Any = self.model.generate
         if self.decoder is not None:
             generate = functools.partial(self.decoder.generate, self.model)
+
+        def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
+            return ids_BT.new_full(ids_BT.shape[:1], self._cancelled or streamer.stopped, dtype=torch.bool)
+
+        options = self.sampling.options()
+        options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
         try:
             generate(
                 self.input_ids,
@@ -132,22 +126,13 @@ class Continuation:
                 pad_token_id=self.tokenizer.eos_id,
                 eos_token_id=self.tokenizer.eos_id,
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([_Stop(lambda: self._cancelled or streamer.stopped)]),
+                stopping_criteria=StoppingCriteriaList([ended]),
                 **options,
             )
         except Exception as error:
             queue.put(error)
         self.text, self.tokens, self.seconds = streamer.text, streamer.tokens, streamer.last - streamer.first
         queue.put(None)
-
-
-def repeat_last(ids: list[int]) -> list[int]:
-    """A prompt as OSAM's published program feeds it, from at least one id.
-
-    It reads all P tokens at positions 0 to P - 1, then the last of them again at position P, whose output gives the
-    first new token; new token n (from 1) goes to position P + n. That is the plain order of P + 1 tokens.
-    """
-    return [*ids, ids[-1]]
 
 
 def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] = ()) -> list[int]:
@@ -158,48 +143,32 @@ def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] =
     return ids
 
 
-class _Stop(StoppingCriteria):
-    """Stops when asked."""
-
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.asked(), dtype=torch.bool, device=input_ids.device)
-
-
 class _ByteStreamer(BaseStreamer):
     """Passes on the bytes of new tokens; holds back what could be the beginning of a stop string."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, prompt_tokens: int, stop: list[bytes], put: Callable[[bytes], Any]
+        self, tokenizer: TextTokenizer, prompt_tokens: int, stop: list[bytes], send: Callable[[bytes], Any]
     ) -> None:
-        self.tokenizer, self.stop_strings, self.send = tokenizer, stop, put
-        self.skip = prompt_tokens
-        self.text = b""
-        self.sent = 0
-        self.stopped = False
-        self.tokens = 0
-        self.first = self.last = 0.0
+        self.tokenizer, self.skip, self.stop_strings, self.send = tokenizer, prompt_tokens, stop, send
+        self.text, self.sent, self.stopped = b"", 0, False
+        self.tokens, self.first, self.last = 0, 0.0, 0.0
 
     def put(self, value: Tensor) -> None:
         """Take the prompt (first call) or new tokens."""
-        ids = value.reshape(-1).tolist()
-        skipped = min(self.skip, len(ids))
-        self.skip -= skipped
-        if skipped == len(ids) or self.stopped:
+        ids = value.reshape(-1).tolist()[self.skip :]
+        self.skip = max(self.skip - value.numel(), 0)
+        if not ids or self.stopped:
             return
         self.last = time.perf_counter()
         self.first = self.first if self.tokens else self.last
-        self.tokens += len(ids) - skipped
+        self.tokens += len(ids)
         before = len(self.text)
-        self.text += self.tokenizer.decode(ids[skipped:])
+        self.text += self.tokenizer.decode(ids)
         # One that began earlier and was whole would have been found earlier.
         found = [at for s in self.stop_strings if (at := self.text.find(s, max(before - len(s) + 1, 0))) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
-        held = 0 if self.stopped else self._possible_stop()
-        self._flush(len(self.text) - held)
+        self._flush(len(self.text) - (0 if found else self._possible_stop()))
 
     def end(self) -> None:
         """Send what was held back."""
@@ -212,8 +181,5 @@ class _ByteStreamer(BaseStreamer):
 
     def _possible_stop(self) -> int:
         """Length of the longest ending of the text that begins a stop string."""
-        longest = max((len(s) for s in self.stop_strings), default=1) - 1
-        for size in range(min(longest, len(self.text)), 0, -1):
-            if any(s.startswith(self.text[-size:]) for s in self.stop_strings):
-                return size
-        return 0
+        sizes = range(max(map(len, self.stop_strings), default=1) - 1, 0, -1)
+        return next((n for n in sizes if any(s.startswith(self.text[-n:]) for s in self.stop_strings)), 0)

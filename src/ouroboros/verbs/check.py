@@ -11,7 +11,7 @@ import tyro
 
 from ouroboros.errors import OuroborosError, nearest
 from ouroboros.recipes import RECIPES, recipe
-from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers, say
+from ouroboros.verbs.options import Json, emit_json, log_to_stderr, parse, quiet_transformers, say
 
 if TYPE_CHECKING:
     from ouroboros.eval.finding import Finding
@@ -22,13 +22,12 @@ class CheckOptions:
     """Prove a model right: causality, caches, padding, reload, gradients, counts; and audit a trained model's score."""
 
     subject: tyro.conf.Positional[str]
-    """Run directory, transformers directory, or recipe name."""
+    """What to check: a run directory, a transformers directory or the name of a recipe."""
     size: str = "tiny"
-    """Size of a recipe."""
+    """The size to check a recipe at, see `ouroboros recipes`."""
     quick: bool = False
-    """Leave out torch.compile."""
-    json: bool = False
-    """Print one JSON object."""
+    """Leave out the check of torch.compile, which takes longest."""
+    json: Json = False
 
 
 def check(arguments: Sequence[str]) -> int:

@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
 from ouroboros.config import DataSpec
 from ouroboros.errors import OuroborosError, check
-from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
+from ouroboros.verbs.options import (
+    Json,
+    Model,
+    SkipBadRecords,
+    TextField,
+    collect,
+    emit_json,
+    log_to_stderr,
+    parse,
+    quiet_transformers,
+    say,
+)
 
 if TYPE_CHECKING:
     from ouroboros.eval.baselines import Baseline
@@ -27,31 +36,30 @@ logger = logging.getLogger(__name__)
 class EvalOptions:
     """Score a model in bits per byte of the original text, every byte exactly once, with a 95 % interval."""
 
-    model: tyro.conf.Positional[Path]
-    """Run directory or transformers directory."""
+    model: Model
     data: list[str] = dataclasses.field(default_factory=list)
-    """Sources to score; without it, the run's own held-out text."""
+    """The sources to score; by default the run's own held-out text."""
     split: Literal["all", "train", "valid", "test"] | None = None
-    """Part of the data; by default all of --data (of built-in texts the test split), or the run's test split."""
+    """Which part of the data to score. The default is all of --data (of built-in texts the test split) or the run's
+    test split."""
     window: int | None = None
-    """Tokens of a window; by default the training length."""
+    """How many tokens the model reads at a time; by default as many as in training."""
     stride: int | None = None
-    """Tokens between windows; by default the window (plain). Smaller strides score with more context."""
+    """How many tokens one window begins behind the one before. The default is the window, so that windows do not
+    overlap; a smaller stride scores every token with more context, and takes longer."""
     loops: str | None = None
-    """Loop counts, for example 1,2,4,8."""
+    """The loop counts to score, for example 1,2,4,8; by default the one that the model was trained with."""
     max_bytes: int | None = None
     """Score at most this many bytes."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """The number format of the arithmetic."""
     baselines: bool = False
-    """Also score n-grams, bz2 and xz on the same bytes (needs the run's training data)."""
-    text_field: str = "text"
-    """Field of records that holds the text."""
-    skip_bad_records: bool = False
-    """Leave out records that cannot be read."""
+    """Also score n-grams, bz2 and xz on the same bytes, which needs the run's training data."""
+    text_field: TextField = "text"
+    skip_bad_records: SkipBadRecords = False
     by_source: bool = False
     """Score the held-out part of each of the run's sources by itself; baselines get that source's training text."""
-    json: bool = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def eval(arguments: Sequence[str]) -> int:

@@ -10,11 +10,25 @@ import math
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import Positional, arg
 
 from ouroboros.errors import UsageError
 
 T = TypeVar("T")
+
+# Options that several verbs have, each with its sentence of help.
+Model = Annotated[Path, Positional, arg(help="The model: a run directory or a transformers directory.")]
+Run = Annotated[Path, Positional, arg(help="The run directory, as `ouroboros train --out` made it.")]
+Loops = Annotated[
+    int | None, arg(help="Loop count for every token; by default the one that the model was trained with.")
+]
+Json = Annotated[bool, arg(help="Print exactly one JSON object on standard output, in place of text.")]
+Quiet = Annotated[bool, arg(help="Show no progress on standard error.")]
+TextField = Annotated[str, arg(help="The field of JSON and Parquet records that holds the text.")]
+SkipBadRecords = Annotated[bool, arg(help="Leave out records that cannot be read, in place of stopping at the first.")]
 
 
 def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = None) -> T:

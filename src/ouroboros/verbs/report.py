@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from ouroboros.verbs.options import log_to_stderr, parse, say
+from ouroboros.verbs.options import Run, log_to_stderr, parse, say
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Write one self-contained HTML page about a run: curves, schedule, telemetry."""
 
-    run: tyro.conf.Positional[Path]
-    """Run directory."""
+    run: Run
     out: Path
-    """The HTML file."""
+    """The HTML file to write."""
 
 
 def report(arguments: Sequence[str]) -> int:

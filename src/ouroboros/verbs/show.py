@@ -10,34 +10,25 @@ import tyro
 from ouroboros.accounting import cost, describe
 from ouroboros.config import ModelSpec, Recipe, to_dict
 from ouroboros.recipes import RECIPES, recipe, sizes
-from ouroboros.verbs.options import emit_json, parse, say
+from ouroboros.verbs.options import Json, emit_json, parse, say
 from ouroboros.verbs.parts import refuse_idle, take_parts
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipesOptions:
-    """List the recipes, their sizes and parameter counts."""
+    """List the recipes with their sizes and parameter counts."""
 
-    json: bool = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def recipes(arguments: Sequence[str]) -> int:
     """The verb ``recipes``."""
     options = parse(RecipesOptions, "recipes", arguments)
-    rows = {
-        name: {
-            "description": value.description,
-            "sizes": {
-                size: {
-                    "layout": recipe(name, size).model.layout,
-                    "parameters": cost(recipe(name, size).model).parameters,
-                }
-                for size in sizes(name)
-            },
-        }
-        for name, value in RECIPES.items()
-    }
+    rows = {}
+    for name, value in RECIPES.items():
+        models = {size: recipe(name, size).model for size in sizes(name)}
+        facts = {size: {"layout": m.layout, "parameters": cost(m).parameters} for size, m in models.items()}
+        rows[name] = {"description": value.description, "sizes": facts}
     if options.json:
         emit_json(rows)
         return 0
@@ -54,15 +45,14 @@ class ShowOptions:
     """Draw a recipe's schedule; print its parameters, FLOPs per token and cache bytes per token."""
 
     recipe: tyro.conf.Positional[str]
-    """Recipe name, see `ouroboros recipes`."""
+    """The name of the recipe, see `ouroboros recipes`."""
     size: str = "small"
-    """tiny, small, base or another size that `ouroboros recipes` lists."""
+    """The size of the model: tiny, small, base or another one that `ouroboros recipes` lists."""
     context: int = 512
-    """Positions a token attends to, for the FLOPs."""
+    """How many positions a token attends to, which decides the FLOPs."""
     loops: int | None = None
-    """Another loop count than the layout's."""
-    json: bool = False
-    """Print one JSON object."""
+    """Count loops by this number in place of the layout's."""
+    json: Json = False
     model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import itertools
 import logging
+import os.path
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
+from ouroboros.config import ModelSpec
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError, check
-from ouroboros.serve.sampling import Sampling, Style, controls
-from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers
+from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.serve.sampling import Sampling, StyleName
+from ouroboros.verbs.options import Json, Loops, Model, emit_json, log_to_stderr, parse, quiet_transformers
 
 if TYPE_CHECKING:
     from ouroboros.data.formats import TextFormat
@@ -27,29 +30,51 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
+class TalkOptions:
+    """What ``generate`` and ``chat`` have in common."""
+
+    model: Model
+    loops: Loops = None
+    seed: int = 0
+    """Seed of the random numbers that choose the tokens."""
+    fast: bool = False
+    """Compile the decoding step: about three times the tokens per second after half a minute of compilation, which pays
+    from some 10,000 tokens on."""
+    style: StyleName = "standard"
+    """Where the defaults of the controls below come from: this library (standard), or the program that was published
+    with the model's system (published), which may also add controls of its own."""
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+
+    def decoder(self) -> FastDecoder | None:
+        """The decoder that was asked for; None leaves the writing to ``model.generate``."""
+        if not self.fast:
+            return None
+        window = self.sampling.window
+        check(window is None, f"--fast does not serve --window ({window}): leave one of them out")
+        from ouroboros.serve.fast import FastDecoder
+
+        return FastDecoder()
+
+    def load(self) -> tuple[OuroborosForCausalLM, TextTokenizer]:
+        """The model, with the loop count that was asked for, and its tokenizer."""
+        from ouroboros.api import load_with_text_tokenizer, model_directory
+
+        quiet_transformers()
+        model, tokenizer = load_with_text_tokenizer(model_directory(self.model))
+        return (model if self.loops is None else model.with_loops(self.loops)), tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(TalkOptions):
     """Continue a prompt, streamed to standard output."""
 
-    model: tyro.conf.Positional[Path]
-    """Run directory or transformers directory."""
     prompt: str | None = None
-    """The text to continue; '-' reads standard input. Empty starts a new document."""
-    loops: int | None = None
-    """Loop count; by default the trained one."""
-    seed: int = 0
+    """The text to continue. An empty text starts a new document; '-' reads standard input."""
     count: int = 1
-    """Number of continuations."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-    fast: bool = False
-    """Compile the decoding step: three times the tokens per second after about half a minute of compilation, which pays
-    from some 10,000 tokens on."""
+    """How many continuations to write, each with a seed of its own."""
     template: str = "none"
-    """Put the prompt into a template: a format's name, 'Q: {question}\\nA: {answer}', or none."""
-    style: Style = "standard"
-    """Defaults of the controls below: published is as the program published with the model's system, which is OSAM's
-    for its mixer and R-HRM's chat, with a window of 128 tokens, for all others."""
-    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    """Put the prompt into a template: the name of a format, 'Q: {question}\\nA: {answer}', or none."""
+    json: Json = False
 
 
 def generate(arguments: Sequence[str]) -> int:
@@ -61,8 +86,8 @@ def generate(arguments: Sequence[str]) -> int:
     log_to_stderr()
     from ouroboros.serve.template import find_template
 
-    decoder, template = _decoder(options.fast, options.sampling), find_template(options.template)
-    model, tokenizer = _load(options.model, options.loops)
+    decoder, template = options.decoder(), find_template(options.template)
+    model, tokenizer = options.load()
     import torch
 
     from ouroboros.data.templates import chat_format
@@ -74,18 +99,15 @@ def generate(arguments: Sequence[str]) -> int:
     if template is not None:
         prompt = (template.prompt(prompt.decode("utf-8", "surrogateescape")) or "").encode("utf-8", "surrogateescape")
         sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *template.stop))
+    shown = (lambda text: None) if options.json else _write
     for index in range(options.count):
         torch.manual_seed(options.seed + index)
         continuation = Continuation(model, tokenizer, prompt, sampling, decoder)
-        if not options.json:
-            sys.stdout.write(prompt.decode("utf-8", "replace"))
+        shown(prompt.decode("utf-8", "replace"))
         for piece in continuation:
-            if not options.json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+            shown(piece)
+        shown("\n")
         if not options.json:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
             sys.stderr.write(f"[{continuation.rate}]\n")
         written.append(continuation)
     if options.json:
@@ -105,28 +127,16 @@ def generate(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
+class ChatOptions(TalkOptions):
     """Talk to a model; /help lists the commands."""
 
-    model: tyro.conf.Positional[Path]
-    """Run directory or transformers directory."""
-    loops: int | None = None
-    """Loop count; by default the trained one."""
-    seed: int = 0
-    fast: bool = False
-    """Compile the decoding step: three times the tokens per second after about half a minute of compilation, which pays
-    from some 10,000 tokens on."""
     template: str | None = None
-    """Put each line into a template: a format's name, 'Q: {question}\\nA: {answer}', or none. By default that of the
-    heaviest source that the model was trained on, if it makes prompts."""
+    """Put each line into a template: the name of a format, 'Q: {question}\\nA: {answer}', or none. The default is the
+    format of the heaviest source that the model was trained on, if that format makes prompts."""
     history: bool = True
-    """Show the model the conversation so far; without, it continues each line by itself, as it was typed."""
+    """Show the model the conversation so far. Without it, the model continues each line by itself, as it was typed."""
     transcript: Path | None = None
     """Append every turn to this file as it happens, one JSON object a line."""
-    style: Style = "standard"
-    """Defaults of the controls below: published is as the program published with the model's system, which is OSAM's
-    for its mixer and R-HRM's chat, with a window of 128 tokens, for all others."""
-    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
 
 def chat(arguments: Sequence[str]) -> int:
@@ -140,22 +150,17 @@ def chat(arguments: Sequence[str]) -> int:
     from ouroboros.serve.template import find_template
     from ouroboros.serve.transcript import Transcript
 
-    decoder = _decoder(options.fast, options.sampling)
+    decoder = options.decoder()
     given = None if options.template is None else find_template(options.template)
     transcript = None if options.transcript is None else Transcript(options.transcript)
-    model, tokenizer = _load(options.model, options.loops)
+    model, tokenizer = options.load()
     template = chat_format(_trained_template(options.model) if options.template is None else given, tokenizer)
     torch.manual_seed(options.seed)
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 (line editing in input())
 
-        write(
+        _write(
             f"{options.model}: {model.schedule.notation}, {model.num_parameters():,} parameters,"
             f" template {template.name if template else 'none'}; /help lists commands\n"
         )
@@ -163,7 +168,7 @@ def chat(arguments: Sequence[str]) -> int:
         model,
         tokenizer,
         options.sampling,
-        write,
+        _write,
         decoder=decoder,
         template=template,
         transcript=transcript,
@@ -182,31 +187,39 @@ _O = TypeVar("_O", GenerateOptions, ChatOptions)
 
 
 def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
-    """The options, with the controls of the style that they name as defaults."""
-    options = parse(cls, verb, arguments)
-    if options.style == "standard":
-        return options
-    sampling = controls(options.style, _mixer(options.model))
-    return parse(cls, verb, arguments, default=cls(model=tyro.MISSING, sampling=sampling))
+    """The options, those of the published style included if it is asked for."""
+    words, model, default = list(arguments), None, None
+    if "--style=published" in words or ("--style", "published") in itertools.pairwise(words):
+        # Which controls there are depends on the model, so it is looked for before the words can be parsed.
+        for model in (Path(word) for word in words if os.path.isdir(word)):
+            with contextlib.suppress(OuroborosError):  # another directory, or no model, which parsing will tell
+                default = _published(cls, model)
+                break
+    options = parse(cls, verb, words, default=default)
+    if options.style == "published" and (default is None or options.model != model):
+        options = parse(cls, verb, words, default=_published(cls, options.model))
+    return options
 
 
-def _mixer(path: Path) -> str:
-    """The kind of the model's mixer; of a model that cannot be read, which loading it explains, an empty one."""
+def _published(cls: type[_O], model: Path) -> _O:
+    """Options without a model, at the defaults of the style published with the system of ``model``."""
+    from transformers import AutoConfig
+
     from ouroboros.api import model_directory
+    from ouroboros.serve.styles import published_sampling
 
+    directory = model_directory(model)
     try:
-        return json.loads((model_directory(path) / "config.json").read_bytes())["spec"]["mixer"]["kind"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        spec: ModelSpec = config.model_spec
+    except Exception as error:  # JSON and transformers have errors of their own; the user needs one line
+        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
+    return cls(model=tyro.MISSING, sampling=published_sampling(spec))
 
 
-def _decoder(fast: bool, sampling: Sampling) -> FastDecoder | None:
-    if not fast:
-        return None
-    check(sampling.window is None, f"--fast does not serve --window ({sampling.window}): leave one of them out")
-    from ouroboros.serve.fast import FastDecoder
-
-    return FastDecoder()
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _trained_template(path: Path) -> TextFormat | None:
@@ -223,12 +236,3 @@ def _trained_template(path: Path) -> TextFormat | None:
                 logger.warning("chat: no template from the recipe: %s", error)
                 return None
     return None
-
-
-def _load(path: Path, loops: int | None) -> tuple[OuroborosForCausalLM, TextTokenizer]:
-    """Model (as a view with ``loops``, if given) and tokenizer."""
-    from ouroboros.api import load_with_text_tokenizer, model_directory
-
-    quiet_transformers()
-    model, tokenizer = load_with_text_tokenizer(model_directory(path))
-    return (model if loops is None else model.with_loops(loops)), tokenizer

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from ouroboros.config import DataSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, say
+from ouroboros.verbs.options import (
+    Json,
+    SkipBadRecords,
+    TextField,
+    collect,
+    emit_json,
+    log_to_stderr,
+    parse,
+    say,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +25,14 @@ class TokenizerOptions:
     """Train a byte-level BPE tokenizer on the training split of the sources."""
 
     data: list[str]
-    """Sources, as for `ouroboros train`."""
+    """The text to learn from: sources as for `ouroboros train`."""
     out: Path
-    """New directory; give it to `ouroboros train --data.tokenizer`."""
+    """The new directory to write; give it to `ouroboros train --data.tokenizer`."""
     vocab_size: int = 4096
-    """Entries, the 256 bytes and the end-of-text token included."""
-    text_field: str = "text"
-    """Field of records that holds the text."""
-    skip_bad_records: bool = False
-    """Leave out records that cannot be read."""
-    json: bool = False
-    """Print one JSON object."""
+    """How many entries the vocabulary has, the 256 bytes and the end-of-text token included."""
+    text_field: TextField = "text"
+    skip_bad_records: SkipBadRecords = False
+    json: Json = False
 
 
 def tokenizer(arguments: Sequence[str]) -> int:

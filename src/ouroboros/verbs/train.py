@@ -15,6 +15,9 @@ from ouroboros.errors import check
 from ouroboros.recipes import presets
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.verbs.options import (
+    Json,
+    Quiet,
+    Run,
     collect,
     emit_json,
     log_to_stderr,
@@ -41,8 +44,8 @@ class TrainOptions:
     sources: Annotated[list[str], tyro.conf.arg(name="data")] = dataclasses.field(default_factory=list)
     """Sources: files, directories, globs, python:, periodic:, needle: or hf:NAME, each with an optional =WEIGHT."""
     size: str | None = None
-    """tiny, small, base or another size that `ouroboros recipes` lists; None lets the hardware choose among a recipe's
-    presets, and means small for recipes without them."""
+    """The size: tiny, small, base or another one that `ouroboros recipes` lists. None lets the hardware choose among a
+    recipe's presets, and means small for recipes without them."""
     steps: int | None = None
     """Stop after this many optimiser steps."""
     tokens: int | None = None
@@ -51,10 +54,8 @@ class TrainOptions:
     """Stop after this many minutes."""
     seed: int | None = None
     """Seed of initialisation, order and dropout."""
-    quiet: bool = False
-    """No progress on standard error."""
-    json: bool = False
-    """Print one JSON object when training ends."""
+    quiet: Quiet = False
+    json: Json = False
     model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
     optim: OptimSpec = dataclasses.field(default_factory=OptimSpec)
     train: TrainSpec = dataclasses.field(default_factory=TrainSpec)
@@ -119,14 +120,11 @@ def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
 class ResumeOptions:
     """Continue an interrupted run from its newest good checkpoint."""
 
-    run: tyro.conf.Positional[Path]
-    """Run directory."""
+    run: Run
     allow_changes: bool = False
     """Go on although the recipe differs from the checkpoint's; every change is named."""
-    quiet: bool = False
-    """No progress on standard error."""
-    json: bool = False
-    """Print one JSON object when training ends."""
+    quiet: Quiet = False
+    json: Json = False
     model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
     optim: OptimSpec = dataclasses.field(default_factory=OptimSpec)
     train: TrainSpec = dataclasses.field(default_factory=TrainSpec)

@@ -1,7 +1,9 @@
 """The chat: history, commands, a full context, interruption."""
 
+import dataclasses
 import json
 import re
+from typing import Literal
 
 import pytest
 
@@ -124,22 +126,40 @@ def test_controls_are_set_by_name_and_checked(chat):
     chat.command("/show")
     assert "loops=2" in chat.write.text and "temperature=0.5" in chat.write.text and "stop" not in chat.write.text
     assert "template=none" in chat.write.text and "window=none" in chat.write.text
-    assert "ban_triples=off" in chat.write.text
-    for line in ("/set window 40", "/set ban_triples on", "/set penalty occurrences"):
-        chat.command(line)
-    assert (chat.sampling.window, chat.sampling.ban_triples, chat.sampling.penalty) == (40, True, "occurrences")
+    chat.command("/set window 40")
+    assert chat.sampling.window == 40
     for line, words in (
         ("/set tempratur 1", "did you mean 'temperature'?"),
         ("/set temperature", "takes a name and a value"),
         ("/set", "takes a name and a value"),
         ("/set stop x", "unknown control 'stop'"),
-        ("/set temperature warm", "/set temperature: 'warm' is not a number of the right kind"),
-        ("/set top_k 1.5", "'1.5' is not a number"),
+        ("/set temperature warm", "/set temperature cannot be 'warm': Input should be a valid number"),
+        ("/set top_k 1.5", "/set top_k cannot be '1.5': Input should be a valid integer"),
         ("/set top_p 2", r"top_p must be in \(0, 1\]"),
     ):
         with pytest.raises(OuroborosError, match=words):
             chat.command(line)
     assert (chat.sampling.temperature, chat.sampling.top_p) == (0.5, 0.95)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published(Sampling):
+    """A style with controls of its own."""
+
+    ban: bool = False
+    rule: Literal["one", "two"] = "one"
+
+
+def test_controls_of_a_published_style_are_set_and_shown_too(chat):
+    chat.sampling = Published()
+    chat.command("/show")
+    assert "ban=off" in chat.write.text and "rule=one" in chat.write.text
+    for line in ("/set ban on", "/set rule two"):
+        chat.command(line)
+    assert chat.sampling == Published(ban=True, rule="two")
+    for line, words in (("/set ban 7", "ban cannot be '7': Input should be a valid boolean"), ("/set rule x", "'two'")):
+        with pytest.raises(OuroborosError, match=words):
+            chat.command(line)
 
 
 def test_every_command_of_the_help_exists(chat, tmp_path):

@@ -1,13 +1,13 @@
 """Sampling controls: their ranges, and what transformers makes of them."""
 
-import dataclasses
-
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.generation import logits_process as lp
 
 from ouroboros.errors import OuroborosError
-from ouroboros.serve import processors as ours
-from ouroboros.serve.sampling import PUBLISHED, Sampling, controls
+from ouroboros.serve.sampling import Sampling
 
 PROCESSORS = {
     "temperature": (lp.TemperatureLogitsWarper, "temperature"),
@@ -67,80 +67,36 @@ def test_values_out_of_range_are_named(control, value):
         Sampling(**{control: value})
 
 
-def kinds(sampling: Sampling) -> list[type]:
-    return [type(processor) for processor in sampling.options().get("logits_processor", [])]
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    st.lists(st.sampled_from([-3.0, -1.5, -0.0, 0.0, 0.25, 2.0, 7.0]), min_size=6, max_size=6),
+    st.integers(1, 14),
+)
+def test_within_a_window_the_penalty_is_the_standard_one_on_the_last_tokens(context, values, window):
+    options = Sampling(repetition_penalty=1.3, repetition_window=window).options()
+    assert "repetition_penalty" not in options
+    (penalise,) = options["logits_processor"]
+    scores = torch.tensor([values])
+    standard = lp.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([context[-window:]]), scores.clone())
+    assert torch.equal(penalise(torch.tensor([context]), scores), standard) and scores[0].tolist() == values
 
 
-def test_what_transformers_lacks_comes_as_processors_and_only_when_asked():
-    assert "logits_processor" not in Sampling().options()
+def test_what_transformers_has_is_left_to_it():
     assert "logits_processor" not in Sampling(repetition_penalty=1.2, no_repeat_ngram=3, top_k=5).options()
-    assert kinds(Sampling(penalty="occurrences", repetition_window=4)) == []  # a penalty of 1 is off
-    assert kinds(Sampling(repetition_penalty=1.2, penalty="occurrences")) == [ours.OccurrencePenalty]
-    recent = Sampling(repetition_penalty=1.2, repetition_window=4)
-    assert kinds(recent) == [ours.RecentPenalty] and "repetition_penalty" not in recent.options()
-    assert kinds(Sampling(ban_triples=True)) == [ours.TripleBan]
+    assert "logits_processor" not in Sampling(repetition_window=4).options()  # a penalty of 1 is off
 
 
-def test_the_published_style_is_the_published_chain():
-    published = PUBLISHED["rhrm"]
-    chain = [lp.TemperatureLogitsWarper, ours.TripleBan, ours.OccurrencePenalty, lp.TopKLogitsWarper, ours.NucleusPast]
-    assert kinds(published) == chain and published.window == 128
-    temperature, _, penalty, top_k, top_p = published.options()["logits_processor"]
-    assert (temperature.temperature, penalty.penalty, top_k.top_k, top_p.top_p) == (0.6, 1.2, 50, 0.9)
-    assert published.max_new_tokens == 200 and penalty.window == 0
-
-
-def test_osam_as_published_cuts_by_one_processor_when_asked_to():
-    published = PUBLISHED["osam"]
-    assert kinds(published) == [] and published.repeat_last and published.options()["do_sample"] is True
-    assert (published.temperature, published.top_k, published.max_new_tokens) == (1.0, 0, 64)
-    cut = dataclasses.replace(published, temperature=0.7, top_k=8, top_p=0.8)
-    assert kinds(cut) == [lp.TemperatureLogitsWarper, ours.NucleusWithin]
-    options = cut.options()
-    assert (options["temperature"], options["top_k"], options["top_p"]) == (1.0, None, 1.0)  # nothing is left to it
-    within = options["logits_processor"][1]
-    assert (within.top_k, within.top_p) == (8, 0.8)
-    (only_k,) = dataclasses.replace(published, top_k=8).options()["logits_processor"]
-    assert (only_k.top_k, only_k.top_p) == (8, 0.0)
-    assert kinds(dataclasses.replace(cut, temperature=0.0)) == []
-
-
-def test_the_published_style_depends_on_the_mixer():
-    assert controls("published", "osam") == PUBLISHED["osam"]
-    assert controls("published", "latent_attention") == controls("published", "") == PUBLISHED["rhrm"]
-    assert controls("standard", "osam") == controls("standard", "attention") == Sampling()
-
-
-def test_temperature_0_is_greedy_and_divides_by_nothing():
-    greedy = dataclasses.replace(PUBLISHED["rhrm"], temperature=0.0)
-    assert kinds(greedy) == [ours.TripleBan, ours.OccurrencePenalty]
-    assert greedy.options()["do_sample"] is False and "temperature" not in greedy.options()
-
-
-def test_generate_applies_the_published_chain_and_nothing_else(model):
-    options = PUBLISHED["rhrm"].options()
-    chain = options.pop("logits_processor")
-    config, _ = model._prepare_generation_config(None, **options)
-    assert list(model._get_logits_processor(config, 3, device="cpu", logits_processor=chain)) == list(chain)
+def test_a_window_begins_anywhere():
+    assert Sampling().read([256, 97]) == [256, 97]
+    assert Sampling(window=8).read([256, 97]) == [97] and Sampling(window=8).read([256]) == [256]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
-    [
-        ("temperature", "0.5", 0.5),
-        ("top_k", "7", 7),
-        ("window", "12", 12),
-        ("window", "none", None),
-        ("ban_triples", "on", True),
-        ("ban_triples", "off", False),
-        ("penalty", "occurrences", "occurrences"),
-        ("nucleus", "pass", "pass"),
-        ("nucleus", "within", "within"),
-        ("repeat_last", "on", True),
-    ],
+    [("temperature", "0.5", 0.5), ("top_k", "7", 7), ("window", "12", 12), ("window", "none", None)],
 )
 def test_values_as_text(name, text, value):
-    assert getattr(Sampling(window=5, ban_triples=value is False).with_value(name, text), name) == value
+    assert getattr(Sampling(window=5).with_value(name, text), name) == value
 
 
 @pytest.mark.parametrize(
@@ -148,11 +104,11 @@ def test_values_as_text(name, text, value):
     [
         ("tempratur", "1", "unknown control 'tempratur'; did you mean 'temperature'"),
         ("stop", "x", "unknown control 'stop'"),
-        ("top_k", "1.5", "top_k: '1.5' is not a number of the right kind"),
-        ("window", "all", "window: 'all' is not a number"),
+        ("top_k", "1.5", "top_k cannot be '1.5': Input should be a valid integer"),
+        ("top_k", "none", "top_k cannot be 'none': Input should be a valid integer"),
+        ("window", "all", "window cannot be 'all': Input should be a valid integer"),
         ("window", "0", "window must be >= 1 or none, got 0"),
-        ("ban_triples", "true", "ban_triples: 'true' is neither on nor off"),
-        ("penalty", "twice", "penalty: 'twice' is none of distinct, occurrences"),
+        ("temperature", "warm", "temperature cannot be 'warm': Input should be a valid number"),
     ],
 )
 def test_text_that_is_no_value_is_named(name, text, words):

@@ -13,8 +13,8 @@ from ouroboros.data.tokenize import train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.serve import stream
 from ouroboros.serve.fast import FastDecoder
-from ouroboros.serve.sampling import PUBLISHED, Sampling
-from ouroboros.serve.stream import Continuation, _ByteStreamer, repeat_last, text_ids
+from ouroboros.serve.sampling import Sampling
+from ouroboros.serve.stream import Continuation, _ByteStreamer, text_ids
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=40)
 
@@ -206,38 +206,22 @@ def test_a_window_and_fast_decoding_exclude_each_other(model, tokenizer):
         Continuation(model, tokenizer, b"a", Sampling(window=8), FastDecoder())
 
 
-def test_processors_of_our_own_are_applied(scripted, tokenizer):
-    """The model wants to write one letter for ever; the ban of triples allows three."""
-    ban = Sampling(temperature=0.0, max_new_tokens=4, ban_triples=True)
-    continuation = Continuation(scripted(b"a" * 12, b"b"), tokenizer, b"b", ban)
+def test_what_the_controls_bring_along_is_applied(scripted, tokenizer):
+    """The model wants to write one letter for ever; a style with processors and a reading of its own forbids it."""
+
+    class Other(Sampling):
+        def options(self):
+            return super().options() | {
+                "logits_processor": [lambda ids, scores: scores.index_fill(1, ids[0, -1:], -1e9)]
+            }
+
+        def read(self, ids):
+            return [*ids, 98]
+
+    continuation = Continuation(scripted(b"a" * 12, b"b"), tokenizer, b"", Other(temperature=0.0, max_new_tokens=4))
     list(continuation)
-    assert continuation.text[:3] == b"aaa" and continuation.text[3:4] != b"a"
-
-
-@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"penalty": "distinct", "repetition_window": 5}])
-def test_fast_decoding_applies_them_too(changes, model, tokenizer):
-    sampling = dataclasses.replace(PUBLISHED["rhrm"], window=None, max_new_tokens=30, **changes)
-    written = []
-    for decoder in (None, FastDecoder(compile=False)):
-        torch.manual_seed(5)
-        continuation = Continuation(model, tokenizer, b"abab", sampling, decoder)
-        list(continuation)
-        written.append(continuation.text)
-    assert written[0] == written[1] != b""
-
-
-def test_the_last_token_is_fed_twice_and_nothing_before_the_text(model, tokenizer):
-    greedy = dataclasses.replace(GREEDY, repeat_last=True)
-    continuation = Continuation(model, tokenizer, b"abc", greedy)
-    assert continuation.input_ids[0].tolist() == repeat_last([97, 98, 99]) == [97, 98, 99, 99]
-    assert continuation.room == 60
-    text = "".join(continuation)
-    expected = model.generate(torch.tensor([[*b"abcc"]]), max_new_tokens=40, do_sample=False, eos_token_id=256)
-    assert continuation.text == tokenizer.decode(expected[0, 4:].numpy()) and not text.startswith("c")
-    assert Continuation(model, tokenizer, b"", greedy).input_ids.tolist() == [[256]]
-    assert Continuation(model, tokenizer, b"b", greedy, earlier=[b"a"]).input_ids.tolist() == [[97, 256, 98, 98]]
-    windowed = dataclasses.replace(greedy, window=8)
-    assert Continuation(model, tokenizer, b"ab", windowed).input_ids.tolist() == [[97, 98, 98]]
+    assert continuation.input_ids.tolist() == [[256, 98]]
+    assert continuation.text[:1] == continuation.text[2:3] == b"a" and b"aa" not in continuation.text
 
 
 def test_tokens_are_counted_and_timed_without_the_reading_of_the_prompt(scripted, tokenizer, monkeypatch):

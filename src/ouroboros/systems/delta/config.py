@@ -114,6 +114,12 @@ class OuroborosConfig:
             )
 
     @property
+    def _target(self) -> Literal["constant", "sigmoid", "linear"]:
+        if self.ouroboros_v_constant:
+            return "constant"
+        return "sigmoid" if self.ouroboros_v_sigmoid else "linear"
+
+    @property
     def spec(self) -> ModelSpec:
         """The specification of this model."""
         d = self.hidden_size
@@ -148,7 +154,7 @@ class OuroborosConfig:
                     gate="linear" if self.ouroboros_beta_single_linear else "two_layer",
                     gate_hidden=self.ouroboros_beta_hidden_size,
                     beta_init=self.ouroboros_beta_init,
-                    value="constant" if self.ouroboros_v_constant else "sigmoid" if self.ouroboros_v_sigmoid else "linear",
+                    value=self._target,
                     value_scale=self.ouroboros_v_sigmoid_scale,
                     value_constant=self.ouroboros_v_constant_value,
                     eps=self.ouroboros_k_eps,

@@ -21,5 +21,8 @@ SYSTEM = System(
         "telemetry": {
             "osam": "ouroboros.systems.osam.measure:part_records",
         },
+        "styles": {
+            "osam": "ouroboros.systems.osam.sampling:STYLE",
+        },
     },
 )

@@ -47,7 +47,8 @@ def check_form(spec: ModelSpec) -> None:
     for name in sorted(published, key=lambda name: not name.endswith("kind")):
         check(
             f"{name}.".startswith(tuple(f"{free}." for free in FREE)) or found.get(name) == published[name],
-            f"model.{name.removeprefix('block.')} is {found.get(name)!r} and the published program knows only {published[name]!r}",
+            f"model.{name.removeprefix('block.')} is {found.get(name)!r} and the published program knows only"
+            f" {published[name]!r}",
         )
 
 

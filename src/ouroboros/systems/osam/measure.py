@@ -76,7 +76,7 @@ class _Seen(NamedTuple):
 def part_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
     """What a training run records of an OSAM model on a ``batch`` (B, T + 1): ``memory``, a record for each visit on
     the first windows; with a kupdate above 1 also ``loss_by_reading``, of all windows. Empty for other mixers."""
-    if not isinstance(model.model.spec.mixer, OsamSpec):
+    if not isinstance(model.model.spec.block.mixer, OsamSpec):
         return {}
     ids = torch.from_numpy(batch[:ROWS, :-1]).to(device_of(model))
     found: dict[str, Any] = {"memory": [record.to_dict() for record in telemetry(model, ids)]}

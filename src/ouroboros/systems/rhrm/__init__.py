@@ -15,5 +15,8 @@ SYSTEM = System(
         "readers": {
             "rhrm": "ouroboros.systems.rhrm.checkpoint:READER",
         },
+        "styles": {
+            "rhrm": "ouroboros.systems.rhrm.sampling:STYLE",
+        },
     },
 )

@@ -1,14 +1,21 @@
-"""Logits processors: against slow references written from the published rules, and against transformers' own."""
+"""R-HRM's published chat: against slow references written from the published rules, and as ``generate`` gets it."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.generation import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ouroboros.serve.processors import NucleusPast, NucleusWithin, OccurrencePenalty, RecentPenalty, TripleBan
+from ouroboros.api import build
+from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.recipes import RECIPES, recipe
+from ouroboros.serve.fast import FastDecoder
+from ouroboros.serve.stream import Continuation
+from ouroboros.systems.rhrm.sampling import STYLE, ChatSampling, NucleusPast, OccurrencePenalty, TripleBan
 
 SIZE = 6
 contexts = st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=12)
@@ -43,13 +50,6 @@ def test_what_is_removed_stays_removed():
     assert apply(NucleusPast(0.99), [0], values)[0] == -torch.inf
 
 
-@given(contexts, scores, st.integers(1, 14))
-def test_recent_is_the_standard_penalty_on_the_last_tokens(context, values, window):
-    found = apply(RecentPenalty(1.3, window), context, values)
-    standard = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([context[-window:]]), torch.tensor([values]))
-    assert torch.equal(found, standard[0])
-
-
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=8))
 def test_no_fourth_equal_token(context):
     found = apply(TripleBan(), context, [1.0, 2.0])
@@ -79,35 +79,6 @@ def test_the_token_that_crosses_is_kept(values, top_p):
     assert {index for index in range(SIZE) if found[index] > -torch.inf} == kept
 
 
-@given(scores, st.integers(0, SIZE + 2), st.sampled_from([0.0, 0.113, 0.347, 0.613, 0.907, 0.9989]))
-def test_the_token_that_crosses_is_left_out_and_k_are_k(values, top_k, top_p):
-    found = apply(NucleusWithin(top_k, top_p), [0], values)
-    kept = [index for index in range(SIZE) if found[index] > -torch.inf]
-    assert torch.equal(found[kept], torch.tensor(values)[kept])
-    # Of equal tokens any may be kept, so what is kept is compared by its values.
-    ordered = sorted(values, reverse=True)[: top_k or None]
-    probabilities = torch.tensor(ordered, dtype=torch.float64).softmax(-1)
-    most = [value for value, total in zip(ordered, probabilities.cumsum(-1), strict=True) if total <= top_p]
-    expected = (most or ordered[:1]) if top_p else ordered
-    assert sorted((values[index] for index in kept), reverse=True) == expected
-
-
-def test_rounding_can_leave_out_the_last_token_at_a_nucleus_of_everything():
-    """The published sums: 0.1 ten times is more than 1 in float32."""
-    even = [0.0] * 10
-    assert apply(NucleusWithin(0, 0.0), [0], even).isfinite().sum() == 10
-    sums = torch.full((10,), 0.1).cumsum(0)
-    assert apply(NucleusWithin(0, 1.0), [0], even).isfinite().sum() == (sums <= 1).sum()
-
-
-def test_sequences_are_cut_each_for_itself_and_what_is_removed_stays_removed():
-    scores = torch.tensor([[3.0, 1.0, -torch.inf, 0.0], [0.0, 0.0, 4.0, 3.5]])
-    found = NucleusWithin(2, 0.7)(torch.zeros(2, 1, dtype=torch.long), scores)
-    assert found.tolist() == [[3.0, -torch.inf, -torch.inf, -torch.inf], [-torch.inf, -torch.inf, 4.0, -torch.inf]]
-    found = NucleusWithin(0, 0.999)(torch.zeros(1, 1, dtype=torch.long), scores[:1])
-    assert found[0, 2] == -torch.inf
-
-
 @pytest.mark.parametrize(
     ("values", "top_p", "past", "reached"),
     [
@@ -121,3 +92,63 @@ def test_where_it_differs_from_transformers(values, top_p, past, reached):
     for processor, expected in ((NucleusPast(top_p), past), (TopPLogitsWarper(top_p), reached)):
         found = apply(processor, [0], values)
         assert [index for index in range(len(values)) if found[index] > -torch.inf] == expected
+
+
+def kinds(sampling: ChatSampling) -> list[type]:
+    return [type(processor) for processor in sampling.options().get("logits_processor", [])]
+
+
+def test_the_chain_is_the_published_one():
+    published = ChatSampling()
+    chain = [TemperatureLogitsWarper, TripleBan, OccurrencePenalty, TopKLogitsWarper, NucleusPast]
+    assert kinds(published) == chain and published.window == 128 and published.max_new_tokens == 200
+    temperature, _, penalty, top_k, top_p = published.options()["logits_processor"]
+    assert (temperature.temperature, top_k.top_k) == (0.6, 50)
+    assert (penalty, top_p) == (OccurrencePenalty(1.2), NucleusPast(0.9))
+
+
+def test_temperature_0_is_greedy_and_divides_by_nothing():
+    greedy = ChatSampling(temperature=0.0)
+    assert kinds(greedy) == [TripleBan, OccurrencePenalty]
+    assert greedy.options()["do_sample"] is False and "temperature" not in greedy.options()
+
+
+def test_each_rule_can_be_the_usual_one():
+    options = ChatSampling(penalty="distinct", ban_triples=False, nucleus="reach").options()
+    assert "logits_processor" not in options
+    assert (options["temperature"], options["top_k"], options["top_p"]) == (0.6, 50, 0.9)
+    assert options["repetition_penalty"] == 1.2
+    off = ChatSampling(repetition_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0)
+    assert kinds(off) == [TripleBan]
+
+
+@pytest.fixture
+def model():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    small = recipe("rhrm", "tiny")
+    return build(dataclasses.replace(small, model=dataclasses.replace(small.model, vocab_size=257))).eval()
+
+
+def test_generate_applies_the_chain_and_nothing_else(model):
+    options = ChatSampling().options()
+    chain = options.pop("logits_processor")
+    config, _ = model._prepare_generation_config(None, **options)
+    assert list(model._get_logits_processor(config, 3, device="cpu", logits_processor=chain)) == chain
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"penalty": "distinct", "repetition_window": 5}])
+def test_fast_decoding_applies_it_too(changes, model):
+    sampling = ChatSampling(window=None, max_new_tokens=30, **changes)
+    written = []
+    for decoder in (None, FastDecoder(compile=False)):
+        torch.manual_seed(5)
+        continuation = Continuation(model, byte_tokenizer(), b"abab", sampling, decoder)
+        list(continuation)
+        written.append(continuation.text)
+    assert written[0] == written[1] != b""
+
+
+def test_the_style_is_that_of_the_systems_models():
+    assert STYLE.sampling == ChatSampling()
+    assert [name for name, value in RECIPES.items() if STYLE.recognises(value.model)] == ["rhrm", "rhrm-published"]
