@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TELEMETRY = {
-    "update_ratio": ("Update ratio: how far a loop moves the state", "length of the update over that of the state"),
+    "update_ratio": ("Update ratio: how far a loop moves the state", "length of the update / of the state"),
     "cosine": ("Cosine of a loop's update with the one before", "cosine"),
     "state_norm": ("State norm (RMS) after a loop", "root mean square of the state"),
     "grad_norm": ("Gradient norm after a loop", "norm of the gradient"),
@@ -140,9 +140,9 @@ def _write_values(axes: Axes, curve: Sequence[LoopPoint]) -> None:
     """Each point's value on the side where the curve leaves room: above while it falls, else below."""
     for point, after in zip(curve, [*curve[1:], None], strict=True):
         falls = after is not None and after.bits_per_byte < point.bits_per_byte
-        style = {"xytext": (6, 5) if falls else (0, -18), "ha": "left" if falls else "center"}
-        style |= {"textcoords": "offset points", "fontsize": 9.5, "color": LIGHT["soft"]}
-        axes.annotate(bits(point.bits_per_byte), (point.loops, point.bits_per_byte), **style)
+        place, side = ((6, 5), "left") if falls else ((0, -18), "center")
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9.5, "color": LIGHT["soft"], "ha": side}
+        axes.annotate(bits(point.bits_per_byte), (point.loops, point.bits_per_byte), xytext=place, **style)
 
 
 def _draw_loops(axes: Axes, *, records: Sequence[Mapping[str, Any]], key: str) -> None:

@@ -63,6 +63,7 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ouroboros",
     "text.parse_math": False,
+    "font.family": "DejaVu Sans",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 10.5,
@@ -232,8 +233,9 @@ def matrix(axes: Axes, values: np.ndarray, across: Sequence[str], down: Sequence
     """A heat map of values in [-1, 1] as a matrix is written: the first row on top, rows and columns with names."""
     rows, columns = values.shape
     heat(axes, values, (-0.5, columns - 0.5, -0.5, rows - 0.5))
-    axes.set_xticks(evenly(range(columns), 12), evenly(across, 12))
-    axes.set_yticks(evenly(range(rows), 12), evenly(down, 12))
+    for names, set_ticks in ((across, axes.set_xticks), (down, axes.set_yticks)):
+        shown = evenly(range(len(names)), len(names) if len(names) <= 12 else 8)
+        set_ticks(shown, [names[at] for at in shown])
     axes.set_ylim(rows - 0.5, -0.5)
     axes.grid(visible=False)
 
@@ -243,7 +245,7 @@ def _middle(name: str) -> np.ndarray:
     return np.array([[int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)] for code in COLORS[name]]).mean(0)
 
 
-def spread(axes: Axes, places: Sequence[float], quantiles: Sequence[Sequence[float]], color: str, name: str) -> None:
+def spread(axes: Axes, places: np.ndarray, quantiles: Sequence[Sequence[float]], color: str, name: str) -> None:
     """Five quantiles at each place: a thin line from the first to the last, a thick one, and a dot in the middle."""
     low, lower, middle, upper, high = zip(*quantiles, strict=True)
     size = min(1.0, 16 / len(places))

@@ -149,7 +149,7 @@ def test_matrix_has_names_and_begins_on_top() -> None:
 
 
 def test_spread_draws_lines_and_dots() -> None:
-    axes = on_axes(lambda axes: spread(axes, [0.0, 1.0], [(0, 1, 2, 3, 4), (1, 2, 3, 4, 5)], "arm0", "name"))
+    axes = on_axes(lambda axes: spread(axes, np.arange(2), [(0, 1, 2, 3, 4), (1, 2, 3, 4, 5)], "arm0", "name"))
     thin, thick = (lines.get_segments() for lines in axes.collections)
     assert len(thin) == len(thick) == 2
     assert thin[0][:, 1].tolist() == [0, 4] and thick[1][:, 1].tolist() == [2, 4]

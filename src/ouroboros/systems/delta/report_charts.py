@@ -70,7 +70,7 @@ def _gates(look: Look) -> Iterator[Chart]:
         f" gate has stopped learning, lie {percent(closed)} of the gates (at 0) and {percent(opened)} (at 2). A gate"
         " says nothing of how much the state held along k: see what is erased and written."
     )
-    yield _row(look, "Gate b by depth", _draw_gates, words, "gate b", legend=4)
+    yield _row(look, "Gate b by depth", _draw_gates, words, "gate b")
     if not erase:
         return
     words = (
@@ -100,10 +100,9 @@ def _draw_gates(look: Look, axes: Axes) -> None:
     numbers, places = look.drawn()
     _draw_histograms(look, axes, "beta", 0.0, 2.0)
     axes.axhline(1, color=LIGHT["soft"], linewidth=1.0, linestyle=DASHED)
-    now, start = {"color": LIGHT["ink"], "label": "median"}, {"color": LIGHT["faint"], "label": "before training"}
-    for uses, dashes, style in ((look.uses, "-", now), (look.before, ":", start)):
-        medians = [uses[i].median_beta for i in numbers]
-        axes.hlines(medians, places - 0.25, places + 0.25, linewidth=1.8, linestyle=dashes, **style)
+    for uses, name, color in ((look.uses, "median", "ink"), (look.before, "before training", "faint")):
+        medians, dashes = [uses[i].median_beta for i in numbers], "-" if name == "median" else ":"
+        axes.hlines(medians, places - 0.25, places + 0.25, LIGHT[color], dashes, linewidth=1.8, label=name)
     axes.set_ylim(-0.03, 2.03)
     names = ("0 keep", "0.5", "1 erase", "1.5", "2 reflect") if look.spec.erase else ("0", "0.5", "1", "1.5", "2")
     axes.set_yticks([0, 0.5, 1, 1.5, 2], names)
@@ -193,18 +192,18 @@ def _directions(look: Look) -> Iterator[Chart]:
     numbers = [i for sublayer in NAMES for i in look.drawn(sublayer)[0]]
     names = [str(look.records[i].slot) for i in numbers]
     size, signed = direction_products(look, numbers)
-    sides = ("feed-forward | attention", f"{visit}: attention | feed-forward")
+    sides, how = ("feed-forward | attention", f"{visit}: attention | feed-forward"), {"names": names, "halved": True}
     words = (
         "|k\u1d62\u00b7k\u2c7c| between every two residuals, mean over tokens; full is 1. Two frozen shortcuts act on"
         f" each other through this number alone. Unrelated directions of width {width:,} would give"
         f" {math.sqrt(2 / math.pi / width):.2f}. It does not say whether two residuals write the same values."
     )
-    yield _row(look, "Do residuals use the same directions?", _draw_square, words, *sides, values=size, names=names)
+    yield _row(look, "Do residuals use the same directions?", _draw_square, words, *sides, values=size, **how)
     words = (
         "k\u1d62\u00b7k\u2c7c: green points the same way, orange the opposite way. Empty here and full on the left"
         " means that the sign changes from token to token."
     )
-    yield _row(look, "The same with sign", _draw_square, words, *sides, values=signed, names=names)
+    yield _row(look, "The same with sign", _draw_square, words, *sides, values=signed, **how)
     if not look.spec.erase:
         return
     one = max(look.records, key=lambda record: record.erased.mean().item())
@@ -223,9 +222,11 @@ def _directions(look: Look) -> Iterator[Chart]:
     yield _row(look, title, _draw_square, words, *sides, values=found, **how)
 
 
-def _draw_square(look: Look, axes: Axes, values: Tensor, names: Sequence[str]) -> None:
+def _draw_square(look: Look, axes: Axes, values: Tensor, names: Sequence[str], halved: bool = False) -> None:
     matrix(axes, values.numpy(), names, names)
     axes.set_aspect("equal")
+    for line in (axes.axhline, axes.axvline) if halved else ():
+        line(len(names) / 2 - 0.5, color=LIGHT["soft"], linewidth=1.0)
 
 
 def _amounts(look: Look) -> Iterator[Chart]:
@@ -336,11 +337,11 @@ def _channels(look: Look) -> Iterator[Chart]:
         "What each compressor multiplies the channels by after its filter; green is positive, orange negative. A weight"
         " says how a channel is read, not how much is in it."
     )
-    x = "value channel"
-    yield _row(look, "Read vectors", _draw_readings, words, x=x, values=read, names=names)
+    sides = ("compressor", "value channel")
+    yield _row(look, "Read vectors", _draw_readings, words, *sides, values=read, names=names)
     words = "The same with the compressor's filter folded in, mean over features: single features may differ from it."
     title = "Weights of the channels, filter included"
-    yield _row(look, title, _draw_readings, words, x=x, values=weights, names=names)
+    yield _row(look, title, _draw_readings, words, *sides, values=weights, names=names)
 
 
 def _draw_likeness(look: Look, axes: Axes, cosines: Tensor) -> None:
@@ -355,7 +356,7 @@ def _draw_readings(look: Look, axes: Axes, values: Tensor, names: Sequence[str])
     strength, channels = values / (values.abs().max().item() or 1.0), values.shape[1]
     matrix(axes, strength.numpy(), [str(channel) for channel in range(channels)], names)
     for (y, x), value in np.ndenumerate(values.numpy() if channels <= 8 else np.empty((0, 0))):
-        color = LIGHT["card" if abs(strength[y, x]) > 0.55 else "ink"]
+        color = LIGHT["card" if abs(strength[y, x]) > 0.85 else "ink"]
         axes.text(x, y, f"{value:.2f}".replace("-", "\u2212"), ha="center", va="center", fontsize=8.5, color=color)
 
 
