@@ -21,7 +21,7 @@ NOTES = "At the markers: tokens of the scored sequences. Larger markers: more to
 
 
 def draw(record: dict[str, Any]) -> str:
-    """The whole picture: a legend above two rows of panels; light or dark as the reader's screen."""
+    """The whole picture: two rows of panels above a legend; light or dark as the reader's screen."""
     rates = record["tokens_per_second"]
     rows = -(-len(record["tasks"]) // 2)
     with styled_figure(10.4, 3.7 * rows + 1.0) as figure:
@@ -32,7 +32,7 @@ def draw(record: dict[str, Any]) -> str:
             panel(axes, name, task, rates)
         for axes in panels[len(record["tasks"]) :]:
             axes.set_axis_off()
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(rates))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(rates))
         return themed_svg(figure)
 
 
