@@ -243,7 +243,7 @@ def check_neutral(subject: Subject) -> str:
         return "skipped: the layout has no loop"
     shown = []
     for kind, member in kinds(LoopPart).items():
-        others = tuple(other for other in subject.spec.loop if other.kind != kind)
+        others = tuple(other for other in subject.spec.loop if type(other) is not member)
         for part in member.neutral():
             absent = logits_of(_with_loop_parts(subject, others), subject.ids)
             neutral = logits_of(_with_loop_parts(subject, (*others, part), fresh=kind), subject.ids)

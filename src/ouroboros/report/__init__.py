@@ -1,6 +1,6 @@
 """One self-contained HTML page about a comparison or a single run. Needs the extra ``report``."""
 
-from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Row, Sample, verdict_sentence
+from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Row, Sample, Section, verdict_sentence
 from ouroboros.report.page import render
 from ouroboros.report.run import report_from_run
 
@@ -11,6 +11,7 @@ __all__ = [
     "Report",
     "Row",
     "Sample",
+    "Section",
     "render",
     "report_from_run",
     "verdict_sentence",

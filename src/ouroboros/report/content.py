@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ouroboros.report.text import bits, finite
 
 if TYPE_CHECKING:
     from ouroboros.eval.stats import Difference
-    from ouroboros.report.data import DataFacts
-    from ouroboros.report.delta import DeltaFacts
+    from ouroboros.report.drawing import Chart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +96,41 @@ class Row:
     """``best``, ``level`` (two arms that cannot be told apart) or empty."""
 
 
+class Card(NamedTuple):
+    """A small list of facts."""
+
+    title: str
+    detail: str
+    facts: Sequence[tuple[str, str]]
+    """Label and value of each line."""
+
+
+class Table(NamedTuple):
+    """Rows of cells, of which the first names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    """Stands below the table."""
+    folded: str = ""
+    """If given, the table is folded away under this line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: charts, cards and tables, in this order, under a title."""
+
+    ident: str
+    """Unique on the page."""
+    title: str
+    headline: str = ""
+    """The one sentence to remember; `ouroboros report` prints it too."""
+    lead: str = ""
+    charts: Sequence[Chart] = ()
+    cards: Sequence[Card] = ()
+    tables: Sequence[Table] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything on the page. Sections without data are left out."""
@@ -116,10 +150,8 @@ class Report:
     samples: Sequence[Sample] = ()
     notes: Sequence[str] = ()
     """Honest caveats, for example that there is one seed."""
-    data: DataFacts | None = None
-    """The data of the only arm."""
-    delta: DeltaFacts | None = None
-    """The delta residuals of the only arm's model."""
+    sections: Sequence[Section] = ()
+    """Parts of the page that only some runs have, in order: about the data, and what systems bring."""
     difference: Difference | None = None
     """``arms[0]`` minus ``arms[1]`` on the same text."""
     decided: bool = True

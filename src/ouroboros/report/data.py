@@ -1,221 +1,168 @@
-"""What a run's data tells: each source, what was dropped of it and why, and its share of the training tokens."""
+"""The section on a run's data: each source, what was dropped of it and why, and its share of the training tokens."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ouroboros.data.loader import count_windows
-from ouroboros.data.prepared import MANIFEST, PreparedData, open_prepared
-from ouroboros.data.published import published_accepts, published_blocks, published_shares
+from ouroboros.data.prepared import PreparedData
 from ouroboros.data.splits import SPLITS
 from ouroboros.errors import OuroborosError
-from ouroboros.report.text import percent, plural
+from ouroboros.report.content import Card, Section, Table
+from ouroboros.report.drawing import LIGHT, Chart, label
+from ouroboros.report.text import percent, plural, tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ouroboros.report.run import Run
 
 logger = logging.getLogger(__name__)
 
-MAX_SAMPLED = 2_000
-"""Documents of a source that the published filter is tried on; of more, this many at even distances."""
-_DECIDING_TOKENS = 50_000
-"""The published filter drops texts over 10,000 characters, of which none takes more than four tokens, so this many
-tokens of a document decide."""
+MAX_SOURCES = 8
+"""More would not be told apart on a chart; the heaviest are shown."""
+_MAX_LABEL = 18
 _NO_BREAK = chr(0xA0)
 _NOT_DROPPED = ("read", "kept", "held out")
 _KINDS = {"file": "plain text", "python": "code files", "directory": "files", "glob": "files"}
+_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """How long the training documents of a source are, and what a cut into blocks would have lost of them.
-
-    The cut is the published one: blocks within one document, whose last 1 to ``block`` tokens are left over.
-    """
-
-    documents: Sequence[int]
-    """Entry k: documents of 2^k to 2^(k+1) - 1 tokens, end-of-text token included."""
-    lost: Sequence[float]
-    """Entry k: of these, the sum over documents of the share of its tokens that is in no block."""
-    block: int
-    """Tokens."""
-    documents_lost: int
-    """Documents without a block."""
-    tokens_lost: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One source of a run's data. What is None or empty is not known."""
-
-    name: str
-    """As the user wrote it, without format and weight."""
-    label: str
-    """Short, for charts."""
-    format: str
-    weight: float
-    """Share of the training tokens that was asked for."""
-    splits: Mapping[str, Mapping[str, int]]
-    """By split: ``documents``, ``bytes`` and ``tokens``; of a stream those of the head that was read ahead."""
-    read: int | None = None
-    """Documents, of a stream those that training has read so far, as the next three."""
-    kept: int | None = None
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """By reason."""
-    held_out: int | None = None
-    """Of a stream: kept documents that training passed over."""
-    drawn: int | None = None
-    """Training tokens so far."""
-    drawn_share: float | None = None
-    published_share: float | None = None
-    """Share of the training tokens in the published pipeline: see :func:`published_shares_of`."""
-    passes: float | None = None
-    """How often the source has been read; of a stream whole passes."""
-    restarts: int | None = None
-    """Of a stream: how often it was opened again after a failure."""
-    lengths: Lengths | None = None
-
-    @property
-    def facts(self) -> list[tuple[str, str]]:
-        """Label and value of each line about the source."""
-        lines = [("format", self.format)]
-        if self.read is not None and self.kept is not None:
-            lines.append(("documents read", f"{self.read:,}"))
-            lines.append(("kept", f"{self.kept:,} ({percent(self.kept / max(self.read, 1))})"))
-            for reason, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
-                lines.append((f"dropped: {reason}", f"{count:,} ({percent(count / max(self.read, 1))})"))
-        if self.held_out is not None:
-            lines.append(("held out of these", f"{self.held_out:,}"))
-        head = "" if self.restarts is None else "head, "
-        names = {"train": "training", "valid": "validation", "test": "test"}
-        for split, sizes in self.splits.items():
-            parts = [plural(sizes[unit], unit.removesuffix("s")) for unit in ("documents", "bytes", "tokens")]
-            # A line breaks between the parts, not within.
-            lines.append((head + names[split], ", ".join(part.replace(" ", _NO_BREAK) for part in parts)))
-        if self.drawn is not None:
-            lines.append(("drawn so far", f"{self.drawn:,} tokens"))
-        if self.passes is not None:
-            lines.append(("passes", f"{self.passes:,.2f}") if head == "" else ("whole passes", f"{self.passes:,.0f}"))
-        if self.restarts is not None:
-            again = plural(self.restarts, "time") if self.restarts else "never"
-            lines.append(("opened again after a failure", again))
-        return lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The data of a run."""
-
-    sources: Sequence[Source]
-    streamed: bool
-    step: int | None = None
-    """Optimiser steps done when the tokens drawn were counted."""
-    read_step: int | None = None
-    """Of a stream: optimiser steps done when the documents read were counted."""
-
-    @property
-    def summary(self) -> str:
-        """What was read and what was dropped, in a sentence or two."""
-        known = [s for s in self.sources if s.read is not None and s.kept is not None]
-        if len(known) < len(self.sources):
-            return ""
-        read, kept = sum(s.read or 0 for s in known), sum(s.kept or 0 for s in known)
-        reasons = sum((Counter(s.dropped) for s in known), Counter[str]())
-        when = "" if self.read_step is None else f" by step {self.read_step:,}"
-        begin = (
-            f"{plural(read, 'document')} of {plural(len(known), 'source')} {'was' if read == 1 else 'were'} read{when}"
-        )
-        if not reasons:
-            return f"{begin}; nothing was dropped."
-        why = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common())
-        gone = f"{read - kept:,} ({percent((read - kept) / read)}) {'was' if read - kept == 1 else 'were'} dropped"
-        return f"{begin} and {kept:,} kept; {gone}: {why}."
-
-
-def data_facts(run: Path, metrics: Sequence[Mapping[str, Any]]) -> DataFacts | None:
-    """The data of the run in ``run``; None if it has none, or what was kept of it has no sources.
-
-    Args:
-        run: the run directory.
-        metrics: its records; those of kind ``stream`` are used.
+def data_section(run: Run) -> Section | None:
+    """The data of a run; None if it has none.
 
     Raises:
         OuroborosError: the prepared data is damaged, or of another release.
     """
-    if not (run / "data" / MANIFEST).is_file():
+    data = run.data
+    if data is None:
         return None
-    data = open_prepared(run / "data")
-    step, position = _position(run, len(data.sources))
-    draws = position.get("counts") or [None] * len(data.sources)
-    places, read_step = _places(data, metrics, position, step)
-    published = published_shares_of(data)
-    labels = _labels([ref.text for ref in data.sources])
-    sources = []
-    for index, (entry, weight) in enumerate(zip(data.manifest["sources"], data.weights, strict=True)):
-        values: dict[str, Any] = {"read": entry.get("read"), "kept": entry.get("kept")}
-        values["dropped"] = entry.get("dropped", {})
-        if places:
-            values |= _read_so_far(places[index])
-        if draws[index] is not None:
-            values["drawn"] = draws[index] * position["sequence_length"]
-            values["drawn_share"] = draws[index] / max(sum(draws), 1)
-            if not data.spec.stream:
-                windows = count_windows(entry["splits"]["train"]["tokens"], position["sequence_length"])
-                values["passes"] = draws[index] / windows
-        sources.append(
-            Source(
-                name=entry["text"],
-                label=labels[index],
-                format=entry["format"] or _KINDS.get(entry["kind"], f"column {data.spec.text_field!r}"),
-                weight=weight / sum(data.weights),
-                splits={split: entry["splits"][split] for split in SPLITS if entry["splits"][split]["documents"]},
-                published_share=published[index] if published else None,
-                lengths=_lengths(data, index),
-                **values,
-            )
+    entries, labels = data.manifest["sources"], short_labels(data)
+    step, position = _position(run, len(entries))
+    places, read_step = _places(run, data, position, step)
+    drawn = position.get("counts") or [None] * len(entries)
+    counts = [_counts(*pair) for pair in zip(entries, places or [None] * len(entries), strict=True)]
+    lead = _summary(counts, read_step)
+    if lead and data.spec.stream:
+        lead += (
+            " The sources are read while training runs; sizes, lengths and held-out parts are of the head of each,"
+            " which was read before."
         )
-    return DataFacts(sources=sources, streamed=data.spec.stream, step=step, read_step=read_step)
-
-
-def published_shares_of(data: PreparedData) -> list[float] | None:
-    """The share of training tokens each source would have had in the published pipeline, None if it is not known.
-
-    There a weight is of documents drawn, before its filter and its block cut. Both are tried here on the training
-    documents that were kept, in this run's tokens; a text file is one document.
-    """
-    entries = data.manifest["sources"]
-    if not all("block_cut" in entry for entry in entries):
-        return None
-    acceptance, blocks = [], []
+    charts, tables = [], []
+    if len(entries) > 1:
+        weights = [weight / sum(data.weights) for weight in data.weights]
+        shares = [None if count is None else count / max(sum(drawn), 1) for count in drawn]
+        charts.append(share_chart(labels, {"weight": weights, "this run": shares}))
+        rows = [
+            (name, percent(weight), percent(share)) for name, weight, share in zip(labels, weights, shares, strict=True)
+        ]
+        note = "" if step is None else f"This run: tokens drawn by step {step:,}."
+        tables.append(Table(head=("Source", "weight", "this run"), rows=rows, note=note))
+    for index in heaviest(data.weights):
+        if len(sizes := document_sizes(data, index)) > 1:
+            title = f"Length of the documents of {labels[index]}"
+            charts.append(length_chart(title, sizes, data.spec.sequence_length))
+    cards = []
     for index, entry in enumerate(entries):
-        starts, ids = data.offsets("train", index), data.train_tokens(index)
-        count = min(len(starts) - 1, MAX_SAMPLED)
-        found = []
-        for document in np.linspace(0, len(starts) - 2, count).astype(np.int64).tolist():
-            start, end = int(starts[document]), int(starts[document + 1])
-            # The first id is the end-of-text token before the document.
-            text = data.tokenizer.decode(ids[start + 1 : min(end, start + 1 + _DECIDING_TOKENS)])
-            if published_accepts(text.decode("utf-8", "replace")):
-                found.append(len(published_blocks(end - start, entry["block_cut"]["block"])))
-        acceptance.append(len(found) / max(count, 1))
-        blocks.append(sum(found) / max(len(found), 1))
-    if not any(kept * mean for kept, mean in zip(acceptance, blocks, strict=True)):
+        place = places[index] if places else None
+        facts = _facts(data, entry, counts[index], place, drawn[index], position.get("sequence_length", 0))
+        cards.append(Card(labels[index], "" if entry["text"] == labels[index] else entry["text"], facts))
+    return Section(ident="data", title="The data", lead=lead, charts=charts, cards=cards, tables=tables)
+
+
+def _counts(entry: Mapping[str, Any], place: Mapping[str, Any] | None) -> Counter[str] | None:
+    """Documents of a source: those read, kept and, of a stream that training reads, held out; and, by reason, dropped.
+
+    None if an older release did not count them.
+    """
+    if place is not None:
+        return Counter(place["counts"])
+    if entry.get("read") is None or entry.get("kept") is None:
         return None
-    return published_shares(data.weights, acceptance, blocks)
+    return Counter({"read": entry["read"], "kept": entry["kept"], **entry.get("dropped", {})})
 
 
-def _position(run: Path, sources: int) -> tuple[int | None, Mapping[str, Any]]:
+def _dropped(counts: Counter[str]) -> list[tuple[str, int]]:
+    """Reasons and documents, the most frequent first."""
+    found = [(reason, count) for reason, count in counts.items() if reason not in _NOT_DROPPED]
+    return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
+def _summary(counts: Sequence[Counter[str] | None], read_step: int | None) -> str:
+    """What was read and what was dropped, in a sentence or two; empty if that is not known."""
+    known = [one for one in counts if one is not None]
+    if len(known) < len(counts):
+        return ""
+    total = sum(known, Counter[str]())
+    read, kept = total["read"], total["kept"]
+    when = "" if read_step is None else f" by step {read_step:,}"
+    begin = f"{plural(read, 'document')} of {plural(len(known), 'source')} {'was' if read == 1 else 'were'} read{when}"
+    if not _dropped(total):
+        return f"{begin}; nothing was dropped."
+    why = ", ".join(f"{reason} ({count:,})" for reason, count in _dropped(total))
+    gone = f"{read - kept:,} ({percent((read - kept) / read)}) {'was' if read - kept == 1 else 'were'} dropped"
+    return f"{begin} and {kept:,} kept; {gone}: {why}."
+
+
+def _facts(
+    data: PreparedData,
+    entry: Mapping[str, Any],
+    counts: Counter[str] | None,
+    place: Mapping[str, Any] | None,
+    drawn: int | None,
+    length: int,
+) -> list[tuple[str, str]]:
+    """Label and value of each line about a source.
+
+    Args:
+        data: of the run.
+        entry: the source in the manifest.
+        counts: its documents.
+        place: where training stands in it, for a stream.
+        drawn: its sequences that training has drawn.
+        length: tokens of such a sequence.
+    """
+    lines = [("format", entry["format"] or _KINDS.get(entry["kind"], f"column {data.spec.text_field!r}"))]
+    if counts is not None:
+        shown = {"documents read": counts["read"], "kept": counts["kept"]}
+        shown |= {f"dropped: {reason}": count for reason, count in _dropped(counts)}
+        lines += [(name, f"{count:,} ({percent(count / max(counts['read'], 1))})") for name, count in shown.items()]
+        lines[1] = ("documents read", f"{counts['read']:,}")
+        if place is not None:
+            lines.append(("held out of these", f"{counts['held out']:,}"))
+    for split in SPLITS:
+        sizes = entry["splits"][split]
+        if sizes["documents"]:
+            parts = [plural(sizes[unit], unit.removesuffix("s")) for unit in ("documents", "bytes", "tokens")]
+            # A line breaks between the parts, not within.
+            name = _SPLITS[split] if place is None else f"head, {_SPLITS[split]}"
+            lines.append((name, ", ".join(part.replace(" ", _NO_BREAK) for part in parts)))
+    if drawn is not None:
+        lines.append(("drawn so far", f"{drawn * length:,} tokens"))
+        if not data.spec.stream:
+            passes = drawn / count_windows(entry["splits"]["train"]["tokens"], length)
+            lines.append(("passes", f"{passes:,.2f}"))
+    if place is not None:
+        again = plural(place["restarts"], "time") if place["restarts"] else "never"
+        lines += [("whole passes", f"{place['epoch']:,}"), ("opened again after a failure", again)]
+    return lines
+
+
+def _position(run: Run, sources: int) -> tuple[int | None, Mapping[str, Any]]:
     """The newest checkpoint's step and data position; (None, {}) without one that fits the data."""
     from ouroboros.train.checkpoint import candidates, load_newest
 
-    if not candidates(run / "checkpoints"):
+    checkpoints = run.directory / "checkpoints"
+    if not candidates(checkpoints):
         return None, {}
     try:
-        newest = load_newest(run / "checkpoints")
+        newest = load_newest(checkpoints)
     except OuroborosError as error:
         logger.warning("the shares drawn so far are left out: %s", error)
         return None, {}
@@ -225,52 +172,121 @@ def _position(run: Path, sources: int) -> tuple[int | None, Mapping[str, Any]]:
 
 
 def _places(
-    data: PreparedData, metrics: Sequence[Mapping[str, Any]], position: Mapping[str, Any], step: int | None
+    run: Run, data: PreparedData, position: Mapping[str, Any], step: int | None
 ) -> tuple[Sequence[Mapping[str, Any]], int | None]:
     """Where each stream is by the newer of the last ``stream`` record and the checkpoint, and at which step."""
     if not data.spec.stream:
         return (), None
     places: Sequence[Mapping[str, Any]] = position.get("positions", ())
-    logged = [record for record in metrics if record.get("kind") == "stream"]
+    logged = [record for record in run.metrics if record.get("kind") == "stream"]
     if logged and (step is None or logged[-1]["step"] > step):
         places, step = logged[-1]["sources"], logged[-1]["step"]
     return (places, step) if len(places) == len(data.sources) else ((), None)
 
 
-def _read_so_far(place: Mapping[str, Any]) -> dict[str, Any]:
-    counts = place["counts"]
-    dropped = {reason: count for reason, count in counts.items() if reason not in _NOT_DROPPED}
-    return {
-        "read": counts.get("read", 0),
-        "kept": counts.get("kept", 0),
-        "dropped": dropped,
-        "held_out": counts.get("held out", 0),
-        "passes": float(place["epoch"]),
-        "restarts": place["restarts"],
-    }
-
-
-def _lengths(data: PreparedData, index: int) -> Lengths | None:
-    """None for a manifest without lengths, and for a single document, whose length is its size."""
-    entry = data.manifest["sources"][index]
-    if "lengths" not in entry or "block_cut" not in entry or sum(entry["lengths"]) < 2:
-        return None
-    cut = entry["block_cut"]
-    sizes = np.diff(data.offsets("train", index))
-    # The last block begins below size - block: see published_blocks.
-    in_blocks = cut["block"] * np.maximum(-(-sizes // cut["block"]) - 1, 0)
-    lost = np.bincount(np.frexp(sizes)[1] - 1, weights=1 - in_blocks / sizes, minlength=len(entry["lengths"]))
-    return Lengths(
-        documents=entry["lengths"],
-        lost=lost.tolist(),
-        block=cut["block"],
-        documents_lost=cut["documents_lost"],
-        tokens_lost=cut["tokens_lost"],
-    )
-
-
-def _labels(names: Sequence[str]) -> list[str]:
-    """The last part of each name, without what follows its dot; the whole name where two would be the same."""
+def short_labels(data: PreparedData) -> list[str]:
+    """The last part of each source's name, without what follows its dot; the whole name where two would be the same."""
+    names = [ref.text for ref in data.sources]
     short = [name.rstrip("/").rpartition("/")[2] for name in names]
     short = [name.partition(".")[0] or name for name in short]
     return [name if short.count(name) == 1 else whole for name, whole in zip(short, names, strict=True)]
+
+
+def document_sizes(data: PreparedData, source: int) -> np.ndarray:
+    """Tokens of each training document of a source, the end-of-text token included."""
+    return np.diff(data.offsets("train", source))
+
+
+def heaviest(weights: Sequence[float]) -> list[int]:
+    """The numbers of at most :data:`MAX_SOURCES` sources, those of most weight, in their order."""
+    return sorted(sorted(range(len(weights)), key=lambda index: (-weights[index], index))[:MAX_SOURCES])
+
+
+def share_chart(names: Sequence[str], shares: Mapping[str, Sequence[float | None]]) -> Chart:
+    """Shares of the training tokens of at least two sources, side by side.
+
+    Args:
+        names: of the sources.
+        shares: by what they are, the first of which is the weight; one that holds a None is left out.
+    """
+    known = {name: [share or 0.0 for share in found] for name, found in shares.items() if None not in found}
+    shown = heaviest(next(iter(known.values())))
+
+    def draw(axes: Axes) -> None:
+        height = 0.8 / len(known)
+        for row, (name, found) in enumerate(known.items()):
+            places = [place + (row - (len(known) - 1) / 2) * height for place in range(len(shown))]
+            values = [100 * found[index] for index in shown]
+            color = LIGHT[("faint", "arm0", "arm1")[row]]
+            bars = axes.barh(places, values, height=0.88 * height, color=color, label=name)
+            texts = [percent(found[index]) for index in shown]
+            axes.bar_label(bars, texts, padding=4, color=LIGHT["soft"], fontsize=9 if len(shown) <= 4 else 7)
+        axes.set_yticks(range(len(shown)), [_shortened(names[index]) for index in shown])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(0, 118 * max(found[index] for found in known.values() for index in shown))
+
+    return Chart(title="Share of the training tokens", draw=draw, x="% of the training tokens", y="source", legend=3)
+
+
+def length_chart(title: str, sizes: np.ndarray, block: int, lost: np.ndarray | None = None) -> Chart:
+    """Documents by their length.
+
+    Args:
+        title: of the chart.
+        sizes: tokens of each document.
+        block: tokens of a training sequence; a broken line marks it.
+        lost: share of each document that a cut into blocks loses, drawn in another colour.
+    """
+    bins = np.frexp(sizes)[1] - 1  # 2^k to 2^(k+1) - 1 tokens
+    first, last, edge = int(bins.min()), int(bins.max()), math.log2(block)
+    documents = np.bincount(bins)[first:]
+    gone = np.zeros(len(documents)) if lost is None else np.bincount(bins, weights=lost)[first:]
+
+    def draw(axes: Axes) -> None:
+        # A bar lies between the lengths it stands for.
+        middle = np.arange(first, last + 1) + 0.5
+        kept = "documents" if lost is None else "in a block"
+        axes.bar(middle, documents - gone, width=0.92, color=LIGHT["arm0"], label=kept)
+        if lost is not None:
+            name = "lost by the block cut"
+            axes.bar(middle, gone, width=0.92, bottom=documents - gone, color=LIGHT["arm1"], label=name)
+        axes.axvline(edge, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"{block:,} tokens")
+        low, high = min(first, math.floor(edge)), max(last + 1, math.ceil(edge))
+        ticks = range(low, high + 1, max(1, math.ceil((high - low) / 9)))
+        axes.set_xticks(ticks, [tick(2**k) if k < 10 else f"{2 ** (k - 10):,} Ki" for k in ticks])
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+        axes.grid(visible=False, axis="x")
+
+    return Chart(title=title, draw=draw, x="tokens of a document", y="documents", legend=3)
+
+
+def held_out_sample(data: PreparedData, count: int, length: int) -> tuple[str, np.ndarray]:
+    """Sequences that do not overlap from the test part, else the validation part: always the same ones.
+
+    Args:
+        data: of the run.
+        count: sequences, fewer where there is less text.
+        length: tokens of a sequence, fewer where no source has as many.
+
+    Returns:
+        The part and int64 (count, length).
+
+    Raises:
+        OuroborosError: no held-out text.
+    """
+    for split in ("test", "valid"):
+        streams = [data.tokens(split, index) for index in range(len(data.sources))]
+        longest = max(map(len, streams))
+        if longest >= 2:
+            length = min(length, longest)
+            places = [(stream, at * length) for stream in streams for at in range(len(stream) // length)]
+            chosen = np.random.default_rng(0).choice(len(places), min(count, len(places)), replace=False)
+            windows = [places[at][0][places[at][1] : places[at][1] + length] for at in sorted(chosen.tolist())]
+            return split, np.stack(windows).astype(np.int64)
+    raise OuroborosError(f"{data.directory}: no held-out text; set data.test_fraction or data.valid_fraction above 0")
+
+
+def _shortened(name: str) -> str:
+    shown = label(name)
+    return shown if len(shown) <= _MAX_LABEL else shown[: _MAX_LABEL - 1] + chr(0x2026)

@@ -1,132 +1,282 @@
-"""The schedule as a picture: a box for each block, a return arrow for each loop, the visits in order."""
+"""Draws a chart of the page as one image: an SVG with its own style sheet, light or dark as the reader's screen.
+
+A chart is a row of a table: what it is called, what is drawn, what its axes mean. What belongs to one section is drawn
+there, on matplotlib's axes, in the colours of :data:`LIGHT`; the style sheet of the image replaces each of them by its
+counterpart of :data:`DARK` where the reader's screen is dark.
+"""
 
 from __future__ import annotations
 
-from html import escape
+import base64
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ouroboros.report.palette import var
-from ouroboros.schedule import Schedule, Segment, parse
+import numpy as np
 
-BOX, GAP, PAD = 30, 8, 6
-TOP = 42
-"""Upper edge of the boxes; loops return above it."""
-CELL = 20
-SHOWN_BLOCKS = 6
-"""A longer segment is drawn as its first two blocks, an ellipsis and its last."""
-SHOWN_VISITS = 48
+from ouroboros.errors import OuroborosError
+from ouroboros.report.text import displayable
+from ouroboros.schedule import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {
+    "page": ("#faf9f6", "#131412"),
+    "card": ("#ffffff", "#1c1e1b"),
+    "ink": ("#1d1c1a", "#efede6"),
+    "soft": ("#5c5953", "#b3afa5"),
+    "faint": ("#8d8980", "#86837a"),
+    "line": ("#e4e1d9", "#343630"),
+    "wash": ("#f2f0ea", "#252722"),
+    "arm0": ("#0b7a5f", "#3ecfa4"),
+    "arm1": ("#c05a12", "#f2a158"),
+    "arm2": ("#5b52c7", "#a49cff"),
+    "arm3": ("#a8326e", "#f283b6"),
+    "loop0": ("#5fa58f", "#d5eee5"),
+    "loop1": ("#3f97a0", "#7fdbd9"),
+    "loop2": ("#2f6fab", "#6cb4f2"),
+    "loop3": ("#4a47a8", "#9a97ff"),
+    "loop4": ("#7a3596", "#cf8bf0"),
+    "loop5": ("#a02565", "#ff85b3"),
+}
+"""Name to the colour on a light and on a dark screen. Light colours are distinct, so that each tells its name."""
+LIGHT = {name: light for name, (light, _) in COLORS.items()}
+DARK = {name: dark for name, (_, dark) in COLORS.items()}
+NUM_ARMS, NUM_LOOPS = 4, 6
+"""Colours for arms, of which a further arm starts again at the first, and for loops, from the first to the last."""
+
+SIZE_INCHES = (5.0, 3.3)
+"""Small, so that labels stay readable when the chart is scaled to a phone."""
+DASHED = (0, (4, 3))
+MAX_VISITS = 32
+"""More visits would not be told apart on an axis; of more, this many at even distances are shown."""
+MAX_MARKED_LOOPS = 8
+
+_STYLE: dict[str, Any] = {
+    # Text stays text, in the reader's font; names may hold dollar signs.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ouroboros",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": LIGHT["line"],
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.8,
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["line"],
+    "ytick.color": LIGHT["line"],
+    "xtick.labelcolor": LIGHT["soft"],
+    "ytick.labelcolor": LIGHT["soft"],
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.fontsize": 10,
+    "legend.columnspacing": 1.2,
+}
 
 
-def schedule_svg(layout: str, *, color: str = "arm0") -> str:
-    """Draw a layout as SVG of its natural size in pixels.
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One picture of the page."""
 
-    Args:
-        layout: schedule notation, for example ``"2 (2)x3 2"``.
-        color: palette name of the colour of looped blocks.
+    title: str
+    draw: Callable[[Axes], None]
+    """Draws it on empty axes; artists with a label appear in the legend."""
+    x: str = ""
+    """Name of the horizontal axis, with its unit."""
+    y: str = ""
+    schedule: Schedule | None = None
+    """If given, the horizontal axis is the order of its visits; see :func:`depth_axis`."""
+    legend: int = 0
+    """Columns of the legend above the drawing; 0 puts it inside, where it hides least."""
+    words: str = ""
+    """How to read the picture; stands below it."""
+
+
+class Picture(NamedTuple):
+    """A drawn chart."""
+
+    svg: str
+    description: str
+    """Title and axes, for readers who do not see it."""
+
+    @property
+    def address(self) -> str:
+        """The picture itself as a ``data:`` address for ``<img src>``."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
+
+
+def drawn(chart: Chart) -> Picture:
+    """Draws a chart; the same chart gives the same text.
 
     Raises:
-        OuroborosError: the notation is wrong.
+        OuroborosError: matplotlib is not installed.
     """
-    schedule = parse(layout)
-    parts = [_text("tokens", 0, TOP + BOX / 2 + 4, "soft", anchor="start")]
-    x = 44.0
-    for segment in schedule.segments:
-        pad = PAD if segment.looped else 0
-        parts.append(_line(x, x + GAP))
-        x += GAP
-        drawn, width = _segment(segment, x, color)
-        parts += drawn
-        x += width + pad * 2
-    parts += [_line(x, x + GAP), _text("logits", x + GAP + 4, TOP + BOX / 2 + 4, "soft", anchor="start")]
-    width = max(x + GAP + 42, 300)
-    visits, height = _visits(schedule, TOP + BOX + 34, width, color)
-    blocks, count = schedule.num_blocks, schedule.num_visits
-    label = f"layout {schedule.notation}: {blocks} stored blocks, {count} visits"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="schedule" width="{width:g}" height="{height:g}" '
-        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(parts + visits)}</svg>'
-    )
+    with styled_figure(*SIZE_INCHES) as figure:
+        axes = figure.add_subplot()
+        chart.draw(axes)
+        axes.set_xlabel(chart.x)
+        axes.set_ylabel(chart.y)
+        if chart.schedule is not None:
+            depth_axis(axes, chart.schedule)
+        if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
+            above = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0), "ncols": chart.legend}
+            axes.legend(**(above if chart.legend else {"loc": "best"}))
+        sides = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        return Picture(themed_svg(figure), f"{chart.title}: {sides}")
 
 
-def _segment(segment: Segment, x: float, color: str) -> tuple[list[str], float]:
-    """The boxes of a segment from ``x`` on, and their width without padding."""
-    names = [str(block) for block in segment.blocks]
-    if len(names) > SHOWN_BLOCKS:
-        names = [*names[:2], "", names[-1]]
-    width = len(names) * BOX + (len(names) - 1) * GAP
-    parts = []
-    if segment.looped:
-        style = f"fill: {var(color)}; fill-opacity: 0.12"
-        parts.append(_rect(x, TOP - PAD, width + 2 * PAD, BOX + 2 * PAD, 9, style))
-        parts += _return_arrow(x + PAD, x + PAD + width, segment.loops, color)
-        x += PAD
-    for index, name in enumerate(names):
-        left = x + index * (BOX + GAP)
-        if index:
-            parts.append(_line(left - GAP, left))
-        if name:
-            parts += _box(left, name, color if segment.looped else None)
-        else:
-            parts.append(_text(chr(0x2026), left + BOX / 2, TOP + BOX / 2 + 3, "soft"))
-    return parts, width
+@contextmanager
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of this size in inches; draw inside the block, and take :func:`themed_svg` there.
+
+    Raises:
+        OuroborosError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OuroborosError("reports need matplotlib: pip install 'ouroboros-lm[report]'") from None
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _box(left: float, name: str, color: str | None) -> list[str]:
-    fill = f"fill: {var(color)}" if color else f"fill: {var('card')}; stroke: {var('faint')}; stroke-width: 1.2"
-    text = _text(name, left + BOX / 2, TOP + BOX / 2 + 4, "card" if color else "ink", weight=600)
-    return [_rect(left, TOP, BOX, BOX, 6, fill), text]
-
-
-def _return_arrow(left: float, right: float, loops: int, color: str) -> list[str]:
-    """From above the last box back to above the first, with the loop count on it."""
-    start, end = right - BOX / 2 + 5, left + BOX / 2 - 5
-    top, foot = 20, TOP - PAD - 3
-    path = (
-        f"M {start:g} {TOP - PAD} L {start:g} {top + 8} Q {start:g} {top} {start - 8:g} {top} "
-        f"L {end + 8:g} {top} Q {end:g} {top} {end:g} {top + 8} L {end:g} {foot - 3}"
-    )
-    head = f"M {end - 4:g} {foot - 4} L {end + 4:g} {foot - 4} L {end:g} {foot + 3} z"
-    return [
-        f'<path d="{path}" style="fill: none; stroke: {var(color)}; stroke-width: 1.8"/>',
-        f'<path d="{head}" style="fill: {var(color)}"/>',
-        _text(f"{chr(0xD7)}{loops}", (start + end) / 2, top - 6, color, weight=700),
+def themed_svg(figure: Figure) -> str:
+    """``figure`` as SVG text with the style sheet for dark screens."""
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        # The reader's browser chooses the font, so what this machine's font lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # Without metadata, which holds the date.
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", metadata=metadata)
+    text = stream.getvalue()
+    rules = [
+        f'[style*="{attribute}: {light}"]{{{attribute}:{dark}!important}}'
+        for light, dark in COLORS.values()
+        for attribute in ("fill", "stroke")
+        if f"{attribute}: {light}" in text
     ]
+    font = "text{font-family:system-ui,sans-serif!important}"
+    style = f"<style>{font}@media (prefers-color-scheme: dark){{{''.join(rules)}}}</style>"
+    return text.replace("<defs>", f"<defs>{style}", 1)
 
 
-def _visits(schedule: Schedule, top: float, width: float, color: str) -> tuple[list[str], float]:
-    """The strip of visits in order, and the lower edge of the drawing."""
-    looped = {block for segment in schedule.segments if segment.looped for block in segment.blocks}
-    count = f"{schedule.num_visits} visits" if schedule.num_visits > 1 else "1 visit"
-    stored = f"{schedule.num_blocks} stored block{'s' * (schedule.num_blocks > 1)}"
-    parts = [_text(f"{stored}, {count} in order:", 0, top, "soft", anchor="start")]
-    per_row = int(width // CELL)
-    for index, visit in enumerate(schedule.visits[:SHOWN_VISITS]):
-        x, y = index % per_row * CELL, top + 10 + index // per_row * CELL
-        if visit.block in looped:
-            # Later loops are stronger, so that the repetition is seen.
-            share = (visit.loop + 1) / max(s.loops for s in schedule.segments if visit.block in s.blocks)
-            style = f"fill: {var(color)}; fill-opacity: {0.14 + 0.30 * share:.2f}"
-        else:
-            style = f"fill: {var('wash')}"
-        parts.append(_rect(x, y, CELL - 2, CELL - 2, 4, style))
-        parts.append(_text(str(visit.block), x + CELL / 2 - 1, y + CELL / 2 + 3, "ink", size=10))
-    bottom = top + 10 + CELL * -(-min(schedule.num_visits, SHOWN_VISITS) // per_row)
-    if schedule.num_visits > SHOWN_VISITS:
-        bottom += 18
-        parts.append(_text(f"and {schedule.num_visits - SHOWN_VISITS} more", 0, bottom - 6, "soft", anchor="start"))
-    return parts, bottom
+def arm_color(index: int) -> str:
+    """The name of the colour of arm ``index`` (from 0)."""
+    return f"arm{index % NUM_ARMS}"
 
 
-def _rect(x: float, y: float, width: float, height: float, radius: float, style: str) -> str:
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" style="{style}"/>'
+def scale_colors(count: int) -> list[str]:
+    """``count`` light colours at even distances over the whole scale for loops."""
+    return [LIGHT[f"loop{round(i * (NUM_LOOPS - 1) / max(count - 1, 1))}"] for i in range(count)]
 
 
-def _line(start: float, end: float) -> str:
-    y = TOP + BOX / 2
-    return f'<path d="M {start:g} {y:g} L {end:g} {y:g}" style="stroke: {var("faint")}; stroke-width: 1.2"/>'
+def label(name: str) -> str:
+    """``name`` as a legend entry: shown even when it begins with an underscore, which matplotlib would hide."""
+    return " ".join(displayable(name).split()).lstrip("_") or "unnamed"
 
 
-def _text(
-    text: str, x: float, y: float, color: str, *, anchor: str = "middle", weight: int = 400, size: int = 12
-) -> str:
-    style = f"font-size: {size}px; font-weight: {weight}; text-anchor: {anchor}; fill: {var(color)}"
-    return f'<text x="{x:g}" y="{y:g}" style="{style}">{escape(text)}</text>'
+def evenly(items: Sequence[Any], limit: int) -> list[Any]:
+    """At most ``limit`` items at even distances, the first and the last among them."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def level(axes: Axes, value: float, name: str, color: str = "faint") -> None:
+    """A broken level line with its name in the legend."""
+    axes.axhline(value, color=LIGHT[color], linewidth=1.3, linestyle=DASHED, label=label(name), zorder=1.5)
+
+
+def heat(
+    axes: Axes,
+    values: np.ndarray,
+    extent: tuple[float, float, float, float],
+    color: str | Sequence[str] = "arm0",
+    negative: str = "arm1",
+) -> None:
+    """A heat map: the stronger a value, the less transparent its cell.
+
+    Args:
+        axes: to draw on.
+        values: in [-1, 1], (rows, columns), the lowest row first.
+        extent: left, right, lower and upper end.
+        color: of positive values, by name: one for all columns, or one for each.
+        negative: of negative values.
+    """
+    values = np.clip(values, -1, 1)
+    names = [color] if isinstance(color, str) else color
+    positive = np.array([_middle(name) for name in names])
+    picture = np.empty((*values.shape, 4))
+    picture[..., :3] = np.where(values[..., None] < 0, _middle(negative), positive)
+    picture[..., 3] = abs(values)
+    axes.imshow(picture, extent=extent, origin="lower", aspect="auto", interpolation="none", zorder=0.6)
+
+
+def matrix(axes: Axes, values: np.ndarray, across: Sequence[str], down: Sequence[str]) -> None:
+    """A heat map of values in [-1, 1] as a matrix is written: the first row on top, rows and columns with names."""
+    rows, columns = values.shape
+    heat(axes, values, (-0.5, columns - 0.5, -0.5, rows - 0.5))
+    for names, set_ticks in ((across, axes.set_xticks), (down, axes.set_yticks)):
+        shown = evenly(range(len(names)), len(names) if len(names) <= 12 else 8)
+        set_ticks(shown, [names[at] for at in shown])
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.grid(visible=False)
+
+
+def _middle(name: str) -> np.ndarray:
+    """Red, green and blue between the light and the dark colour, for pixels, which no style sheet reaches."""
+    return np.array([[int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)] for code in COLORS[name]]).mean(0)
+
+
+def spread(axes: Axes, places: np.ndarray, quantiles: Sequence[Sequence[float]], color: str, name: str) -> None:
+    """Five quantiles at each place: a thin line from the first to the last, a thick one, and a dot in the middle."""
+    low, lower, middle, upper, high = zip(*quantiles, strict=True)
+    size = min(1.0, 16 / len(places))
+    axes.vlines(places, low, high, color=LIGHT[color], linewidth=0.7 + 0.5 * size, alpha=0.6)
+    axes.vlines(places, lower, upper, color=LIGHT[color], linewidth=4 * size, alpha=0.5)
+    axes.plot(places, middle, "o", markersize=2 + 2.5 * size, color=LIGHT[color], label=name)
+
+
+def shown_visits(schedule: Schedule) -> list[int]:
+    """The visits that an axis over depth shows, at the places 0, 1, 2 and so on."""
+    return evenly(range(schedule.num_visits), MAX_VISITS)
+
+
+def depth_axis(axes: Axes, schedule: Schedule) -> None:
+    """Visits in order as the horizontal axis: what is repeated is shaded, with a line where a loop begins again."""
+    slots = shown_visits(schedule)
+    where = {slot: index for index, slot in enumerate(slots)}
+    repeated, first = [], 0
+    for segment in schedule.segments:
+        last = first + segment.num_blocks * segment.loops
+        inside = [where[slot] for slot in slots if first <= slot < last]
+        if segment.looped and inside:
+            repeated.append(f"\u00d7{segment.loops}")
+            axes.axvspan(inside[0] - 0.5, inside[-1] + 0.5, color=LIGHT["wash"], linewidth=0, zorder=-1)
+            starts = range(first + segment.num_blocks, last, segment.num_blocks)
+            # More lines would cut the picture to pieces.
+            for start in [slot for slot in starts if slot in where and segment.loops <= MAX_MARKED_LOOPS]:
+                axes.axvline(where[start] - 0.5, color=LIGHT["faint"], linewidth=0.8, linestyle=(0, (2, 2)))
+        first = last
+    ticks = slots[:: math.ceil(len(slots) / 12)]
+    axes.set_xticks([where[slot] for slot in ticks], [str(slot) for slot in ticks])
+    axes.set_xlim(-0.5, len(slots) - 0.5)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel(f"visit, in order (shaded: loop {' and '.join(repeated)})" if repeated else "block, in order")

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ouroboros.errors import OuroborosError
 from ouroboros.files import replacing
-from ouroboros.report.bars import heaviest, length_chart, share_chart
-from ouroboros.report.charts import TELEMETRY, loop_chart, loss_chart, telemetry_chart
 from ouroboros.report.content import Report, Row, Sample
-from ouroboros.report.drawing import schedule_svg
-from ouroboros.report.palette import DARK, LIGHT, arm_color, css_variables
-from ouroboros.report.pictures import lead, pictures, table
-from ouroboros.report.text import bits, displayable, percent, plural, quantity, signed_bits
+from ouroboros.report.curves import curves, telemetry
+from ouroboros.report.drawing import DARK, LIGHT, arm_color, drawn
+from ouroboros.report.layout import schedule_svg
+from ouroboros.report.text import bits, displayable, quantity, signed_bits
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,34 +35,34 @@ def render(report: Report, out: Path | str) -> None:
     Raises:
         OuroborosError: matplotlib or jinja2 is missing, a layout is wrong, or the file cannot be written.
     """
-    data = to_html(report).encode("utf-8")
+    path, data = Path(out), to_html(report).encode("utf-8")
     if len(data) > MAX_PAGE_BYTES:
-        logger.warning(
-            "%s: the page has %s, more than the 1 MB it is meant to stay under", out, quantity(len(data), "B")
-        )
-    _write(Path(out), data)
+        size = quantity(len(data), "B")
+        logger.warning("%s: the page has %s, more than the 1 MB it is meant to stay under", out, size)
+    if path.is_dir():
+        raise OuroborosError(f"{path} is a directory; give a file name such as {path / 'report.html'}")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot write the report: {error.strerror or error}") from None
 
 
 def to_html(report: Report) -> str:
     """The page of ``report`` as text; see :func:`render`."""
-    environment = _environment()
-    template = environment.from_string(_resource("template.html.j2"))
+    template = _environment().from_string(_resource("template.html.j2"))
     rows = report.rows
+    loops = [telemetry(arm, f"loops-{index}") for index, arm in enumerate(report.arms)]
     return template.render(
         report=report,
         rows=rows,
         axis=axis(rows) if len(rows) > 1 else None,
         tone=_tone(report),
-        style=_resource("style.css") + (_resource("delta.css") if report.delta else ""),
-        light=css_variables(LIGHT),
-        dark=css_variables(DARK),
+        style=_resource("style.css"),
+        light=_css_variables(LIGHT),
+        dark=_css_variables(DARK),
         drawings=[schedule_svg(a.layout, color=arm_color(i)) if a.layout else "" for i, a in enumerate(report.arms)],
-        loss=loss_chart(report.arms, reference=next((r for r in rows if r.arm is None), None)),
-        loops=loop_chart(report.loop_curve, report.arms),
-        telemetry=_telemetry(report),
-        shares=share_chart(report.data.sources) if report.data else "",
-        lengths=_lengths(report),
-        delta=_delta(report),
+        sections=[section for section in (curves(report), *loops, *report.sections) if section is not None],
         samples=[_cut(sample) for sample in report.samples],
         recipes=[(arm.name, arm.recipe) for arm in report.arms if arm.recipe],
     )
@@ -92,7 +90,7 @@ def _environment() -> Environment:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
     )
     environment.filters.update(
-        bits=bits, signed=signed_bits, quantity=quantity, color=arm_color, percent=percent, plural=plural
+        bits=bits, signed=signed_bits, quantity=quantity, color=arm_color, drawn=drawn, typeset=_typeset
     )
     return environment
 
@@ -104,6 +102,16 @@ def _finalize(value: Any) -> Any:
     return value
 
 
+def _typeset(words: str) -> str:
+    """Prose of our own, with every percentage on one line."""
+    return words.replace(" %", chr(0xA0) + "%")
+
+
+def _css_variables(colors: dict[str, str]) -> str:
+    """CSS declarations of custom properties, one for each colour."""
+    return " ".join(f"--{name}: {value};" for name, value in colors.items())
+
+
 def _tone(report: Report) -> str:
     """How the headline is coloured: by the winner, or not."""
     if report.difference is None:
@@ -111,39 +119,6 @@ def _tone(report: Report) -> str:
     if not report.decided:
         return "even"
     return {"better": "arm0", "worse": "arm1"}.get(report.difference.verdict, "even")
-
-
-def _telemetry(report: Report) -> list[dict[str, Any]]:
-    """For each arm with telemetry its charts, as pairs of title and SVG."""
-    found = []
-    for index, arm in enumerate(report.arms):
-        charts = [
-            (title, svg)
-            for key, title in TELEMETRY.items()
-            if (svg := telemetry_chart(arm.metrics, key, ident=f"telemetry{index}-{key.replace('_', '-')}"))
-        ]
-        if charts:
-            found.append({"name": arm.name, "charts": charts})
-    return found
-
-
-def _lengths(report: Report) -> list[dict[str, Any]]:
-    """For each source whose documents' lengths are known the source and its chart."""
-    sources = heaviest(report.data.sources) if report.data else []
-    found = [
-        {"source": source, "svg": length_chart(source.lengths, ident=f"lengths{index}")}
-        for index, source in enumerate(sources)
-        if source.lengths is not None
-    ]
-    return [entry for entry in found if entry["svg"]]
-
-
-def _delta(report: Report) -> dict[str, Any] | None:
-    """The words, pictures and numbers of the delta residuals."""
-    facts = report.delta
-    if facts is None:
-        return None
-    return {"headline": facts.headline, "lead": lead(facts), "pictures": pictures(facts), "rows": table(facts)}
 
 
 def _cut(sample: Sample) -> dict[str, Any]:
@@ -159,14 +134,3 @@ def _cut(sample: Sample) -> dict[str, Any]:
 
 def _resource(name: str) -> str:
     return resources.files("ouroboros.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    if path.is_dir():
-        raise OuroborosError(f"{path} is a directory; give a file name such as {path / 'report.html'}")
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise OuroborosError(f"{path}: cannot write the report: {error.strerror or error}") from None

@@ -1,21 +1,31 @@
-"""A report about a single run directory."""
+"""A report about a single run directory.
+
+Sections of the page that belong to one published system are entries of the place ``sections`` of the registry. The name
+of an entry says in words what its section is about, as the end of the sentence "The page says nothing of ...". The entry
+is a function from a :class:`Run` to a :class:`~ouroboros.report.content.Section`, or to None for a run that it has
+nothing to say of. It raises :class:`OuroborosError` if files of the run that it needs are missing or damaged; the page
+then goes without the section and says so.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ouroboros.accounting import cost, describe
 from ouroboros.config import Recipe, from_json, to_json
+from ouroboros.data.prepared import MANIFEST, PreparedData, open_prepared
 from ouroboros.errors import OuroborosError
-from ouroboros.report.content import Arm, LoopPoint, Report
-from ouroboros.report.data import DataFacts, data_facts
-from ouroboros.report.delta import DeltaFacts, delta_facts
-from ouroboros.report.series import points
+from ouroboros.registry import found, load
+from ouroboros.report.content import Arm, LoopPoint, Report, Section
+from ouroboros.report.curves import points
+from ouroboros.report.data import data_section
 from ouroboros.report.text import finite, plural
 from ouroboros.schedule import parse
 from ouroboros.train.log import read_metrics
@@ -29,22 +39,39 @@ MAX_STEPS = 5
 """Steps that a note names; the rest is in the metrics."""
 
 
-def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
+@dataclass(frozen=True)
+class Run:
+    """A run directory whose recipe and metrics have been read: what the functions of the sections are given."""
+
+    directory: Path
+    recipe: Recipe
+    metrics: Sequence[Mapping[str, Any]]
+    """The records of ``metrics.jsonl``."""
+
+    @cached_property
+    def data(self) -> PreparedData | None:
+        """The prepared data, None if there is none.
+
+        Raises:
+            OuroborosError: it is damaged, or of another release.
+        """
+        place = self.directory / "data"
+        return open_prepared(place) if (place / MANIFEST).is_file() else None
+
+
+def report_from_run(run_dir: Path | str) -> Report:
     """What a run directory tells: its ``recipe.json``, ``metrics.jsonl`` and, if present, ``eval.json``.
 
     Args:
         run_dir: made by ``ouroboros train``.
-        command: shown as the way to make the result again, if known.
 
     Raises:
         OuroborosError: the directory or one of its files is missing or damaged.
     """
-    run = Path(run_dir)
-    recipe = _read_recipe(run)
-    metrics = _read_metrics(run)
-    scores = _read_scores(run / SCORES)
+    run = _read(Path(run_dir))
+    recipe, metrics = run.recipe, run.metrics
     trained = parse(recipe.model.layout).loops
-    chosen, notes = _comparable(scores)
+    chosen, notes = _comparable(_read_scores(run.directory / SCORES))
     final = _final_score(chosen, trained)
     arm = _arm(recipe, metrics, final)
     if not metrics:
@@ -58,41 +85,50 @@ def report_from_run(run_dir: Path | str, *, command: str = "") -> Report:
                 "text and without an interval; `ouroboros eval` gives a full one."
             )
     notes += _incidents(metrics)
-    data = _read_data(run, metrics, notes)
+    curve = _curve(chosen, trained)
     return Report(
-        title=f"{run.resolve().name}: {recipe.name}",
+        title=f"{run.directory.resolve().name}: {recipe.name}",
         subtitle=recipe.description,
-        command=command,
         environment=_facts(recipe, final),
         arms=[arm],
-        loop_curve={recipe.name: curve} if len(curve := _curve(chosen, trained)) > 1 else {},
+        loop_curve={recipe.name: curve} if len(curve) > 1 else {},
+        sections=_sections(run, notes),
         notes=notes,
-        data=data,
-        delta=_read_delta(run, recipe, notes),
     )
 
 
-def _read_recipe(run: Path) -> Recipe:
+def _sections(run: Run, notes: list[str]) -> list[Section]:
+    """The section on the data and those of the systems; ``notes`` says which cannot be made."""
+    entries: dict[str, Callable[[Run], Section | None]] = {"the data": data_section}
+    entries |= {name: load(target) for name, target in found("sections").items()}
+    sections, lost = [], []
+    for name, entry in entries.items():
+        try:
+            sections.append(entry(run))
+        except OuroborosError as error:
+            logger.warning("the part about %s is left out: %s", name, error)
+            lost.append(name)
+    if lost:  # without the messages, which may hold a path of the machine
+        notes.append(
+            f"The page says nothing of {' or '.join(lost)}: files of the run that this takes are missing, damaged or"
+            " written by another release."
+        )
+    return [section for section in sections if section is not None]
+
+
+def _read(run: Path) -> Run:
     if not run.is_dir():
         raise OuroborosError(f"{run}: no such run directory; `ouroboros train RECIPE --data SRC --out {run}` makes one")
-    path = run / RECIPE
-    if not path.is_file():
-        raise OuroborosError(
-            f"{run} is not a run directory: it has no {RECIPE}; give a directory `ouroboros train` made"
-        )
-    return from_json(Recipe, _text(path), where=str(path))
-
-
-def _read_metrics(run: Path) -> list[dict[str, Any]]:
-    path = run / METRICS
-    if not path.is_file():
-        raise OuroborosError(
-            f"{run} is not a run directory: it has no {METRICS}; give a directory `ouroboros train` made"
-        )
+    for name in (RECIPE, METRICS):
+        if not (run / name).is_file():
+            raise OuroborosError(
+                f"{run} is not a run directory: it has no {name}; give a directory `ouroboros train` made"
+            )
+    recipe = from_json(Recipe, _text(run / RECIPE), where=str(run / RECIPE))
     try:
-        return read_metrics(path)
+        return Run(run, recipe, read_metrics(run / METRICS))
     except OSError as error:
-        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+        raise OuroborosError(f"{run / METRICS}: cannot read: {error.strerror}") from None
 
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:
@@ -112,30 +148,6 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
             f"{path}: expected a list of scores, each with a number bits_per_byte; run `ouroboros eval` again"
         )
     return scores
-
-
-def _read_data(run: Path, metrics: Sequence[Mapping[str, Any]], notes: list[str]) -> DataFacts | None:
-    """What is known of the data; if it cannot be read the page goes without it and ``notes`` says so."""
-    try:
-        return data_facts(run, metrics)
-    except OuroborosError as error:
-        logger.warning("the part about the data is left out: %s", error)
-        notes.append(
-            "The run's prepared data is damaged or was written by another release, so the page says nothing of it."
-        )
-        return None
-
-
-def _read_delta(run: Path, recipe: Recipe, notes: list[str]) -> DeltaFacts | None:
-    """What the delta residuals do; if they cannot be looked at the page goes without them and ``notes`` says so."""
-    try:
-        return delta_facts(run, recipe)
-    except OuroborosError as error:
-        logger.warning("the part about the delta residuals is left out: %s", error)
-        notes.append(
-            "The page says nothing of the delta residuals: that takes a checkpoint of the run and its held-out text."
-        )
-        return None
 
 
 def _incidents(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -27,6 +27,7 @@ def report(arguments: Sequence[str]) -> int:
     page = report_from_run(options.run)
     render(page, options.out)
     say(f"{options.out}: written")
-    if page.delta is not None:
-        say(page.delta.headline)
+    for section in page.sections:
+        if section.headline:
+            say(section.headline)
     return 0

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from ouroboros.api import build
-from ouroboros.config import DeltaSpec, FeedForwardSpec, to_json
+from ouroboros.config import to_json
 from ouroboros.eval.stats import Difference
 from ouroboros.recipes import recipe
 from ouroboros.report import Arm, BaselineRow, LoopPoint, Report, Sample
-from ouroboros.report.delta import DeltaFacts, look_at
 
 HOSTILE = "</pre><script>alert(1)</script>&amp; \x00\x1b[31m\udcff\u202e $x_1$ https://example.org/x.js\n"
 CURVE = ((1, 2.2), (2, 1.5), (3, 1.411), (4, 1.42), (8, 1.66))
@@ -95,31 +90,3 @@ def run_dir(tmp_path: Path) -> Path:
     lines = [json.dumps(record) for record in make_metrics(1.5, loops=2)]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return run
-
-
-@pytest.fixture(scope="session")
-def delta_model() -> Callable[..., tuple[Any, Any, torch.Tensor]]:
-    """Makes a tiny model with gates all over (0, 2), its recipe and 2 sequences of 12 tokens."""
-
-    def make(layout: str = "1 (1)x2", **delta: Any) -> tuple[Any, Any, torch.Tensor]:
-        made = recipe("gpt", "tiny")
-        mixer = dataclasses.replace(made.model.mixer, num_heads=2)
-        parts = {"mixer": mixer, "ffn": FeedForwardSpec(intermediate_size=24), "delta": DeltaSpec(**delta)}
-        model = dataclasses.replace(made.model, layout=layout, hidden_size=16, residual="delta", **parts)
-        made = dataclasses.replace(made, model=model)
-        torch.manual_seed(1)
-        built = build(made).eval()
-        with torch.no_grad():
-            for name, parameter in built.named_parameters():
-                if ".gate." in name:
-                    parameter.normal_(std=0.6)
-        return built, made, torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(0))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def facts(delta_model: Callable[..., tuple[Any, Any, torch.Tensor]]) -> DeltaFacts:
-    """Of a looped model with three value channels."""
-    model, made, ids = delta_model("1 (1)x2", values=3)
-    return look_at(model, made, ids, name="finished model", split="test")

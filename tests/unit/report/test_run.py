@@ -12,7 +12,10 @@ from ouroboros.config import DataSpec, to_json
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
-from ouroboros.report import render, report_from_run
+from ouroboros.report import Section, render, report_from_run
+from ouroboros.report import run as module
+from ouroboros.report.curves import curves
+from ouroboros.report.drawing import drawn
 from ouroboros.report.page import to_html
 
 
@@ -41,12 +44,12 @@ def test_run_without_scores_uses_its_last_validation(run_dir: Path) -> None:
 
 def test_scores_give_the_result_and_the_curve(run_dir: Path) -> None:
     write_scores(run_dir, [score(1, 3.0), score(2, 1.9), score(4, 2.5), score(2, 1.7)])
-    report = report_from_run(run_dir, command="ouroboros train loop")
+    report = report_from_run(run_dir)
     (arm,) = report.arms
     assert arm.bits_per_byte == 1.7 and arm.interval == pytest.approx((1.6, 1.8))
     curve = report.loop_curve["loop"]
     assert [(p.loops, p.bits_per_byte, p.trained) for p in curve] == [(1, 3.0, False), (2, 1.7, True), (4, 2.5, False)]
-    assert report.notes == [] and report.command == "ouroboros train loop"
+    assert report.notes == []
     assert report.environment["stride"] == 64
 
 
@@ -146,7 +149,8 @@ def test_target_of_the_recipe_is_drawn(run_dir: Path) -> None:
     append(run_dir, {"kind": "valid", "step": 200, "bits_per_byte": 1.0, "nats_per_token": 2.0})
     report = report_from_run(run_dir)
     assert report.arms[0].target_loss == 2.5
-    assert "target: 2.5 nats/token, 1.250 bits/byte" in to_html(report)
+    section = curves(report)
+    assert section is not None and "target: 2.5 nats/token, 1.250 bits/byte" in drawn(section.charts[0]).svg
 
 
 def write_data(run: Path, *sources: str) -> None:
@@ -170,7 +174,8 @@ def test_page_of_a_run_with_data(run_dir: Path, tmp_path: Path, monkeypatch: pyt
     ):
         assert wanted in html, wanted
     assert "a<b>" not in html and str(tmp_path) not in html
-    assert html.count("<figcaption>Length of the documents") == 2 and 'class="shares"' in html
+    assert html.count("<figcaption>Length of the documents") == 2 and html.count('class="numbers"') == 2
+    assert [section.ident for section in report.sections] == ["data", "rhrm"]
     assert html == to_html(report)
 
 
@@ -180,17 +185,31 @@ def test_one_plain_text_has_no_table_and_no_charts(run_dir: Path, tmp_path: Path
     write_data(run_dir, str(text))
     html = to_html(report_from_run(run_dir))
     assert 'id="data"' in html and "nothing was dropped" in html and "plain text" in html
-    assert 'class="shares"' not in html and "Length of the documents" not in html
+    assert 'class="numbers"' not in html and "Length of the documents" not in html and 'id="rhrm"' not in html
 
 
 def test_page_without_data_or_with_damaged_data_lacks_the_section(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = report_from_run(run_dir)
-    assert plain.data is None and 'id="data"' not in to_html(plain)
+    assert plain.sections == [] and 'id="data"' not in to_html(plain)
     (run_dir / "data").mkdir()
     (run_dir / "data" / "manifest.json").write_text('{"format_version": 1}')
     report = report_from_run(run_dir)
-    assert report.data is None and "the part about the data is left out" in caplog.text
-    assert any("prepared data is damaged or was written by another release" in note for note in report.notes)
+    assert report.sections == [] and "the part about the data is left out" in caplog.text
+    lost = "says nothing of the data or the published R-HRM pipeline: files of the run that this takes are missing"
+    assert any(lost in note for note in report.notes)
     assert str(tmp_path) not in to_html(report)
+
+
+def test_what_systems_bring_is_asked_with_the_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def section(run: module.Run) -> Section | None:
+        assert run.data is None and run.recipe.name == "loop" and run.metrics
+        return Section(ident="toy", title=f"A toy in {run.directory.name}", headline="It works.")
+
+    targets = {"a toy": section, "silence": lambda run: None}
+    monkeypatch.setattr(module, "found", lambda place: dict.fromkeys(targets, "") if place == "sections" else {})
+    monkeypatch.setattr(module, "load", lambda target: targets.pop(next(iter(targets))))
+    report = report_from_run(run_dir)
+    assert [one.title for one in report.sections] == ["A toy in my-run"]
+    assert "<strong>It works.</strong>" in to_html(report)

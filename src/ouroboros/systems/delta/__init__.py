@@ -29,6 +29,9 @@ SYSTEM = System(
         "readers": {
             "delta": "ouroboros.systems.delta.checkpoint:READER",
         },
+        "sections": {
+            "the delta residuals": "ouroboros.systems.delta.report:section",
+        },
     },
 )
 

@@ -90,5 +90,5 @@ class ProgramSampling(Sampling):
         return repeat_last(ids[1:]) if self.repeat_last and len(ids) > 1 else super().read(ids)
 
 
-STYLE = Style(recognises=lambda model: model.mixer.kind == "osam", sampling=ProgramSampling())
+STYLE = Style(recognises=lambda model: model.block.mixer.kind == "osam", sampling=ProgramSampling())
 """Models with OSAM's memory."""

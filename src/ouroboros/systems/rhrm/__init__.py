@@ -18,5 +18,8 @@ SYSTEM = System(
         "styles": {
             "rhrm": "ouroboros.systems.rhrm.sampling:STYLE",
         },
+        "sections": {
+            "the published R-HRM pipeline": "ouroboros.systems.rhrm.report:section",
+        },
     },
 )

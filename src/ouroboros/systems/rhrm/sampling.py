@@ -117,7 +117,7 @@ class ChatSampling(Sampling):
 
 
 STYLE = Style(
-    recognises=lambda model: model.mixer.kind in ("latent_attention", "bottleneck_attention"),
+    recognises=lambda model: model.block.mixer.kind in ("latent_attention", "bottleneck_attention"),
     sampling=ChatSampling(),
 )
 """Models with latent attention, as it should be or as published."""

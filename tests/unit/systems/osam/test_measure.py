@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from ouroboros.recipes.osam import osam_published
 from torch import Tensor
 
 from ouroboros import registry

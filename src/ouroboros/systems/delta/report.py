@@ -1,0 +1,200 @@
+"""The report's section on the delta residuals: what they do on a little of the run's held-out text.
+
+Shapes: B sequences, T positions, V value channels, N residual uses (two for each visit: mixer and mlp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ouroboros.accounting import cost
+from ouroboros.api import build, load_model, model_directory
+from ouroboros.config import DeltaSpec, Recipe
+from ouroboros.data.prepared import open_prepared
+from ouroboros.errors import check
+from ouroboros.eval.residuals import Ablation, ResidualRecord, ResidualSummary, ablate, record, summarise
+from ouroboros.nn.delta import ChannelCompressor
+from ouroboros.report.content import Section, Table
+from ouroboros.report.data import held_out_sample
+from ouroboros.report.drawing import MAX_VISITS, shown_visits
+from ouroboros.report.run import Run
+from ouroboros.report.text import percent, plural
+from ouroboros.schedule import Schedule, parse
+from ouroboros.systems.delta.report_charts import NAMES, charts
+
+MAX_TOKENS, MAX_LENGTH = 2_048, 256
+"""Of the sample, and of each of its sequences."""
+MAX_RECORDED = 2**27
+"""Entries of all recorded directions: larger models are looked at on fewer tokens."""
+FORCED_FLOPS, FORCED_LENGTH = 2 * 10**11, 64
+"""What the passes with forced gates may cost together, and the tokens of each of their sequences, at least two."""
+MAX_FORCED_FLOPS, MAX_FORCED_VISITS = 4 * 10**12, 12_000
+"""A model too large even for those goes without (minutes on one core), and so does one so deep that calling its blocks
+takes as long, however small they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the delta residuals of a model do on a sample of text."""
+
+    schedule: Schedule
+    spec: DeltaSpec
+    records: Sequence[ResidualRecord]
+    """One for each use, in order of execution."""
+    before: Sequence[ResidualSummary]
+    """The same of a new model of the run's seed, which is how training began."""
+    forced: Sequence[Ablation]
+    """Empty for a model that is too large or too deep."""
+    forced_tokens: int
+    readings: Mapping[str, tuple[Tensor, Tensor]]
+    """How each compressor reads the value channels: its read vector (V,), and the weight of each channel with the
+    filter included, mean over features (V,). Empty with one value channel."""
+
+    @cached_property
+    def uses(self) -> list[ResidualSummary]:
+        """The summary of each use."""
+        return [summarise(one) for one in self.records]
+
+    def drawn(self, *sublayers: str) -> tuple[list[int], np.ndarray]:
+        """The numbers of the uses that charts show, of these sublayers or all, and their places on the axis over depth.
+
+        Both sublayers of a visit stand side by side, the mixer to the left.
+        """
+        place = {slot: index for index, slot in enumerate(shown_visits(self.schedule))}
+        numbers = [i for i, r in enumerate(self.records) if r.slot in place and r.sublayer in (sublayers or NAMES)]
+        shown = [self.records[i] for i in numbers]
+        return numbers, np.array([place[r.slot] + (-0.25 if r.sublayer == "mixer" else 0.25) for r in shown])
+
+
+def section(run: Run) -> Section | None:
+    """The section of a run's finished model, else of its newest checkpoint; None without a delta residual.
+
+    Raises:
+        OuroborosError: no model, no held-out text, or damaged files.
+    """
+    if run.recipe.model.residual != "delta":  # core: ask the spec
+        return None
+    directory = model_directory(run.directory)
+    model: Any = load_model(directory)
+    split, sample = held_out_sample(run.data or open_prepared(run.directory / "data"), *sample_size(run.recipe))
+    known = sample.max() < model.config.vocab_size
+    check(known, f"{run.directory}: the data has tokens that the model does not know")
+    look = look_at(model, run.recipe, torch.from_numpy(sample))
+    which = "finished model" if directory == run.directory else directory.name
+    text = f"the run's {which} on {sample.size:,} tokens of its {'validation' if split == 'valid' else split} text"
+    return Section(
+        ident="residual",
+        title="Inside the delta residuals",
+        headline=headline(look),
+        lead=lead(look, f"{text} ({plural(len(sample), 'sequence')} of {sample.shape[1]:,})"),
+        charts=charts(look),
+        tables=[table(look)],
+    )
+
+
+def sample_size(recipe: Recipe) -> tuple[int, int]:
+    """How many sequences of how many tokens to look at: few enough that the page is made in seconds."""
+    length = min(recipe.data.sequence_length, recipe.model.max_position_embeddings, MAX_LENGTH)
+    entries = 2 * parse(recipe.model.layout).num_visits * recipe.model.hidden_size
+    return max(1, min(MAX_TOKENS, MAX_RECORDED // entries) // length), length
+
+
+def look_at(model: Any, recipe: Recipe, ids: Tensor) -> Look:
+    """What the delta residuals of ``model``, made by ``recipe``, do on the tokens ``ids`` (B, T)."""
+    records = record(model, ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        before = [summarise(one) for one in record(build(recipe), ids)]
+    few = ids[: _affordable(recipe, len(records)), :FORCED_LENGTH]
+    return Look(
+        schedule=model.model.schedule,
+        spec=recipe.model.delta,
+        records=records,
+        before=before,
+        forced=ablate(model, few) if few.shape[0] and few.shape[1] >= 2 else [],
+        forced_tokens=few.numel(),
+        readings=_readings(model.model),
+    )
+
+
+def _affordable(recipe: Recipe, uses: int) -> int:
+    """How many short sequences the passes with forced gates are affordable on; 0 for too large a model."""
+    passes = 3 * uses + 1
+    each = passes * FORCED_LENGTH * cost(recipe.model, context=FORCED_LENGTH // 2).flops_per_token
+    if 2 * each > MAX_FORCED_FLOPS or passes * uses // 2 > MAX_FORCED_VISITS:
+        return 0
+    return max(2, FORCED_FLOPS // each)
+
+
+def _readings(inner: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of every compressor: one for each block and one before the head."""
+    parts = {f"block {index}": layer.compressor for index, layer in enumerate(inner.decoder.layers)}
+    found = {}
+    for name, part in (parts | {"read-out": inner.readout}).items():
+        if part is not None:
+            read, channel = part.read.detach().float(), isinstance(part, ChannelCompressor)
+            # A filter over tokens is summed over its taps.
+            weights = part.folded().mean(0) if channel else read * part.weight.float().sum(0).mean(-1)
+            found[name] = (read, weights.detach())
+    return found
+
+
+def headline(look: Look) -> str:
+    """How many residuals keep, erase and reflect, and how many have an eigenvalue below 0, by the median gate."""
+    medians = [use.median_beta for use in look.uses]
+    kept, reflected = sum(gate < 0.5 for gate in medians), sum(gate >= 1.5 for gate in medians)
+    erased, above = len(medians) - kept - reflected, sum(gate > 1 for gate in medians)
+    count = plural(len(medians), "residual")
+    if not look.spec.erase:
+        return (
+            f"Of {count} none erases, because this control only writes; the median gate is below 0.5 in {kept}, from"
+            f" 0.5 to 1.5 in {erased}, and 1.5 or more in {reflected}."
+        )
+    turned = "it turns round what lies along its" if above == 1 else "they turn round what lies along their"
+    return (
+        f"Of {count}, {kept} keep{'s' * (kept == 1)} (median gate below 0.5), {erased} erase{'s' * (erased == 1)} and"
+        f" {reflected} reflect{'s' * (reflected == 1)} (1.5 or more); {above} {'has' if above == 1 else 'have'} a"
+        f" median gate above 1{f', so {turned} direction' if above else ''}."
+    )
+
+
+def lead(look: Look, sample: str) -> str:
+    """What was looked at (``sample`` in words), and how to read the axis."""
+    erase, visits = look.spec.erase, look.schedule.num_visits
+    formula = "X + b k (v \u2212 k\u00b7X)" if erase else "X + b k v"
+    text = (
+        f"Each residual takes the direction k of its sublayer's output, {'erases' if erase else 'leaves'} what the"
+        " state holds along it, by a gate b between 0 and 2, and writes a value v there: the state becomes"
+        f" {formula}. The pictures are of {sample}; they describe those"
+        " tokens and no others. Attention stands to the left of the feed-forward network of the same block."
+    )
+    if look.schedule.is_looped:
+        text += (
+            " The axis is the order of visits: a looped block is visited again with the same weights, and then has"
+            f" other gates, because it reads another state ({look.schedule.num_blocks} blocks, {visits} visits)."
+        )
+    if visits > MAX_VISITS:
+        text += f" Of the {visits:,} visits {MAX_VISITS} at even distances are drawn."
+    if not look.forced:
+        text += " Forcing single gates would take too long for a model of this size, and is left out."
+    if not erase:
+        text += " This is the control that only writes, so there is no eigenvalue, regime, product or coupling to show."
+    return text
+
+
+def table(look: Look) -> Table:
+    """One line for each residual: name, quantiles of the gate, and its shares in the finer regimes."""
+    rows = []
+    for one, use in zip(look.records, look.uses, strict=True):
+        gates = [f"{value:.2f}" for value in (use.beta[0], use.median_beta, use.beta[-1])]
+        rows.append([f"{one.slot} {NAMES[one.sublayer]}", *gates, *map(percent, use.fine_regimes)])
+    regimes = ("b < 0.3", "0.3 to 0.7", "0.7 to 1.3", "1.3 to 1.7", "1.7 and more")
+    head = ("Residual", "gate, 5 %", "median", "95 %", *regimes)
+    return Table(head=head, rows=rows, folded="Every residual in numbers")
