@@ -10,8 +10,8 @@ from typing import Any
 
 from ouroboros.convert import delta, osam, rhrm
 from ouroboros.convert.checkpoint import SUPPORTED, Checkpoint, Published, published_name, read
-from ouroboros.convert.directory import new_directory
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import new_directory
 
 logger = logging.getLogger(__name__)
 

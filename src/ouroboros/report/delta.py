@@ -181,13 +181,13 @@ def delta_facts(run: Path, recipe: Recipe) -> DeltaFacts | None:
         return None
     import torch
 
-    from ouroboros.api import load_model, model_directory
+    from ouroboros.api import open_model
 
-    directory = model_directory(run)
-    model: Any = load_model(directory)
+    opened = open_model(run)
+    model: Any = opened.model
     split, sample = held_out_sample(open_prepared(run / "data"), *sample_size(recipe))
     check(sample.max() < model.config.vocab_size, f"{run}: the data has tokens that the model does not know")
-    name = "finished model" if directory == run else directory.name
+    name = "finished model" if opened.directory == run else opened.directory.name
     split = {"valid": "validation"}.get(split, split)
     return look_at(model, recipe, torch.from_numpy(sample), name=name, split=split)
 

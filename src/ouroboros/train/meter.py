@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from ouroboros.train.log import Status
-from ouroboros.train.loop import StepResult, Trainer
 from ouroboros.train.precision import matmul_peak
+from ouroboros.train.trainer import StepResult, Trainer
 
 WINDOW_SECONDS, WINDOW_STEPS = 5.0, 5
 """What one look at the throughput covers, at least."""

@@ -138,6 +138,19 @@ def compile_blocks(
     return COMPILED
 
 
+@contextlib.contextmanager
+def uncompiled(blocks: nn.ModuleList) -> Iterator[None]:
+    """Within the context the blocks run uncompiled."""
+    kept = [block._compiled_call_impl for block in blocks]
+    try:
+        for block in blocks:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, program in zip(blocks, kept, strict=True):
+            block._compiled_call_impl = program
+
+
 def missing_compiler(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot work here, or None when it can."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):

@@ -1,4 +1,4 @@
-"""When a run ends: its budget, what validation says, and the signals that ask it to stop."""
+"""Where a run is, and when it ends: its budget, what validation says, and the signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -10,15 +10,39 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ouroboros.config import TrainSpec
 from ouroboros.errors import check
 
-if TYPE_CHECKING:
-    from ouroboros.train.loop import Counters
-
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """Where a run is. Saved with every checkpoint."""
+
+    step: int = 0
+    """Optimiser steps taken, skipped ones included."""
+    tokens: int = 0
+    """Training tokens seen, over all processes."""
+    seconds: float = 0.0
+    """Wall-clock time of training, earlier sessions included."""
+    skipped: int = 0
+    """Steps skipped because of a non-finite loss or gradient."""
+    bad_in_a_row: int = 0
+    best_bits_per_byte: float | None = None
+    best_step: int | None = None
+    validations_without_best: int = 0
+    """Validations since the best one; those that failed do not count."""
+    failed_validations: int = 0
+    """Validations that ended in an error."""
+    failed_validations_in_a_row: int = 0
+    valid_bits_per_byte: float | None = None
+    """Of the last validation, as the next two."""
+    valid_nats_per_token: float | None = None
+    valid_nats_stderr: float | None = None
+    """Standard error of ``valid_nats_per_token``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +65,7 @@ class Budget:
 
     @classmethod
     def from_spec(cls, spec: TrainSpec) -> Budget:
-        """The budget of a training specification.
-
-        Raises:
-            OuroborosError: none of the three is set.
-        """
+        """The budget of a training specification; an error if it has none."""
         return cls(steps=spec.steps, tokens=spec.tokens, minutes=spec.minutes)
 
     def progress(self, step: float, tokens: float, elapsed_seconds: float) -> float:
@@ -61,8 +81,7 @@ class Budget:
         elif self.tokens is not None:
             share = tokens / self.tokens
         else:
-            assert self.minutes is not None
-            share = elapsed_seconds / (60.0 * self.minutes)
+            share = elapsed_seconds / (60.0 * (self.minutes or 0.0))
         return min(max(share, 0.0), 1.0)
 
     def done(self, step: float, tokens: float, elapsed_seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""Telemetry of loops (what each does to the state, how strong its gradient is) and of memories of constant size.
+"""Telemetry of loops: what each does to the state, and how strong its gradient is.
 
 Shapes: B batch, T positions, D model width.
 """
@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from ouroboros.config import OsamSpec
-from ouroboros.eval.osam import ROWS, reading_losses, telemetry
 
 
 class LoopTelemetry:
@@ -57,14 +53,3 @@ class LoopTelemetry:
             record["grad_norm"] = None if state.grad is None else state.grad.float().norm().item()
         self._states.clear()
         return self.records
-
-
-def memory_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
-    """Of an OSAM model and a ``batch`` (B, T + 1): ``memory``, what its memories hold on the first windows, a record
-    for each visit; with a kupdate above 1 ``loss_by_reading``, of all windows. Empty for other mixers."""
-    if not isinstance(model.model.spec.mixer, OsamSpec):
-        return {}
-    ids = torch.from_numpy(batch[:ROWS, :-1]).to(next(model.parameters()).device)
-    found: dict[str, Any] = {"memory": [record.to_dict() for record in telemetry(model, ids)]}
-    losses = reading_losses(model, batch)
-    return found | ({"loss_by_reading": losses} if losses else {})

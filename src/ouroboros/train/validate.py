@@ -11,7 +11,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.score import Score, first_bytes, score
 from ouroboros.train.log import MetricsLog, Progress
-from ouroboros.train.loop import Trainer
+from ouroboros.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -71,11 +71,11 @@ def _export(options: ConvertOptions) -> int:
         check(
             getattr(options, name) is None, f"--{name} is about reading a published checkpoint: leave it out with --to"
         )
-    from ouroboros.api import load_with_text_tokenizer, model_directory
+    from ouroboros.api import open_model
     from ouroboros.convert import osam
 
-    model, tokenizer = load_with_text_tokenizer(model_directory(options.source))
-    characters = osam.export(model, tokenizer, options.out)
+    opened = open_model(options.source)
+    characters = osam.export(opened.model, opened.tokenizer, options.out)
     if options.json:
         facts = {"system": "OSAM", "out": str(options.out), "characters": characters}
         emit_json({"source": str(options.source), **facts})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -192,11 +191,11 @@ def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
 
 def _mixer(path: Path) -> str:
     """The kind of the model's mixer; of a model that cannot be read, which loading it explains, an empty one."""
-    from ouroboros.api import model_directory
+    from ouroboros.api import open_model
 
     try:
-        return json.loads((model_directory(path) / "config.json").read_bytes())["spec"]["mixer"]["kind"]
-    except (OSError, ValueError, LookupError, TypeError):
+        return open_model(path).spec.mixer.kind
+    except OuroborosError:
         return ""
 
 
@@ -211,24 +210,21 @@ def _decoder(fast: bool, sampling: Sampling) -> FastDecoder | None:
 
 def _trained_template(path: Path) -> TextFormat | None:
     """The template of the text that a run was trained on; a recipe that cannot be read is no reason not to talk."""
-    from ouroboros.api import model_directory
+    from ouroboros.api import open_model
     from ouroboros.serve.template import recipe_template
-    from ouroboros.train.run import read_recipe
 
-    for directory in (path, model_directory(path)):
-        if (directory / "recipe.json").is_file():
-            try:
-                return recipe_template(read_recipe(directory))
-            except OuroborosError as error:
-                logger.warning("chat: no template from the recipe: %s", error)
-                return None
-    return None
+    opened = open_model(path)
+    try:
+        return None if opened.recipe is None else recipe_template(opened.recipe)
+    except OuroborosError as error:
+        logger.warning("chat: no template from the recipe: %s", error)
+        return None
 
 
 def _load(path: Path, loops: int | None) -> tuple[OuroborosForCausalLM, TextTokenizer]:
     """Model (as a view with ``loops``, if given) and tokenizer."""
-    from ouroboros.api import load_with_text_tokenizer, model_directory
+    from ouroboros.api import open_model
 
     quiet_transformers()
-    model, tokenizer = load_with_text_tokenizer(model_directory(path))
-    return (model if loops is None else model.with_loops(loops)), tokenizer
+    opened = open_model(path)
+    return (opened.model if loops is None else opened.model.with_loops(loops)), opened.tokenizer

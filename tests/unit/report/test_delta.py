@@ -44,9 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, delta_model: DeltaModel) -> Pa
 
 
 def made_by(run: Path) -> Recipe:
-    from ouroboros.train.run import read_recipe
+    from ouroboros.train.rundir import RunDirectory
 
-    return read_recipe(run)
+    return RunDirectory(run).read_recipe()
 
 
 def test_a_run_is_looked_at_on_its_held_out_text(run: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from ouroboros.config import OptimSpec, TrainSpec
 from ouroboros.schedule import parse
 from ouroboros.train.distributed import Workers
-from ouroboros.train.loop import Counters, StepResult
 from ouroboros.train.meter import Meter
-from ouroboros.train.stop import Budget
+from ouroboros.train.stop import Budget, Counters
+from ouroboros.train.trainer import StepResult
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import ouroboros
 from ouroboros.config import TrainSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.train.loop import Counters
-from ouroboros.train.stop import Budget, StopControl, early_stop
+from ouroboros.train.stop import Budget, Counters, StopControl, early_stop
 
 
 @pytest.mark.parametrize(

@@ -76,14 +76,13 @@ def test_every_process_learns_the_outcome_and_keeps_the_same_counters(make, trai
     main.workers, other.workers = Main(0, 2), Other(1, 2)
     quiet = Progress(quiet=True)
     scores(2.0, OSError("gone"), 2.5, math.nan, OSError("gone"), OSError("gone for good"), stderr=None)
-    with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
-        pairs = Validator(main, metrics, quiet), Validator(other, None, quiet)
-        assert [[one.run() for one in pairs] for _ in range(5)] == [[True, True], *[[False, False]] * 4]
-        messages = []
-        for one in pairs:
-            with pytest.raises(ValidationFailed) as caught:
-                one.run()
-            messages.append(str(caught.value))
+    pairs = Validator(main, MetricsLog(tmp_path / "metrics.jsonl"), quiet), Validator(other, None, quiet)
+    assert [[one.run() for one in pairs] for _ in range(5)] == [[True, True], *[[False, False]] * 4]
+    messages = []
+    for one in pairs:
+        with pytest.raises(ValidationFailed) as caught:
+            one.run()
+        messages.append(str(caught.value))
     assert messages == [
         "2 validations in a row failed, the last one with OSError: gone for good",
         "2 validations in a row failed, see the main process",
@@ -95,9 +94,8 @@ def test_every_process_learns_the_outcome_and_keeps_the_same_counters(make, trai
 
 def test_real_scores_are_recorded_in_both_units(make, trainer_of, tmp_path):
     trainer = trainer_of(make(**{"train.eval_every": 5}))
-    with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
-        validator = Validator(trainer, metrics, Progress(quiet=True))
-        assert validator.run() and validator.goal() == ""
+    validator = Validator(trainer, MetricsLog(tmp_path / "metrics.jsonl"), Progress(quiet=True))
+    assert validator.run() and validator.goal() == ""
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     assert record["nats_per_token"] == trainer.counters.valid_nats_per_token == pytest.approx(math.log(257), rel=0.05)
     assert record["bits_per_byte"] == pytest.approx(record["nats_per_token"] / math.log(2))  # a token is a byte

@@ -1,4 +1,4 @@
-"""The training loop: plain torch, one step after another.
+"""The trainer: plain torch, one optimiser step after another.
 
 Shapes: B sequences, T positions of a window.
 """
@@ -24,7 +24,6 @@ from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
-from ouroboros.eval.osam import idle_buckets
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -35,10 +34,11 @@ from ouroboros.optim import (
     set_first_beta,
     set_learning_rate,
 )
-from ouroboros.train.corruption import Corruption
 from ouroboros.train.distributed import Workers
+from ouroboros.train.draws import Corruption, LoopSampler
 from ouroboros.train.ema import Ema
 from ouroboros.train.losses import criterion
+from ouroboros.train.parts import injects_input, part_records, warnings
 from ouroboros.train.precision import (
     COMPILED,
     Choices,
@@ -47,40 +47,13 @@ from ouroboros.train.precision import (
     compile_blocks,
     from_compiler,
     matmul_peak,
+    uncompiled,
 )
-from ouroboros.train.sampler import LoopSampler
-from ouroboros.train.stop import Budget, EarlyStop, early_stop
-from ouroboros.train.telemetry import LoopTelemetry, memory_records
+from ouroboros.train.stop import Budget, Counters, EarlyStop, early_stop
+from ouroboros.train.telemetry import LoopTelemetry
 from ouroboros.train.threads import Threads, choose_threads
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """Where a run is. Saved with every checkpoint."""
-
-    step: int = 0
-    """Optimiser steps taken, skipped ones included."""
-    tokens: int = 0
-    """Training tokens seen, over all processes."""
-    seconds: float = 0.0
-    """Wall-clock time of training, earlier sessions included."""
-    skipped: int = 0
-    """Steps skipped because of a non-finite loss or gradient."""
-    bad_in_a_row: int = 0
-    best_bits_per_byte: float | None = None
-    best_step: int | None = None
-    validations_without_best: int = 0
-    """Validations since the best one; those that failed do not count."""
-    failed_validations: int = 0
-    """Validations that ended in an error."""
-    failed_validations_in_a_row: int = 0
-    valid_bits_per_byte: float | None = None
-    """Of the last validation, as the next two."""
-    valid_nats_per_token: float | None = None
-    valid_nats_stderr: float | None = None
-    """Standard error of ``valid_nats_per_token``."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +70,7 @@ class StepResult:
     loops: int | None
     skipped: bool
     telemetry: dict[str, list[dict[str, Any]]] | None
-    """Records of ``loops`` and of ``memory``, where the model has such and they were asked for."""
+    """Records of ``loops``, where the model has such, and of its parts, if they were asked for."""
     seconds: float = 0.0
     """Wall-clock time of the step."""
 
@@ -142,9 +115,8 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
-        idle = idle_buckets(model.model.spec)
-        if idle is not None and workers.is_main:
-            logger.warning("%s", idle)
+        for sentence in warnings(recipe.model) if workers.is_main else ():
+            logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
         self.wrapped: nn.Module = model
@@ -159,7 +131,7 @@ class Trainer:
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
         if spec.compile == "auto" and self.choices.compile is not None:
             spec = dataclasses.replace(spec, compile=self.choices.compile)
-        self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds, self.dtype)
+        self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(criterion(spec.label_smoothing), dynamic=False)
         self.wrapped = workers.wrap(model)
@@ -197,6 +169,11 @@ class Trainer:
         if not open_ or self.compiled == COMPILED:
             return None
         return Threads(self.choices.threads, self.choices.threads_now)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The model's blocks, which are compiled one by one."""
+        return self.model.model.decoder.layers
 
     @property
     def dtype(self) -> torch.dtype:
@@ -273,8 +250,8 @@ class Trainer:
         """One optimiser step over the next global batch.
 
         Raises:
-            OuroborosError: ``max_bad_steps`` steps in a row had a non-finite loss or gradient; the batch is kept in
-                ``bad_batch``.
+            NotFinite: ``max_bad_steps`` steps in a row had a non-finite loss or gradient.
+            SourceFailed: a source that is streamed cannot be read on.
         """
         start = time.perf_counter()
         c, spec = self.counters, self.recipe.train
@@ -289,7 +266,7 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self._next_batch()
-        memory = memory_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
+        records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
@@ -298,8 +275,9 @@ class Trainer:
             for optimizer in self.optimizers:
                 optimizer.step()
             if self.ema is not None:
-                self.ema.update()
-        records = ({"loops": probe.collect()} if probe is not None else {}) | memory
+                self.ema.update_parameters(self.model)
+        if probe is not None:
+            records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
         c.step += 1
         c.tokens += self.step_tokens
@@ -379,7 +357,7 @@ class Trainer:
             logger.warning("compile: failed (%s); training runs uncompiled", first_line(error))
             self.compiled = "compile: off (the compiler failed)"
             self._criterion = None
-            for block in self.model.model.decoder.layers:
+            for block in self.blocks:
                 block._compiled_call_impl = None
             return self.losses(inputs, targets, loops, probe)
 
@@ -407,17 +385,12 @@ class Trainer:
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
         """The model as it is evaluated and exported: averaged weights if there are any, blocks uncompiled."""
+        if self.ema is not None:
+            yield self.ema.module  # pyrefly: ignore (a copy of the model)
+            return
         # Compiled programs are made for the training shape; every other shape would be compiled anew.
-        blocks = list(self.model.model.decoder.layers)
-        kept = [block._compiled_call_impl for block in blocks]
-        for block in blocks:
-            block._compiled_call_impl = None
-        try:
-            with self.ema.swap() if self.ema is not None else contextlib.nullcontext():
-                yield self.model
-        finally:
-            for block, compiled in zip(blocks, kept, strict=True):
-                block._compiled_call_impl = compiled
+        with uncompiled(self.blocks):
+            yield self.model
 
     def state(self) -> dict[str, Any]:
         """Everything besides tensors that a resumed run needs, as JSON."""
@@ -470,7 +443,7 @@ def _check_truncation(recipe: Recipe, model: OuroborosForCausalLM) -> None:
     most = max((n for _, n in loops.curriculum), default=most)
     cut = loops.backprop is not None and loops.backprop < most and model.schedule.is_looped
     check(
-        not (cut and recipe.model.loop.inject == "none" and not segments[0].looped),
+        not cut or segments[0].looped or injects_input(recipe.model),
         f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
         " set model.loop.inject to add or concat, or train.loops.backprop to null",
     )
