@@ -29,7 +29,7 @@ from ouroboros.train.log import Progress
 from ouroboros.train.precision import Choices, choose_device
 from ouroboros.train.rundir import RECIPE, STATE, RunDirectory
 from ouroboros.train.session import RunResult, restore, train
-from ouroboros.train.stop import Budget
+from ouroboros.train.stop import check_budget
 from ouroboros.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
     Raises:
         OuroborosError: no budget, ``out`` exists or cannot be written, data that cannot be used.
     """
-    Budget.from_spec(recipe.train)
+    check_budget(recipe.train)
     run = RunDirectory(out)
     with workers() as crew:
         made: list[Path] = []

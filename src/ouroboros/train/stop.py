@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -45,48 +46,28 @@ class Counters:
     """Standard error of ``valid_nats_per_token``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The end of a run: exactly one of optimiser steps, training tokens and wall-clock minutes."""
+def check_budget(spec: TrainSpec) -> None:
+    """Refuse a training without an end; the specification itself refuses one with several."""
+    given = [spec.steps, spec.tokens, spec.minutes]
+    check(given != [None] * 3, "train: give exactly one of --steps, --tokens and --minutes")
 
-    steps: int | None = None
-    tokens: int | None = None
-    minutes: float | None = None
 
-    def __post_init__(self) -> None:
-        given = {n: v for n in ("steps", "tokens", "minutes") if (v := getattr(self, n)) is not None}
-        check(
-            len(given) == 1,
-            "train: give exactly one of --steps, --tokens and --minutes"
-            + (f", not {' and '.join(given)}" * bool(given)),
-        )
-        for name, value in given.items():
-            check(value > 0, f"train.{name} must be > 0, got {value}")
+def share_done(spec: TrainSpec, step: float, tokens: float, seconds: float) -> float:
+    """The share of the run's budget that is spent, in [0, 1].
 
-    @classmethod
-    def from_spec(cls, spec: TrainSpec) -> Budget:
-        """The budget of a training specification; an error if it has none."""
-        return cls(steps=spec.steps, tokens=spec.tokens, minutes=spec.minutes)
-
-    def progress(self, step: float, tokens: float, elapsed_seconds: float) -> float:
-        """The share of the run in [0, 1].
-
-        Args:
-            step: optimiser steps done; ``step + 0.5`` gives the middle of the next one.
-            tokens: training tokens seen, over all processes.
-            elapsed_seconds: time spent training, earlier sessions of a resumed run included.
-        """
-        if self.steps is not None:
-            share = step / self.steps
-        elif self.tokens is not None:
-            share = tokens / self.tokens
-        else:
-            share = elapsed_seconds / (60.0 * (self.minutes or 0.0))
-        return min(max(share, 0.0), 1.0)
-
-    def done(self, step: float, tokens: float, elapsed_seconds: float) -> bool:
-        """Whether the budget is spent; arguments as in :meth:`progress`."""
-        return self.progress(step, tokens, elapsed_seconds) >= 1.0
+    Args:
+        spec: has exactly one of the three budgets.
+        step: optimiser steps done; ``step + 0.5`` gives the middle of the next one.
+        tokens: training tokens seen, over all processes.
+        seconds: time spent training, earlier sessions of a resumed run included.
+    """
+    if spec.steps is not None:
+        share = step / spec.steps
+    elif spec.tokens is not None:
+        share = tokens / spec.tokens
+    else:
+        share = seconds / (60.0 * (spec.minutes or math.inf))
+    return min(max(share, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -102,9 +83,9 @@ class EarlyStop:
 def early_stop(spec: TrainSpec, counters: Counters) -> EarlyStop | None:
     """Whether the validations so far end the run: a function of what a checkpoint keeps, so a resumed run agrees.
 
-    ``target_loss`` asks for the mean over a fixed sample plus two standard errors. (R-HRM as published compares the
-    smallest of many means over 20 changing batches with its target: the smallest of noisy numbers is biased low, so it
-    stops before the loss is there.) Without a standard error, of a sample of one piece, it is never reached.
+    ``target_loss`` asks for the mean over a fixed sample plus two standard errors. The smallest of many means over
+    changing samples would be biased low, and stop the run before the loss is there. Without a standard error, of a
+    sample of one piece, the target is never reached.
     """
     c = counters
     nats, stderr, bits = c.valid_nats_per_token, c.valid_nats_stderr, c.valid_bits_per_byte

@@ -49,7 +49,7 @@ from ouroboros.train.precision import (
     matmul_peak,
     uncompiled,
 )
-from ouroboros.train.stop import Budget, Counters, EarlyStop, early_stop
+from ouroboros.train.stop import Counters, EarlyStop, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry
 from ouroboros.train.threads import Threads, choose_threads
 
@@ -98,7 +98,7 @@ class Trainer:
         spec = recipe.train
         self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
         self.device = next(model.parameters()).device
-        self.budget = Budget.from_spec(spec)
+        check_budget(spec)
         self.counters = Counters()
         self.loader = open_loader(
             data,
@@ -211,7 +211,8 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether the budget is spent or validation has ended the run."""
-        spent = self.budget.done(self.counters.step, self.counters.tokens, self.counters.seconds)
+        c = self.counters
+        spent = share_done(self.recipe.train, c.step, c.tokens, c.seconds) >= 1.0
         return self.workers.any(spent) or self.early_stop is not None
 
     @property
@@ -222,8 +223,8 @@ class Trainer:
     def progress(self, ahead: float = 0.0) -> float:
         """Share of the run done, ``ahead`` steps from now; the main process's clock counts."""
         c = self.counters
-        ahead_seconds = ahead * c.seconds / max(c.step, 1) if c.step else 0.0
-        here = self.budget.progress(c.step + ahead, c.tokens + ahead * self.step_tokens, c.seconds + ahead_seconds)
+        tokens, seconds = ahead * self.step_tokens, ahead * c.seconds / max(c.step, 1)
+        here = share_done(self.recipe.train, c.step + ahead, c.tokens + tokens, c.seconds + seconds)
         return self.workers.sum(here if self.workers.is_main else 0.0)[0]
 
     def warm_up(self) -> float:

@@ -10,7 +10,7 @@ from ouroboros.config import OptimSpec, TrainSpec
 from ouroboros.schedule import parse
 from ouroboros.train.distributed import Workers
 from ouroboros.train.meter import Meter
-from ouroboros.train.stop import Budget, Counters
+from ouroboros.train.stop import Counters
 from ouroboros.train.trainer import StepResult
 
 
@@ -26,7 +26,6 @@ def trainer():
         workers=Workers(0, 2),
         bytes_per_token=4.0,
         flops_per_token=10_000,
-        budget=Budget(steps=20),
         model=SimpleNamespace(schedule=parse("1 (1)x3 1")),
         choices=SimpleNamespace(threads=2),
     )
