@@ -203,7 +203,7 @@ def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Se
     run, model = RunDirectory(out), open_model(out).model
     recipe, state = run.read_recipe(), run.state()
     found = _score(model, run.open_data(), test, recipe, state["dtype"])
-    return Trained(result, recipe, model, found, read_metrics(run.metrics), state)
+    return Trained(result, recipe, model, found, read_metrics(run.metrics_file), state)
 
 
 def _score(

@@ -102,10 +102,10 @@ def resume(
         trainer = _trainer(wanted, data, crew, None if newest is None else Choices.from_dict(newest.documents[STATE]))
         if newest is not None:
             restore(trainer, newest)
-        check(not (trainer.done and run.weights.is_file()), f"resume {out}: the run is complete {_how(trainer)}")
+        check(not (trainer.done and run.weights_file.is_file()), f"resume {out}: the run is complete {_how(trainer)}")
         if crew.is_main:
             run.write_recipe(wanted)
-            run.weights.unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
+            run.weights_file.unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
         return train(trainer, run, progress or Progress(quiet=True), resumed_at=trainer.counters.step)
 
 

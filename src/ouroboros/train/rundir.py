@@ -40,7 +40,7 @@ class RunDirectory:
         return self.path / RECIPE
 
     @property
-    def metrics(self) -> Path:
+    def metrics_file(self) -> Path:
         """What was measured, as JSON lines (:func:`ouroboros.train.log.read_metrics`)."""
         return self.path / "metrics.jsonl"
 
@@ -55,12 +55,12 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
-    def weights(self) -> Path:
+    def weights_file(self) -> Path:
         """Of the finished model; it is there once training has ended."""
         return self.path / WEIGHTS
 
     @property
-    def scores(self) -> Path:
+    def scores_file(self) -> Path:
         """Scores of the finished model on the run's own held-out text, as JSON."""
         return self.path / "eval.json"
 
@@ -72,7 +72,9 @@ class RunDirectory:
     @property
     def has_data(self) -> bool:
         """Whether the run has prepared data, and so held-out text, of its own."""
-        return (self.data / "manifest.json").is_file()
+        from ouroboros.data.prepared import MANIFEST
+
+        return (self.data / MANIFEST).is_file()
 
     def read_recipe(self) -> Recipe:
         """The resolved recipe.
@@ -127,7 +129,7 @@ class RunDirectory:
         Raises:
             OuroborosError: the run has no finished model and no good checkpoint.
         """
-        if (self.path / CONFIG).is_file() and self.weights.is_file():
+        if (self.path / CONFIG).is_file() and self.weights_file.is_file():
             return self.path
         if not self.checkpoints.is_dir():
             return None

@@ -65,7 +65,7 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
     main, spec = trainer.workers.is_main, trainer.recipe.train
     loss = None
     with contextlib.ExitStack() as stack:
-        metrics = MetricsLog(run.metrics, resume_step=resumed_at) if main else None
+        metrics = MetricsLog(run.metrics_file, resume_step=resumed_at) if main else None
         shown = stack.enter_context(progress) if main else Progress(quiet=True)
         control = stack.enter_context(StopControl(shown.message))
         stack.enter_context(using_threads(trainer.choices.threads_now or trainer.choices.threads))
@@ -108,7 +108,7 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
 
 
 def _step(trainer: Trainer, run: RunDirectory) -> StepResult:
-    """One step; the batch of one that stops the run is kept."""
+    """Take one step; if it ends the run, save what was trained or the batch that was at fault."""
     every = trainer.recipe.train.telemetry_every
     try:
         return trainer.step(telemetry=bool(every) and trainer.counters.step % every == 0)
@@ -136,7 +136,7 @@ def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: Metr
 
 
 def _validate(validator: Validator, run: RunDirectory) -> bool:
-    """Validate; if that has failed too often, what was trained is saved first."""
+    """Validate; if that has failed too often, save what was trained before the run ends."""
     try:
         return validator.run()
     except ValidationFailed as error:
@@ -162,7 +162,7 @@ def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int
 
 
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
-    """One line that says what is about to run and what was chosen."""
+    """One line that says what is about to run and what was chosen for it."""
     parameters = {name: p.numel() for name, p in trainer.model.named_parameters()}
     untrained = sum(parameters[name] for name in untrained_parameters(trainer.model))
     never = f" ({untrained:,} of them never trained)" if untrained else ""

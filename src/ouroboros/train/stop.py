@@ -40,7 +40,7 @@ class Counters:
     """Validations that ended in an error."""
     failed_validations_in_a_row: int = 0
     valid_bits_per_byte: float | None = None
-    """Of the last validation, as the next two."""
+    """From the last validation, like the next two."""
     valid_nats_per_token: float | None = None
     valid_nats_stderr: float | None = None
     """Standard error of ``valid_nats_per_token``."""

@@ -61,16 +61,19 @@ class StepResult:
     """What one step measured."""
 
     loss: float
-    """Nats per token, mean over the global batch, without label smoothing."""
+    """Mean over the global batch in nats per token, without label smoothing."""
     grad_norm: float
-    """Global norm before clipping."""
+    """Global norm of the gradient before clipping."""
     lr_factor: float
+    """Learning rate as a share of its peak."""
     beta: float
     """AdamW's first coefficient."""
     loops: int | None
+    """Loop count of this step; None is the layout's own."""
     skipped: bool
+    """Whether loss or gradient was not finite, so that no weight changed."""
     telemetry: dict[str, list[dict[str, Any]]] | None
-    """Records of ``loops``, where the model has such, and of its parts, if they were asked for."""
+    """Records of loops and parts, if they were asked for and the model has such."""
     seconds: float = 0.0
     """Wall-clock time of the step."""
 
@@ -79,11 +82,12 @@ class Trainer:
     """Model, optimisers, data position and counters of one run.
 
     Args:
-        recipe: resolved (the model's vocabulary is the tokenizer's).
-        model: on its device; trained in place.
-        data: prepared shards.
+        recipe: the resolved one, whose model has the vocabulary of the tokenizer.
+        model: it is on its device, and is trained in place.
+        data: the prepared shards.
         workers: this process among its peers.
-        choices: of the run that is resumed; None makes them, by measurement where they are left open.
+        choices: those of the run that is resumed. None makes new ones, by measurement where the recipe leaves them
+            open.
     """
 
     def __init__(
@@ -177,13 +181,16 @@ class Trainer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of autocast; float32 is without."""
+        """The precision of the forward and backward pass; float32 means that autocast is off."""
         return self.choices.dtype
 
     @property
     def expected_seconds(self) -> float | None:
-        """Length of the run if a time budget or its arithmetic tells: operations over a share of the measured peak,
-        a third in float32 and an eighth in bfloat16, whose products outrun all else (docs/benchmarks.md)."""
+        """The length of the run: its time budget, or an estimate from its arithmetic.
+
+        Training reaches about a third of the measured matrix-product peak in float32 and an eighth in bfloat16, where
+        products are so fast that everything else takes most of the time (docs/benchmarks.md).
+        """
         spec = self.recipe.train
         if spec.minutes is not None:
             return 60 * spec.minutes
@@ -228,7 +235,7 @@ class Trainer:
         return self.workers.sum(here if self.workers.is_main else 0.0)[0]
 
     def warm_up(self) -> float:
-        """Compile by one unused pass over a batch of the training shape; returns the seconds it took.
+        """Compile by one pass that is not used, over a batch of the training shape; returns the seconds it took.
 
         Compilation is set-up: it counts neither as training time nor as progress of the learning-rate schedule.
         """
@@ -334,8 +341,11 @@ class Trainer:
         return total.item()
 
     def _parts(self, batch: np.ndarray, count: int) -> tuple[np.ndarray, list[float]]:
-        """What the mean loss of each micro-batch is divided by for that of the whole batch: alike with loss on every
-        token, else by their share of the tokens that are learned, over all processes."""
+        """The batch, and what the mean loss of each micro-batch is divided by to add up to the mean of the whole batch.
+
+        With loss on every token that is the number of micro-batches, else it follows from the number of tokens that
+        each of them learns, compared with the mean over all processes.
+        """
         if self.recipe.data.loss == "all":
             return batch, [count] * count
         micros = np.split(batch.copy(), count)
@@ -349,7 +359,7 @@ class Trainer:
     def _losses_or_fall_back(
         self, inputs: Tensor, targets: Tensor, loops: int | None, probe: LoopTelemetry | None
     ) -> tuple[Tensor, Tensor]:
-        """The losses; a compiler that fails on the first use is reported and done without."""
+        """The losses. If the compiler fails when it is first used, that is reported and training runs uncompiled."""
         try:
             return self.losses(inputs, targets, loops, probe)
         except Exception as error:
@@ -365,13 +375,15 @@ class Trainer:
     def losses(
         self, inputs_BT: Tensor, targets_BT: Tensor, loops: int | None = None, probe: LoopTelemetry | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What training minimises, and the mean next-token cross-entropy in nats; the same without label smoothing.
+        """What training minimises, and the mean next-token cross-entropy in nats.
+
+        The two are equal without label smoothing.
 
         Args:
             inputs_BT: token ids (B, T).
-            targets_BT: the tokens that follow them.
-            loops: loop count of this call.
-            probe: sees the state after every loop.
+            targets_BT: the tokens that follow them (B, T).
+            loops: the loop count of this call; None is the layout's own.
+            probe: sees the state before and after every loop.
         """
         arguments = {"input_ids": inputs_BT, "use_cache": False, "loops": loops, "probe": probe}
         arguments["backprop_loops"] = self.recipe.train.loops.backprop
@@ -404,7 +416,7 @@ class Trainer:
         }
 
     def _next_batch_hash(self) -> str | None:
-        """Of the next batch; None where a source cannot be read on, which ends the run at the next step."""
+        """A hash of the next batch; None where a source cannot be read on, which ends the run at the next step."""
         try:
             return self.loader.peek_hash()
         except OuroborosError:

@@ -50,14 +50,14 @@ class ValidationFailed(OuroborosError):
 
 
 class Validator:
-    """Validates one session: scores, reports, counts, and lets a failure pass until there are too many in a row.
+    """Validates during one session: scores, reports, counts, and goes on after failures up to a number in a row.
 
-    The main process scores; all of them learn the outcome and keep the same counters.
+    The main process scores; all processes learn the outcome and keep the same counters.
 
     Args:
-        trainer: whose model is scored and whose counters are kept.
-        metrics: of the main process; None on the others.
-        shown: where results are told.
+        trainer: its model is scored, and its counters are kept.
+        metrics: where the main process records the results; None on the other processes.
+        shown: where results are shown to people.
     """
 
     def __init__(self, trainer: Trainer, metrics: MetricsLog | None, shown: Progress) -> None:

@@ -172,7 +172,7 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
     from ouroboros.train.rundir import RunDirectory
 
     text = json.dumps([score.to_dict() for score in scores], indent=2) + "\n"
-    write_whole(RunDirectory(run).scores, text.encode())
+    write_whole(RunDirectory(run).scores_file, text.encode())
 
 
 def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:

@@ -23,9 +23,9 @@ def test_a_directory_before_during_and_after_a_run(make, stop_at, tmp_path):
     start(recipe, run.path, progress=stop_at(2, signal.SIGTERM))
     newest = run.newest()
     assert newest is not None and newest.step == run.state()["counters"]["step"] == 2
-    assert run.is_run and run.has_data and run.read_recipe().name == "small" and not run.weights.exists()
+    assert run.is_run and run.has_data and run.read_recipe().name == "small" and not run.weights_file.exists()
     assert run.model_directory() == newest.path == run.checkpoints / "step-00000002"
-    assert run.open_data().train_bytes > 0 and run.metrics.is_file() and not run.scores.exists()
+    assert run.open_data().train_bytes > 0 and run.metrics_file.is_file() and not run.scores_file.exists()
     for name in ("config.json", "model.safetensors"):
         (run.path / name).touch()
     assert run.model_directory() == run.path
