@@ -127,11 +127,6 @@ class StopControl:
         """Whether the run should save and stop."""
         return self.reason is not None
 
-    def request(self, reason: str) -> None:
-        """Ask the run to save and stop; the first reason is kept."""
-        if self.reason is None:
-            self.reason = reason
-
     def __enter__(self) -> StopControl:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -157,7 +152,7 @@ class StopControl:
                 os._exit(130)
         if self.requested:
             return
-        self.request(name)
+        self.reason = name
         # A signal can arrive inside a write to the same stream; losing the message is better than losing the run.
         with contextlib.suppress(RuntimeError):
             again = "; interrupt again to stop at once" if number == signal.SIGINT else ""

@@ -85,13 +85,6 @@ def test_a_message_that_fails_to_print_does_not_end_the_run():
     assert control.requested
 
 
-def test_the_loop_may_ask_too():
-    control = StopControl()
-    control.request("too many bad steps")
-    control.request("later")
-    assert control.requested and control.reason == "too many bad steps"
-
-
 def test_other_threads_install_nothing():
     before = signal.getsignal(signal.SIGINT)
     seen = []
