@@ -86,7 +86,7 @@ def test_a_lock_file_with_other_content_is_no_obstacle(tmp_path, content):
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     with (
-        pytest.raises(OuroborosError, match=r"missing/\.lock: cannot lock .*No such file"),
+        pytest.raises(OuroborosError, match=r"missing/\.lock: cannot lock .*No such directory"),
         run_lock(tmp_path / "missing"),
     ):
         pass

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from ouroboros.config import OptimSpec, TrainSpec
-from ouroboros.schedule import parse
 from ouroboros.train.distributed import Workers
 from ouroboros.train.meter import Meter
 from ouroboros.train.stop import Counters
@@ -26,8 +25,8 @@ def trainer():
         workers=Workers(0, 2),
         bytes_per_token=4.0,
         flops_per_token=10_000,
-        model=SimpleNamespace(schedule=parse("1 (1)x3 1")),
-        choices=SimpleNamespace(threads=2),
+        visits=lambda loops: 2 + (3 if loops is None else loops),
+        choices=SimpleNamespace(threads=2, threads_now=None),
     )
 
 
