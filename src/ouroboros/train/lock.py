@@ -49,7 +49,8 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
     finally:
         try:
-            path.write_text("")
+            if path.exists():  # what undoes a run that could not begin removes it
+                path.write_text("")
         finally:
             lock.release()
 
