@@ -106,7 +106,7 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
 
 def measure(recipe: Any, seed: int, run: Path, limit: int) -> float:
     """Bits per byte on the held-out files of one run; trained now unless it is there already."""
-    from ouroboros.api import load_with_text_tokenizer
+    from ouroboros.api import open_model
     from ouroboros.data import open_prepared
     from ouroboros.eval.score import score
     from ouroboros.train.run import start
@@ -119,7 +119,8 @@ def measure(recipe: Any, seed: int, run: Path, limit: int) -> float:
         start(dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed)), run)
         if not prepared.is_dir():
             shutil.copytree(run / "data", prepared)
-    model, tokenizer = load_with_text_tokenizer(run)
+    opened = open_model(run)
+    model, tokenizer = opened.model, opened.tokenizer
     window = recipe.data.sequence_length
     return score(
         model, tokenizer, open_prepared(run / "data").documents("test"), window=window, max_bytes=limit

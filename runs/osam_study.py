@@ -135,8 +135,8 @@ def trained(arm: Arm, seed: int, out: Path) -> Any:
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.train.distributed import Workers
-    from ouroboros.train.loop import Trainer
     from ouroboros.train.run import resolve
+    from ouroboros.train.trainer import Trainer
 
     data = prepare(arm.recipe.data, out / f"data-{arm.recipe.data.tokenizer.replace(':', '-')}")
     recipe = resolve(with_train(arm.recipe, seed=seed), data)

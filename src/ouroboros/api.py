@@ -1,15 +1,19 @@
-"""The public Python interface: recipes, building, loading."""
+"""The public Python interface: recipes, building a model, opening a trained one."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.config import Recipe
-from ouroboros.errors import OuroborosError, first_line
+from ouroboros import registry
+from ouroboros.config import ModelSpec, Recipe, from_dict
+from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.recipes import RECIPES, recipe
+from ouroboros.train.rundir import CONFIG, WEIGHTS, RunDirectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-__all__ = ["RECIPES", "build", "load", "model_directory", "recipe"]
+__all__ = ["RECIPES", "OpenedModel", "build", "load", "open_model", "recipe"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
@@ -39,6 +43,128 @@ def build(recipe: Recipe, *, eos_token_id: int | None = None) -> OuroborosForCau
     return OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=eos_token_id))
 
 
+class OpenedModel:
+    """What a command's MODEL stands for. Weights and tokenizer are read when they are first asked for.
+
+    A reader of another form (see :func:`open_model`) returns a subclass that overrides what it reads in its own way.
+
+    Args:
+        path: as the user gave it.
+        directory: the transformers directory with the weights. Of a run it is the run directory itself, or its newest
+            good checkpoint.
+        run: the run directory, if ``path`` is one.
+    """
+
+    def __init__(self, path: Path, directory: Path, run: RunDirectory | None = None) -> None:
+        self.path, self.directory, self.run = path, directory, run
+
+    @functools.cached_property
+    def model(self) -> OuroborosForCausalLM:
+        """The model in evaluation mode.
+
+        Raises:
+            OuroborosError: weights that cannot be read, are missing, unexpected, misshapen or not finite.
+        """
+        return load_model(self.directory)
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer as one of bytes.
+
+        Raises:
+            OuroborosError: there is none, it cannot be read, or it is of another vocabulary than the model's.
+        """
+        from ouroboros.data.tokenize import load_tokenizer
+
+        model = self.model
+        self._check_tokenizer_present()
+        tokenizer = load_tokenizer(self.directory)
+        self._check_vocabulary(model.config.vocab_size, tokenizer.vocab_size)
+        return tokenizer
+
+    @functools.cached_property
+    def transformers_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as one of transformers; errors as of :attr:`tokenizer`."""
+        from transformers import AutoTokenizer
+
+        model, settings = self.model, {"local_files_only": True, "trust_remote_code": False}
+        self._check_tokenizer_present()
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(self.directory, **settings)
+        except Exception as error:  # each kind of tokenizer has its own; the user needs one line
+            raise OuroborosError(f"{self.directory}: cannot load the tokenizer: {first_line(error)}") from error
+        self._check_vocabulary(model.config.vocab_size, max(tokenizer.get_vocab().values(), default=-1) + 1)
+        return tokenizer
+
+    @functools.cached_property
+    def spec(self) -> ModelSpec:
+        """The model's specification; its weights are not read for that.
+
+        Raises:
+            OuroborosError: the configuration cannot be read.
+        """
+        path = self.directory / CONFIG
+        try:
+            values = json.loads(path.read_bytes())["spec"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OuroborosError(f"{path}: cannot read the model's specification: {first_line(error)}") from None
+        return from_dict(ModelSpec, values, where=str(path))
+
+    @functools.cached_property
+    def recipe(self) -> Recipe | None:
+        """The resolved recipe that the model was trained by; None where nothing tells.
+
+        Raises:
+            OuroborosError: it cannot be read.
+        """
+        for place in (self.run, RunDirectory(self.directory)):
+            if place is not None and place.is_run:
+                return place.read_recipe()
+        return None
+
+    def _check_tokenizer_present(self) -> None:
+        check(
+            any((self.directory / name).is_file() for name in _TOKENIZER_FILES),
+            f"{self.directory}: holds no tokenizer (tokenizer.json); copy the one that the model was trained with"
+            " there",
+        )
+
+    def _check_vocabulary(self, expected: int, entries: int) -> None:
+        check(
+            entries == expected,
+            f"{self.directory}: the model has a vocabulary of {expected} and the tokenizer one of {entries}: they do"
+            " not belong together; copy the tokenizer that the model was trained with there",
+        )
+
+
+def open_model(path: str | Path) -> OpenedModel:
+    """The one way to open a MODEL: a run directory, a transformers directory, or what a registered reader knows.
+
+    Entries of the registry's place ``openers`` are functions of a path that exists. They return an
+    :class:`OpenedModel`, or None where the path is not of their form, and are asked first, by the order of their names.
+
+    Raises:
+        OuroborosError: says what was looked for and what to give instead.
+    """
+    path = Path(path)
+    for _, target in sorted(registry.found("openers").items()) if path.exists() else ():
+        opened = registry.load(target)(path)
+        if opened is not None:
+            return opened
+    check(
+        path.suffix not in _PICKLES,
+        f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
+        " (`ouroboros convert` makes a model directory of a published checkpoint)",
+    )
+    check(not path.is_file(), f"{path} is a file; give a run directory or a transformers directory")
+    check(path.is_dir(), f"{path}: no such model directory; `ouroboros train RECIPE --data SRC --out {path}` makes one")
+    run = RunDirectory(path)
+    directory = run.model_directory()
+    if directory is None:
+        raise OuroborosError(f"{path}: neither a finished model ({CONFIG}, {WEIGHTS}) nor a run with checkpoints")
+    return OpenedModel(path, directory, run if run.is_run else None)
+
+
 def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBase]:
     """A trained model in evaluation mode and its transformers tokenizer.
 
@@ -49,48 +175,12 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
         OuroborosError: nothing loadable there; weights that are missing, unexpected, misshapen or not finite; no
             tokenizer, or one of another vocabulary.
     """
-    from transformers import AutoTokenizer
-
-    directory = model_directory(path)
-    model = load_model(directory)
-    _check_tokenizer_present(directory)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each kind of tokenizer has its own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the tokenizer: {first_line(error)}") from error
-    _check_vocabulary(directory, model, max(tokenizer.get_vocab().values(), default=-1) + 1)
-    return model, tokenizer
-
-
-def load_with_text_tokenizer(directory: Path) -> tuple[OuroborosForCausalLM, TextTokenizer]:
-    """The model in a transformers directory and its tokenizer as one of bytes; errors as in :func:`load`."""
-    from ouroboros.data.tokenize import load_tokenizer
-
-    model = load_model(directory)
-    _check_tokenizer_present(directory)
-    tokenizer = load_tokenizer(directory)
-    _check_vocabulary(directory, model, tokenizer.vocab_size)
-    return model, tokenizer
-
-
-def _check_tokenizer_present(directory: Path) -> None:
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise OuroborosError(
-            f"{directory}: holds no tokenizer (tokenizer.json); copy the one that the model was trained with there"
-        )
-
-
-def _check_vocabulary(directory: Path, model: OuroborosForCausalLM, entries: int) -> None:
-    expected = model.config.vocab_size
-    if entries != expected:
-        raise OuroborosError(
-            f"{directory}: the model has a vocabulary of {expected} and the tokenizer one of {entries}: they do not"
-            " belong together; copy the tokenizer that the model was trained with there"
-        )
+    opened = open_model(path)
+    return opened.model, opened.transformers_tokenizer
 
 
 def load_model(directory: Path) -> OuroborosForCausalLM:
-    """The model in a transformers directory; see :func:`load`."""
+    """The model in a transformers directory; errors as of :attr:`OpenedModel.model`."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -119,35 +209,6 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
                 f"{directory}: weight {name!r} holds NaN or infinity; train again or use an older checkpoint"
             )
     return model.eval()
-
-
-def model_directory(path: str | Path) -> Path:
-    """The transformers directory that ``path`` stands for.
-
-    Raises:
-        OuroborosError: says what was looked for and what to give instead.
-    """
-    path = Path(path)
-    if path.suffix in _PICKLES:
-        raise OuroborosError(
-            f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
-            " (`ouroboros convert` makes a model directory of a published checkpoint)"
-        )
-    if path.is_file():
-        raise OuroborosError(f"{path} is a file; give a run directory or a transformers directory")
-    if not path.is_dir():
-        raise OuroborosError(
-            f"{path}: no such model directory; `ouroboros train RECIPE --data SRC --out {path}` makes one"
-        )
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        return path
-    if (path / "checkpoints").is_dir():
-        from ouroboros.train.checkpoint import load_newest
-
-        return load_newest(path / "checkpoints").path
-    raise OuroborosError(
-        f"{path}: neither a finished model (config.json, model.safetensors) nor a run with checkpoints"
-    )
 
 
 def _described(entry: Any) -> str:

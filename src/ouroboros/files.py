@@ -1,11 +1,23 @@
-"""What several parts ask of the operating system."""
+"""Files and directories that are there whole or not at all, whatever interrupts the writing.
+
+What is being written stands in a hidden sibling, flushed to the disk before it is renamed into place. A process that is
+killed leaves at most such a sibling behind, which :func:`remove_leftovers` finds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ouroboros.errors import OuroborosError, check
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.tmp-(?:(?P<host>.+)-)?(?P<pid>\d+)(?:-\w+)?")
 
 
 def flush(path: Path) -> None:
@@ -17,17 +29,189 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+_writing: set[Path] = set()
+"""Temporaries that this process is writing; others that bear its number are of an earlier process of that number."""
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A fresh name beside ``path`` that tells the machine and the process."""
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-x{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Where the content of ``path`` stands until it is whole; nothing is left of it afterwards."""
+    temporary = temporary_sibling(path)
+    _writing.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _writing.discard(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary siblings in ``folder`` whose process, of this machine, has ended.
+
+    Those of other machines stay: nothing tells whether their processes live.
+
+    Args:
+        folder: need not be there.
+        name: of the file or directory whose temporaries go; by default those of all.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or match["host"] not in (None, socket.gethostname()) or name not in (None, match["name"]):
+            continue
+        ended = int(match["pid"]) == os.getpid() or not process_alive(int(match["pid"]))
+        if ended and path not in _writing:
+            _remove(path)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` to write: it takes the place of ``path``, on the disk, when the body ends without
-    an error, and is removed otherwise. What the system refuses is raised as it is."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    """A temporary file to write, which takes the place of ``path`` when the body ends without an error.
+
+    It is removed otherwise. What the system refuses is raised as it is.
+    """
+    with _temporary(path) as temporary:
         yield temporary
         flush(temporary)
         temporary.replace(path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file: afterwards it is whole, or as it was.
+
+    Raises:
+        OuroborosError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise OuroborosError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def append(path: Path, content: bytes, *, flushed: bool = False) -> None:
+    """Append to a file, which is made if it is missing: all of ``content``, or after any error nothing of it.
+
+    Args:
+        path: the file.
+        content: what to append.
+        flushed: whether it has to be on the disk before the function returns.
+
+    Raises:
+        OSError: what the system refuses.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            while content:
+                content = content[os.write(descriptor, content) :]
+            if flushed:
+                os.fsync(descriptor)
+        except BaseException:  # also Ctrl-C: no half line stays
+            os.ftruncate(descriptor, size)
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_directory(
+    target: Path, *, replace: bool = True, seal: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
+    """A temporary directory to fill, which takes the place of ``target`` when the body ends without an error.
+
+    After an error nothing of it stays.
+
+    Args:
+        target: the directory; its parents are made.
+        replace: an existing target is called ``.NAME.old-PID`` until it is replaced, so that one of the two is there at
+            every instant. Without, a target that is there by then and not empty is an error.
+        seal: called with the temporary directory once its content is on the disk, to write what says so.
+
+    Raises:
+        OSError: what the system refuses, also where safetensors and tokenizers report it as text.
+    """
+    with _temporary(target) as temporary, system_errors():
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flush(target.parent.parent)
+        temporary.mkdir()
+        yield temporary
+        _settle(temporary)
+        if seal is not None:
+            seal(temporary)
+            flush(temporary)
+        _take_place(temporary, target, replace)
+
+
+@contextlib.contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """As :func:`whole_directory`, for a place that the user has chosen and where nothing may be lost.
+
+    Raises:
+        OuroborosError: ``out`` exists and is not an empty directory, or cannot be written.
+    """
+    free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    check(free, f"{out} exists and is not an empty directory; choose another --out")
+    try:
+        with whole_directory(out, replace=False) as work:
+            yield work
+    except OSError as error:
+        raise OuroborosError(f"cannot write {out}: {error.strerror or error}") from None
+
+
+def _settle(directory: Path) -> None:
+    """Bring the content to the disk before its name, so that a power cut cannot leave empty files."""
+    mode = directory.stat().st_mode & 0o666
+    for path in (*sorted(directory.rglob("*")), directory):
+        if path.is_file():
+            path.chmod(mode)  # the tensor writer makes its files private to the user
+        flush(path)
+
+
+def _take_place(temporary: Path, target: Path, replace: bool) -> None:
+    """Rename ``temporary`` to ``target``; what was there goes only when it is replaced."""
+    replaced = None
+    if replace and target.exists():
+        replaced = target.with_name(f".{target.name}.old-{os.getpid()}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if replaced is not None:
+            replaced.rename(target)
+        raise
+    flush(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn the system errors that safetensors and tokenizers report as text back into :class:`OSError`."""
+    try:
+        yield
+    except (OSError, OuroborosError):
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def process_alive(pid: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -52,12 +52,11 @@ def _role(name: str, module_name: str, attribute: str, module: nn.Module, parame
     """The role of one direct parameter of ``module``."""
     declared: dict[str, str] = getattr(type(module), "PARAMETER_ROLES", {})
     if attribute in declared:
-        role = declared[attribute]
+        role, shape = declared[attribute], tuple(parameter.shape)
         where = f"{type(module).__name__}.PARAMETER_ROLES[{attribute!r}]"
         check(role in ROLES, f"{where} is {role!r}{nearest(role, ROLES)}")
-        shape = tuple(parameter.shape)
-        check(role != "matrix" or parameter.ndim == 2, f"{where}: {name} has shape {shape}, not 2-D")
-        check(role != "scalar" or parameter.ndim < 2, f"{where}: {name} has shape {shape}, not one number or a list")
+        check(role != "matrix" or len(shape) == 2, f"{where}: {name} has shape {shape}, not 2-D")
+        check(role != "scalar" or len(shape) < 2, f"{where}: {name} has shape {shape}, not one number or a list")
         return role
     if attribute == "weight" and isinstance(module, nn.Embedding):
         return "embedding"
@@ -97,8 +96,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
 
-    Groups carry ``role`` and ``peak_lr``; :func:`set_learning_rate` scales the latter. Only matrices are decayed, or
-    every group with ``decay="all"``.
+    Every trainable parameter is in exactly one group. Groups carry ``role`` and ``peak_lr``; :func:`set_learning_rate`
+    scales the latter. Only matrices are decayed, or every group with ``decay="all"``.
 
     Args:
         model: parameters that do not require a gradient or are untrained by specification are left out.
@@ -111,11 +110,6 @@ def build_optimizers(
         OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
     """
     trainable = _trainable(model)
-    by_role: dict[str, list[nn.Parameter]] = {role: [] for role in ROLES}
-    for name, role in parameter_roles(model).items():
-        if name in trainable:
-            by_role[role].append(trainable[name])
-    check(any(by_role.values()), "the model has no parameter that requires a gradient: nothing to train")
     vector_lr = spec.vector_lr or spec.lr
     rates = {
         "matrix": spec.lr,
@@ -123,17 +117,15 @@ def build_optimizers(
         "vector": vector_lr,
         "scalar": spec.scalar_lr or vector_lr,
     }
-    groups: dict[str, dict[str, Any]] = {
-        role: {
-            "params": members,
-            "role": role,
-            "lr": rates[role],
-            "peak_lr": rates[role],
-            "weight_decay": spec.weight_decay if role == "matrix" or spec.decay == "all" else 0.0,
-        }
-        for role, members in by_role.items()
-        if members
-    }
+    groups: dict[str, dict[str, Any]] = {}
+    for role in ROLES:
+        decay = spec.weight_decay if role == "matrix" or spec.decay == "all" else 0.0
+        groups[role] = {"params": [], "role": role, "lr": rates[role], "peak_lr": rates[role], "weight_decay": decay}
+    for name, role in parameter_roles(model).items():
+        if name in trainable:
+            groups[role]["params"].append(trainable[name])
+    groups = {role: group for role, group in groups.items() if group["params"]}
+    check(bool(groups), "the model has no parameter that requires a gradient: nothing to train")
     optimizers: list[torch.optim.Optimizer] = []
     if spec.matrix_optimizer == "muon" and "matrix" in groups:
         dtype = choose_muon_dtype(model, spec) if muon_dtype is None else muon_dtype
@@ -141,10 +133,8 @@ def build_optimizers(
         optimizers.append(BatchedMuon([groups.pop("matrix")], dtype=dtype, **settings))
     if groups:
         if fused is None:
-            devices = {p.device.type for group in groups.values() for p in group["params"]}
-            fused = devices <= {"cpu", "cuda"}
+            fused = {p.device.type for group in groups.values() for p in group["params"]} <= {"cpu", "cuda"}
         optimizers.append(torch.optim.AdamW(list(groups.values()), betas=spec.betas, eps=spec.eps, fused=fused))
-    check_groups(model, optimizers)
     return optimizers
 
 
@@ -152,19 +142,6 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     untrained = untrained_parameters(model)
     return {name: p for name, p in model.named_parameters() if p.requires_grad and name not in untrained}
-
-
-def check_groups(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Every trainable parameter is in exactly one group.
-
-    Raises:
-        OuroborosError: a parameter of ``model`` in none or several, or a group with a parameter that is not its own.
-    """
-    counts = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    for name, parameter in _trainable(model).items():
-        count = counts.pop(parameter, 0)
-        check(count == 1, f"parameter {name} is in {count} optimiser groups; it must be in exactly one")
-    check(not counts, f"the optimisers hold {len(counts)} parameters that are not trainable parameters of the model")
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -195,14 +172,8 @@ class BatchedMuon(torch.optim.Muon):
         ns_steps: int = 5,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            ns_steps=ns_steps,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
+        super().__init__(params, **settings, adjust_lr_fn="match_rms_adamw")
         self.dtype = dtype
 
     @torch.no_grad()

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 import ouroboros
-from ouroboros import api
+from ouroboros import api, registry
 from ouroboros.accounting import cost
-from ouroboros.api import build, load, load_model, load_with_text_tokenizer, model_directory
-from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, Recipe
+from ouroboros.api import OpenedModel, build, load, load_model, open_model
+from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, Recipe, to_json
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
@@ -34,6 +34,10 @@ def saved(tmp_path: Path) -> Path:
     build(SMALL).save_pretrained(tmp_path / "model")
     byte_tokenizer().save(tmp_path / "model")
     return tmp_path / "model"
+
+
+def text_tokenizer(path: Path):
+    return open_model(path).tokenizer
 
 
 def test_the_package_offers_the_public_names():
@@ -85,14 +89,14 @@ def test_loading_leaves_transformers_as_it_was(saved):
 
 def test_what_is_no_model(tmp_path, saved):
     with pytest.raises(OuroborosError, match=r"no such model directory; `ouroboros train RECIPE --data SRC --out"):
-        model_directory(tmp_path / "nowhere")
+        open_model(tmp_path / "nowhere")
     with pytest.raises(OuroborosError, match="neither a finished model"):
-        model_directory(tmp_path)
+        open_model(tmp_path)
     with pytest.raises(OuroborosError, match=r"config\.json is a file; give a run directory"):
-        model_directory(saved / "config.json")
+        open_model(saved / "config.json")
     for suffix in ("pt", "pth", "bin", "pkl", "ckpt"):
         with pytest.raises(OuroborosError, match="pickled weights are never read"):
-            model_directory(tmp_path / f"weights.{suffix}")
+            open_model(tmp_path / f"weights.{suffix}")
     (saved / "model.safetensors").unlink()
     with pytest.raises(OuroborosError, match="neither a finished model"):
         load(saved)
@@ -100,7 +104,7 @@ def test_what_is_no_model(tmp_path, saved):
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(saved):
     train_bpe([b"some words and some more words " * 20], 270).save(saved)
-    for loader in (load, load_with_text_tokenizer):
+    for loader in (load, text_tokenizer):
         with pytest.raises(OuroborosError, match=r"model has a vocabulary of 257 and the tokenizer one of 270: they"):
             loader(saved)
 
@@ -110,7 +114,7 @@ def test_a_model_of_more_tokens_needs_its_own_tokenizer(saved):
     model.resize_token_embeddings(260)
     model.save_pretrained(saved)
     assert load_model(saved).config.vocab_size == 260
-    for loader in (load, load_with_text_tokenizer):
+    for loader in (load, text_tokenizer):
         with pytest.raises(OuroborosError, match=r"model has a vocabulary of 260 and the tokenizer one of 257: they"):
             loader(saved)
 
@@ -118,7 +122,7 @@ def test_a_model_of_more_tokens_needs_its_own_tokenizer(saved):
 def test_no_tokenizer_is_one_line(saved):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (saved / file).unlink()
-    for loader in (load, load_with_text_tokenizer):
+    for loader in (load, text_tokenizer):
         with pytest.raises(OuroborosError, match=r"holds no tokenizer \(tokenizer\.json\); copy the one") as caught:
             loader(saved)
         assert "\n" not in str(caught.value)
@@ -127,15 +131,14 @@ def test_no_tokenizer_is_one_line(saved):
 
 def test_a_damaged_tokenizer_is_one_line(saved):
     (saved / "tokenizer.json").write_text("{")
-    for loader in (load, load_with_text_tokenizer):
+    for loader in (load, text_tokenizer):
         with pytest.raises(OuroborosError, match="cannot (be loaded|load the tokenizer): .+") as caught:
             loader(saved)
         assert "\n" not in str(caught.value)
 
 
 def test_the_text_tokenizer_is_the_same(saved):
-    model, text = load_with_text_tokenizer(saved)
-    assert text.encode(b"abc").tolist() == load(saved)[1]("abc").input_ids and not model.training
+    assert text_tokenizer(saved).encode(b"abc").tolist() == load(saved)[1]("abc").input_ids
 
 
 def change(directory: Path, edit) -> None:
@@ -203,9 +206,41 @@ def test_a_run_without_its_model_stands_for_its_newest_checkpoint(saved, tmp_pat
     for step in (1, 2):
         files = {"model.safetensors": dict(model.named_parameters())}
         save(run / "checkpoints", step, files=files, documents={}, extra=model.config.save_pretrained)
-    assert model_directory(run) == run / "checkpoints" / "step-00000002"
-    assert load_model(model_directory(run)).schedule == model.schedule
+    assert open_model(run).directory == run / "checkpoints" / "step-00000002"
+    assert open_model(run).model.schedule == model.schedule
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     with pytest.raises(OuroborosError, match="no checkpoint there"):
-        model_directory(run)
+        open_model(run)
+
+
+def test_what_is_opened_tells_its_specification_and_recipe_without_its_weights(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "load_model", lambda directory: pytest.fail("the weights were read"))
+    opened = open_model(saved)
+    assert opened.spec == SMALL.model and opened.recipe is None and opened.run is None
+    (saved / "recipe.json").write_text(to_json(SMALL))
+    opened = open_model(saved)
+    assert opened.recipe == SMALL and opened.run is not None and opened.run.path == opened.directory == saved
+    for content in ("{", "[]", '{"spec": {}, "x": 1}', '{"spec": {"layuot": "2"}}'):
+        (saved / "config.json").write_text(content)
+        if content.startswith('{"spec": {}'):
+            assert open_model(saved).spec == ModelSpec()
+            continue
+        with pytest.raises(OuroborosError, match="specification|layuot"):
+            _ = open_model(saved).spec
+
+
+def read_by_name(path: Path) -> OpenedModel | None:
+    """An opener for the test below."""
+    return OpenedModel(path, path.parent / "model") if path.suffix == ".packed" else None
+
+
+def test_a_registered_opener_is_asked_first(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "found", lambda place: {"packed": "here:read_by_name"} if place == "openers" else {})
+    monkeypatch.setattr(registry, "load", lambda target: read_by_name)
+    packed = tmp_path / "file.packed"
+    with pytest.raises(OuroborosError, match="no such model directory"):
+        open_model(packed)
+    packed.touch()
+    assert open_model(packed).model.schedule == open_model(saved).model.schedule
+    assert load(packed)[1]("abc").input_ids == [97, 98, 99]

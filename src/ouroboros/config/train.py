@@ -1,10 +1,11 @@
-"""How a model is trained."""
+"""How a model is trained. A field that another one can make idle says so, see :mod:`ouroboros.config.needs`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ouroboros.config.needs import needs
 from ouroboros.errors import check
 
 
@@ -24,24 +25,31 @@ class OptimSpec:
     constant size; None means ``vector_lr``."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What is decayed: matrices alone, or every parameter, norms and biases included (R-HRM as published)."""
+    decay: Literal["matrices", "all"] = field(default="matrices", metadata=needs("weight_decay"))
+    """What is decayed: matrices alone, or every parameter, norms and biases included."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's coefficients of the running averages of the gradient and of its square."""
     eps: float = 1e-8
-    muon_momentum: float = 0.95
-    muon_steps: int = 5
-    muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """AdamW's addend to the root of the second average."""
+    muon_momentum: float = field(default=0.95, metadata=needs("matrix_optimizer", "muon"))
+    """Coefficient of Muon's running average of the gradient."""
+    muon_steps: int = field(default=5, metadata=needs("matrix_optimizer", "muon"))
+    """Newton-Schulz iterations of Muon."""
+    muon_precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=needs("matrix_optimizer", "muon"))
     """In what Muon orthogonalises; ``auto`` is what is measured to be faster for the model's shapes on this device, and
     a resumed run keeps it."""
     schedule: Literal["wsd", "cosine", "constant", "one_cycle"] = "wsd"
+    """How the rate goes on after the warm-up: flat and then falling (``wsd``), falling by a half cosine, constant, or
+    the one-cycle schedule of Smith and Topin (2019)."""
     warmup_fraction: float = 0.02
-    decay_fraction: float = 0.4
+    """Share of the run in which the rate rises."""
+    decay_fraction: float = field(default=0.4, metadata=needs("schedule", "wsd"))
     """Share of the run spent in the final linear decay of ``wsd``."""
-    final_lr: float = 0.0
+    final_lr: float = field(default=0.0, metadata=needs("schedule", "wsd", "cosine", "one_cycle"))
     """Rate at the end as a share of the peak."""
-    start_lr: float = 0.0
+    start_lr: float = field(default=0.0, metadata=needs("schedule", "one_cycle"))
     """Rate at the first step of ``one_cycle`` as a share of the peak."""
-    momentum_cycle: tuple[float, float] | None = None
+    momentum_cycle: tuple[float, float] | None = field(default=None, metadata=needs("schedule", "one_cycle"))
     """With ``one_cycle``: AdamW's first coefficient falls from the second number to the first while the rate rises, and
     comes back while it falls; null leaves it at ``betas[0]``."""
     clip_norm: float = 1.0
@@ -76,12 +84,15 @@ class LoopTraining:
 
     sampling: Literal["fixed", "uniform", "poisson"] = "fixed"
     """``fixed``: the layout's count. ``uniform``: min..max. ``poisson``: 1 + Poisson(mean - 1), clipped."""
-    mean: float = 4.0
-    min: int = 1
-    max: int = 8
+    mean: float = field(default=4.0, metadata=needs("sampling", "poisson"))
+    """Mean loop count, before clipping."""
+    min: int = field(default=1, metadata=needs("sampling", "uniform", "poisson"))
+    """Smallest loop count."""
+    max: int = field(default=8, metadata=needs("sampling", "uniform", "poisson"))
+    """Largest loop count."""
     backprop: int | None = None
     """Truncated backpropagation: only the last this many loops carry gradient; None means all."""
-    curriculum: tuple[tuple[float, int], ...] = ()
+    curriculum: tuple[tuple[float, int], ...] = field(default=(), metadata=needs("sampling", "fixed"))
     """Depth curriculum: pairs (fraction of the run, loops), for example ``((0.0, 1), (0.35, 2))``."""
 
     def __post_init__(self) -> None:
@@ -106,18 +117,26 @@ class TrainSpec:
     """One training run. Exactly one of ``steps``, ``tokens`` and ``minutes`` says when it ends."""
 
     steps: int | None = None
+    """Stop after this many optimiser steps."""
     tokens: int | None = None
+    """Stop after this many training tokens."""
     minutes: float | None = None
+    """Stop after this many minutes."""
     batch_size: int = 16
     """Sequences per optimiser step, over all processes and accumulation steps."""
     accumulation: int = 1
+    """Parts into which each process divides its sequences of a step, to save memory."""
     seed: int = 0
+    """Seed of initialisation, order, dropout and loop counts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the forward and backward pass; ``auto`` takes bfloat16 where it is measured to be much faster."""
     threads: int | None = None
     """Threads of each process on a CPU. None measures, when the run begins, whether fewer than all are as fast, and
     takes fewer while other programs slow the run down."""
     compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each block with ``torch.compile``; ``auto`` does so where the run is long enough for it to pay."""
     activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: float = 0.0
     """Decay of the averaged weights that are evaluated and exported; 0 is off."""
     label_smoothing: float = 0.0
@@ -129,20 +148,22 @@ class TrainSpec:
     loops: LoopTraining = field(default_factory=LoopTraining)
     eval_every: int = 200
     """Steps between validations; 0 is off."""
-    eval_bytes: int = 65_536
+    eval_bytes: int = field(default=65_536, metadata=needs("eval_every"))
     """Validation bytes scored at each validation."""
-    target_loss: float | None = None
+    target_loss: float | None = field(default=None, metadata=needs("eval_every"))
     """Stop when validation is surely at or below this many nats per token: its mean plus two standard errors."""
-    patience: int = 0
+    patience: int = field(default=0, metadata=needs("eval_every"))
     """Stop after this many validations in a row without a new best; 0 never does."""
-    max_bad_validations: int = 3
+    max_bad_validations: int = field(default=3, metadata=needs("eval_every"))
     """Stop with an error after this many validations in a row that failed; each one is reported."""
     checkpoint_every: int = 500
     """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""
     keep_last: int = 2
+    """Checkpoints that are kept besides the one of the best validation."""
     log_every: int = 10
+    """Steps between records of the loss in ``metrics.jsonl``."""
     telemetry_every: int = 0
-    """Steps between telemetry records of loops and of OSAM's memories; 0 is off."""
+    """Steps between telemetry records of loops and of parts that have some, such as memories; 0 is off."""
     max_bad_steps: int = 10
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 
@@ -152,15 +173,8 @@ class TrainSpec:
         for name in ("steps", "tokens", "minutes"):
             value = getattr(self, name)
             check(value is None or value > 0, f"train.{name} must be > 0, got {value}")
-        for name in (
-            "batch_size",
-            "accumulation",
-            "keep_last",
-            "log_every",
-            "eval_bytes",
-            "max_bad_steps",
-            "max_bad_validations",
-        ):
+        positive = ("batch_size", "accumulation", "keep_last", "log_every", "eval_bytes")
+        for name in (*positive, "max_bad_steps", "max_bad_validations"):
             check(getattr(self, name) >= 1, f"train.{name} must be >= 1, got {getattr(self, name)}")
         for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience"):
             check(getattr(self, name) >= 0, f"train.{name} must be >= 0, got {getattr(self, name)}")

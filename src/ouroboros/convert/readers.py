@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.convert.checkpoint import SUPPORTED, Checkpoint, Published, read
-from ouroboros.convert.directory import new_directory
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import new_directory
 from ouroboros.registry import found, load
 
 logger = logging.getLogger(__name__)

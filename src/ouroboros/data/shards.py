@@ -8,15 +8,10 @@ time; tokenising works from the files. The layout is in :mod:`ouroboros.data.pre
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import logging
-import os
-import shutil
-import socket
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +39,7 @@ from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_do
 from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError
-from ouroboros.files import flush, process_alive
+from ouroboros.files import flush, remove_leftovers, whole_directory
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +70,13 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
         # What a run writes would become part of its own source, which then counts as changed.
         if ref.kind == "directory" and lies_inside(path, ref.path):
             raise OuroborosError(f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it")
+    remove_leftovers(path.parent, path.name)
     try:
-        with _temporary_sibling(path) as work:
+        with whole_directory(path, replace=False) as work:
             _write_all(spec, refs, work, shows_progress)
-            try:
-                work.rename(path)
-            except OSError:
-                if not (path / MANIFEST).exists():
-                    raise
-                return _reuse(spec, path, resumed)  # another process was faster
-            flush(path.parent)
     except OSError as error:
+        if (path / MANIFEST).exists():
+            return _reuse(spec, path, resumed)  # another process was faster
         raise OuroborosError(f"data {str(path)!r}: cannot be written: {error.strerror or error}") from error
     return open_prepared(path)
 
@@ -328,25 +319,3 @@ def _write_manifest(
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
     for place in (path, work / "tokenizer", work):
         flush(place)
-
-
-@contextlib.contextmanager
-def _temporary_sibling(path: Path) -> Iterator[Path]:
-    """A fresh directory beside ``path``, removed afterwards if it is still there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.tmp-{socket.gethostname()}-"
-    _remove_abandoned(path.parent, prefix)
-    work = path.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        work.mkdir()
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove what killed processes of this machine left behind."""
-    for entry in parent.glob(f"{prefix}*"):
-        pid = entry.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not process_alive(int(pid)):
-            shutil.rmtree(entry, ignore_errors=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import platform
 import shlex
@@ -23,12 +22,12 @@ from typing import Any
 import torch
 
 from ouroboros.accounting import cost, describe
-from ouroboros.api import load_model
+from ouroboros.api import open_model
 from ouroboros.config import Recipe, to_json
 from ouroboros.config.demo import DemoOptions
 from ouroboros.data.detect import name_formats
 from ouroboros.data.loader import seen_text
-from ouroboros.data.prepared import PreparedData, open_prepared
+from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.demo.plan import CURVE, Plan, beginnings, looped_minutes, make_plan, scored_part
 from ouroboros.demo.verdict import SEED_NOISE, Judgement, judge
@@ -36,6 +35,7 @@ from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.baselines import Baseline, compare_baselines
 from ouroboros.eval.score import Score, score
 from ouroboros.eval.stats import Difference, paired_difference
+from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.recipes.twin import twin
@@ -45,10 +45,9 @@ from ouroboros.schedule import parse
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.run import read_recipe, saved_state, start, write_atomically
+from ouroboros.train.run import start
+from ouroboros.train.rundir import RunDirectory
 from ouroboros.train.session import RunResult
-
-logger = logging.getLogger(__name__)
 
 PROMPTS = {True: ("def read_", "class ", "import "), False: ("The ", "I ", "When ")}
 """Prompts for the bundled source code and for other text."""
@@ -71,6 +70,23 @@ class Trained:
     model: OuroborosForCausalLM
     score: Score
     metrics: list[dict[str, Any]]
+    state: dict[str, Any]
+    """Of the last checkpoint: data position, precision and what else the run chose."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that the page, the table and ``demo.json`` tell."""
+
+    options: DemoOptions
+    plan: Plan
+    looped: Trained
+    plain: Trained
+    baselines: Sequence[Baseline]
+    curve: Sequence[Score]
+    samples: Sequence[Sample]
+    difference: Difference
+    verdict: Judgement
 
 
 def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callable[[], Progress]) -> dict[str, Any]:
@@ -108,7 +124,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     shutil.copytree(options.out / "loop" / "data", options.out / "twin" / "data")
     plain = _train(_twin_of(looped), options.out / "twin", progress, test)
     difference = paired_difference(looped.score, plain.score)
-    cheap = compare_baselines(data.documents("train"), seen_text(data, saved_state(looped.result.run)["loader"]), test)
+    cheap = compare_baselines(data.documents("train"), seen_text(data, looped.state["loader"]), test)
     verdict = judge(
         (looped.recipe.name, plain.recipe.name),
         (looped.score.bits_per_byte, plain.score.bits_per_byte),
@@ -116,12 +132,11 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         cheap,
         (looped.metrics, plain.metrics),
     )
-    curve = _curve(looped, data, test)
-    samples = _samples(looped, data, options)
-    page = _report(options, looped, plain, cheap, curve, samples, difference, verdict)
+    curve, samples = _curve(looped, data, test), _samples(looped, data, options)
+    outcome = Outcome(options, plan, looped, plain, cheap, curve, samples, difference, verdict)
+    page, numbers = _report(outcome), _numbers(outcome)
     render(page, options.out / "report.html")
-    numbers = _numbers(options, plan, looped, plain, cheap, curve, difference, verdict)
-    write_atomically(options.out / "demo.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    write_whole(options.out / "demo.json", (json.dumps(numbers, indent=2) + "\n").encode())
     for line in table(page):
         tell(line)
     for sample in samples[:2]:
@@ -132,8 +147,8 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
 
 def _twin_of(looped: Trained) -> Recipe:
     """The plain twin with as many steps, compiled if the looped model was: they differ in nothing but the loop."""
-    plain, compiled = twin(looped.recipe), saved_state(looped.result.run)["compile"]
-    training = dataclasses.replace(plain.train, minutes=None, steps=looped.result.counters.step, compile=compiled)
+    plain, steps = twin(looped.recipe), looped.result.counters.step
+    training = dataclasses.replace(plain.train, minutes=None, steps=steps, compile=looped.state["compile"])
     return dataclasses.replace(plain, train=training)
 
 
@@ -185,10 +200,10 @@ def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Se
         raise DemoStopped(
             f"the demo was stopped by {result.reason}; `ouroboros resume {out}` finishes this model", result.reason
         )
-    resolved = read_recipe(out)
-    model, data = load_model(out), open_prepared(out / "data")
-    found = _score(model, data, test, resolved, out)
-    return Trained(result, resolved, model, found, read_metrics(out / "metrics.jsonl"))
+    run, model = RunDirectory(out), open_model(out).model
+    recipe, state = run.read_recipe(), run.state()
+    found = _score(model, run.open_data(), test, recipe, state["dtype"])
+    return Trained(result, recipe, model, found, read_metrics(run.metrics_file), state)
 
 
 def _score(
@@ -196,10 +211,10 @@ def _score(
     data: PreparedData,
     test: Sequence[bytes],
     recipe: Recipe,
-    run: Path,
+    dtype: str,
     loops: int | None = None,
 ) -> Score:
-    """Every byte with at least half a window of context."""
+    """Every byte with at least half a window of context, in the precision ``dtype`` of training."""
     window = recipe.data.sequence_length
     return score(
         model,
@@ -209,24 +224,16 @@ def _score(
         stride=max(1, window // 2),
         loops=loops,
         model_name=recipe.name,
-        amp=_precision(run),
+        amp=None if dtype == "float32" else getattr(torch, dtype),
     )
-
-
-def _precision(run: Path) -> torch.dtype | None:
-    """The precision the run was trained in, for scoring at the same speed."""
-    dtype = saved_state(run)["dtype"]
-    return None if dtype == "float32" else getattr(torch, dtype)
 
 
 def _curve(arm: Trained, data: PreparedData, test: Sequence[bytes]) -> list[Score]:
     """The looped model at its own and at other loop counts, on a part of the text."""
     trained = arm.model.schedule.loops
     part = beginnings(test, max(CURVE * sum(map(len, test)), 4096))
-    return [
-        _score(arm.model, data, part, arm.recipe, arm.result.run, count)
-        for count in sorted({1, trained, trained + 1, 2 * trained})
-    ]
+    counts = sorted({1, trained, trained + 1, 2 * trained})
+    return [_score(arm.model, data, part, arm.recipe, arm.state["dtype"], count) for count in counts]
 
 
 def _samples(arm: Trained, data: PreparedData, options: DemoOptions) -> list[Sample]:
@@ -262,46 +269,34 @@ def _arm(arm: Trained) -> Arm:
     )
 
 
-def _report(
-    options: DemoOptions,
-    looped: Trained,
-    plain: Trained,
-    cheap: Sequence[Baseline],
-    curve: Sequence[Score],
-    samples: list[Sample],
-    difference: Difference,
-    verdict: Judgement,
-) -> Report:
+def _report(outcome: Outcome) -> Report:
+    options, looped, plain = outcome.options, outcome.looped, outcome.plain
     trained = looped.model.schedule.loops
-    points = [
-        LoopPoint(
-            loops=s.loops or trained,
-            bits_per_byte=s.bits_per_byte,
-            low=s.interval[0] if s.interval else None,
-            high=s.interval[1] if s.interval else None,
-            trained=s.loops == trained,
+    points = []
+    for s in outcome.curve:
+        low, high = s.interval or (None, None)
+        loops = s.loops or trained
+        points.append(
+            LoopPoint(loops=loops, bits_per_byte=s.bits_per_byte, low=low, high=high, trained=s.loops == trained)
         )
-        for s in curve
-    ]
     text = "the source of Python's standard library" if options.data == "python:" else options.data
+    rows = [
+        BaselineRow(name=b.name, bits_per_byte=b.bits_per_byte, stderr=b.stderr, interval=b.interval, detail=b.detail)
+        for b in outcome.baselines
+    ]
     return Report(
         title="Does looping pay?",
-        headline=verdict.sentence,
-        decided=verdict.verdict in ("win", "loss"),
+        headline=outcome.verdict.sentence,
+        decided=outcome.verdict.verdict in ("win", "loss"),
         subtitle=f"A looped language model and its plain twin with equal stored parameters, trained on {text}",
         command=_command(options),
         environment=_environment(looped),
         arms=[_arm(looped), _arm(plain)],
-        baselines=[
-            BaselineRow(
-                name=b.name, bits_per_byte=b.bits_per_byte, stderr=b.stderr, interval=b.interval, detail=b.detail
-            )
-            for b in cheap
-        ],
+        baselines=rows,
         loop_curve={looped.recipe.name: points},
-        samples=samples,
-        notes=_notes(looped, plain, curve),
-        difference=difference,
+        samples=list(outcome.samples),
+        notes=_notes(looped, plain, outcome.curve),
+        difference=outcome.difference,
     )
 
 
@@ -327,7 +322,7 @@ def _environment(arm: Trained) -> dict[str, Any]:
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "precision": str(_precision(arm.result.run) or torch.float32).removeprefix("torch."),
+        "precision": arm.state["dtype"],
         "held-out text, sha256": arm.score.data_sha256,
         "training windows": f"{arm.recipe.data.sequence_length} tokens, {arm.recipe.train.batch_size} a step",
     }
@@ -356,30 +351,21 @@ def _shown(text: str | bytes) -> str:
     return text if isinstance(text, str) else text.decode("utf-8", "replace")
 
 
-def _numbers(
-    options: DemoOptions,
-    plan: Plan,
-    looped: Trained,
-    plain: Trained,
-    cheap: Sequence[Baseline],
-    curve: Sequence[Score],
-    difference: Difference,
-    verdict: Judgement,
-) -> dict[str, Any]:
+def _numbers(outcome: Outcome) -> dict[str, Any]:
     return {
-        "command": _command(options),
-        "verdict": verdict.verdict,
-        "verdict_sentence": verdict.sentence,
-        "plan": dataclasses.asdict(plan),
+        "command": _command(outcome.options),
+        "verdict": outcome.verdict.verdict,
+        "verdict_sentence": outcome.verdict.sentence,
+        "plan": dataclasses.asdict(outcome.plan),
         "arms": {
             arm.recipe.name: arm.score.to_dict()
             | {"parameters": cost(arm.recipe.model).parameters, "layout": arm.recipe.model.layout}
             | {"steps": arm.result.counters.step, "training_tokens": arm.result.counters.tokens}
             | {"seconds": arm.result.counters.seconds}
-            for arm in (looped, plain)
+            for arm in (outcome.looped, outcome.plain)
         },
-        "difference": difference.to_dict(),
-        "baselines": [baseline.to_dict() for baseline in cheap],
-        "loops": [s.to_dict() for s in curve],
-        "report": str(options.out / "report.html"),
+        "difference": outcome.difference.to_dict(),
+        "baselines": [baseline.to_dict() for baseline in outcome.baselines],
+        "loops": [s.to_dict() for s in outcome.curve],
+        "report": str(outcome.options.out / "report.html"),
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import append
 
 FIELDS = frozenset({"time", "user", "model"})
 """What every line has: when (UTC), what was asked and what was answered."""
@@ -60,26 +60,11 @@ class Transcript:
         if not self.waiting:
             return
         try:
-            self._append(b"".join(self.waiting))
+            append(self.path, b"".join(self.waiting), flushed=True)
         except OSError as error:
             reason = f"{error.strerror or error}; {len(self.waiting)} turn(s) are not in it yet"
             raise OuroborosError(f"transcript {self.path}: {reason}") from None
         self.waiting.clear()
-
-    def _append(self, content: bytes) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            try:
-                written = 0
-                while written < len(content):
-                    written += os.write(descriptor, content[written:])
-                os.fsync(descriptor)
-            except BaseException:  # also Ctrl-C: no half line stays
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
 
     def _check_content(self) -> None:
         if not self.path.exists():

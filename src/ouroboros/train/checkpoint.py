@@ -7,14 +7,12 @@ checkpoints as they were and at most a hidden directory that :func:`retain` remo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import flush, process_alive
+from ouroboros.files import flush, remove_leftovers, temporary_sibling, whole_directory
 from ouroboros.nn.aligned import aligned
 
 logger = logging.getLogger(__name__)
@@ -32,7 +30,6 @@ MARKER = "COMPLETE.json"
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 _REPLACED = re.compile(r"\.step-(\d{8,})\.old-\d+")
-_TEMPORARY = re.compile(r"\.step-\d{8,}\.tmp-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -87,24 +84,20 @@ def save(
         OuroborosError: the disk is full or not writable, a value is not JSON, tensors share memory. Nothing is left
             behind, and earlier checkpoints are untouched.
     """
-    _check_names(files, documents)
+    for names, suffix in ((files, ".safetensors"), (documents, ".json")):
+        for name in names:
+            plain = name.endswith(suffix) and "/" not in name and name != MARKER
+            check(plain, f"checkpoint file {name!r} must be a plain file name that ends in {suffix}")
     check(step >= 0, f"a checkpoint's step must be >= 0, got {step}")
     target = checkpoint_path(root, step)
-    temporary = root / f".{target.name}.tmp-{os.getpid()}"
     try:
-        if not root.is_dir():
-            root.mkdir(parents=True)
-            flush(root.parent)
-        with _removed_on_failure(temporary), system_errors():
-            temporary.mkdir()
+        with whole_directory(target, seal=lambda work: _seal(work, step, sorted(documents))) as work:
             for name in sorted(files):
-                _write_tensors(temporary / name, files[name])
+                _write_tensors(work / name, files[name])
             for name in sorted(documents):
-                (temporary / name).write_bytes(_json_bytes(documents[name], name))
+                (work / name).write_bytes(_json_bytes(documents[name], name))
             if extra is not None:
-                extra(temporary)
-            _seal(temporary, step, sorted(documents))
-            _move_into_place(temporary, target)
+                extra(work)
     except OSError as error:
         raise OuroborosError(
             f"cannot save checkpoint {target}: {error.strerror or error}; earlier checkpoints are untouched"
@@ -112,16 +105,18 @@ def save(
     return target
 
 
-def verify(path: Path) -> list[str]:
-    """Everything wrong with the checkpoint at ``path``, one line each, naming the file; empty if it is good."""
+def verify(path: Path, *, quick: bool = False) -> list[str]:
+    """Everything wrong with the checkpoint at ``path``, one line each, naming the file; empty if it is good.
+
+    A ``quick`` look compares the sizes of files and not their content.
+    """
     try:
-        marker = _read_marker(path)
+        return _file_problems(path, _read_marker(path), quick)
     except OuroborosError as error:
         return [str(error)]
-    return _file_problems(path, marker)
 
 
-def _file_problems(path: Path, marker: dict[str, Any]) -> list[str]:
+def _file_problems(path: Path, marker: dict[str, Any], quick: bool = False) -> list[str]:
     """What differs between the files and the marker."""
     problems = []
     for name, expected in marker["files"].items():
@@ -130,7 +125,7 @@ def _file_problems(path: Path, marker: dict[str, Any]) -> list[str]:
             size = file.stat().st_size
             if size != expected["size"]:
                 problems.append(f"{file}: has {size} bytes instead of {expected['size']}")
-            elif _sha256(file) != expected["sha256"]:
+            elif not quick and _sha256(file) != expected["sha256"]:
                 problems.append(f"{file}: content was altered (sha256 differs)")
         except OSError as error:
             problems.append(f"{file}: {error.strerror or error}")
@@ -160,14 +155,12 @@ def load_newest(root: Path) -> Checkpoint:
     faults = []
     for path in candidates(root):
         try:
-            checkpoint = load(path)
+            return load(path)
         except UnsupportedVersion:
             raise
         except OuroborosError as error:
             logger.warning("DAMAGED CHECKPOINT, falling back to the one before it: %s", error)
             faults.append(str(error))
-            continue
-        return checkpoint
     if faults:
         raise OuroborosError(f"{root}: no good checkpoint: {'; '.join(faults)}")
     raise OuroborosError(f"{root}: no checkpoint there; the run stopped before its first one, so start it again")
@@ -183,8 +176,11 @@ def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
     Returns:
         The checkpoints removed.
     """
-    _remove_leftovers(root)
-    whole = [path for path in candidates(root) if not _quick_problems(path)]
+    remove_leftovers(root)
+    for path in candidates(root):
+        if _REPLACED.fullmatch(path.name) and not verify(checkpoint_path(root, _step(path))):
+            shutil.rmtree(path, ignore_errors=True)
+    whole = [path for path in candidates(root) if not verify(path, quick=True)]
     kept = whole[: max(keep_last, 1)] + [path for path in whole if _step(path) == best]
     surplus = [path for path in whole if path not in kept]
     if surplus and all(verify(path) for path in kept):
@@ -192,8 +188,7 @@ def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
         return []
     for path in surplus:
         # Renamed first: a removal that is interrupted must not leave something that looks like a checkpoint.
-        leftover = root / f".{checkpoint_path(root, _step(path)).name}.tmp-{os.getpid()}"
-        shutil.rmtree(leftover, ignore_errors=True)
+        leftover = temporary_sibling(checkpoint_path(root, _step(path)))
         try:
             path.rename(leftover)
             shutil.rmtree(leftover)
@@ -204,38 +199,6 @@ def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
 
 class UnsupportedVersion(OuroborosError):
     """A checkpoint of a later format than this version reads."""
-
-
-def _check_names(files: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
-    for names, suffix in ((files, ".safetensors"), (documents, ".json")):
-        for name in names:
-            if not name.endswith(suffix) or "/" in name or name == MARKER:
-                raise OuroborosError(f"checkpoint file {name!r} must be a plain file name that ends in {suffix}")
-
-
-@contextlib.contextmanager
-def _removed_on_failure(temporary: Path) -> Iterator[None]:
-    """Remove ``temporary`` before, if it is there, and again if the block fails for whatever reason."""
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def system_errors() -> Iterator[None]:
-    """Turn the system errors that safetensors and tokenizers report as text back into :class:`OSError`."""
-    try:
-        yield
-    except (OSError, OuroborosError):
-        raise
-    except Exception as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -258,37 +221,14 @@ def _json_bytes(value: Any, name: str) -> bytes:
 
 
 def _seal(directory: Path, step: int, documents: list[str]) -> None:
-    """Flush every file, then write and flush the completeness marker and the directories."""
-    # The tensor writer makes files private to the user; give all files the directory's permissions.
-    mode = directory.stat().st_mode & 0o666
-    entries = {}
-    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
-        file.chmod(mode)
-        flush(file)
-        entries[file.relative_to(directory).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    """Write the marker of a directory whose files are on the disk."""
+    entries = {
+        file.relative_to(directory).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(p for p in directory.rglob("*") if p.is_file())
+    }
     body = {"format_version": FORMAT_VERSION, "step": step, "documents": documents, "files": entries}
     (directory / MARKER).write_bytes(_marker_bytes(body))
     flush(directory / MARKER)
-    for folder in (*(p for p in directory.rglob("*") if p.is_dir()), directory):
-        flush(folder)
-
-
-def _move_into_place(temporary: Path, target: Path) -> None:
-    """Rename ``temporary`` to ``target``; at every instant one of the two contents can be found and loaded."""
-    root, replaced = target.parent, None
-    if target.exists():
-        replaced = root / f".{target.name}.old-{os.getpid()}"
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-    try:
-        temporary.rename(target)
-    except OSError:
-        if replaced is not None:
-            replaced.rename(target)
-        raise
-    flush(root)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
@@ -341,22 +281,3 @@ def candidates(root: Path) -> list[Path]:
         return []
     found = [path for path in root.iterdir() if _step(path) >= 0 and path.is_dir()]
     return sorted(found, key=lambda path: (_step(path), not path.name.startswith(".")), reverse=True)
-
-
-def _quick_problems(path: Path) -> list[str]:
-    """As :func:`verify`, by file sizes alone."""
-    try:
-        entries = _read_marker(path)["files"]
-        return [name for name, expected in entries.items() if (path / name).stat().st_size != expected["size"]]
-    except (OuroborosError, OSError) as error:
-        return [str(error)]
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove temporaries of processes that are gone or of this one, and replaced checkpoints no longer needed."""
-    for path in root.iterdir() if root.is_dir() else ():
-        temporary = _TEMPORARY.fullmatch(path.name)
-        stale = temporary and (int(temporary[1]) == os.getpid() or not process_alive(int(temporary[1])))
-        replaced = _REPLACED.fullmatch(path.name) and not verify(checkpoint_path(root, _step(path)))
-        if stale or replaced:
-            shutil.rmtree(path, ignore_errors=True)

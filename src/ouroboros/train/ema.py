@@ -2,72 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ouroboros.errors import check
 
 
-class Ema:
-    """A float32 average of a model's trainable weights, by parameter name; tied weights appear once.
+class Ema(AveragedModel):
+    """The average of a model's weights, as a model of its own in ``module``; tied weights stay tied.
 
     Args:
-        model: its trainable parameters are averaged, starting from their present values.
+        model: its weights are averaged, starting from their present values.
         decay: in [0, 1). The first updates use ``(1 + n) / (10 + n)`` while that is less, n updates done, so that a
             short run's average is not dominated by the random start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        check(0 <= decay < 1, f"train.ema_decay must be in [0, 1), got {decay}")
-        self.decay = decay
+        def move(averages: list[Tensor], present: list[Tensor], count: Tensor) -> None:
+            done = int(count) - 1
+            torch._foreach_lerp_(averages, present, 1.0 - min(decay, (1 + done) / (10 + done)))
+
+        super().__init__(model, multi_avg_fn=move)  # pyrefly: ignore
+        # torch copies the weights of the first update instead of averaging; here the start counts as that update.
         self.updates = 0
+
+    @property
+    def updates(self) -> int:
         """Updates done; saved and given back to :meth:`load` on resume."""
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._shadow = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        return int(self.n_averaged) - 1
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the present weights; call once after each optimiser step."""
-        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        present = [p.detach().float() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self._shadow.values()), present, weight)
-        self.updates += 1
-
-    @contextlib.contextmanager
-    def swap(self) -> Iterator[None]:
-        """Within the context the model has the averaged weights; afterwards its own, bit for bit."""
-        kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        try:
-            self._assign(self._shadow)
-            yield
-        finally:
-            self._assign(kept)
-
-    @torch.no_grad()
-    def _assign(self, tensors: Mapping[str, Tensor]) -> None:
-        # In place: compiled blocks and data-parallel wrappers keep pointing at the same storage.
-        for name, parameter in self._parameters.items():
-            parameter.copy_(tensors[name])
+    @updates.setter
+    def updates(self, count: int) -> None:
+        self.n_averaged.fill_(count + 1)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The averages by parameter name, float32, not copied."""
-        return dict(self._shadow)
+        """The averages of the trainable weights by their names in the model, not copied."""
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Restore what :meth:`state_tensors` and :attr:`updates` gave.
+    def load(self, model: nn.Module, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Restore what :meth:`state_tensors` and :attr:`updates` gave; ``model`` has all that is not averaged.
 
         Raises:
             OuroborosError: names or shapes differ from the model's.
         """
-        missing, unexpected = sorted(self._shadow.keys() - tensors.keys()), sorted(tensors.keys() - self._shadow.keys())
+        own = self.state_tensors()
+        missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         check(not missing and not unexpected, f"averaged weights: missing {missing}, unexpected {unexpected}")
-        for name, average in self._shadow.items():
+        for name, average in own.items():
             shape, expected = tuple(tensors[name].shape), tuple(average.shape)
             check(shape == expected, f"averaged weights: {name} has shape {shape}, the model has {expected}")
-        for name, average in self._shadow.items():
+        self.module.load_state_dict(model.state_dict())
+        for name, average in own.items():
             average.copy_(tensors[name])
         self.updates = updates

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.errors import OuroborosError
-from ouroboros.files import replacing
+from ouroboros.files import append, replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends records to a file of JSON lines; each is on the file before :meth:`write` returns.
+    """Appends records to a file of JSON lines; each is in the file before :meth:`write` returns.
 
     A last line torn by a crash is removed on opening. The file is strict JSON: NaN and infinities become ``null``.
 
@@ -41,7 +42,7 @@ class MetricsLog:
         self.path = Path(path)
         try:
             _repair(self.path, resume_step)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            append(self.path, b"")
         except OSError as error:
             raise OuroborosError(f"{self.path}: cannot open the metrics: {error.strerror}") from None
 
@@ -52,31 +53,13 @@ class MetricsLog:
             OuroborosError: a value is not JSON, or the disk is full; the file then ends with the record before.
         """
         try:
-            line = (json.dumps(_strict(record), allow_nan=False, separators=(", ", ": ")) + "\n").encode()
+            line = json.dumps(_strict(record), allow_nan=False, separators=(", ", ": ")) + "\n"
         except (TypeError, ValueError) as error:
             raise OuroborosError(f"{self.path}: cannot write metrics: {error}") from None
-        size = os.fstat(self._descriptor).st_size
         try:
-            written = 0
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
+            append(self.path, line.encode())
         except OSError as error:
-            os.ftruncate(self._descriptor, size)
             raise OuroborosError(f"{self.path}: cannot write metrics: {error.strerror}") from None
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -256,10 +239,9 @@ def status_line(status: Status, seconds_left: float | None, memory: int | None) 
 
 
 def resident_bytes() -> int | None:
-    """Memory of this process now, in bytes; its peak where the system tells no more; None where it tells nothing."""
+    """Memory of this process in bytes: now on Linux, at its peak on other systems, None where nothing tells."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return _peak_bytes()
 
@@ -267,9 +249,7 @@ def resident_bytes() -> int | None:
 def _peak_bytes() -> int | None:
     try:
         import resource
-    except ImportError:
+    except ImportError:  # Windows
         return None
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from ouroboros.train.log import Status
-from ouroboros.train.loop import StepResult, Trainer
 from ouroboros.train.precision import matmul_peak
+from ouroboros.train.stop import share_done
+from ouroboros.train.trainer import StepResult, Trainer
 
 WINDOW_SECONDS, WINDOW_STEPS = 5.0, 5
 """What one look at the throughput covers, at least."""
@@ -66,7 +67,7 @@ class Meter:
         c = self.trainer.counters
         return Status(
             step=c.step,
-            progress=self.trainer.budget.progress(c.step, c.tokens, c.seconds),
+            progress=share_done(self.trainer.recipe.train, c.step, c.tokens, c.seconds),
             loss=result.loss,
             bits_per_byte=self.bits_per_byte(result.loss),
             tokens_per_second=self.rate,

@@ -27,15 +27,15 @@ class Choices:
     """What was chosen when a run began. A resumed run keeps it, because each of them decides how sums are rounded."""
 
     dtype: torch.dtype
-    """Of autocast; float32 is without."""
+    """The precision of the forward and backward pass; float32 means that autocast is off."""
     muon_dtype: torch.dtype
-    """In which Muon orthogonalises."""
+    """The precision in which Muon orthogonalises."""
     threads: int
-    """Of each process."""
+    """The number of threads of each process."""
     threads_now: int | None = None
-    """Fewer than ``threads`` while other programs use the processor; None for all of them."""
+    """The number while other programs use the processor, less than ``threads``; None means all of them."""
     compile: Literal["on", "off"] | None = None
-    """Whether blocks are compiled; None where it is still to be seen."""
+    """Whether the blocks are compiled; None while that is not known yet."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -71,7 +71,10 @@ def choose_device() -> torch.device:
 
 @functools.cache
 def matmul_peak(device_type: str, dtype: torch.dtype, seconds: float = 0.3, size: int | None = None) -> float:
-    """Measured operations per second of a large matrix product (2 N^3 counted): the roof of the progress line."""
+    """Operations per second of a large matrix product, measured; the progress line compares training with it.
+
+    A product of two N x N matrices counts as 2 N^3 operations.
+    """
     size = size or (1024 if device_type == "cpu" else 8192)
     a, b = (torch.ones(size, size, dtype=dtype, device=device_type) for _ in range(2))
     a @ b  # first call allocates and selects kernels
@@ -86,7 +89,7 @@ def matmul_peak(device_type: str, dtype: torch.dtype, seconds: float = 0.3, size
 
 
 def choose_dtype(spec: TrainSpec, device: torch.device) -> torch.dtype:
-    """bfloat16 where its matrix products are measured at least 1.5 times as fast as float32's, else float32."""
+    """The precision of training: bfloat16 if its matrix products are at least 1.5 times as fast as those of float32."""
     if spec.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision]
     # A processor without bfloat16 units takes seconds for a large product: a small one tells it from all others.
@@ -105,7 +108,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 PAYS_AFTER = {torch.float32: 900.0, torch.bfloat16: 150.0}
 """Seconds of training from which compiling pays. Compiling takes about half a minute on two cores, the first time on a
-machine. In float32 a step then takes a tenth less time, in bfloat16 half of it (docs/benchmarks.md)."""
+machine. A compiled step takes a tenth less time in float32, and half the time in bfloat16 (docs/benchmarks.md)."""
 
 
 def compile_blocks(
@@ -119,10 +122,11 @@ def compile_blocks(
 
     Args:
         blocks: the model's blocks; equal blocks share one compiled program.
-        spec: ``compile`` on, off or auto.
-        device: where they run.
-        expected_seconds: length of the run if known; ``auto`` compiles runs that are as long as :data:`PAYS_AFTER`.
-        dtype: of autocast.
+        spec: its field ``compile`` asks for it (``on``), forbids it (``off``) or leaves it open (``auto``).
+        device: where the blocks run.
+        expected_seconds: length of the run if it is known; ``auto`` compiles runs that are as long as
+            :data:`PAYS_AFTER`, and those of unknown length.
+        dtype: the precision of training.
     """
     if spec.compile == "off":
         return "compile: off"
@@ -136,6 +140,19 @@ def compile_blocks(
     for block in blocks:
         block.compile(dynamic=False)
     return COMPILED
+
+
+@contextlib.contextmanager
+def uncompiled(blocks: nn.ModuleList) -> Iterator[None]:
+    """Within the context the blocks run uncompiled."""
+    kept = [block._compiled_call_impl for block in blocks]
+    try:
+        for block in blocks:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, program in zip(blocks, kept, strict=True):
+            block._compiled_call_impl = program
 
 
 def missing_compiler(device: torch.device) -> str | None:

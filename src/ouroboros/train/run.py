@@ -1,8 +1,4 @@
-"""Runs: a directory in which training can be started, interrupted at any instant, and resumed exactly.
-
-``RUN/`` holds ``recipe.json``, ``data/`` (prepared shards), ``checkpoints/``, ``metrics.jsonl`` and, when training has
-ended, the model itself as a transformers directory (``config.json``, ``model.safetensors``, tokenizer).
-"""
+"""Runs: training that is started in a directory, interrupted at any instant, and resumed exactly."""
 
 from __future__ import annotations
 
@@ -14,31 +10,31 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from ouroboros.config import Recipe, fields_by_path, from_json, to_json
+from ouroboros.config import Recipe, fields_by_path, from_json
 from ouroboros.data.detect import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import replacing
+from ouroboros.files import remove_leftovers
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.train.checkpoint import Checkpoint, candidates, load_newest
+from ouroboros.train.checkpoint import Checkpoint
 from ouroboros.train.distributed import Workers, workers
-from ouroboros.train.lock import RunLock
+from ouroboros.train.lock import run_lock
 from ouroboros.train.log import Progress
-from ouroboros.train.loop import Trainer
 from ouroboros.train.precision import Choices, choose_device
-from ouroboros.train.session import RECIPE, WEIGHTS, RunResult, restore, train
-from ouroboros.train.stop import Budget
+from ouroboros.train.rundir import RECIPE, STATE, RunDirectory
+from ouroboros.train.session import RunResult, restore, train
+from ouroboros.train.stop import check_budget
+from ouroboros.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-_LEFT_OVER = re.compile(r"\.lock|data|\.data\.tmp-.*|\.recipe\.json\.tmp(-\d+)?")
+_LEFT_OVER = re.compile(r"\.lock|data|\.data\.tmp-.*|\.recipe\.json\.tmp.*")
 """What a start that was killed before its first step leaves in a directory."""
 
 
@@ -48,28 +44,27 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
     Raises:
         OuroborosError: no budget, ``out`` exists or cannot be written, data that cannot be used.
     """
-    Budget.from_spec(recipe.train)
+    check_budget(recipe.train)
+    run = RunDirectory(out)
     with workers() as crew:
         made: list[Path] = []
         if crew.is_main:
-            for text in recipe.model.warnings():
-                logger.warning("%s", text)
-            _refuse_existing(out)
+            _refuse_existing(run)
             made = _make_directory(out)
         crew.barrier()
-        with _locked(out, crew), contextlib.ExitStack() as undo:
+        with _locked(run, crew), contextlib.ExitStack() as undo:
             if crew.is_main:
-                _refuse_existing(out)  # again: another process may have had it meanwhile
+                _refuse_existing(run)  # again: another process may have had it meanwhile
                 undo.callback(_remove_new, out, made, {entry.name for entry in out.iterdir()} - {".lock"})
             recipe = dataclasses.replace(recipe, data=name_formats(recipe.data, quiet=not crew.is_main))
-            data = _prepare(recipe, out, crew, shows_progress=progress is not None and not progress.quiet)
+            data = _prepare(recipe, run, crew, shows_progress=progress is not None and not progress.quiet)
             recipe = resolve(recipe, data)
             trainer = _trainer(recipe, data, crew)
             trainer.loader.peek_hash()  # a source that cannot be streamed is found while there is no run yet
             if crew.is_main:
-                write_atomically(out / RECIPE, to_json(recipe).encode())
+                run.write_recipe(recipe)
             undo.pop_all()  # from here on the directory is a run, which can be resumed
-            return train(trainer, out, progress or Progress(quiet=True), resumed_at=None)
+            return train(trainer, run, progress or Progress(quiet=True), resumed_at=None)
 
 
 def resume(
@@ -90,10 +85,11 @@ def resume(
         OuroborosError: not a run, finished already, in use, the recipe or a source changed (each is named), no good
             checkpoint.
     """
-    wanted = recipe or read_recipe(out)
-    with workers() as crew, _locked(out, crew):
-        newest = load_newest(out / "checkpoints") if candidates(out / "checkpoints") else None
-        saved = read_recipe(out) if newest is None else _recipe_of(newest)
+    run = RunDirectory(out)
+    wanted = recipe or run.read_recipe()
+    with workers() as crew, _locked(run, crew):
+        newest = run.newest()
+        saved = run.read_recipe() if newest is None else _recipe_of(newest)
         changes = recipe_changes(saved, wanted)
         check(
             not changes or allow_changes,
@@ -102,16 +98,15 @@ def resume(
         )
         for change in changes:
             logger.warning("resume with a changed recipe: %s", change)
-        data = _prepare(wanted, out, crew, resumed=True)
-        choices = None if newest is None else Choices.from_dict(newest.documents["state.json"])
-        trainer = _trainer(wanted, data, crew, choices)
+        data = _prepare(wanted, run, crew, resumed=True)
+        trainer = _trainer(wanted, data, crew, None if newest is None else Choices.from_dict(newest.documents[STATE]))
         if newest is not None:
             restore(trainer, newest)
-        check(not (trainer.done and (out / WEIGHTS).is_file()), f"resume {out}: the run is complete {_how(trainer)}")
+        check(not (trainer.done and run.weights_file.is_file()), f"resume {out}: the run is complete {_how(trainer)}")
         if crew.is_main:
-            write_atomically(out / RECIPE, to_json(wanted).encode())
-            (out / WEIGHTS).unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
-        return train(trainer, out, progress or Progress(quiet=True), resumed_at=trainer.counters.step)
+            run.write_recipe(wanted)
+            run.weights_file.unlink(missing_ok=True)  # of the shorter run; its last checkpoint has them
+        return train(trainer, run, progress or Progress(quiet=True), resumed_at=trainer.counters.step)
 
 
 def _how(trainer: Trainer) -> str:
@@ -125,20 +120,6 @@ def _how(trainer: Trainer) -> str:
 
 def _recipe_of(saved: Checkpoint) -> Recipe:
     return from_json(Recipe, json.dumps(saved.documents[RECIPE]), where=str(saved.path / RECIPE))
-
-
-def read_recipe(out: Path) -> Recipe:
-    """The resolved recipe of the run in ``out``."""
-    path = out / RECIPE
-    if not path.is_file():
-        what = "is not a run directory (no recipe.json)" if out.is_dir() else "does not exist"
-        raise OuroborosError(f"{out} {what}; start a run with `ouroboros train RECIPE --data SRC --out {out}`")
-    return from_json(Recipe, path.read_text(encoding="utf-8"), where=str(path))
-
-
-def saved_state(out: Path) -> dict[str, Any]:
-    """``state.json`` of the newest good checkpoint of the run in ``out``: counters, data position, precision."""
-    return load_newest(out / "checkpoints").documents["state.json"]
 
 
 def resolve(recipe: Recipe, data: PreparedData) -> Recipe:
@@ -156,15 +137,14 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _prepare(
-    recipe: Recipe, out: Path, crew: Workers, *, resumed: bool = False, shows_progress: bool = False
+    recipe: Recipe, run: RunDirectory, crew: Workers, *, resumed: bool = False, shows_progress: bool = False
 ) -> PreparedData:
     """Prepare on the main process, then open everywhere; on resume this checks that no source has changed."""
+    data = None
     if crew.is_main:
-        data = prepare(recipe.data, out / "data", resumed=resumed, shows_progress=shows_progress)
-        crew.barrier()
-        return data
+        data = prepare(recipe.data, run.data, resumed=resumed, shows_progress=shows_progress)
     crew.barrier()
-    return prepare(recipe.data, out / "data", resumed=resumed)
+    return prepare(recipe.data, run.data, resumed=resumed) if data is None else data
 
 
 def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, choices: Choices | None = None) -> Trainer:
@@ -174,10 +154,11 @@ def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, choices: Choices
     return Trainer(recipe, model, data, crew, choices=choices)
 
 
-def _refuse_existing(out: Path) -> None:
+def _refuse_existing(run: RunDirectory) -> None:
     """Only a new or empty directory will do, or one that holds prepared data and nothing else."""
-    if (out / RECIPE).is_file():
-        name = read_recipe(out).name
+    out = run.path
+    if run.is_run:
+        name = run.read_recipe().name
         raise OuroborosError(
             f"{out} holds a run of recipe {name!r}; continue it with `ouroboros resume {out}` or choose another --out"
         )
@@ -206,23 +187,12 @@ def _remove_new(out: Path, made: list[Path], present: set[str]) -> None:
             path.rmdir()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file of a run: whole, or as it was.
-
-    Raises:
-        OuroborosError: it cannot be written.
-    """
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise OuroborosError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 @contextlib.contextmanager
-def _locked(out: Path, crew: Workers) -> Iterator[None]:
+def _locked(run: RunDirectory, crew: Workers) -> Iterator[None]:
     """The run's lock, held by the main process."""
-    if not out.is_dir():
-        read_recipe(out)  # raises with the right words
-    with RunLock(out) if crew.is_main else contextlib.nullcontext():
+    if not run.path.is_dir():
+        run.read_recipe()  # raises with the right words
+    with run_lock(run.path) if crew.is_main else contextlib.nullcontext():
+        if crew.is_main:
+            remove_leftovers(run.path)
         yield

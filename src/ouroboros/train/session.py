@@ -16,23 +16,26 @@ from torch import Tensor, nn
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
 from ouroboros.optim import untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
-from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain, system_errors
+from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
 from ouroboros.train.log import MetricsLog, Progress
-from ouroboros.train.loop import Counters, NotFinite, SourceFailed, StepResult, Trainer
 from ouroboros.train.meter import Meter
+from ouroboros.train.rundir import RECIPE, STATE, WEIGHTS, RunDirectory
 from ouroboros.train.state import pack_optimizers, unpack_optimizers
-from ouroboros.train.stop import StopControl
+from ouroboros.train.stop import Counters, StopControl
 from ouroboros.train.threads import Threads, using_threads
+from ouroboros.train.trainer import NotFinite, SourceFailed, StepResult, Trainer
 from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "recipe.json"
-WEIGHTS = "model.safetensors"
-"""The last file of a finished model to appear in the run directory."""
+OPTIMIZER, AVERAGES = "optimizer.safetensors", "ema.safetensors"
+"""In a checkpoint, beside the weights: the state of the optimisers, and the averaged weights if there are any."""
+GROUPS = "optimizer.json"
+"""Which parameters and settings :data:`OPTIMIZER` belongs to."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class RunResult:
     """The step whose weights are exported: the last one, or the best validation's with ``train.patience``."""
 
 
-def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | None) -> RunResult:
+def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at: int | None) -> RunResult:
     """Train until the budget is spent, validation ends the run or a signal asks to stop; checkpoint and log on the way.
 
     Raises:
@@ -63,7 +66,7 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
     main, spec = trainer.workers.is_main, trainer.recipe.train
     loss = None
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(MetricsLog(out / "metrics.jsonl", resume_step=resumed_at)) if main else None
+        metrics = MetricsLog(run.metrics_file, resume_step=resumed_at) if main else None
         shown = stack.enter_context(progress) if main else Progress(quiet=True)
         control = stack.enter_context(StopControl(shown.message))
         stack.enter_context(using_threads(trainer.choices.threads_now or trainer.choices.threads))
@@ -75,53 +78,54 @@ def train(trainer: Trainer, out: Path, progress: Progress, *, resumed_at: int | 
             shown.message(f"compiled in {seconds:.0f} s")
         threads = trainer.threads()
         while not trainer.done:
-            result = _step(trainer, out)
+            result = _step(trainer, run)
             loss = result.loss
             if metrics is not None:
                 _report(meter, result, metrics, shown)
             if threads is not None:
-                _adapt(trainer, threads, result, metrics, shown)
+                _adapt(trainer, threads, result, metrics)
             last, best = trainer.done, False
             if validator.due(last):
-                best = _validate(validator, out)
+                best = _validate(validator, run)
                 last = trainer.done  # a target reached, patience lost, or the time it took
             stop = trainer.workers.any(control.requested)
             keep = best and (spec.checkpoint_every or spec.patience)
             if stop or last or keep or (spec.checkpoint_every and trainer.counters.step % spec.checkpoint_every == 0):
-                save_checkpoint(trainer, out)
+                save_checkpoint(trainer, run)
             if stop and not last:
-                return RunResult(out, trainer.counters, False, control.reason or "another process", loss, main)
+                return RunResult(run.path, trainer.counters, False, control.reason or "another process", loss, main)
         early = trainer.early_stop
         if early is not None and metrics is not None:
             record = {"reason": early.reason, "message": early.message}
             metrics.write({"kind": "early_stop", "step": trainer.counters.step, **record})
             shown.message(f"stopped early: {early.message}")
-        exported = _choose_weights(trainer, out, shown) if main else None
+        exported = None
         if main:
-            export(trainer, out)
+            exported = _choose_weights(trainer, run, shown)
+            export(trainer, run)
         trainer.workers.barrier()
     why, message = (None, None) if early is None else (early.reason, early.message)
-    return RunResult(out, trainer.counters, True, why, loss, main, message, exported)
+    return RunResult(run.path, trainer.counters, True, why, loss, main, message, exported)
 
 
-def _step(trainer: Trainer, out: Path) -> StepResult:
-    """One step; the batch of one that stops the run is kept."""
+def _step(trainer: Trainer, run: RunDirectory) -> StepResult:
+    """Take one step; if it ends the run, save what was trained or the batch that was at fault."""
     every = trainer.recipe.train.telemetry_every
     try:
         return trainer.step(telemetry=bool(every) and trainer.counters.step % every == 0)
     except SourceFailed as error:
-        save_checkpoint(trainer, out)
+        save_checkpoint(trainer, run)
         hint = " --data.skip-bad-records --allow-changes" if "skip_bad_records" in str(error) else ""
         done = f"step {trainer.counters.step:,} is saved"
-        raise OuroborosError(f"{error}; {done}: `ouroboros resume {out}{hint}` goes on from there") from error
+        raise OuroborosError(f"{error}; {done}: `ouroboros resume {run.path}{hint}` goes on from there") from error
     except NotFinite as error:
         crew = trainer.workers
-        kept = out / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
+        kept = run.path / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
         np.save(kept, error.batch, allow_pickle=False)
         raise OuroborosError(f"{error}; the batch is in {kept}") from None
 
 
-def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: MetricsLog | None, shown: Progress) -> None:
+def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: MetricsLog | None) -> None:
     """Compute on with fewer threads while other programs use the processor; a change is recorded with its step."""
     count = threads.observe(result.seconds, trainer.visits(result.loops))
     if count is None:
@@ -132,24 +136,23 @@ def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: Metr
         metrics.write({"kind": "threads", "step": trainer.counters.step, "threads": count})
 
 
-def _validate(validator: Validator, out: Path) -> bool:
-    """Validate; if that has failed too often, what was trained is saved first."""
+def _validate(validator: Validator, run: RunDirectory) -> bool:
+    """Validate; if that has failed too often, save what was trained before the run ends."""
     try:
         return validator.run()
     except ValidationFailed as error:
-        save_checkpoint(validator.trainer, out)
-        raise OuroborosError(
-            f"{error}; step {validator.trainer.counters.step:,} is saved: `ouroboros resume {out}` goes on from there"
-        ) from error
+        save_checkpoint(validator.trainer, run)
+        done = f"step {validator.trainer.counters.step:,} is saved"
+        raise OuroborosError(f"{error}; {done}: `ouroboros resume {run.path}` goes on from there") from error
 
 
-def _choose_weights(trainer: Trainer, out: Path, shown: Progress) -> int:
+def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:
     """The step whose weights are exported: with ``train.patience`` the best validation's, which are then loaded."""
     c = trainer.counters
     if not trainer.recipe.train.patience or c.best_step is None or c.best_step == c.step:
         return c.step
     try:
-        restore_weights(trainer, checkpoints.load(checkpoint_path(out / "checkpoints", c.best_step)))
+        restore_weights(trainer, checkpoints.load(checkpoint_path(run.checkpoints, c.best_step)))
     except OuroborosError as error:
         logger.warning("the weights of the best validation cannot be had, the last ones are exported: %s", error)
         return c.step
@@ -160,7 +163,7 @@ def _choose_weights(trainer: Trainer, out: Path, shown: Progress) -> int:
 
 
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
-    """One line that says what is about to run and what was chosen."""
+    """One line that says what is about to run and what was chosen for it."""
     parameters = {name: p.numel() for name, p in trainer.model.named_parameters()}
     untrained = sum(parameters[name] for name in untrained_parameters(trainer.model))
     never = f" ({untrained:,} of them never trained)" if untrained else ""
@@ -189,28 +192,23 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
             metrics.write({"kind": "stream", "step": step, "sources": meter.trainer.loader.sources()})
 
 
-def save_checkpoint(trainer: Trainer, out: Path) -> None:
+def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
     """Write a checkpoint, then remove those that retention does not keep. The main process writes."""
-    crew, spec = trainer.workers, trainer.recipe.train
-    if crew.is_main:
-        tensors, document = pack_optimizers(trainer.optimizers, trainer.names)
-        files = {"model.safetensors": model_tensors(trainer.model), "optimizer.safetensors": tensors}
+    if trainer.workers.is_main:
+        tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
+        files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
         if trainer.ema is not None:
-            files["ema.safetensors"] = trainer.ema.state_tensors()
-        documents = {
-            "state.json": trainer.state(),
-            "optimizer.json": document,
-            RECIPE: to_dict(trainer.recipe),
-        }
+            files[AVERAGES] = trainer.ema.state_tensors()
+        documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:
             trainer.model.config.save_pretrained(directory)
             trainer.model.generation_config.save_pretrained(directory)
             trainer.data.tokenizer.save(directory)
 
-        checkpoints.save(out / "checkpoints", trainer.counters.step, files=files, documents=documents, extra=extra)
-        retain(out / "checkpoints", spec.keep_last, trainer.counters.best_step)
-    crew.barrier()
+        checkpoints.save(run.checkpoints, trainer.counters.step, files=files, documents=documents, extra=extra)
+        retain(run.checkpoints, trainer.recipe.train.keep_last, trainer.counters.best_step)
+    trainer.workers.barrier()
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -222,9 +220,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Put the trainer where the checkpoint was."""
     restore_weights(trainer, saved)
-    tensors = todays_names(saved.tensors("optimizer.safetensors", trainer.device))
-    unpack_optimizers(trainer.optimizers, trainer.names, tensors, todays_names(saved.documents["optimizer.json"]))
-    trainer.load_state(saved.documents["state.json"])
+    groups = todays_names(saved.documents[GROUPS])
+    unpack_optimizers(trainer.optimizers, trainer.names, todays_names(saved.tensors(OPTIMIZER)), groups)
+    trainer.load_state(saved.documents[STATE])
 
 
 def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
@@ -233,7 +231,7 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
     Raises:
         OuroborosError: the checkpoint is of another model.
     """
-    weights = todays_names(saved.tensors("model.safetensors", trainer.device))
+    weights = todays_names(saved.tensors(WEIGHTS, trainer.device))
     present = model_tensors(trainer.model)
     check(weights.keys() == present.keys(), f"{saved.path}: its weights belong to another model")
     with torch.no_grad():
@@ -241,13 +239,13 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
             check(tensor.shape == weights[name].shape, f"{saved.path}: weight {name} has another shape")
             tensor.copy_(weights[name])
     if trainer.ema is not None:
-        updates = saved.documents["state.json"]["ema_updates"]
-        trainer.ema.load(saved.tensors("ema.safetensors", trainer.device), updates)
+        averages = todays_names(saved.tensors(AVERAGES, trainer.device))
+        trainer.ema.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])
 
 
-def export(trainer: Trainer, out: Path) -> None:
+def export(trainer: Trainer, run: RunDirectory) -> None:
     """Write the finished model into the run directory; each file appears whole, the weights last."""
-    work = out / ".export.tmp"
+    work = run.path / ".export.tmp"
     shutil.rmtree(work, ignore_errors=True)
     try:
         with system_errors():
@@ -255,10 +253,9 @@ def export(trainer: Trainer, out: Path) -> None:
                 model.save_pretrained(work)
             trainer.data.tokenizer.save(work)
         for path in sorted(work.iterdir(), key=lambda p: p.name == WEIGHTS):
-            path.replace(out / path.name)
+            path.replace(run.path / path.name)
     except OSError as error:
-        raise OuroborosError(
-            f"cannot write the model to {out}: {error.strerror or error}; its checkpoint is safe"
-        ) from None
+        why = error.strerror or error
+        raise OuroborosError(f"cannot write the model to {run.path}: {why}; its checkpoint is safe") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)

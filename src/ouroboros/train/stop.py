@@ -1,73 +1,73 @@
-"""When a run ends: its budget, what validation says, and the signals that ask it to stop."""
+"""Where a run is, and when it ends: its budget, what validation says, and the signals that ask it to stop."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ouroboros.config import TrainSpec
 from ouroboros.errors import check
 
-if TYPE_CHECKING:
-    from ouroboros.train.loop import Counters
-
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The end of a run: exactly one of optimiser steps, training tokens and wall-clock minutes."""
+@dataclass
+class Counters:
+    """Where a run is. Saved with every checkpoint."""
 
-    steps: int | None = None
-    tokens: int | None = None
-    minutes: float | None = None
+    step: int = 0
+    """Optimiser steps taken, skipped ones included."""
+    tokens: int = 0
+    """Training tokens seen, over all processes."""
+    seconds: float = 0.0
+    """Wall-clock time of training, earlier sessions included."""
+    skipped: int = 0
+    """Steps skipped because of a non-finite loss or gradient."""
+    bad_in_a_row: int = 0
+    best_bits_per_byte: float | None = None
+    best_step: int | None = None
+    validations_without_best: int = 0
+    """Validations since the best one; those that failed do not count."""
+    failed_validations: int = 0
+    """Validations that ended in an error."""
+    failed_validations_in_a_row: int = 0
+    valid_bits_per_byte: float | None = None
+    """From the last validation, like the next two."""
+    valid_nats_per_token: float | None = None
+    valid_nats_stderr: float | None = None
+    """Standard error of ``valid_nats_per_token``."""
 
-    def __post_init__(self) -> None:
-        given = {n: v for n in ("steps", "tokens", "minutes") if (v := getattr(self, n)) is not None}
-        check(
-            len(given) == 1,
-            "train: give exactly one of --steps, --tokens and --minutes"
-            + (f", not {' and '.join(given)}" * bool(given)),
-        )
-        for name, value in given.items():
-            check(value > 0, f"train.{name} must be > 0, got {value}")
 
-    @classmethod
-    def from_spec(cls, spec: TrainSpec) -> Budget:
-        """The budget of a training specification.
+def check_budget(spec: TrainSpec) -> None:
+    """Refuse a training without an end; the specification itself refuses one with several."""
+    given = [spec.steps, spec.tokens, spec.minutes]
+    check(given != [None] * 3, "train: give exactly one of --steps, --tokens and --minutes")
 
-        Raises:
-            OuroborosError: none of the three is set.
-        """
-        return cls(steps=spec.steps, tokens=spec.tokens, minutes=spec.minutes)
 
-    def progress(self, step: float, tokens: float, elapsed_seconds: float) -> float:
-        """The share of the run in [0, 1].
+def share_done(spec: TrainSpec, step: float, tokens: float, seconds: float) -> float:
+    """The share of the run's budget that is spent, in [0, 1].
 
-        Args:
-            step: optimiser steps done; ``step + 0.5`` gives the middle of the next one.
-            tokens: training tokens seen, over all processes.
-            elapsed_seconds: time spent training, earlier sessions of a resumed run included.
-        """
-        if self.steps is not None:
-            share = step / self.steps
-        elif self.tokens is not None:
-            share = tokens / self.tokens
-        else:
-            assert self.minutes is not None
-            share = elapsed_seconds / (60.0 * self.minutes)
-        return min(max(share, 0.0), 1.0)
-
-    def done(self, step: float, tokens: float, elapsed_seconds: float) -> bool:
-        """Whether the budget is spent; arguments as in :meth:`progress`."""
-        return self.progress(step, tokens, elapsed_seconds) >= 1.0
+    Args:
+        spec: has exactly one of the three budgets.
+        step: optimiser steps done; ``step + 0.5`` gives the middle of the next one.
+        tokens: training tokens seen, over all processes.
+        seconds: time spent training, earlier sessions of a resumed run included.
+    """
+    if spec.steps is not None:
+        share = step / spec.steps
+    elif spec.tokens is not None:
+        share = tokens / spec.tokens
+    else:
+        share = seconds / (60.0 * (spec.minutes or math.inf))
+    return min(max(share, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class EarlyStop:
 def early_stop(spec: TrainSpec, counters: Counters) -> EarlyStop | None:
     """Whether the validations so far end the run: a function of what a checkpoint keeps, so a resumed run agrees.
 
-    ``target_loss`` asks for the mean over a fixed sample plus two standard errors. (R-HRM as published compares the
-    smallest of many means over 20 changing batches with its target: the smallest of noisy numbers is biased low, so it
-    stops before the loss is there.) Without a standard error, of a sample of one piece, it is never reached.
+    ``target_loss`` asks for the mean over a fixed sample plus two standard errors. The smallest of many means over
+    changing samples would be biased low, and stop the run before the loss is there. Without a standard error, of a
+    sample of one piece, the target is never reached.
     """
     c = counters
     nats, stderr, bits = c.valid_nats_per_token, c.valid_nats_stderr, c.valid_bits_per_byte
@@ -127,11 +127,6 @@ class StopControl:
         """Whether the run should save and stop."""
         return self.reason is not None
 
-    def request(self, reason: str) -> None:
-        """Ask the run to save and stop; the first reason is kept."""
-        if self.reason is None:
-            self.reason = reason
-
     def __enter__(self) -> StopControl:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -157,7 +152,7 @@ class StopControl:
                 os._exit(130)
         if self.requested:
             return
-        self.request(name)
+        self.reason = name
         # A signal can arrive inside a write to the same stream; losing the message is better than losing the run.
         with contextlib.suppress(RuntimeError):
             again = "; interrupt again to stop at once" if number == signal.SIGINT else ""

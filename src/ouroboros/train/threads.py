@@ -13,18 +13,16 @@ LONG_STEP = 2.0
 """Seconds; a step that takes longer is large enough for all threads to pay, and too long to be repeated."""
 
 
-def choose_threads(step: Callable[[], Any], most: int | None = None) -> int:
-    """The number of threads with which ``step`` is fastest: 1, 2, 4 and so on up to ``most``, and ``most`` itself.
+def choose_threads(step: Callable[[], Any]) -> int:
+    """The number of threads with which ``step`` is fastest: 1, 2, 4 and so on, and the number that torch has now.
 
     Small models can be faster with one thread than with several that wait for each other. The candidates take turns, so
     that what else the machine does meets all of them; of those within 3 % of the best the smallest number is taken.
 
     Args:
         step: a forward and backward pass of the training shape.
-        most: by default the number of threads that torch has now, which is also restored.
     """
-    before = torch.get_num_threads()
-    most = before if most is None else most
+    most = torch.get_num_threads()
     candidates = [count for count in (2**power for power in range(16)) if count < most] + [most]
     if len(candidates) == 1:
         return most
@@ -43,7 +41,7 @@ def choose_threads(step: Callable[[], Any], most: int | None = None) -> int:
             if len(candidates) == 1:
                 break
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(most)
     best = min(seconds.values())
     return next(count for count in candidates if seconds[count] <= 1.03 * best)
 

@@ -7,21 +7,23 @@ import logging
 import math
 import time
 
+import torch
+
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.score import Score, first_bytes, score
 from ouroboros.train.log import MetricsLog, Progress
-from ouroboros.train.loop import Trainer
+from ouroboros.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def validation_sample(data: PreparedData, limit: int, split: str = "valid") -> list[bytes]:
-    """Documents of ``split`` in the order of their sha256, at most ``limit`` bytes in all, the last one cut.
+def validation_sample(data: PreparedData, limit: int) -> list[bytes]:
+    """Documents for validation in the order of their sha256, at most ``limit`` bytes in all, the last one cut.
 
     The order spreads a small sample over a collection that is sorted by name.
     """
-    documents = sorted(data.documents(split), key=lambda document: hashlib.sha256(document).digest())
+    documents = sorted(data.documents("valid"), key=lambda document: hashlib.sha256(document).digest())
     chosen, left = [], limit
     for document in documents:
         if left <= 0:
@@ -31,18 +33,12 @@ def validation_sample(data: PreparedData, limit: int, split: str = "valid") -> l
     return [document for document in chosen if document]
 
 
-def validate(trainer: Trainer, documents: list[bytes], name: str = "") -> Score:
+def validate(trainer: Trainer, documents: list[bytes]) -> Score:
     """Score the model as it would be exported, in the training precision."""
     window = min(trainer.recipe.data.sequence_length, trainer.recipe.model.max_position_embeddings)
     with trainer.evaluation_weights() as model:
-        return score(
-            model,
-            trainer.data.tokenizer,
-            documents,
-            window=window,
-            amp=None if str(trainer.dtype) == "torch.float32" else trainer.dtype,
-            model_name=name,
-        )
+        amp = None if trainer.dtype == torch.float32 else trainer.dtype
+        return score(model, trainer.data.tokenizer, documents, window=window, amp=amp)
 
 
 class ValidationFailed(OuroborosError):
@@ -50,14 +46,14 @@ class ValidationFailed(OuroborosError):
 
 
 class Validator:
-    """Validates one session: scores, reports, counts, and lets a failure pass until there are too many in a row.
+    """Validates during one session: scores, reports, counts, and goes on after failures up to a number in a row.
 
-    The main process scores; all of them learn the outcome and keep the same counters.
+    The main process scores; all processes learn the outcome and keep the same counters.
 
     Args:
-        trainer: whose model is scored and whose counters are kept.
-        metrics: of the main process; None on the others.
-        shown: where results are told.
+        trainer: its model is scored, and its counters are kept.
+        metrics: where the main process records the results; None on the other processes.
+        shown: where results are shown to people.
     """
 
     def __init__(self, trainer: Trainer, metrics: MetricsLog | None, shown: Progress) -> None:

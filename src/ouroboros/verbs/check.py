@@ -60,18 +60,17 @@ def _check_recipe(options: CheckOptions) -> list[Finding]:
 
 def _check_model(path: Path, quick: bool) -> list[Finding]:
     """The harness on the trained weights, then the audit on the run's held-out text if it has any."""
-    from ouroboros.api import load_model, load_with_text_tokenizer, model_directory
-    from ouroboros.data import open_prepared
+    from ouroboros.api import open_model
     from ouroboros.eval.audit import audit
     from ouroboros.eval.harness import run_harness
+    from ouroboros.train.rundir import RunDirectory
     from ouroboros.verbs.evaluate import default_window
 
-    directory = model_directory(path)
-    audited = (path / "data" / "manifest.json").is_file()
-    model, tokenizer = load_with_text_tokenizer(directory) if audited else (load_model(directory), None)
+    opened, run = open_model(path), RunDirectory(path)
+    model, tokenizer = opened.model, opened.tokenizer if run.has_data else None
     findings = run_harness(model, quick=quick)
     if tokenizer is not None:
-        data = open_prepared(path / "data")
+        data = run.open_data()
         loops = [None, 1, model.schedule.loops + 1] if model.schedule.is_looped else [None]
         findings += audit(
             model,

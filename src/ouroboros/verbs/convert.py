@@ -83,10 +83,10 @@ def _export(options: Any) -> int:
     path, which writes the file whole or not at all and returns the facts that ``--json`` prints, with the system's name
     as ``system`` and everything else as numbers.
     """
-    from ouroboros.api import load_with_text_tokenizer, model_directory
+    from ouroboros.api import open_model
 
-    model, tokenizer = load_with_text_tokenizer(model_directory(options.source))
-    facts = load(found("writers")[options.to])(model, tokenizer, options.out)
+    opened = open_model(options.source)
+    facts = load(found("writers")[options.to])(opened.model, opened.tokenizer, options.out)
     if options.json:
         emit_json({"source": str(options.source), "out": str(options.out), **facts})
     else:

@@ -71,11 +71,11 @@ def eval(arguments: Sequence[str]) -> int:
     quiet_transformers()
     import torch
 
-    from ouroboros.api import load_with_text_tokenizer, model_directory
+    from ouroboros.api import open_model
     from ouroboros.eval.score import score_loops
 
-    directory = model_directory(options.model)
-    model, tokenizer = load_with_text_tokenizer(directory)
+    opened = open_model(options.model)
+    model, tokenizer = opened.model, opened.tokenizer
     trained = trained_length(options.model)
     window = options.window or default_window(options.model, model.config.max_position_embeddings)
     if trained is not None and window > trained:
@@ -101,7 +101,7 @@ def eval(arguments: Sequence[str]) -> int:
     if options.by_source:
         return _eval_sources(options, score_all)
     # Conversations are read in the form that the model was trained on.
-    documents = _documents(options, str(directory) if tokenizer.reads_specials else "bytes")
+    documents = _documents(options, str(opened.directory) if tokenizer.reads_specials else "bytes")
     scores = score_all(documents)
     if not options.data and options.split in (None, "test") and options.max_bytes is None:
         _keep(options.model, scores)
@@ -141,10 +141,9 @@ def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[
 
 
 def _check_has_data(run: Path) -> None:
-    check(
-        (run / "data" / "manifest.json").is_file(),
-        f"{run} has no held-out data of its own; name the text with --data FILE",
-    )
+    from ouroboros.train.rundir import RunDirectory
+
+    check(RunDirectory(run).has_data, f"{run} has no held-out data of its own; name the text with --data FILE")
 
 
 def parse_loops(text: str | None) -> list[int | None]:
@@ -166,18 +165,19 @@ def default_window(run: Path, limit: int) -> int:
 
 def trained_length(run: Path) -> int | None:
     """Tokens of a window that a run was trained on; None where a model does not tell."""
-    if (run / "recipe.json").is_file():
-        from ouroboros.train.run import read_recipe
+    from ouroboros.train.rundir import RunDirectory
 
-        return read_recipe(run).data.sequence_length
-    return None
+    directory = RunDirectory(run)
+    return directory.read_recipe().data.sequence_length if directory.is_run else None
 
 
 def _keep(run: Path, scores: Sequence[Score]) -> None:
     """Save a run's scores on its own held-out text as ``RUN/eval.json``, for `ouroboros report`."""
-    from ouroboros.train.run import write_atomically
+    from ouroboros.files import write_whole
+    from ouroboros.train.rundir import RunDirectory
 
-    write_atomically(run / "eval.json", (json.dumps([score.to_dict() for score in scores], indent=2) + "\n").encode())
+    text = json.dumps([score.to_dict() for score in scores], indent=2) + "\n"
+    write_whole(RunDirectory(run).scores_file, text.encode())
 
 
 def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
@@ -218,15 +218,15 @@ def _baselines(run: Path, documents: list[bytes]) -> list[Baseline]:
     Of a streamed run the head of each source was kept, and nothing is streamed again to score it: what the run read
     beyond the head is not given to them, and they are marked ``(head)``.
     """
-    from ouroboros.data import open_prepared
     from ouroboros.data.loader import seen_text
     from ouroboros.eval.baselines import compare_baselines
-    from ouroboros.train.run import read_recipe, saved_state
+    from ouroboros.train.rundir import RunDirectory
 
-    read_recipe(run)
-    data = open_prepared(run / "data")
+    directory = RunDirectory(run)
+    directory.read_recipe()
+    data = directory.open_data()
     whole = "head" if data.spec.stream else "all"
-    seen = seen_text(data, saved_state(run)["loader"])
+    seen = seen_text(data, directory.state()["loader"])
     return compare_baselines(data.documents("train"), seen, documents, whole=whole)
 
 

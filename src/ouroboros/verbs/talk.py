@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
-from ouroboros.config import ModelSpec
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.errors import OuroborosError, check
 from ouroboros.serve.sampling import Sampling, StyleName
 from ouroboros.verbs.options import Json, Loops, Model, emit_json, log_to_stderr, parse, quiet_transformers
 
@@ -57,11 +56,11 @@ class TalkOptions:
 
     def load(self) -> tuple[OuroborosForCausalLM, TextTokenizer]:
         """The model, with the loop count that was asked for, and its tokenizer."""
-        from ouroboros.api import load_with_text_tokenizer, model_directory
+        from ouroboros.api import open_model
 
         quiet_transformers()
-        model, tokenizer = load_with_text_tokenizer(model_directory(self.model))
-        return (model if self.loops is None else model.with_loops(self.loops)), tokenizer
+        opened = open_model(self.model)
+        return (opened.model if self.loops is None else opened.model.with_loops(self.loops)), opened.tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,18 +202,10 @@ def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
 
 def _published(cls: type[_O], model: Path) -> _O:
     """Options without a model, at the defaults of the style published with the system of ``model``."""
-    from transformers import AutoConfig
-
-    from ouroboros.api import model_directory
+    from ouroboros.api import open_model
     from ouroboros.serve.styles import published_sampling
 
-    directory = model_directory(model)
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        spec: ModelSpec = config.model_spec
-    except Exception as error:  # JSON and transformers have errors of their own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
-    return cls(model=tyro.MISSING, sampling=published_sampling(spec))
+    return cls(model=tyro.MISSING, sampling=published_sampling(open_model(model).spec))
 
 
 def _write(text: str) -> None:
@@ -224,15 +215,12 @@ def _write(text: str) -> None:
 
 def _trained_template(path: Path) -> TextFormat | None:
     """The template of the text that a run was trained on; a recipe that cannot be read is no reason not to talk."""
-    from ouroboros.api import model_directory
+    from ouroboros.api import open_model
     from ouroboros.serve.template import recipe_template
-    from ouroboros.train.run import read_recipe
 
-    for directory in (path, model_directory(path)):
-        if (directory / "recipe.json").is_file():
-            try:
-                return recipe_template(read_recipe(directory))
-            except OuroborosError as error:
-                logger.warning("chat: no template from the recipe: %s", error)
-                return None
-    return None
+    opened = open_model(path)
+    try:
+        return None if opened.recipe is None else recipe_template(opened.recipe)
+    except OuroborosError as error:
+        logger.warning("chat: no template from the recipe: %s", error)
+        return None

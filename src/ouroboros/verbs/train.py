@@ -143,13 +143,11 @@ def resume(arguments: Sequence[str]) -> int:
     else:
         run = Path(arguments[0])
     from ouroboros.train.log import Progress
-    from ouroboros.train.run import read_recipe
     from ouroboros.train.run import resume as resume_run
+    from ouroboros.train.rundir import RunDirectory
 
-    saved = read_recipe(run)
-    arguments, model = take_parts(arguments, saved.model)
-    defaults = _resume_defaults(dataclasses.replace(saved, model=model))
-    options = parse(ResumeOptions, "resume", arguments, default=defaults)
+    saved = RunDirectory(run).read_recipe()
+    options = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(saved))
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
     )

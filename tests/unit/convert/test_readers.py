@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ouroboros.api import load, load_with_text_tokenizer
+from ouroboros.api import load, open_model
 from ouroboros.convert.checkpoint import Checkpoint
 from ouroboros.convert.readers import convert, reader_of, readers
 from ouroboros.data.tokenize import byte_tokenizer
@@ -63,7 +63,8 @@ def test_a_vocabulary_may_be_rounded_up(entries, words, tmp_path):
         return
     made = convert(tmp_path / "x.pt", tmp_path / "out", **given)
     assert (made.system, made.tokenizer, made.sizes["residual"]) == ("Deep Delta Learning", True, "additive")
-    model, text = load_with_text_tokenizer(tmp_path / "out")
+    opened = open_model(tmp_path / "out")
+    model, text = opened.model, opened.tokenizer
     assert text.vocab_size == model.config.vocab_size == entries and text.eos_id == 256
     assert len(load(tmp_path / "out")[1]) == entries
 

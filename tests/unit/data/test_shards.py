@@ -306,7 +306,7 @@ def test_what_a_killed_process_left_is_removed(here: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     dead = Path(f".out.tmp-{socket.gethostname()}-{child.pid}-x")
-    alive = Path(f".out.tmp-{socket.gethostname()}-{os.getpid()}-x")
+    alive = Path(f".out.tmp-{socket.gethostname()}-{os.getppid()}-x")
     for path in (dead, alive):
         path.mkdir()
         (path / "0-train.bin").touch()

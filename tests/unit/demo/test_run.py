@@ -16,9 +16,9 @@ from ouroboros.demo.plan import Plan
 from ouroboros.demo.run import demo_recipe
 from ouroboros.errors import OuroborosError
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.loop import Counters
-from ouroboros.train.run import read_recipe
+from ouroboros.train.rundir import RunDirectory
 from ouroboros.train.session import RunResult
+from ouroboros.train.stop import Counters
 
 SMALL = {"size": "tiny", "tokenizer": "bytes"}
 
@@ -95,7 +95,7 @@ def test_both_arms_learn_the_same_text_in_the_same_order(text, tmp_path):
     options = DemoOptions(minutes=0.03, out=tmp_path / "out", data=str(text), size="tiny", tokenizer="bpe:300", seed=2)
     numbers = run_demo(options, said.append, quiet)
     assert json.loads((tmp_path / "out" / "demo.json").read_text()) == json.loads(json.dumps(numbers))
-    recipes = {name: read_recipe(tmp_path / "out" / name) for name in ("loop", "twin")}
+    recipes = {name: RunDirectory(tmp_path / "out" / name).read_recipe() for name in ("loop", "twin")}
     parameters = [cost(recipe.model).parameters for recipe in recipes.values()]
     assert abs(parameters[0] / parameters[1] - 1) < 0.01
     assert recipes["twin"].train.steps == numbers["arms"]["loop"]["steps"] and recipes["twin"].train.minutes is None
@@ -134,4 +134,4 @@ def test_chats_are_told_by_their_content_as_in_training(tmp_path):
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     options = DemoOptions(minutes=0.01, out=tmp_path / "out", data=str(tmp_path / "chats.jsonl"), **SMALL)
     run_demo(options, print, quiet)
-    assert read_recipe(tmp_path / "out" / "loop").data.sources[0].endswith("chats.jsonl@messages")
+    assert RunDirectory(tmp_path / "out" / "loop").read_recipe().data.sources[0].endswith("chats.jsonl@messages")

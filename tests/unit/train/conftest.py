@@ -34,8 +34,8 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.train import precision
 from ouroboros.train.distributed import Workers
 from ouroboros.train.log import Progress, Status
-from ouroboros.train.loop import Trainer
 from ouroboros.train.run import resolve
+from ouroboros.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -49,7 +49,7 @@ def one_thread() -> None:
 def quick_peak(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Measuring the matrix-product peak takes 0.3 s a process; only its own tests need the real one."""
     if request.module.__name__.rpartition(".")[2] != "test_precision":
-        for module in ("loop", "meter", "precision"):
+        for module in ("trainer", "meter", "precision"):
             monkeypatch.setattr(f"ouroboros.train.{module}.matmul_peak", lambda device, dtype, *_: 1e9)
     assert precision.choose_device().type == "cpu"
 

@@ -7,51 +7,57 @@ import torch
 
 from ouroboros.errors import OuroborosError
 from ouroboros.train import hardware
-from ouroboros.train.hardware import Hardware, choose_size, detect
+from ouroboros.train.hardware import choose_size
 
 PRESETS = (("beast", 12.0), ("pro", 6.0), ("lite", 0.0))
 
 
-def cuda(memory: float) -> Hardware:
-    return Hardware(threads=8, memory=64.0, device="T4", device_memory=memory)
+@pytest.fixture
+def machine(monkeypatch):
+    """``machine(*gb)``: one with CUDA devices of these sizes; ``threads`` and ``memory`` are the processor's."""
+
+    def use(*gb, threads=8, memory=64.0):
+        devices = [SimpleNamespace(name=f"T{index}", total_memory=size * 1e9) for index, size in enumerate(gb)]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(hardware, "_memory", lambda: memory)
+
+    return use
 
 
 @pytest.mark.parametrize(
-    ("found", "size", "reason"),
+    ("gb", "size", "reason"),
     [
-        (Hardware(threads=2, memory=24.4), "lite", "no CUDA device; 2 CPU threads, 24 GB of memory"),
-        (Hardware(threads=1), "lite", "no CUDA device; 1 CPU thread"),
-        (cuda(80.0), "beast", "CUDA device T4 with 80.0 GB; needs 12"),
-        (cuda(12.0), "beast", "CUDA device T4 with 12.0 GB; needs 12"),
-        (cuda(11.9), "pro", "CUDA device T4 with 11.9 GB; needs 6; beast needs 12"),
-        (cuda(4.0), "lite", "CUDA device T4 with 4.0 GB; pro needs 6"),
+        ((80.0,), "beast", "CUDA device T0 with 80.0 GB; needs 12"),
+        ((12.0,), "beast", "CUDA device T0 with 12.0 GB; needs 12"),
+        ((11.9,), "pro", "CUDA device T0 with 11.9 GB; needs 6; beast needs 12"),
+        ((4.0,), "lite", "CUDA device T0 with 4.0 GB; pro needs 6"),
+        ((24.0, 8.0), "pro", "CUDA device T1 with 8.0 GB; needs 6; beast needs 12"),  # the smallest counts
     ],
 )
-def test_the_largest_preset_that_fits(found, size, reason):
-    assert choose_size(PRESETS, found) == (size, reason)
+def test_the_largest_preset_that_fits(gb, size, reason, machine):
+    machine(*gb)
+    assert choose_size(PRESETS) == (size, reason)
 
 
-def test_a_device_too_small_for_every_preset_gets_the_last():
-    assert choose_size((("big", 9.0), ("less", 5.0)), cuda(1.0))[0] == "less"
+def test_without_a_device_the_last_preset_is_taken(machine):
+    machine(threads=2, memory=24.4)
+    assert choose_size(PRESETS) == ("lite", "no CUDA device; 2 CPU threads, 24 GB of memory")
+    machine(threads=1, memory=None)
+    assert choose_size(PRESETS) == ("lite", "no CUDA device; 1 CPU thread")
+
+
+def test_a_device_too_small_for_every_preset_gets_the_last(machine):
+    machine(1.0)
+    assert choose_size((("big", 9.0), ("less", 5.0)))[0] == "less"
     with pytest.raises(OuroborosError, match="no presets"):
-        choose_size((), cuda(1.0))
+        choose_size(())
 
 
-def test_this_machine():
-    found = detect()
-    assert found.threads == torch.get_num_threads() and found.memory is not None and 0.1 < found.memory < 1e5
-    assert (found.device is None) == (not torch.cuda.is_available())
-    assert choose_size(PRESETS) == choose_size(PRESETS, found)
-
-
-def test_the_smallest_of_several_devices_counts(monkeypatch):
-    devices = [SimpleNamespace(name=name, total_memory=memory) for name, memory in (("A", 24e9), ("B", 8e9))]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
-    found = detect()
-    assert (found.device, found.device_memory) == ("B", 8.0) and choose_size(PRESETS)[0] == "pro"
-
-
-def test_a_system_that_does_not_tell_its_memory(monkeypatch):
+def test_this_machine(monkeypatch):
+    memory = hardware._memory()
+    assert memory is not None and 0.1 < memory < 1e5
+    assert choose_size(PRESETS)[0] in dict(PRESETS)
     monkeypatch.delattr(hardware.os, "sysconf")
-    assert detect().memory is None
+    assert hardware._memory() is None

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from ouroboros.config import Recipe, from_json
+from ouroboros import files
 from ouroboros.train import checkpoint, session
 from ouroboros.train.precision import matmul_peak
 from ouroboros.train.run import resume, start
@@ -131,11 +132,12 @@ assert status == 0, (here / "failure.txt").read_text()
 short = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=3 * every))
 assert end(live(here / "short", short)) == 0, (here / "failure.txt").read_text()
 places = [
-    (checkpoint, "flush", 0, False),
-    (checkpoint, "flush", 5, False),
-    (checkpoint, "flush", 20, False),
+    (files, "flush", 0, False),
+    (files, "flush", 5, False),
+    (files, "flush", 20, False),
     (checkpoint, "_write_tensors", 1, False),
-    (checkpoint, "_move_into_place", 0, True),
+    (files, "_take_place", 0, True),
+    (files, "_take_place", 1, True),
     (session, "retain", 2, False),
     (session, "export", 0, False),
     (Path, "replace", 3, True),

@@ -31,15 +31,14 @@ def refuse_constants(name: str) -> None:
 
 def test_records_are_on_the_file_at_once_in_strict_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as metrics:
-        metrics.write({"step": 1, "loss": float("nan"), "nested": {"x": [float("inf"), 1.5]}, "ok": True})
-        metrics.write({"step": np.int64(2), "loss": torch.tensor(0.5), "curve": torch.ones(2), "f": np.float32("nan")})
-        lines = path.read_text().splitlines()
-        assert [json.loads(line, parse_constant=refuse_constants) for line in lines] == [
-            {"step": 1, "loss": None, "nested": {"x": [None, 1.5]}, "ok": True},
-            {"step": 2, "loss": 0.5, "curve": [1.0, 1.0], "f": None},
-        ]
-    metrics.close()
+    metrics = MetricsLog(path)
+    metrics.write({"step": 1, "loss": float("nan"), "nested": {"x": [float("inf"), 1.5]}, "ok": True})
+    metrics.write({"step": np.int64(2), "loss": torch.tensor(0.5), "curve": torch.ones(2), "f": np.float32("nan")})
+    lines = path.read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse_constants) for line in lines] == [
+        {"step": 1, "loss": None, "nested": {"x": [None, 1.5]}, "ok": True},
+        {"step": 2, "loss": 0.5, "curve": [1.0, 1.0], "f": None},
+    ]
     assert read_metrics(path)[1]["loss"] == 0.5
 
 
@@ -52,8 +51,7 @@ values = leaves | st.lists(leaves, max_size=3) | st.dictionaries(st.text(max_siz
 def test_any_record_is_one_line_of_strict_json(tmp_path, record):
     path = tmp_path / "metrics.jsonl"
     path.unlink(missing_ok=True)
-    with MetricsLog(path) as metrics:
-        metrics.write(record)
+    MetricsLog(path).write(record)
     (line,) = path.read_bytes().splitlines()
     assert json.loads(line, parse_constant=refuse_constants).keys() == record.keys()
     assert len(read_metrics(path)) == 1
@@ -61,12 +59,11 @@ def test_any_record_is_one_line_of_strict_json(tmp_path, record):
 
 def test_resume_removes_the_steps_to_be_taken_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as metrics:
-        for step in range(1, 6):
-            metrics.write({"step": step})
-        metrics.write({"event": "stopped"})
-    with MetricsLog(path, resume_step=3) as metrics:
-        metrics.write({"step": 4, "again": True})
+    metrics = MetricsLog(path)
+    for step in range(1, 6):
+        metrics.write({"step": step})
+    metrics.write({"event": "stopped"})
+    MetricsLog(path, resume_step=3).write({"step": 4, "again": True})
     steps = [record.get("step") for record in read_metrics(path)]
     assert steps == [1, 2, 3, None, 4]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -79,8 +76,7 @@ def test_a_last_line_torn_at_any_length_is_removed(tmp_path, resume_step, caplog
         path = tmp_path / f"{length}.jsonl"
         path.write_bytes(whole + last[:length])
         assert read_metrics(path)[0] == {"step": 1}
-        with MetricsLog(path, resume_step=resume_step) as metrics:
-            metrics.write({"step": 9})
+        MetricsLog(path, resume_step=resume_step).write({"step": 9})
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 9]
     assert "line 2 is incomplete" in caplog.text
 
@@ -89,7 +85,7 @@ def test_broken_lines_elsewhere_are_removed_with_a_warning(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\x00\x00\xff\n[1]\n{"step": 2}\n')
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
-    MetricsLog(path).close()
+    MetricsLog(path)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
     assert "line 2" in caplog.text and "line 3" in caplog.text
 
@@ -98,7 +94,7 @@ def test_an_intact_file_is_not_rewritten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n')
     before = path.stat().st_ino
-    MetricsLog(path, resume_step=1).close()
+    MetricsLog(path, resume_step=1)
     assert path.stat().st_ino == before
 
 
@@ -113,19 +109,19 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
             return write(descriptor, data[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with MetricsLog(path) as metrics:
-        metrics.write({"step": 1})
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", half_then_fail)
-            with pytest.raises(OuroborosError, match=r"metrics\.jsonl: cannot write metrics: No space left"):
-                metrics.write({"step": 2})
-        metrics.write({"step": 3})
+    metrics = MetricsLog(path)
+    metrics.write({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half_then_fail)
+        with pytest.raises(OuroborosError, match=r"metrics\.jsonl: cannot write metrics: No space left"):
+            metrics.write({"step": 2})
+    metrics.write({"step": 3})
     assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
 def test_what_is_not_json_and_paths_that_cannot_be_opened_are_errors(tmp_path):
-    with MetricsLog(tmp_path / "m.jsonl") as metrics, pytest.raises(OuroborosError, match="cannot write metrics"):
-        metrics.write({"x": object()})
+    with pytest.raises(OuroborosError, match="cannot write metrics"):
+        MetricsLog(tmp_path / "m.jsonl").write({"x": object()})
     with pytest.raises(OuroborosError, match="cannot open the metrics: No such file"):
         MetricsLog(tmp_path / "missing" / "m.jsonl")
 

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from ouroboros.config import OptimSpec, TrainSpec
-from ouroboros.schedule import parse
 from ouroboros.train.distributed import Workers
-from ouroboros.train.loop import Counters, StepResult
 from ouroboros.train.meter import Meter
-from ouroboros.train.stop import Budget
+from ouroboros.train.stop import Counters
+from ouroboros.train.trainer import StepResult
 
 
 @pytest.fixture
@@ -26,9 +25,8 @@ def trainer():
         workers=Workers(0, 2),
         bytes_per_token=4.0,
         flops_per_token=10_000,
-        budget=Budget(steps=20),
-        model=SimpleNamespace(schedule=parse("1 (1)x3 1")),
-        choices=SimpleNamespace(threads=2),
+        visits=lambda loops: 2 + (3 if loops is None else loops),
+        choices=SimpleNamespace(threads=2, threads_now=None),
     )
 
 

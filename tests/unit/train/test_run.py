@@ -15,9 +15,10 @@ from ouroboros.api import load_model
 from ouroboros.config import Recipe, from_json, to_json
 from ouroboros.errors import OuroborosError
 from ouroboros.train import session
-from ouroboros.train.lock import RunLock
+from ouroboros.train.lock import run_lock
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.run import read_recipe, recipe_changes, resume, start
+from ouroboros.train.run import recipe_changes, resume, start
+from ouroboros.train.rundir import RunDirectory
 
 
 class Crash(Exception):
@@ -42,7 +43,7 @@ def test_a_run_leaves_a_model_that_loads_and_generates(make, tmp_path):
     assert not model.training and model.schedule.notation == "1 (1)x2 1"
     ids = tokenizer("ab", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, ids.shape[1] + 3)
-    assert read_recipe(tmp_path / "run").model.vocab_size == 257
+    assert RunDirectory(tmp_path / "run").read_recipe().model.vocab_size == 257
 
 
 def test_training_learns(make, tmp_path):
@@ -136,7 +137,7 @@ def test_the_seed_decides_everything(everything, sha, tmp_path):
 def test_a_changed_recipe_is_refused_by_field_and_allowed_on_request(make, stop_at, tmp_path, caplog):
     run = tmp_path / "run"
     start(make(), run, progress=stop_at(2, signal.SIGTERM))
-    recipe = read_recipe(run)
+    recipe = RunDirectory(run).read_recipe()
     other = replace(recipe, optim=replace(recipe.optim, lr=0.5), train=replace(recipe.train, steps=7))
     before = tree(run)
     with pytest.raises(OuroborosError, match=r"\(optim\.lr: 0\.003 -> 0\.5; train\.steps: 6 -> 7\); .*--allow-changes"):
@@ -148,7 +149,7 @@ def test_a_changed_recipe_is_refused_by_field_and_allowed_on_request(make, stop_
     assert tree(run) == before
     assert resume(run, recipe=other, allow_changes=True).counters.step == 7
     assert "changed recipe: optim.lr: 0.003 -> 0.5" in caplog.text
-    assert read_recipe(run) == other
+    assert RunDirectory(run).read_recipe() == other
 
 
 def test_recipe_changes_are_named_by_path(make):
@@ -163,7 +164,7 @@ def test_recipe_changes_are_named_by_path(make):
 def test_another_model_does_not_fit_the_checkpoint(make, stop_at, tmp_path):
     run = tmp_path / "run"
     start(make(), run, progress=stop_at(2, signal.SIGTERM))
-    recipe = read_recipe(run)
+    recipe = RunDirectory(run).read_recipe()
     for change, words in (({"hidden_size": 32}, "has another shape"), ({"layout": "5"}, "belong to another model")):
         other = replace(recipe, model=replace(recipe.model, **change))
         with pytest.raises(OuroborosError, match=words):
@@ -239,7 +240,7 @@ def test_a_finished_run_is_refused_and_can_be_extended(make, sha, tmp_path, monk
     with pytest.raises(OuroborosError, match=r"the run is complete \(6 steps\); .* --train\.steps N --allow-changes"):
         resume(run)
     assert tree(run) == before
-    recipe = read_recipe(run)
+    recipe = RunDirectory(run).read_recipe()
     longer = replace(recipe, train=replace(recipe.train, steps=8))
 
     def stopped_before_export(*_: object) -> None:
@@ -271,14 +272,14 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(make, s
 def test_a_locked_run_is_refused(make, stop_at, tmp_path):
     run = tmp_path / "run"
     start(make(), run, progress=stop_at(2, signal.SIGTERM))
-    with RunLock(run):
+    with run_lock(run):
         before = tree(run)
         with pytest.raises(OuroborosError, match="is in use by process"):
             resume(run)
         assert tree(run) == before
     empty = tmp_path / "empty"
     empty.mkdir()
-    with RunLock(empty), pytest.raises(OuroborosError, match="is in use by process"):
+    with run_lock(empty), pytest.raises(OuroborosError, match="is in use by process"):
         start(make(), empty)
     assert resume(run).finished
 
@@ -349,15 +350,6 @@ def test_a_budget_of_minutes_counts_earlier_sessions(make, stop_at, tmp_path):
     assert result.finished and result.counters.seconds >= 1.2 > first.counters.seconds
     rates = [record["lr"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert rates[-1] < 0.3 * max(rates)  # the schedule follows the clock to its end
-
-
-def test_gates_that_will_not_learn_are_said(make, tmp_path, caplog):
-    start(make(**{"train.steps": 1, "model.residual": "delta", "model.delta.beta_init": 0.0}), tmp_path / "a")
-    assert "model.delta.beta_init 0 starts the gates where their derivative is almost 0" in caplog.text
-    caplog.clear()
-    start(make(**{"train.steps": 1, "model.delta.beta_init": 0.0}), tmp_path / "additive")
-    start(make(**{"train.steps": 1, "model.residual": "delta", "model.delta.beta_init": 0.01}), tmp_path / "b")
-    assert "derivative" not in caplog.text
 
 
 def test_what_is_no_run(tmp_path):

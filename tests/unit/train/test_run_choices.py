@@ -15,9 +15,9 @@ def test_what_was_chosen_is_recorded_and_kept_on_resume(make, stop_at, tmp_path,
     recipe = make(**{"optim.muon_precision": "auto", "train.precision": "auto", "train.checkpoint_every": 2})
 
     def measured(dtype, threads):
-        monkeypatch.setattr("ouroboros.train.loop.choose_dtype", lambda spec, device: dtype)
-        monkeypatch.setattr("ouroboros.train.loop.choose_muon_dtype", lambda model, spec: dtype)
-        monkeypatch.setattr("ouroboros.train.loop.choose_threads", lambda step: threads)
+        monkeypatch.setattr("ouroboros.train.trainer.choose_dtype", lambda spec, device: dtype)
+        monkeypatch.setattr("ouroboros.train.trainer.choose_muon_dtype", lambda model, spec: dtype)
+        monkeypatch.setattr("ouroboros.train.trainer.choose_threads", lambda step: threads)
 
     def recorded():
         newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -43,7 +43,7 @@ def test_what_was_chosen_is_recorded_and_kept_on_resume(make, stop_at, tmp_path,
 
 def test_a_change_of_threads_is_recorded_with_its_step_and_kept_on_resume(make, stop_at, tmp_path, monkeypatch):
     """Other programs came at step 2: what was computed with how many threads can be told afterwards."""
-    monkeypatch.setattr("ouroboros.train.loop.choose_threads", lambda step: 2)
+    monkeypatch.setattr("ouroboros.train.trainer.choose_threads", lambda step: 2)
     monkeypatch.setattr(Threads, "observe", lambda self, *_: self._try(1) if self.now > 1 and steps() == 2 else None)
 
     def steps():

@@ -13,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ouroboros.api import load_model, model_directory
+from ouroboros.api import load_model, open_model
 from ouroboros.config import Recipe, from_dict
 from ouroboros.errors import OuroborosError
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.train import session
 from ouroboros.train.checkpoint import load, verify
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.loop import Trainer
-from ouroboros.train.run import read_recipe, resume, start
+from ouroboros.train.run import resume, start
+from ouroboros.train.rundir import RunDirectory
+from ouroboros.train.trainer import Trainer
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -47,7 +48,7 @@ def test_checkpoints_are_self_contained_models(make, stop_at, tmp_path):
     run = tmp_path / "run"
     start(make(**{"train.ema_decay": 0.5}), run, progress=stop_at(2, signal.SIGTERM))
     newest = run / "checkpoints" / "step-00000002"
-    assert model_directory(run) == newest
+    assert open_model(run).directory == newest
     saved = load(newest)
     assert saved.documents["recipe.json"]["name"] == "small" and saved.documents["state.json"]["counters"]["step"] == 2
     assert {path.name for path in newest.iterdir()} >= {"ema.safetensors", "tokenizer.json", "config.json"}
@@ -157,7 +158,7 @@ def test_a_full_disk_while_exporting_loses_nothing(make, sha, tmp_path, monkeypa
         ):
             start(make(), run)
     assert not [path.name for path in run.iterdir() if "tmp" in path.name] and not (run / "config.json").exists()
-    assert model_directory(run) == run / "checkpoints" / "step-00000006"
+    assert open_model(run).directory == run / "checkpoints" / "step-00000006"
     assert resume(run).finished and sha(run) == sha(tmp_path / "whole")
 
 
@@ -404,7 +405,7 @@ def test_a_broken_record_loses_nothing_that_was_trained(make, sha, tmp_path, mon
     assert f"step {int(kept.removeprefix('step-'))} is saved: `ouroboros resume {run} {hint}" in str(caught.value)
     with pytest.raises(OuroborosError, match=r"r\.jsonl:121: not JSON"):
         resume(run)
-    recipe = read_recipe(run)
+    recipe = RunDirectory(run).read_recipe()
     lenient = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, skip_bad_records=True))
     with pytest.raises(OuroborosError, match=r"data\.skip_bad_records: False -> True"):
         resume(run, recipe=lenient)

@@ -41,7 +41,8 @@ def test_threads_are_chosen_by_measurement(seconds, chosen, steps, monkeypatch):
 
 
 def test_one_thread_leaves_nothing_to_choose():
-    assert choose_threads(lambda: pytest.fail("nothing is measured"), 1) == 1
+    with using_threads(1):
+        assert choose_threads(lambda: pytest.fail("nothing is measured")) == 1
 
 
 def test_threads_are_those_asked_for_within_the_context_alone():

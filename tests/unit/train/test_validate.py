@@ -37,9 +37,9 @@ def test_the_averaged_weights_are_scored_without_dropout_and_the_model_is_left_a
     recipe = make(**{"train.ema_decay": decay, "model.dropout": 0.5})
     trainer = trainer_of(recipe)
     documents = validation_sample(trainer.data, 100)
-    before = validate(trainer, documents, "before")
+    before = validate(trainer, documents)
     assert before.bits_per_byte == validate(trainer, documents).bits_per_byte and before.bytes == 100
-    assert before.model == "before" and before.window == 32
+    assert before.window == 32
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(0.1)
@@ -76,14 +76,13 @@ def test_every_process_learns_the_outcome_and_keeps_the_same_counters(make, trai
     main.workers, other.workers = Main(0, 2), Other(1, 2)
     quiet = Progress(quiet=True)
     scores(2.0, OSError("gone"), 2.5, math.nan, OSError("gone"), OSError("gone for good"), stderr=None)
-    with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
-        pairs = Validator(main, metrics, quiet), Validator(other, None, quiet)
-        assert [[one.run() for one in pairs] for _ in range(5)] == [[True, True], *[[False, False]] * 4]
-        messages = []
-        for one in pairs:
-            with pytest.raises(ValidationFailed) as caught:
-                one.run()
-            messages.append(str(caught.value))
+    pairs = Validator(main, MetricsLog(tmp_path / "metrics.jsonl"), quiet), Validator(other, None, quiet)
+    assert [[one.run() for one in pairs] for _ in range(5)] == [[True, True], *[[False, False]] * 4]
+    messages = []
+    for one in pairs:
+        with pytest.raises(ValidationFailed) as caught:
+            one.run()
+        messages.append(str(caught.value))
     assert messages == [
         "2 validations in a row failed, the last one with OSError: gone for good",
         "2 validations in a row failed, see the main process",
@@ -95,9 +94,8 @@ def test_every_process_learns_the_outcome_and_keeps_the_same_counters(make, trai
 
 def test_real_scores_are_recorded_in_both_units(make, trainer_of, tmp_path):
     trainer = trainer_of(make(**{"train.eval_every": 5}))
-    with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
-        validator = Validator(trainer, metrics, Progress(quiet=True))
-        assert validator.run() and validator.goal() == ""
+    validator = Validator(trainer, MetricsLog(tmp_path / "metrics.jsonl"), Progress(quiet=True))
+    assert validator.run() and validator.goal() == ""
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     assert record["nats_per_token"] == trainer.counters.valid_nats_per_token == pytest.approx(math.log(257), rel=0.05)
     assert record["bits_per_byte"] == pytest.approx(record["nats_per_token"] / math.log(2))  # a token is a byte

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from ouroboros.accounting import cost
-from ouroboros.api import build, load_model, model_directory
+from ouroboros.api import build, open_model
 from ouroboros.config import DeltaSpec, Recipe
 from ouroboros.data.prepared import open_prepared
 from ouroboros.errors import check
-from ouroboros.eval.residuals import Ablation, ResidualRecord, ResidualSummary, ablate, record, summarise
 from ouroboros.nn.delta import ChannelCompressor
 from ouroboros.report.content import Section, Table
 from ouroboros.report.data import held_out_sample
@@ -27,6 +26,7 @@ from ouroboros.report.drawing import MAX_VISITS, shown_visits
 from ouroboros.report.run import Run
 from ouroboros.report.text import percent, plural
 from ouroboros.schedule import Schedule, parse
+from ouroboros.systems.delta.measure import Ablation, ResidualRecord, ResidualSummary, ablate, record, summarise
 from ouroboros.systems.delta.report_charts import NAMES, charts
 
 MAX_TOKENS, MAX_LENGTH = 2_048, 256
@@ -79,10 +79,10 @@ def section(run: Run) -> Section | None:
     Raises:
         OuroborosError: no model, no held-out text, or damaged files.
     """
-    if run.recipe.model.residual != "delta":  # core: ask the spec
+    if run.recipe.model.block.residual.kind != "delta":
         return None
-    directory = model_directory(run.directory)
-    model: Any = load_model(directory)
+    opened = open_model(run.directory)
+    directory, model = opened.directory, opened.model
     split, sample = held_out_sample(run.data or open_prepared(run.directory / "data"), *sample_size(run.recipe))
     known = sample.max() < model.config.vocab_size
     check(known, f"{run.directory}: the data has tokens that the model does not know")
@@ -115,7 +115,7 @@ def look_at(model: Any, recipe: Recipe, ids: Tensor) -> Look:
     few = ids[: _affordable(recipe, len(records)), :FORCED_LENGTH]
     return Look(
         schedule=model.model.schedule,
-        spec=recipe.model.delta,
+        spec=recipe.model.block.residual,
         records=records,
         before=before,
         forced=ablate(model, few) if few.shape[0] and few.shape[1] >= 2 else [],

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ouroboros.eval.residuals import record, summarise
 
 from ouroboros.api import build
 from ouroboros.config import Recipe, to_json
 from ouroboros.data import open_prepared, prepare
-from ouroboros.eval.residuals import record, summarise
 from ouroboros.recipes import recipe
 from ouroboros.report import report_from_run
 from ouroboros.report.page import to_html

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ouroboros.api import load, load_model, load_with_text_tokenizer
+from ouroboros.api import load, load_model
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
@@ -55,7 +55,8 @@ def test_a_published_file_becomes_a_directory_with_its_characters(tmp_path: Path
     made = convert(saved(tmp_path, document()), tmp_path / "model")
     assert (made.system, made.tokenizer, made.sizes["kupdate"], made.sizes["m"]) == ("OSAM", True, 3, 64)
     assert "17 characters" in made.summary
-    model, tokenizer = load_with_text_tokenizer(tmp_path / "model")
+    opened = open_model(tmp_path / "model")
+    model, tokenizer = opened.model, opened.tokenizer
     mixer = model.model.spec.mixer
     assert (mixer.kupdate, mixer.dropout, mixer.buckets, mixer.readout_hidden) == (3, 0.1, 64, 32)
     assert tokenizer.kind == "chars" and tokenizer.encode(b"ba c").tolist() == [2, 1, 0, 3]

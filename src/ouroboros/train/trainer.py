@@ -1,4 +1,4 @@
-"""The training loop: plain torch, one step after another.
+"""The trainer: plain torch, one optimiser step after another.
 
 Shapes: B sequences, T positions of a window.
 """
@@ -24,6 +24,7 @@ from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.model.executor import observe
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -34,8 +35,8 @@ from ouroboros.optim import (
     set_first_beta,
     set_learning_rate,
 )
-from ouroboros.train.corruption import Corruption
 from ouroboros.train.distributed import Workers
+from ouroboros.train.draws import Corruption, LoopSampler
 from ouroboros.train.ema import Ema
 from ouroboros.train.losses import criterion
 from ouroboros.train.precision import (
@@ -46,40 +47,13 @@ from ouroboros.train.precision import (
     compile_blocks,
     from_compiler,
     matmul_peak,
+    uncompiled,
 )
-from ouroboros.train.sampler import LoopSampler
-from ouroboros.train.stop import Budget, EarlyStop, early_stop
+from ouroboros.train.stop import Counters, EarlyStop, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """Where a run is. Saved with every checkpoint."""
-
-    step: int = 0
-    """Optimiser steps taken, skipped ones included."""
-    tokens: int = 0
-    """Training tokens seen, over all processes."""
-    seconds: float = 0.0
-    """Wall-clock time of training, earlier sessions included."""
-    skipped: int = 0
-    """Steps skipped because of a non-finite loss or gradient."""
-    bad_in_a_row: int = 0
-    best_bits_per_byte: float | None = None
-    best_step: int | None = None
-    validations_without_best: int = 0
-    """Validations since the best one; those that failed do not count."""
-    failed_validations: int = 0
-    """Validations that ended in an error."""
-    failed_validations_in_a_row: int = 0
-    valid_bits_per_byte: float | None = None
-    """Of the last validation, as the next two."""
-    valid_nats_per_token: float | None = None
-    valid_nats_stderr: float | None = None
-    """Standard error of ``valid_nats_per_token``."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +61,19 @@ class StepResult:
     """What one step measured."""
 
     loss: float
-    """Nats per token, mean over the global batch, without label smoothing."""
+    """Mean over the global batch in nats per token, without label smoothing."""
     grad_norm: float
-    """Global norm before clipping."""
+    """Global norm of the gradient before clipping."""
     lr_factor: float
+    """Learning rate as a share of its peak."""
     beta: float
     """AdamW's first coefficient."""
     loops: int | None
+    """Loop count of this step; None is the layout's own."""
     skipped: bool
+    """Whether loss or gradient was not finite, so that no weight changed."""
     telemetry: dict[str, list[dict[str, Any]]] | None
-    """Records of ``loops`` and of ``memory``, where the model has such and they were asked for."""
+    """Records of loops and parts, if they were asked for and the model has such."""
     seconds: float = 0.0
     """Wall-clock time of the step."""
 
@@ -105,11 +82,12 @@ class Trainer:
     """Model, optimisers, data position and counters of one run.
 
     Args:
-        recipe: resolved (the model's vocabulary is the tokenizer's).
-        model: on its device; trained in place.
-        data: prepared shards.
+        recipe: the resolved one, whose model has the vocabulary of the tokenizer.
+        model: it is on its device, and is trained in place.
+        data: the prepared shards.
         workers: this process among its peers.
-        choices: of the run that is resumed; None makes them, by measurement where they are left open.
+        choices: those of the run that is resumed. None makes new ones, by measurement where the recipe leaves them
+            open.
     """
 
     def __init__(
@@ -124,7 +102,7 @@ class Trainer:
         spec = recipe.train
         self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
         self.device = next(model.parameters()).device
-        self.budget = Budget.from_spec(spec)
+        check_budget(spec)
         self.counters = Counters()
         self.loader = open_loader(
             data,
@@ -141,6 +119,8 @@ class Trainer:
             f" train.accumulation ({spec.accumulation})",
         )
         _check_truncation(recipe, model)
+        for sentence in recipe.model.warnings() if workers.is_main else ():
+            logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
         self.wrapped: nn.Module = model
@@ -155,7 +135,7 @@ class Trainer:
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
         if spec.compile == "auto" and self.choices.compile is not None:
             spec = dataclasses.replace(spec, compile=self.choices.compile)
-        self.compiled = compile_blocks(model.model.decoder.layers, spec, self.device, self.expected_seconds, self.dtype)
+        self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(criterion(spec.label_smoothing), dynamic=False)
         self.wrapped = workers.wrap(model)
@@ -195,14 +175,22 @@ class Trainer:
         return Threads(self.choices.threads, self.choices.threads_now)
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The model's blocks, which are compiled one by one."""
+        return self.model.model.decoder.layers
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Of autocast; float32 is without."""
+        """The precision of the forward and backward pass; float32 means that autocast is off."""
         return self.choices.dtype
 
     @property
     def expected_seconds(self) -> float | None:
-        """Length of the run if a time budget or its arithmetic tells: operations over a share of the measured peak,
-        a third in float32 and an eighth in bfloat16, whose products outrun all else (docs/benchmarks.md)."""
+        """The length of the run: its time budget, or an estimate from its arithmetic.
+
+        Training reaches about a third of the measured matrix-product peak in float32 and an eighth in bfloat16, where
+        products are so fast that everything else takes most of the time (docs/benchmarks.md).
+        """
         spec = self.recipe.train
         if spec.minutes is not None:
             return 60 * spec.minutes
@@ -230,7 +218,8 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether the budget is spent or validation has ended the run."""
-        spent = self.budget.done(self.counters.step, self.counters.tokens, self.counters.seconds)
+        c = self.counters
+        spent = share_done(self.recipe.train, c.step, c.tokens, c.seconds) >= 1.0
         return self.workers.any(spent) or self.early_stop is not None
 
     @property
@@ -241,12 +230,12 @@ class Trainer:
     def progress(self, ahead: float = 0.0) -> float:
         """Share of the run done, ``ahead`` steps from now; the main process's clock counts."""
         c = self.counters
-        ahead_seconds = ahead * c.seconds / max(c.step, 1) if c.step else 0.0
-        here = self.budget.progress(c.step + ahead, c.tokens + ahead * self.step_tokens, c.seconds + ahead_seconds)
+        tokens, seconds = ahead * self.step_tokens, ahead * c.seconds / max(c.step, 1)
+        here = share_done(self.recipe.train, c.step + ahead, c.tokens + tokens, c.seconds + seconds)
         return self.workers.sum(here if self.workers.is_main else 0.0)[0]
 
     def warm_up(self) -> float:
-        """Compile by one unused pass over a batch of the training shape; returns the seconds it took.
+        """Compile by one pass that is not used, over a batch of the training shape; returns the seconds it took.
 
         Compilation is set-up: it counts neither as training time nor as progress of the learning-rate schedule.
         """
@@ -269,8 +258,8 @@ class Trainer:
         """One optimiser step over the next global batch.
 
         Raises:
-            OuroborosError: ``max_bad_steps`` steps in a row had a non-finite loss or gradient; the batch is kept in
-                ``bad_batch``.
+            NotFinite: ``max_bad_steps`` steps in a row had a non-finite loss or gradient.
+            SourceFailed: a source that is streamed cannot be read on.
         """
         start = time.perf_counter()
         c, spec = self.counters, self.recipe.train
@@ -285,7 +274,7 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self._next_batch()
-        memory = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
+        records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
@@ -294,8 +283,9 @@ class Trainer:
             for optimizer in self.optimizers:
                 optimizer.step()
             if self.ema is not None:
-                self.ema.update()
-        records = ({"loops": probe.collect()} if probe is not None else {}) | memory
+                self.ema.update_parameters(self.model)
+        if probe is not None:
+            records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
         c.step += 1
         c.tokens += self.step_tokens
@@ -351,8 +341,11 @@ class Trainer:
         return total.item()
 
     def _parts(self, batch: np.ndarray, count: int) -> tuple[np.ndarray, list[float]]:
-        """What the mean loss of each micro-batch is divided by for that of the whole batch: alike with loss on every
-        token, else by their share of the tokens that are learned, over all processes."""
+        """The batch, and what the mean loss of each micro-batch is divided by to add up to the mean of the whole batch.
+
+        With loss on every token that is the number of micro-batches, else it follows from the number of tokens that
+        each of them learns, compared with the mean over all processes.
+        """
         if self.recipe.data.loss == "all":
             return batch, [count] * count
         micros = np.split(batch.copy(), count)
@@ -366,7 +359,7 @@ class Trainer:
     def _losses_or_fall_back(
         self, inputs: Tensor, targets: Tensor, loops: int | None, probe: LoopTelemetry | None
     ) -> tuple[Tensor, Tensor]:
-        """The losses; a compiler that fails on the first use is reported and done without."""
+        """The losses. If the compiler fails when it is first used, that is reported and training runs uncompiled."""
         try:
             return self.losses(inputs, targets, loops, probe)
         except Exception as error:
@@ -375,25 +368,28 @@ class Trainer:
             logger.warning("compile: failed (%s); training runs uncompiled", first_line(error))
             self.compiled = "compile: off (the compiler failed)"
             self._criterion = None
-            for block in self.model.model.decoder.layers:
+            for block in self.blocks:
                 block._compiled_call_impl = None
             return self.losses(inputs, targets, loops, probe)
 
     def losses(
         self, inputs_BT: Tensor, targets_BT: Tensor, loops: int | None = None, probe: LoopTelemetry | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What training minimises, and the mean next-token cross-entropy in nats; the same without label smoothing.
+        """What training minimises, and the mean next-token cross-entropy in nats.
+
+        The two are equal without label smoothing.
 
         Args:
             inputs_BT: token ids (B, T).
-            targets_BT: the tokens that follow them.
-            loops: loop count of this call.
-            probe: sees the state after every loop.
+            targets_BT: the tokens that follow them (B, T).
+            loops: the loop count of this call; None is the layout's own.
+            probe: is shown the state before and after every loop.
         """
-        arguments = {"input_ids": inputs_BT, "use_cache": False, "loops": loops, "probe": probe}
+        arguments = {"input_ids": inputs_BT, "use_cache": False, "loops": loops}
         arguments["backprop_loops"] = self.recipe.train.loops.backprop
         smoothing = self.recipe.train.label_smoothing
-        with autocast(self.device, self.dtype):
+        watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
+        with autocast(self.device, self.dtype), watched:
             if self._criterion is None:
                 found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
                 return found.loss, found.unsmoothed_loss
@@ -403,17 +399,12 @@ class Trainer:
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
         """The model as it is evaluated and exported: averaged weights if there are any, blocks uncompiled."""
+        if self.ema is not None:
+            yield self.ema.module  # pyrefly: ignore (a copy of the model)
+            return
         # Compiled programs are made for the training shape; every other shape would be compiled anew.
-        blocks = list(self.model.model.decoder.layers)
-        kept = [block._compiled_call_impl for block in blocks]
-        for block in blocks:
-            block._compiled_call_impl = None
-        try:
-            with self.ema.swap() if self.ema is not None else contextlib.nullcontext():
-                yield self.model
-        finally:
-            for block, compiled in zip(blocks, kept, strict=True):
-                block._compiled_call_impl = compiled
+        with uncompiled(self.blocks):
+            yield self.model
 
     def state(self) -> dict[str, Any]:
         """Everything besides tensors that a resumed run needs, as JSON."""
@@ -426,7 +417,7 @@ class Trainer:
         }
 
     def _next_batch_hash(self) -> str | None:
-        """Of the next batch; None where a source cannot be read on, which ends the run at the next step."""
+        """A hash of the next batch; None where a source cannot be read on, which ends the run at the next step."""
         try:
             return self.loader.peek_hash()
         except OuroborosError:
