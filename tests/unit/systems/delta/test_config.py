@@ -88,7 +88,7 @@ def test_fields_become_the_specification() -> None:
         ({"ouroboros_beta_init": 2.5}, r"ouroboros_beta_init must be in \[0, 2\], the range of the gate"),
         ({"hidden_init_std_factor": 0}, "weights of 0 give sublayer outputs of 0"),
         ({"ouroboros_value_channels": 4, "ddl_state_shortconv_kernel_size": 3}, "leaves value channels unread"),
-        ({"ouroboros_compressor": "token"}, "set delta.values to more than 1"),
+        ({"ouroboros_compressor": "token"}, "values to more than 1"),
         ({"ouroboros_k_eps": 0}, "ouroboros_k_eps must be > 0"),
         ({"rope_ratio": 2}, r"rope_ratio must be in \[0, 1\]"),
     ],
