@@ -35,8 +35,8 @@ from ouroboros.config import (
     OptimSpec,
     OsamSpec,
 )
-from ouroboros.data.probes import Batch, Copy, Needle, Probe, Recall
 from ouroboros.eval.stats import mean_interval
+from ouroboros.systems.osam.probes import Batch, Copy, Needle, Probe, Recall
 
 HIDDEN = 32
 HEADS = 2

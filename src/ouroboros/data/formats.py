@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ouroboros.data.published import record_prose
 from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.registry import found, load
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
@@ -170,24 +170,6 @@ class FieldFormat(TextFormat):
         return "data.text_field"
 
 
-class PublishedFormat(TextFormat):
-    """The text rule of R-HRM as published (:func:`ouroboros.data.published.record_prose`), without its end mark:
-    documents are separated by the end-of-text token here. Needs no column and reads all of them."""
-
-    def __init__(self) -> None:
-        super().__init__("rhrm-published", "")
-
-    def __post_init__(self) -> None:
-        """Every record has a text, so there is nothing to check."""
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        return ("\nQ:",)
-
-    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
-        return Rendered(record_prose(record), None)
-
-
 CHATS = ("messages", "conversations")
 """Columns that usually hold a conversation, and the formats named after them."""
 USER, ASSISTANT = "user", "assistant"
@@ -303,24 +285,27 @@ def chat_column(record: Mapping[str, Any], text_field: str) -> str | None:
 
 
 _QUESTION = "Q: {question}\nA: {answer}"
+_OWN = (
+    TextFormat("tinygsm", "Problem: {question}\n\n{code}"),
+    TextFormat("tiny-codes", "Task: {prompt}\n\n{response}"),
+    TextFormat("cosmopedia", "{text}"),
+    TextFormat("metamath", "Q: {query}\nA: {response}", group="original_question"),
+    TextFormat("gsm8k", _QUESTION),
+    TextFormat("qa", _QUESTION),
+    TextFormat("mbpp", "Task: {text}\n\n{code}"),
+    TextFormat("chat", "User: {prompt}\nAssistant: {response}"),
+    TextFormat("instruct", "Instruction: {prompt}\nResponse: {response}"),
+    *map(ChatFormat, CHATS),
+)
 
-FORMATS: dict[str, TextFormat] = {
-    form.name: form
-    for form in (
-        TextFormat("tinygsm", "Problem: {question}\n\n{code}"),
-        TextFormat("tiny-codes", "Task: {prompt}\n\n{response}"),
-        TextFormat("cosmopedia", "{text}"),
-        TextFormat("metamath", "Q: {query}\nA: {response}", group="original_question"),
-        TextFormat("gsm8k", _QUESTION),
-        TextFormat("qa", _QUESTION),
-        TextFormat("mbpp", "Task: {text}\n\n{code}"),
-        TextFormat("chat", "User: {prompt}\nAssistant: {response}"),
-        TextFormat("instruct", "Instruction: {prompt}\nResponse: {response}"),
-        PublishedFormat(),
-        *map(ChatFormat, CHATS),
-    )
-}
-"""The named formats, by name."""
+
+@functools.cache
+def formats() -> dict[str, TextFormat]:
+    """The named formats, by name.
+
+    Systems add theirs in the place ``formats`` of the registry, where an entry is a :class:`TextFormat`.
+    """
+    return {form.name: form for form in (*_OWN, *map(load, found("formats").values()))}
 
 
 def find_format(text: str) -> TextFormat:
@@ -329,8 +314,9 @@ def find_format(text: str) -> TextFormat:
     Raises:
         OuroborosError: neither a name nor a template; a template that cannot be read.
     """
-    if text in FORMATS:
-        return FORMATS[text]
+    if text in formats():
+        return formats()[text]
     if "{" not in text:
-        raise OuroborosError(f"format {text!r}: unknown{nearest(text, FORMATS)} (or a template, '{{title}}: {{body}}')")
+        hint = nearest(text, formats())
+        raise OuroborosError(f"format {text!r}: unknown{hint} (or a template, '{{title}}: {{body}}')")
     return TextFormat(text, text.replace("\\n", "\n"))

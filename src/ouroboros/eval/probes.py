@@ -1,13 +1,12 @@
 """Training a model on a memory probe, and what it then remembers: accuracy at the answers, loss by position.
 
-A model may be scored at other lengths than it was trained at; what a probe's levels mean stands in
-:mod:`ouroboros.data.probes`. Shapes: B sequences, T tokens.
+A model may be scored at other lengths than it was trained at. Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import ModelSpec, OptimSpec
-from ouroboros.data.probes import IGNORED, Batch, Seed
+from ouroboros.data.masks import IGNORED
 from ouroboros.errors import check
 from ouroboros.eval.score import device_of, evaluating, log_probs
 from ouroboros.model.configuration import OuroborosConfig
@@ -26,8 +25,14 @@ CHUNK_TOKENS = 8192
 """Tokens that are scored at a time, about."""
 
 
+Batch = tuple[np.ndarray, np.ndarray]
+"""Ids, int64 (B, T), and labels of the same shape: the id at each answer, :data:`IGNORED` elsewhere."""
+Seed = int | Sequence[int]
+"""Of one batch: a number >= 0 or several, for example ``(seed, step)``."""
+
+
 class Task(Protocol):
-    """Where batches come from: every :data:`~ouroboros.data.probes.Probe`."""
+    """Where batches come from."""
 
     @property
     def vocab_size(self) -> int:

@@ -13,18 +13,13 @@ import numpy as np
 
 from ouroboros.data.loader import count_windows
 from ouroboros.data.prepared import MANIFEST, PreparedData, open_prepared
-from ouroboros.data.published import published_accepts, published_blocks, published_shares
 from ouroboros.data.splits import SPLITS
 from ouroboros.errors import OuroborosError
+from ouroboros.registry import found, load
 from ouroboros.report.text import percent, plural
 
 logger = logging.getLogger(__name__)
 
-MAX_SAMPLED = 2_000
-"""Documents of a source that the published filter is tried on; of more, this many at even distances."""
-_DECIDING_TOKENS = 50_000
-"""The published filter drops texts over 10,000 characters, of which none takes more than four tokens, so this many
-tokens of a document decide."""
 _NO_BREAK = chr(0xA0)
 _NOT_DROPPED = ("read", "kept", "held out")
 _KINDS = {"file": "plain text", "python": "code files", "directory": "files", "glob": "files"}
@@ -182,30 +177,11 @@ def data_facts(run: Path, metrics: Sequence[Mapping[str, Any]]) -> DataFacts | N
 
 
 def published_shares_of(data: PreparedData) -> list[float] | None:
-    """The share of training tokens each source would have had in the published pipeline, None if it is not known.
+    """The share of training tokens each source would have had in a published pipeline, None if it is not known.
 
-    There a weight is of documents drawn, before its filter and its block cut. Both are tried here on the training
-    documents that were kept, in this run's tokens; a text file is one document.
+    A system tells it by an entry of the registry's place ``shares``: a function of the prepared data.
     """
-    entries = data.manifest["sources"]
-    if not all("block_cut" in entry for entry in entries):
-        return None
-    acceptance, blocks = [], []
-    for index, entry in enumerate(entries):
-        starts, ids = data.offsets("train", index), data.train_tokens(index)
-        count = min(len(starts) - 1, MAX_SAMPLED)
-        found = []
-        for document in np.linspace(0, len(starts) - 2, count).astype(np.int64).tolist():
-            start, end = int(starts[document]), int(starts[document + 1])
-            # The first id is the end-of-text token before the document.
-            text = data.tokenizer.decode(ids[start + 1 : min(end, start + 1 + _DECIDING_TOKENS)])
-            if published_accepts(text.decode("utf-8", "replace")):
-                found.append(len(published_blocks(end - start, entry["block_cut"]["block"])))
-        acceptance.append(len(found) / max(count, 1))
-        blocks.append(sum(found) / max(len(found), 1))
-    if not any(kept * mean for kept, mean in zip(acceptance, blocks, strict=True)):
-        return None
-    return published_shares(data.weights, acceptance, blocks)
+    return next((load(target)(data) for target in found("shares").values()), None)
 
 
 def _position(run: Path, sources: int) -> tuple[int | None, Mapping[str, Any]]:
@@ -251,21 +227,19 @@ def _read_so_far(place: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lengths(data: PreparedData, index: int) -> Lengths | None:
-    """None for a manifest without lengths, and for a single document, whose length is its size."""
-    entry = data.manifest["sources"][index]
-    if "lengths" not in entry or "block_cut" not in entry or sum(entry["lengths"]) < 2:
+    """None for a single document, whose length is its size."""
+    sizes, block = np.diff(data.offsets("train", index)), data.spec.sequence_length
+    if len(sizes) < 2:
         return None
-    cut = entry["block_cut"]
-    sizes = np.diff(data.offsets("train", index))
-    # The last block begins below size - block: see published_blocks.
-    in_blocks = cut["block"] * np.maximum(-(-sizes // cut["block"]) - 1, 0)
-    lost = np.bincount(np.frexp(sizes)[1] - 1, weights=1 - in_blocks / sizes, minlength=len(entry["lengths"]))
+    # The last block begins below size - block.
+    blocks = np.maximum(-(-sizes // block) - 1, 0)
+    powers = np.frexp(sizes)[1] - 1
     return Lengths(
-        documents=entry["lengths"],
-        lost=lost.tolist(),
-        block=cut["block"],
-        documents_lost=cut["documents_lost"],
-        tokens_lost=cut["tokens_lost"],
+        documents=np.bincount(powers).tolist(),
+        lost=np.bincount(powers, weights=1 - block * blocks / sizes).tolist(),
+        block=block,
+        documents_lost=int((blocks == 0).sum()),
+        tokens_lost=int(sizes.sum() - block * blocks.sum()),
     )
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ouroboros.config import DataSpec
-from ouroboros.data.prepared import PreparedData, fingerprint_of, open_prepared
+from ouroboros.data.prepared import Fingerprint, PreparedData, open_prepared
+from ouroboros.data.records import Document
 from ouroboros.data.shards import prepare
-from ouroboros.data.sources import Document
 from ouroboros.errors import OuroborosError
 
 
@@ -197,7 +197,7 @@ def test_bad_arguments(prepared: PreparedData) -> None:
 
 def test_fingerprint_depends_on_names_and_borders() -> None:
     prints = {
-        fingerprint_of(documents)
+        Fingerprint(documents).hexdigest()
         for documents in (
             [Document("a", b"xy")],
             [Document("b", b"xy")],

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, OptimSpec
-from ouroboros.data.probes import IGNORED, Batch, Copy, Needle, Seed
 from ouroboros.errors import OuroborosError
 from ouroboros.eval import probes
 from ouroboros.eval.probes import position_nats, score_probe, train_probe
+from ouroboros.systems.osam.probes import IGNORED, Batch, Copy, Needle, Seed
 
 OPTIM = OptimSpec(matrix_optimizer="adamw", lr=1e-2, weight_decay=0.0, warmup_fraction=0.1)
 SPEC = ModelSpec(

@@ -12,11 +12,12 @@ import pytest
 
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data.prepared import open_prepared
-from ouroboros.data.published import published_blocks
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError
 from ouroboros.report import data as module
 from ouroboros.report.data import data_facts, published_shares_of
+from ouroboros.systems.rhrm import data as rhrm
+from ouroboros.systems.rhrm.data import published_blocks
 from ouroboros.train.checkpoint import save
 
 BLOCK = 32
@@ -156,20 +157,20 @@ def test_published_shares_follow_the_documents_that_fill_blocks(made: Path) -> N
 def test_published_filter_counts(run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_prepared(run("mixed") / "data")
     shares = published_shares_of(data)
-    entries = data.manifest["sources"]
-    means = [entry["block_cut"]["blocks"] / entry["splits"]["train"]["documents"] for entry in entries]
+    sizes = [np.diff(data.offsets("train", index)).tolist() for index in (0, 1)]
+    means = [sum(len(published_blocks(size, BLOCK)) for size in found) / len(found) for found in sizes]
     assert shares == pytest.approx([mean / sum(means) for mean in means])
-    monkeypatch.setattr(module, "published_accepts", lambda text: not text.startswith("A plain text"))
+    monkeypatch.setattr(rhrm, "published_accepts", lambda text: not text.startswith("A plain text"))
     assert published_shares_of(data) == [0.0, 1.0]
-    monkeypatch.setattr(module, "published_accepts", lambda text: False)
+    monkeypatch.setattr(rhrm, "published_accepts", lambda text: False)
     assert published_shares_of(data) is None
 
 
 def test_many_documents_are_sampled_evenly(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_prepared(made / "run" / "data")
     seen: list[str] = []
-    monkeypatch.setattr(module, "published_accepts", lambda text: seen.append(text) is None)
-    monkeypatch.setattr(module, "MAX_SAMPLED", 5)
+    monkeypatch.setattr(rhrm, "published_accepts", lambda text: seen.append(text) is None)
+    monkeypatch.setattr(rhrm, "MAX_SAMPLED", 5)
     published_shares_of(data)
     documents = data.documents("train", 0)
     assert len(seen) == 10 and (seen[0].encode(), seen[4].encode()) == (documents[0], documents[-1])
@@ -208,14 +209,14 @@ def test_manifest_without_counts_gives_what_it_has(run: Callable[[str], Path]) -
 
     def strip(manifest: dict[str, Any]) -> None:
         for entry in manifest["sources"]:
-            for key in ("read", "kept", "dropped", "lengths", "block_cut"):
+            for key in ("read", "kept", "dropped"):
                 del entry[key]
 
     change_manifest(directory, strip)
     found = data_facts(directory, [])
     assert found is not None and found.summary == ""
     source = found.sources[0]
-    assert (source.read, source.lengths, source.published_share, source.weight) == (None, None, None, 0.75)
+    assert (source.read, source.weight) == (None, 0.75)
     assert [name for name, _ in source.facts] == ["format", "training", "validation", "test"]
 
 
