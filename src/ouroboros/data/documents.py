@@ -19,7 +19,7 @@ from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
 from ouroboros.data.folders import Files
 from ouroboros.data.formats import FieldFormat, TextFormat, chat_column, find_format
-from ouroboros.data.records import BAD, Document, Skip, read_hub, read_records, read_rows
+from ouroboros.data.records import BAD, Anchor, Document, Skip, read_hub, read_records, read_rows
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
 from ouroboros.data.textfile import look, open_text
@@ -81,7 +81,9 @@ def read_documents(
     check(total > 0, f"source {ref.text!r}: its first character has more than data.max_bytes = {limit} bytes")
 
 
-def judged_documents(ref: SourceRef, spec: DataSpec, *, start: int = 0, limit: int | None = None) -> Iterator[Document]:
+def judged_documents(
+    ref: SourceRef, spec: DataSpec, *, start: int = 0, anchor: Anchor | None = None, limit: int | None = None
+) -> Iterator[Document]:
     """Every document of a source in order; one that has no text or is filtered out says so (:attr:`Document.dropped`).
 
     A plain text file named by itself is one document that the user chose, and so is a text that is made; filters do
@@ -91,6 +93,7 @@ def judged_documents(ref: SourceRef, spec: DataSpec, *, start: int = 0, limit: i
         ref: the source.
         spec: text field and filters.
         start: records and files passed over, cheaply; positions (:attr:`Document.index`) count them.
+        anchor: a place of a hub stream at or before ``start``, see :attr:`Document.anchor`.
         limit: bytes that are wanted: a file that is neither filtered nor streamed is read no further.
 
     Raises:
@@ -102,7 +105,11 @@ def judged_documents(ref: SourceRef, spec: DataSpec, *, start: int = 0, limit: i
     quiet = spec.stream and limit is None
     counts: Counter[str] = Counter()
     is_hub = ref.kind == "hf"
-    for index, document in enumerate(_read(ref, spec, start, None if filters or spec.stream else limit, quiet), start):
+    if is_hub:
+        documents = read_hub(ref.text, spec, _form_of(ref, spec), start, anchor)
+    else:
+        documents = _read(ref, spec, start, None if filters or spec.stream else limit, quiet)
+    for index, document in enumerate(documents, start):
         dropped = document.dropped or (None if document.data else "empty")
         if filters and not dropped:
             dropped = filters.reason(document.data.decode("utf-8", "replace"))
@@ -175,12 +182,12 @@ def _told_format(ref: SourceRef, text_field: str) -> str | None:
     return chat_column(first, text_field) if isinstance(first, dict) else None
 
 
+def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:
+    return source_format(find_format(ref.format), spec) if ref.format else FieldFormat(spec.text_field)
+
+
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: bool) -> Iterator[Document]:
-    """What a source holds, before it is judged."""
-    form = source_format(find_format(ref.format), spec) if ref.format else FieldFormat(spec.text_field)
-    if ref.kind == "hf":
-        yield from read_hub(ref.text, spec, form, start)
-        return
+    """What a source on this machine holds, before it is judged."""
     files = source_files(ref, quiet=quiet)
     if ref.format and not any(is_records(path) for _, path in files):
         raise OuroborosError(
@@ -190,7 +197,7 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: 
         yield Document(ref.kind, ref.made())
     notes: dict[str, list[str]] = {}
     try:
-        yield from _read_files(files, form, Skip(start, spec.skip_bad_records), limit, notes)
+        yield from _read_files(files, _form_of(ref, spec), Skip(start, spec.skip_bad_records), limit, notes)
     finally:
         for note, names in notes.items() if not quiet else ():
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -5,7 +5,6 @@ Nothing here knows a language or an alphabet: a character is what its Unicode ca
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections import Counter
@@ -62,26 +61,16 @@ def _has_symbol_run(text: str, length: int, is_ascii_rule: bool) -> bool:
     In the Unicode rule a symbol repeated in a row counts once, and a run made of table borders does not count.
     """
     if is_ascii_rule:
-        return _ascii_runs(length).search(text) is not None
+        return re.search(rf"[^A-Za-z0-9\s]{{{length},}}", text) is not None
     # Ten times faster than the regular expressions: what is not ASCII counts as symbols, each of its bytes.
     if b"!" * length not in text.encode("utf-8", "surrogatepass").translate(_MAYBE_SYMBOL):
         return False
-    for candidate in _unicode_runs(length).finditer(text.replace("_", _UNDERSCORE)):
+    # ``\w`` is every letter and number, and the underscore, which is replaced.
+    for candidate in re.finditer(rf"[^\w\s]{{{length},}}", text.replace("_", _UNDERSCORE)):
         for run in _without_marks(candidate[0]).split(" "):
             if len(_REPEATED.sub(r"\1", run)) >= length and not _TABLE.fullmatch(run):
                 return True
     return False
-
-
-@functools.lru_cache(maxsize=32)
-def _ascii_runs(length: int) -> re.Pattern[str]:
-    return re.compile(rf"[^A-Za-z0-9\s]{{{length},}}")
-
-
-@functools.lru_cache(maxsize=32)
-def _unicode_runs(length: int) -> re.Pattern[str]:
-    """Runs of symbols and marks: ``\\w`` is every letter and number, and the underscore, which the caller replaces."""
-    return re.compile(rf"[^\w\s]{{{length},}}")
 
 
 def _without_marks(text: str) -> str:

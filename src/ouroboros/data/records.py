@@ -6,8 +6,9 @@ text of them by a format, and says of each record that has no text, or cannot be
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,23 @@ from ouroboros.errors import OuroborosError, check, first_line
 
 BAD, NO_TEXT = "bad record", "no text"
 """Reasons to leave out a record."""
+ANCHOR_ROWS = 1000
+"""Rows of a hub stream between two anchors."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class StreamError(OuroborosError):
     """A stream that broke or could not be opened; it may work when opened again."""
+
+
+class Anchor(NamedTuple):
+    """A place in a hub stream that its reader can return to."""
+
+    record: int
+    """Rows before it."""
+    state: dict[str, Any]
+    """The reader's own state there, as JSON values. It names the file of the data set and the row in it, so that of the
+    files before it nothing is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,8 @@ class Document:
     """Why it is left out, in a word or two; None: it stays."""
     fault: str | None = None
     """What is wrong with a record that cannot be read."""
+    anchor: Anchor | None = None
+    """Of some rows of a stream: where it can be opened again without reading what precedes."""
 
     def part(self, low: int, high: int) -> Document:
         """Bytes ``low`` to ``high`` of this document, by the same name."""
@@ -103,10 +118,13 @@ def read_rows(path: Path, skip: Skip, form: TextFormat | None = None) -> Iterato
         raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Iterator[Document]:
+def read_hub(
+    text: str, spec: DataSpec, form: TextFormat, start: int = 0, anchor: Anchor | None = None
+) -> Iterator[Document]:
     """Stream ``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT`` (split ``train`` by default).
 
-    Documents are called ``NAME:row`` with rows from 1; the first is row ``start`` + 1.
+    Documents are called ``NAME:row`` with rows from 1; the first is row ``start`` + 1, looked for from ``anchor`` on if
+    there is one. Every :data:`ANCHOR_ROWS` rows a document has an anchor for what follows it.
 
     Raises:
         StreamError: no such data set, no network, the stream broke.
@@ -118,17 +136,26 @@ def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Ite
         spec.max_bytes is not None or spec.stream,
         f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000",
     )
-    for number, values in enumerate(_hub_rows(text, name, config or None, split or "train", start), start + 1):
+    for number, values, state in _hub_rows(text, (name, config or None, split or "train"), start, anchor):
         row = Row(number, f"source {text!r}: row {number}", lambda values=values: values)
-        yield _document(row, f"{name}:{number}", form, spec.skip_bad_records)
+        document = _document(row, f"{name}:{number}", form, spec.skip_bad_records)
+        yield replace(document, anchor=Anchor(number, state)) if state else document
 
 
-def _hub_rows(text: str, name: str, config: str | None, split: str, start: int) -> Iterable[Any]:
+def _hub_rows(
+    text: str, place: tuple[str, str | None, str], start: int, anchor: Anchor | None
+) -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
+    """The number of each row from ``start`` + 1 on, its columns, and of some the reader's state behind it."""
     import datasets
 
+    name, config, split = place
+    passed = 0 if anchor is None else anchor.record
     try:
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
-        yield from rows.skip(start) if start else rows
+        if anchor is not None:
+            rows.load_state_dict(anchor.state)
+        for number, values in enumerate(itertools.islice(rows, start - passed, None), start + 1):
+            yield number, values, rows.state_dict() if number % ANCHOR_ROWS == 0 else None
     except Exception as error:  # network, hub and parser errors share no base class; the user needs one line
         reason = first_line(error, otherwise="")
         raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error

@@ -28,7 +28,7 @@ from ouroboros.data.documents import count_document, judged_documents
 from ouroboros.data.loader import Loader, WindowLoader
 from ouroboros.data.masks import Masks, ends_answered, hide
 from ouroboros.data.prepared import PreparedData
-from ouroboros.data.records import Document, StreamError
+from ouroboros.data.records import Anchor, Document, StreamError
 from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import TextTokenizer
@@ -56,6 +56,19 @@ class Place:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Documents before it, over all passes: ``read``, ``kept`` by the filters, ``held out`` of these, and one entry
     per reason that documents were dropped for."""
+    anchor: Anchor | None = None
+    """A place at or before it that a hub stream can be opened at."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        values = {"record": self.record, "epoch": self.epoch, "counts": dict(self.counts)}
+        return values if self.anchor is None else {**values, "anchor": list(self.anchor)}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Place:
+        """The inverse of :meth:`to_json`."""
+        anchor = values.get("anchor")
+        return cls(values["record"], values["epoch"], values["counts"], Anchor(*anchor) if anchor else None)
 
 
 class DocumentStream:
@@ -98,10 +111,10 @@ class DocumentStream:
             is_training = document.dropped is None and self._is_training(document)
             if document.dropped is None and not is_training:
                 counts["held out"] += 1
-            self._place = Place(document.index + 1, place.epoch, counts)
+            self._place = Place(document.index + 1, place.epoch, counts, document.anchor or place.anchor)
             if is_training:
                 self._has_text = True
-                return Place(document.index, place.epoch, dict(place.counts)), document
+                return dataclasses.replace(place, record=document.index), document
 
     def _read(self) -> Document | None:
         """The next document of any part, dropped ones too; None at the end of the source."""
@@ -110,7 +123,8 @@ class DocumentStream:
             documents, self._documents = self._documents, None
             try:
                 if documents is None:
-                    documents = judged_documents(self._ref, self._spec, start=self._place.record)
+                    place = self._place
+                    documents = judged_documents(self._ref, self._spec, start=place.record, anchor=place.anchor)
                 document = next(documents, None)
             except Exception as error:  # network, hub and parser errors share no base class
                 self._fail(error)
@@ -207,7 +221,7 @@ class TokenStream:
 
     def position(self) -> dict[str, Any]:
         """The place of the unread ids, how many ids of its document are used, and restarts, as JSON values."""
-        return {**dataclasses.asdict(self.place), "offset": self._offset, "restarts": self._documents.restarts}
+        return {**self.place.to_json(), "offset": self._offset, "restarts": self._documents.restarts}
 
     def window(self, start: int, length: int) -> np.ndarray:
         """``length`` ids, ``start`` ids after the position, which stays."""
@@ -316,9 +330,7 @@ class StreamLoader(Loader):
         super().load_state_dict(state)
         streams = []
         for source, saved in enumerate(state["positions"]):
-            values = dict(saved)
-            offset, restarts = values.pop("offset"), values.pop("restarts")
-            streams.append(self._stream(source, Place(**values), offset, restarts))
+            streams.append(self._stream(source, Place.of_json(saved), saved["offset"], saved["restarts"]))
         self._streams = streams
 
     def _identity(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import documents as reading
+from ouroboros.data import records
 from ouroboros.data.documents import judged_documents, read_documents
 from ouroboros.data.formats import FieldFormat, TextFormat, find_format
 from ouroboros.data.records import Document, Skip, StreamError, read_records
@@ -190,6 +191,58 @@ def test_hub_rows_have_formats_groups_and_a_start(monkeypatch: pytest.MonkeyPatc
         Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1", ((11, 13),)),
         Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2", ((11, 13),)),
     ]
+
+
+def shards(folder: Path, opened: list[str]) -> datasets.IterableDataset:
+    """Sixty rows in three files; ``opened`` gets the names of those that are read."""
+
+    def generate(paths: list[str]) -> Iterator[dict]:
+        for path in paths:
+            opened.append(Path(path).name)
+            yield from map(json.loads, Path(path).read_text().splitlines())
+
+    paths = [str(folder / f"{number}.jsonl") for number in range(3)]
+    for number, path in enumerate(paths):
+        lines = [json.dumps({"text": f"Row {number * 20 + row} of a stream."}) for row in range(20)]
+        Path(path).write_text("\n".join(lines))
+    return datasets.IterableDataset.from_generator(generate, gen_kwargs={"paths": paths})
+
+
+def test_a_hub_stream_is_opened_again_without_the_files_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: shards(tmp_path, opened))
+    monkeypatch.setattr(records, "ANCHOR_ROWS", 8)
+    ref, spec = parse_source("hf:me/set"), DataSpec(stream=True)
+    everything = list(judged_documents(ref, spec))
+    assert [document.index + 1 for document in everything if document.anchor] == [8, 16, 24, 32, 40, 48, 56]
+    for start, first in ((48, "2.jsonl"), (55, "2.jsonl"), (40, "2.jsonl"), (39, "1.jsonl"), (24, "1.jsonl")):
+        anchor = next(document.anchor for document in everything[start - 1 :: -1] if document.anchor)
+        opened.clear()
+        assert list(judged_documents(ref, spec, start=start, anchor=anchor)) == everything[start:]
+        assert opened[0] == first
+
+
+def test_a_streamed_run_goes_on_at_an_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: shards(tmp_path, opened))
+    monkeypatch.setattr(records, "ANCHOR_ROWS", 8)
+    spec = DataSpec(sources=("hf:me/set",), stream=True, valid_fraction=0.2, test_fraction=0.2)
+    data = prepare(spec, tmp_path / "out")
+    whole = open_loader(data, batch_size=2, sequence_length=32, seed=0)
+    has_anchor = []
+    for _ in range(40):
+        state = json.loads(json.dumps(whole.state_dict()))
+        has_anchor.append("anchor" in state["positions"][0])
+        resumed = open_loader(data, batch_size=2, sequence_length=32, seed=0)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        state["positions"][0].pop("anchor", None)  # as an earlier release wrote it
+        plain = open_loader(data, batch_size=2, sequence_length=32, seed=0)
+        plain.load_state_dict(state)
+        expected = whole.next_batch()
+        np.testing.assert_array_equal(resumed.next_batch(), expected)
+        np.testing.assert_array_equal(plain.next_batch(), expected)
+    assert whole.epochs[0] >= 1 and 10 < sum(has_anchor) < 40
 
 
 def test_a_hub_stream_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class Reader:
         self.failures: dict[str, list[int | None]] = {}
         self.starts: list[tuple[str, int]] = []
 
-    def __call__(self, ref: SourceRef, spec: DataSpec, *, start: int) -> Iterator[Document]:
+    def __call__(self, ref: SourceRef, spec: DataSpec, *, start: int, anchor: None) -> Iterator[Document]:
         self.starts.append((ref.text, start))
         plan = self.failures.get(ref.text, [])
         fails = plan.pop(0) if plan else None
@@ -415,7 +415,7 @@ def test_stored_data_has_the_loader_of_windows(tmp_path):
 def test_what_will_fail_again_fails_at_once(loader, waits, monkeypatch):
     """A record that cannot be read is no failing line."""
 
-    def broken(ref, spec, *, start):
+    def broken(ref, spec, *, start, anchor):
         for index in range(start, 5):
             yield Document(f"s:{index + 1}", b"text", index)
         raise OuroborosError("s:6: not JSON")
@@ -451,7 +451,7 @@ def chained(error: Exception, cause: Exception | None) -> Exception:
     ],
 )
 def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeypatch, error, attempts):
-    def broken(ref, spec, *, start):
+    def broken(ref, spec, *, start, anchor):
         if start == 0:
             yield Document("s:1", b"text", 0)
         raise error
@@ -466,7 +466,7 @@ def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeyp
 def test_different_failures_are_no_repetition(loader, waits, monkeypatch):
     errors = [Odd("one"), Odd("two"), Odd("one"), Odd("two"), None]
 
-    def broken(ref, spec, *, start):
+    def broken(ref, spec, *, start, anchor):
         if start == 0:
             yield Document("s:1", b"text", 0)
         if error := errors.pop(0):
