@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ouroboros.data.bundled import bundled_files
 from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files, glob_matches
 from ouroboros.data.formats import find_format, formats
-from ouroboros.data.textfile import special_kind, text_suffix
+from ouroboros.data.textfile import text_suffix
 from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.registry import found, load
 
@@ -247,13 +247,8 @@ def is_records(path: Path) -> bool:
 
 def _check_file(ref: SourceRef) -> None:
     path = ref.path
-    if path.is_file():
-        return
     if path.exists():
-        raise OuroborosError(
-            f"source {ref.text!r}: is {special_kind(path.stat().st_mode)}, from which a text cannot be read twice;"
-            " write the text to a file and name that"
-        )
+        return  # what is no file is refused where files are opened
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

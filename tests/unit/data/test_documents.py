@@ -257,7 +257,7 @@ def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     for name in ("pipe.txt", "pipe.jsonl", "/dev/zero"):
         kind = "a device" if "dev" in name else "a named pipe"
-        with pytest.raises(OuroborosError, match=f"source '{name}': is {kind}, from which a text cannot be read twice"):
+        with pytest.raises(OuroborosError, match=f"{name}': is {kind}, from which a text cannot be read twice"):
             list(read_documents(parse_source(name, base=tmp_path), SPEC))
 
 

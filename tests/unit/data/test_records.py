@@ -215,7 +215,7 @@ def test_a_hub_stream_is_opened_again_without_the_files_before(tmp_path: Path, m
     ref, spec = parse_source("hf:me/set"), DataSpec(stream=True)
     everything = list(judged_documents(ref, spec))
     assert [document.index + 1 for document in everything if document.anchor] == [8, 16, 24, 32, 40, 48, 56]
-    for start, first in ((48, "2.jsonl"), (55, "2.jsonl"), (40, "2.jsonl"), (39, "1.jsonl"), (24, "1.jsonl")):
+    for start, first in ((48, "2.jsonl"), (55, "2.jsonl"), (40, "1.jsonl"), (39, "1.jsonl"), (24, "1.jsonl")):
         anchor = next(document.anchor for document in everything[start - 1 :: -1] if document.anchor)
         opened.clear()
         assert list(judged_documents(ref, spec, start=start, anchor=anchor)) == everything[start:]
