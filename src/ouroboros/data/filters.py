@@ -20,11 +20,9 @@ _TABLE = re.compile("[-|:+=\u2500-\u257f]+")
 """What the borders of tables are made of: Markdown, reStructuredText, box drawing."""
 _REPEATED = re.compile(r"(.)\1+", re.DOTALL)
 _UNDERSCORE = "\0"  # a symbol for the regular expressions, which take an underscore for a letter
-_ASCII_SPACE = bytes(code for code in range(128) if chr(code).isspace())
 _ASCII_SYMBOLS = bytes(code for code in range(128) if not (chr(code).isalnum() or chr(code).isspace()))
 _MAYBE_SYMBOL = bytes(ord(" " if code < 128 and code not in _ASCII_SYMBOLS else "!") for code in range(256))
 """Translates a byte that is or may be part of a symbol to ``!``, others to a space."""
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 class Filters:
@@ -82,16 +80,9 @@ def _without_marks(text: str) -> str:
 
 def letter_share(text: str) -> float:
     """Share of letters, marks and numbers among what is not white space; 0 where there is nothing else."""
-    data = text.encode("utf-8", "surrogatepass")
-    symbols = len(data) - len(data.translate(None, _ASCII_SYMBOLS))
-    spaces = len(data) - len(data.translate(None, _ASCII_SPACE))
-    if not text.isascii():
-        for character, count in Counter("".join(_NOT_ASCII.findall(text))).items():
-            if character.isspace():
-                spaces += count
-            elif unicodedata.category(character)[0] not in "LMN":
-                symbols += count
-    return 1 - symbols / (len(text) - spaces) if len(text) > spaces else 0.0
+    counts = {character: count for character, count in Counter(text).items() if not character.isspace()}
+    symbols = sum(count for character, count in counts.items() if unicodedata.category(character)[0] not in "LMN")
+    return 1 - symbols / sum(counts.values()) if counts else 0.0
 
 
 def repeated_lines(text: str) -> float:
