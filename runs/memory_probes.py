@@ -37,9 +37,9 @@ from ouroboros.config import (
     Recipe,
     TrainSpec,
 )
-from ouroboros.data.masks import IGNORED, hide
-from ouroboros.data.probes import Batch, Copy, Needle, Probe, Recall
 from ouroboros.eval.stats import mean_interval
+from ouroboros.data.masks import IGNORED, hide
+from ouroboros.systems.osam.probes import Batch, Copy, Needle, Probe, Recall
 
 HIDDEN = 32
 HEADS = 2

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from ouroboros.data.published import published_starts
+from ouroboros.systems.osam.data import published_starts
 
 
 def batch_starts(case: dict[str, Any], path: Path, work: Path) -> None:

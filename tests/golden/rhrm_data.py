@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.data.formats import find_format
-from ouroboros.data.published import (
+from ouroboros.systems.rhrm.data import (
     END_MARK,
     published_accepts,
     published_blocks,

@@ -24,7 +24,7 @@ class FilterSpec:
     symbol_rule: Literal["unicode", "ascii"] = "unicode"
     """``unicode``: a symbol is what is neither letter, mark, number nor white space by its category; one that is
     repeated in a row counts once (rulers), and borders of tables do not count. ``ascii``: anything but ASCII letters,
-    digits and white space is a symbol, as in R-HRM as published."""
+    digits and white space is a symbol."""
     min_letters: float = 0.0
     """Documents with a smaller share of letters, marks and numbers among what is not white space are dropped
     (``letters``)."""
@@ -49,9 +49,9 @@ class DataSpec:
     """Where text comes from and how it becomes windows of tokens."""
 
     sources: tuple[str, ...] = ("python:",)
-    """``python:``, a file, a directory, a glob, ``hf:NAME`` or ``mix:NAME``, each with an optional ``@format`` that
-    makes text of records and an optional ``=weight``; files may be compressed with gzip or zstd. ``periodic:`` and
-    ``needle:`` are texts that repeat themselves (:mod:`ouroboros.data.periodic`)."""
+    """``python:`` or another built-in text, a file, a directory, a glob, ``hf:NAME`` or ``mix:NAME``, each with an
+    optional ``@format`` that makes text of records and an optional ``=weight``. Files may be compressed with gzip or
+    zstd."""
     tokenizer: str = "bytes"
     """``bytes``, ``chars`` (one id per character of the training split, then one for all others and the end of text),
     ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""

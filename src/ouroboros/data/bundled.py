@@ -1,7 +1,7 @@
 """The bundled text: the source of this interpreter's own standard library, about 8 MB, on every machine.
 
-Left out are tests and directories whose files are near-copies of each other or of generated tables (they would
-leak from training into held-out files), and modules that are mostly generated data.
+Left out are tests, directories whose files are near-copies of each other or of generated tables (they would leak from
+training into held-out files), and modules that are mostly generated data.
 """
 
 from __future__ import annotations
@@ -11,41 +11,21 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import check
 
-EXCLUDED_DIRECTORIES = frozenset(
-    {
-        "__pycache__",
-        "dist-packages",
-        "distutils",  # three compilers share half their lines; gone since Python 3.12
-        "encodings",  # generated code pages
-        "ensurepip",
-        "idle_test",
-        "idlelib",
-        "lib-dynload",
-        "lib2to3",
-        "pydoc_data",  # generated topics
-        "site-packages",
-        "test",
-        "tests",
-        "turtledemo",
-        "venv",
-    }
-)
-EXCLUDED_FILES = frozenset(
-    {
-        "_compat_pickle.py",  # tables
-        "_opcode_metadata.py",  # generated
-        "chunk.py",  # copied into wave.py
-        "html/entities.py",  # table
-        "keyword.py",  # generated
-        "locale.py",  # mostly a generated alias table
-        "re/_casefix.py",  # generated
-        "stringprep.py",  # generated
-        "token.py",  # generated
-    }
-)
-EXCLUDED_PREFIXES = ("_sysconfigdata", "config-", "test_")
+_DIRECTORIES = """
+    __pycache__ dist-packages distutils encodings ensurepip idle_test idlelib lib-dynload lib2to3 pydoc_data
+    site-packages test tests turtledemo venv
+"""
+_FILES = """
+    _compat_pickle.py _opcode_metadata.py chunk.py html/entities.py keyword.py locale.py re/_casefix.py stringprep.py
+    token.py
+"""
+EXCLUDED_DIRECTORIES = frozenset(_DIRECTORIES.split())
+"""In ``distutils`` three compilers share half their lines; ``encodings`` and ``pydoc_data`` are generated."""
+EXCLUDED_FILES = frozenset(_FILES.split())
+"""Tables and generated code; ``chunk.py`` was copied into ``wave.py``."""
+EXCLUDED_PREFIXES = (".", "_sysconfigdata", "config-", "test_")
 
 
 def bundled_files() -> Iterator[tuple[str, Path]]:
@@ -55,19 +35,16 @@ def bundled_files() -> Iterator[tuple[str, Path]]:
         OuroborosError: this interpreter has no readable standard library directory (an embedded or zipped one).
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    if not (root / "argparse.py").is_file():
-        raise OuroborosError(f"source 'python:': no standard library sources in {root}; name your own text with --data")
-    names = []
+    check(
+        (root / "argparse.py").is_file(),
+        f"source 'python:': no standard library sources in {root}; name your own text with --data",
+    )
+    names: set[str] = set()
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if _is_wanted(name) and name not in EXCLUDED_DIRECTORIES]
-        names += [
-            Path(folder, name).relative_to(root).as_posix()
-            for name in files
-            if name.endswith(".py") and _is_wanted(name)
+        folders[:] = [
+            name for name in folders if name not in EXCLUDED_DIRECTORIES and not name.startswith(EXCLUDED_PREFIXES)
         ]
-    for name in sorted(set(names) - EXCLUDED_FILES):
+        wanted = [name for name in files if name.endswith(".py") and not name.startswith(EXCLUDED_PREFIXES)]
+        names.update(Path(folder, name).relative_to(root).as_posix() for name in wanted)
+    for name in sorted(names - EXCLUDED_FILES):
         yield name, root / name
-
-
-def _is_wanted(name: str) -> bool:
-    return not name.startswith((".", *EXCLUDED_PREFIXES))

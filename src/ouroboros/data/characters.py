@@ -1,16 +1,15 @@
 """The vocabulary of the ``chars`` tokenizer: one id per character of the training text.
 
-The ids of the ``n`` distinct characters (Unicode code points) are their ranks 0..n-1; two ids follow that the published
-program of OSAM does not have: ``n`` stands for every character that the training text lacks, ``n + 1`` is the
-end-of-text token that our models need.
+The ids of the ``n`` distinct characters (Unicode code points) are their ranks 0..n-1. Two ids follow: ``n`` stands for
+every character that the training text lacks, and ``n + 1`` is the end-of-text token.
 
-An unknown character has an id of its own because each alternative hides something. The published rule (the space, or
-the first character if there is none) makes it look like known text: a prompt reads as another prompt, and a score
-counts a space that was not there. An error would end training on most real texts, whose held-out part has some rare
-character that the training part lacks. With its own id the text keeps its length and place, the tokenizer reports what
-it did not know, and bits per byte stay honest: the id says only that the character is none of the ``n``, so a score
-adds ``ln(1112064 - n)`` nats for which of the other Unicode characters it was, all taken as equally likely
-(:attr:`Characters.unknown_nats`). Probabilities of all texts still sum to at most 1.
+An unknown character has an id of its own because each alternative hides something. Reading it as a space makes it look
+like known text: a prompt reads as another prompt, and a score counts a space that was not there. An error would end
+training on most real texts, whose held-out part has some rare character that the training part lacks. With its own id
+the text keeps its length and place, the tokenizer reports what it did not know, and bits per byte stay honest: the id
+says only that the character is none of the ``n``, so a score adds ``ln(1112064 - n)`` nats for which of the other
+Unicode characters it was, all taken as equally likely (:attr:`Characters.unknown_nats`). Probabilities of all texts
+still sum to at most 1.
 """
 
 from __future__ import annotations

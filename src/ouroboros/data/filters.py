@@ -5,7 +5,6 @@ Nothing here knows a language or an alphabet: a character is what its Unicode ca
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections import Counter
@@ -21,11 +20,9 @@ _TABLE = re.compile("[-|:+=\u2500-\u257f]+")
 """What the borders of tables are made of: Markdown, reStructuredText, box drawing."""
 _REPEATED = re.compile(r"(.)\1+", re.DOTALL)
 _UNDERSCORE = "\0"  # a symbol for the regular expressions, which take an underscore for a letter
-_ASCII_SPACE = bytes(code for code in range(128) if chr(code).isspace())
 _ASCII_SYMBOLS = bytes(code for code in range(128) if not (chr(code).isalnum() or chr(code).isspace()))
 _MAYBE_SYMBOL = bytes(ord(" " if code < 128 and code not in _ASCII_SYMBOLS else "!") for code in range(256))
 """Translates a byte that is or may be part of a symbol to ``!``, others to a space."""
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 class Filters:
@@ -62,26 +59,16 @@ def _has_symbol_run(text: str, length: int, is_ascii_rule: bool) -> bool:
     In the Unicode rule a symbol repeated in a row counts once, and a run made of table borders does not count.
     """
     if is_ascii_rule:
-        return _ascii_runs(length).search(text) is not None
+        return re.search(rf"[^A-Za-z0-9\s]{{{length},}}", text) is not None
     # Ten times faster than the regular expressions: what is not ASCII counts as symbols, each of its bytes.
     if b"!" * length not in text.encode("utf-8", "surrogatepass").translate(_MAYBE_SYMBOL):
         return False
-    for candidate in _unicode_runs(length).finditer(text.replace("_", _UNDERSCORE)):
+    # ``\w`` is every letter and number, and the underscore, which is replaced.
+    for candidate in re.finditer(rf"[^\w\s]{{{length},}}", text.replace("_", _UNDERSCORE)):
         for run in _without_marks(candidate[0]).split(" "):
             if len(_REPEATED.sub(r"\1", run)) >= length and not _TABLE.fullmatch(run):
                 return True
     return False
-
-
-@functools.lru_cache(maxsize=32)
-def _ascii_runs(length: int) -> re.Pattern[str]:
-    return re.compile(rf"[^A-Za-z0-9\s]{{{length},}}")
-
-
-@functools.lru_cache(maxsize=32)
-def _unicode_runs(length: int) -> re.Pattern[str]:
-    """Runs of symbols and marks: ``\\w`` is every letter and number, and the underscore, which the caller replaces."""
-    return re.compile(rf"[^\w\s]{{{length},}}")
 
 
 def _without_marks(text: str) -> str:
@@ -93,16 +80,9 @@ def _without_marks(text: str) -> str:
 
 def letter_share(text: str) -> float:
     """Share of letters, marks and numbers among what is not white space; 0 where there is nothing else."""
-    data = text.encode("utf-8", "surrogatepass")
-    symbols = len(data) - len(data.translate(None, _ASCII_SYMBOLS))
-    spaces = len(data) - len(data.translate(None, _ASCII_SPACE))
-    if not text.isascii():
-        for character, count in Counter("".join(_NOT_ASCII.findall(text))).items():
-            if character.isspace():
-                spaces += count
-            elif unicodedata.category(character)[0] not in "LMN":
-                symbols += count
-    return 1 - symbols / (len(text) - spaces) if len(text) > spaces else 0.0
+    counts = {character: count for character, count in Counter(text).items() if not character.isspace()}
+    symbols = sum(count for character, count in counts.items() if unicodedata.category(character)[0] not in "LMN")
+    return 1 - symbols / sum(counts.values()) if counts else 0.0
 
 
 def repeated_lines(text: str) -> float:

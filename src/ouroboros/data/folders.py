@@ -46,8 +46,8 @@ Files = list[tuple[str, Path]]
 def walk(root: Path, loops: list[Path] | None = None) -> Iterator[tuple[Path, list[str]]]:
     """``root`` and the directories below it that are not hidden, each real one once, with the names of their files.
 
-    Links are followed after everything that is no link. One that leads to a directory above ``root`` is a loop: it is
-    not followed, and put into ``loops``.
+    Links are followed after everything that is no link. A link that leads to a directory above ``root`` is a loop: it
+    is not followed, and put into ``loops``.
 
     Raises:
         OSError: a directory cannot be read.
@@ -99,33 +99,19 @@ def directory_files(text: str, root: Path, *, quiet: bool = False) -> Files:
         OuroborosError: nothing to read; nothing but documentation beside larger files of other kinds; a directory that
             cannot be read; a link to a file that is gone.
     """
-    sizes: dict[str, int] = {}
-    others: dict[str, int] = {}
     loops: list[Path] = []
-    unusable: list[str] = []
-    try:
-        for folder, files in walk(root, loops):
-            if "__pycache__" in folder.relative_to(root).parts:
-                continue
-            for name in sorted(name for name in files if not name.startswith(".")):
-                place = (folder / name).relative_to(root).as_posix()
-                is_wanted = _is_wanted(name)
-                if not is_wanted and not (folder / name).exists():
-                    continue  # a link to nothing, which nobody would read
-                kind, size = _examine(text, folder / name, place)
-                if kind:
-                    unusable.append(f"{place} ({kind})")
-                else:
-                    (sizes if is_wanted else others)[place] = size
-    except OSError as error:
-        raise OuroborosError(f"source {text!r}: cannot be read: {error.strerror}: {error.filename}") from None
-    unusable += _loop_names(loops, root)
+    found, unusable = _sizes(text, root, _below(root, loops), loops)
+    sizes = {name: size for name, size in found.items() if _is_wanted(name)}
+    others = {name: size for name, size in found.items() if name not in sizes}
     documentation = _documentation(sizes)
-    chosen = sizes.keys() - documentation
     _refuse_nothing(text, sizes, others, documentation)
+    chosen = sorted(sizes.keys() - documentation)
     if not quiet:
-        _report(text, chosen, sizes, others, documentation, unusable)
-    return [(name, root / name) for name in sorted(chosen)]
+        _report_unusable(text, unusable)
+        if documentation:
+            logger.info("source %r: skipped documentation: %s", text, _some(sorted(documentation)))
+        _report_others(text, others, sum(sizes[name] for name in chosen))
+    return [(name, root / name) for name in chosen]
 
 
 def glob_files(text: str, base: Path | None, *, quiet: bool = False) -> Files:
@@ -143,22 +129,22 @@ def glob_files(text: str, base: Path | None, *, quiet: bool = False) -> Files:
     """
     root, rest = _split_glob(text, base)
     loops: list[Path] = []
-    try:
-        paths = set(_matches(root, rest, loops))
-        places = {path.relative_to(root).as_posix(): path for path in paths if not path.is_dir()}
-        kinds = {place: _examine(text, path, place)[0] for place, path in places.items()}
-    except OSError as error:
-        raise OuroborosError(f"source {text!r}: cannot be read: {error.strerror}: {error.filename}") from None
-    unusable = [f"{place} ({kind})" for place, kind in kinds.items() if kind] + _loop_names(loops, root)
-    if unusable and not quiet:
-        logger.warning("source %r: left out: %s", text, _some(sorted(unusable)))
-    files = sorted((place, path) for place, path in places.items() if not kinds[place])
-    if not files:
-        raise OuroborosError(
-            f"source {text!r}: no file matches this glob"
-            + ("; '**/*' goes into directories" if paths else f" (looked in {str(root)!r})")
-        )
-    return files
+    folders: list[Path] = []
+
+    def matches() -> Iterator[Path]:
+        for path in _matches(root, rest, loops):
+            if path.is_dir():
+                folders.append(path)
+            else:
+                yield path
+
+    sizes, unusable = _sizes(text, root, matches(), loops)
+    if not quiet:
+        _report_unusable(text, unusable)
+    if not sizes:
+        hint = "; '**/*' goes into directories" if folders or unusable else f" (looked in {str(root)!r})"
+        raise OuroborosError(f"source {text!r}: no file matches this glob{hint}")
+    return [(name, root / name) for name in sorted(sizes)]
 
 
 def glob_matches(text: str, base: Path | None) -> Iterator[Path]:
@@ -186,21 +172,37 @@ def _matches(root: Path, parts: tuple[str, ...], loops: list[Path]) -> Iterator[
             yield from (folder / name for name in files if not name.startswith("."))
 
 
-def _examine(text: str, path: Path, place: str) -> tuple[str | None, int]:
-    """What it is if it is no file, and its size."""
+def _below(root: Path, loops: list[Path]) -> Iterator[Path]:
+    """The files below a directory that are not hidden; a link to nothing only if somebody would read it."""
+    for folder, files in walk(root, loops):
+        if "__pycache__" not in folder.relative_to(root).parts:
+            paths = (folder / name for name in files if not name.startswith("."))
+            yield from (path for path in paths if _is_wanted(path.name) or path.exists())
+
+
+def _sizes(text: str, root: Path, paths: Iterable[Path], loops: list[Path]) -> tuple[dict[str, int], set[str]]:
+    """The size of each file by its name within the source; and what is no file, with the reason."""
+    sizes: dict[str, int] = {}
+    unusable: set[str] = set()
     try:
-        found = path.stat()
+        for path in paths:
+            name = path.relative_to(root).as_posix()
+            try:
+                found = path.stat()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
+                raise OuroborosError(
+                    f"source {text!r}: {name!r} is a link to a file that is gone; restore the file or remove the link"
+                ) from None
+            if kind := special_kind(found.st_mode):
+                unusable.add(f"{name} ({kind})")
+            else:
+                sizes[name] = found.st_size
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
-            raise
-        raise OuroborosError(
-            f"source {text!r}: {place!r} is a link to a file that is gone; restore the file or remove the link"
-        ) from None
-    return special_kind(found.st_mode), found.st_size
-
-
-def _loop_names(loops: Iterable[Path], root: Path) -> list[str]:
-    return [f"{name} (a link to a directory above)" for name in {link.relative_to(root).as_posix() for link in loops}]
+        raise OuroborosError(f"source {text!r}: cannot be read: {error.strerror}: {error.filename}") from None
+    unusable.update(f"{link.relative_to(root).as_posix()} (a link to a directory above)" for link in loops)
+    return sizes, unusable
 
 
 def _is_wanted(name: str) -> bool:
@@ -208,9 +210,13 @@ def _is_wanted(name: str) -> bool:
     return text_suffix(PurePath(name)) in TEXT_SUFFIXES | RECORD_SUFFIXES and not name.lower().endswith(".json")
 
 
+def _is_documentation(name: str) -> bool:
+    return _DOCUMENTATION.fullmatch(PurePath(name).name) is not None
+
+
 def _documentation(names: Iterable[str]) -> set[str]:
     """Documentation among ``names`` that stands beside data of another kind."""
-    told = {name for name in names if _DOCUMENTATION.fullmatch(PurePath(name).name)}
+    told = {name for name in names if _is_documentation(name)}
     kinds = {text_suffix(PurePath(name)) for name in set(names) - told}
     return {name for name in told if kinds - {text_suffix(PurePath(name))}}
 
@@ -220,7 +226,7 @@ def _refuse_nothing(text: str, sizes: Mapping[str, int], others: Mapping[str, in
     if not sizes:
         found = f" (it has {_kinds(others)})" if others else ""
         raise OuroborosError(f"source {text!r}: no text, code or record files in this directory{found}; {hint}")
-    is_told = not documentation and all(_DOCUMENTATION.fullmatch(PurePath(name).name) for name in sizes)
+    is_told = not documentation and all(map(_is_documentation, sizes))
     if is_told and sum(others.values()) > sum(sizes.values()):
         raise OuroborosError(
             f"source {text!r}: only documentation ({_some(sorted(sizes))}) beside files of other kinds"
@@ -228,29 +234,17 @@ def _refuse_nothing(text: str, sizes: Mapping[str, int], others: Mapping[str, in
         )
 
 
-def _report(
-    text: str,
-    chosen: Iterable[str],
-    sizes: Mapping[str, int],
-    others: Mapping[str, int],
-    documentation: set[str],
-    unusable: list[str],
-) -> None:
-    """Log what is left out; a warning where a user would not expect it."""
+def _report_unusable(text: str, unusable: set[str]) -> None:
     if unusable:
         logger.warning("source %r: left out: %s", text, _some(sorted(unusable)))
-    if documentation:
-        logger.info("source %r: skipped documentation: %s", text, _some(sorted(documentation)))
-    left, read = sum(others.values()), sum(sizes[name] for name in chosen)
+
+
+def _report_others(text: str, others: Mapping[str, int], read: int) -> None:
+    """Log the files of other kinds; a warning where they are most of the bytes, which a user would not expect."""
+    left = sum(others.values())
     if left > read:
-        logger.warning(
-            "source %r: most of its bytes are skipped, %s of %s: files of other kinds (%s); name them or a glob to read"
-            " them",
-            text,
-            f"{left:,}",
-            f"{left + read:,}",
-            _kinds(others),
-        )
+        what = f"{left:,} of {left + read:,}: files of other kinds ({_kinds(others)})"
+        logger.warning("source %r: most of its bytes are skipped, %s; name them or a glob to read them", text, what)
     elif others:
         logger.info("source %r: skipped files of other kinds: %s", text, _kinds(others))
 

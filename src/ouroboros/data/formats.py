@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ouroboros.data.published import record_prose
 from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.registry import found, load
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
@@ -46,7 +46,7 @@ class Rendered(NamedTuple):
     knows no answer, so that the text is learned whole."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextFormat:
     """How the columns of a record become one text.
 
@@ -170,24 +170,6 @@ class FieldFormat(TextFormat):
         return "data.text_field"
 
 
-class PublishedFormat(TextFormat):
-    """The text rule of R-HRM as published (:func:`ouroboros.data.published.record_prose`), without its end mark:
-    documents are separated by the end-of-text token here. Needs no column and reads all of them."""
-
-    def __init__(self) -> None:
-        super().__init__("rhrm-published", "")
-
-    def __post_init__(self) -> None:
-        """Every record has a text, so there is nothing to check."""
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        return ("\nQ:",)
-
-    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
-        return Rendered(record_prose(record), None)
-
-
 CHATS = ("messages", "conversations")
 """Columns that usually hold a conversation, and the formats named after them."""
 USER, ASSISTANT = "user", "assistant"
@@ -215,12 +197,14 @@ class ChatFormat(TextFormat):
 
     @property
     def stop(self) -> tuple[str, ...]:
-        return (f"\n{_heading(USER)}",)
+        return ("\nUser:",)
 
     def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
         turns = self.turns(record, where)
-        if not any(turn.text and not turn.text.isspace() for turn in turns):
-            return None
+        is_said = any(turn.text and not turn.text.isspace() for turn in turns)
+        return self._written(turns, where) if is_said else None
+
+    def _written(self, turns: Sequence[Turn], where: str) -> Rendered:
         text, answers = "", []
         for index, (role, says) in enumerate(turns):
             text += f"\n{_heading(role)}" if index else _heading(role)
@@ -253,27 +237,21 @@ class ChatFormat(TextFormat):
 
     def conversation(self, earlier: Iterable[tuple[str, str]], line: str) -> str:
         """The text up to the answer of ``line``, after ``earlier`` pairs of a line and its answer."""
-        before = "".join(f"{_heading(USER)} {ask}\n{_heading(ASSISTANT)}{_spaced(say)}\n" for ask, say in earlier)
-        return f"{before}{_heading(USER)} {line}\n{_heading(ASSISTANT)}"
+        before = "".join(f"User: {ask}\nAssistant: {say.removeprefix(' ')}\n" for ask, say in earlier)
+        return f"{before}User: {line}\nAssistant:"
 
 
 def _heading(role: str) -> str:
     return f"{role[:1].upper()}{role[1:]}:"
 
 
-def _spaced(answer: str) -> str:
-    return answer if answer.startswith(" ") else f" {answer}"
-
-
 def _turn(value: Any, where: str) -> Turn:
     """One turn of a conversation, whichever names its parts have."""
-    speaker = next((name for name in _SPEAKER if isinstance(value, Mapping) and name in value), None)
-    says = next((name for name in _SAYS if isinstance(value, Mapping) and name in value), None)
-    if speaker is None or says is None:
-        raise OuroborosError(f"{where}: needs 'role' and 'content', or 'from' and 'value'")
+    names = value if isinstance(value, Mapping) else ()
+    speaker, says = (next((name for name in pair if name in names), "") for pair in (_SPEAKER, _SAYS))
+    check(bool(speaker and says), f"{where}: needs 'role' and 'content', or 'from' and 'value'")
     role, text = value[speaker], value[says]
-    if not isinstance(role, str) or not role.strip():
-        raise OuroborosError(f"{where}: its {speaker!r} is no name of a speaker")
+    check(isinstance(role, str) and bool(role.strip()), f"{where}: its {speaker!r} is no name of a speaker")
     return Turn(_ROLES.get(role.lower(), role.lower()), _said(text, f"{where}: its {says!r}"))
 
 
@@ -281,8 +259,7 @@ def _said(value: Any, where: str) -> str:
     """Text, null, or a list of parts of which each has text."""
     if isinstance(value, str) or value is None:
         return value or ""
-    if not isinstance(value, Sequence):
-        raise OuroborosError(f"{where} holds {type(value).__name__}, not text")
+    check(isinstance(value, Sequence), f"{where} holds {type(value).__name__}, not text")
     for part in value:
         if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
             kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
@@ -303,24 +280,27 @@ def chat_column(record: Mapping[str, Any], text_field: str) -> str | None:
 
 
 _QUESTION = "Q: {question}\nA: {answer}"
+_OWN = (
+    TextFormat("tinygsm", "Problem: {question}\n\n{code}"),
+    TextFormat("tiny-codes", "Task: {prompt}\n\n{response}"),
+    TextFormat("cosmopedia", "{text}"),
+    TextFormat("metamath", "Q: {query}\nA: {response}", group="original_question"),
+    TextFormat("gsm8k", _QUESTION),
+    TextFormat("qa", _QUESTION),
+    TextFormat("mbpp", "Task: {text}\n\n{code}"),
+    TextFormat("chat", "User: {prompt}\nAssistant: {response}"),
+    TextFormat("instruct", "Instruction: {prompt}\nResponse: {response}"),
+    *map(ChatFormat, CHATS),
+)
 
-FORMATS: dict[str, TextFormat] = {
-    form.name: form
-    for form in (
-        TextFormat("tinygsm", "Problem: {question}\n\n{code}"),
-        TextFormat("tiny-codes", "Task: {prompt}\n\n{response}"),
-        TextFormat("cosmopedia", "{text}"),
-        TextFormat("metamath", "Q: {query}\nA: {response}", group="original_question"),
-        TextFormat("gsm8k", _QUESTION),
-        TextFormat("qa", _QUESTION),
-        TextFormat("mbpp", "Task: {text}\n\n{code}"),
-        TextFormat("chat", "User: {prompt}\nAssistant: {response}"),
-        TextFormat("instruct", "Instruction: {prompt}\nResponse: {response}"),
-        PublishedFormat(),
-        *map(ChatFormat, CHATS),
-    )
-}
-"""The named formats, by name."""
+
+@functools.cache
+def formats() -> dict[str, TextFormat]:
+    """The named formats, by name.
+
+    Systems add theirs in the place ``formats`` of the registry, where an entry is a :class:`TextFormat`.
+    """
+    return {form.name: form for form in (*_OWN, *map(load, found("formats").values()))}
 
 
 def find_format(text: str) -> TextFormat:
@@ -329,8 +309,9 @@ def find_format(text: str) -> TextFormat:
     Raises:
         OuroborosError: neither a name nor a template; a template that cannot be read.
     """
-    if text in FORMATS:
-        return FORMATS[text]
+    if text in formats():
+        return formats()[text]
     if "{" not in text:
-        raise OuroborosError(f"format {text!r}: unknown{nearest(text, FORMATS)} (or a template, '{{title}}: {{body}}')")
+        hint = nearest(text, formats())
+        raise OuroborosError(f"format {text!r}: unknown{hint} (or a template, '{{title}}: {{body}}')")
     return TextFormat(text, text.replace("\\n", "\n"))

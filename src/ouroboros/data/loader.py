@@ -31,7 +31,7 @@ import numpy as np
 
 from ouroboros.data.masks import hide
 from ouroboros.data.prepared import PreparedData
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import check
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _TOLERANCE = 1e-9
@@ -94,14 +94,12 @@ class Loader(abc.ABC):
         Raises:
             OuroborosError: sizes that do not fit; a stored source with less than one window.
         """
-        if sequence_length < 1:
-            raise OuroborosError(f"data.sequence_length must be >= 1, got {sequence_length}")
-        if world_size < 1 or not 0 <= rank < world_size:
-            raise OuroborosError(f"rank {rank} of {world_size} processes: need 0 <= rank < world_size")
-        if batch_size < 1 or batch_size % world_size:
-            raise OuroborosError(
-                f"train.batch_size ({batch_size}) must be a positive multiple of the number of processes ({world_size})"
-            )
+        check(sequence_length >= 1, f"data.sequence_length must be >= 1, got {sequence_length}")
+        check(0 <= rank < world_size, f"rank {rank} of {world_size} processes: need 0 <= rank < world_size")
+        check(
+            batch_size >= 1 and batch_size % world_size == 0,
+            f"train.batch_size ({batch_size}) must be a positive multiple of the number of processes ({world_size})",
+        )
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.rank, self.world_size = rank, world_size
         self.names = [ref.text for ref in prepared.sources]
@@ -156,15 +154,13 @@ class Loader(abc.ABC):
         Raises:
             OuroborosError: the state is of another seed, window length, mixture or data; names which.
         """
-        missing = {"samples", "counts", *self._identity()} - state.keys()
-        if missing:
-            raise OuroborosError(f"data position: lacks {', '.join(sorted(missing))}")
+        missing = sorted({"samples", "counts", *self._identity()} - state.keys())
+        check(not missing, f"data position: lacks {', '.join(missing)}")
         for name, value in self._identity().items():
-            if state[name] != value:
-                raise OuroborosError(f"data position: was saved with {name} {state[name]!r}, not {value!r}")
+            check(state[name] == value, f"data position: was saved with {name} {state[name]!r}, not {value!r}")
         counts = [int(count) for count in state["counts"]]
-        if len(counts) != len(self.names) or min(counts) < 0 or sum(counts) != state["samples"]:
-            raise OuroborosError(f"data position: counts {counts} do not fit samples {state['samples']}")
+        fits = len(counts) == len(self.names) and min(counts) >= 0 and sum(counts) == state["samples"]
+        check(fits, f"data position: counts {counts} do not fit samples {state['samples']}")
         self._counts = counts
 
     def _identity(self) -> dict[str, Any]:
@@ -209,14 +205,18 @@ class WindowLoader(Loader):
         self.fingerprint = prepared.fingerprint
         self._streams = [prepared.train_tokens(index) for index in range(len(self.names))]
         for name, stream in zip(self.names, self._streams, strict=True):
-            _check_length(name, len(stream), self.sequence_length)
+            check(
+                len(stream) > self.sequence_length,
+                f"source {name!r}: its training part has {len(stream)} tokens, but one window needs"
+                f" {self.sequence_length + 1}; set data.sequence_length to at most {len(stream) - 1}, or use a longer"
+                " text",
+            )
         self._learned = [prepared.learned(index) for index in range(len(self.names))]
         self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]
         self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
 
     @property
     def epochs(self) -> list[float]:
-        """How often each source has been read."""
         return [count / windows for count, windows in zip(self._counts, self.windows, strict=True)]
 
     def _identity(self) -> dict[str, Any]:
@@ -286,11 +286,3 @@ def _documents_read(prepared: PreparedData, position: Mapping[str, Any]) -> list
         is_all &= read >= len(documents)
         found += documents[:read]
     return None if is_all else found
-
-
-def _check_length(name: str, tokens: int, sequence_length: int) -> None:
-    if tokens < sequence_length + 1:
-        raise OuroborosError(
-            f"source {name!r}: its training part has {tokens} tokens, but one window needs {sequence_length + 1};"
-            f" set data.sequence_length to at most {tokens - 1}, or use a longer text"
-        )

@@ -1,7 +1,7 @@
 """Which tokens training learns to write, with ``data.loss`` = ``answers``.
 
 A token of an answer is one that has a byte in it; the end-of-text token behind a text that ends with an answer belongs
-to it too. Windows carry this within their ids: one that is read and not learned is given as its complement, ``~id``,
+to it too. Windows carry this within their ids: an id that is read and not learned is given as its complement, ``~id``,
 which is negative.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import check
 
 IGNORED = -100
 """The target of a position without loss, as torch has it."""
@@ -35,13 +35,9 @@ class Masks:
     def mask(
         self, ids: np.ndarray, document: bytes, answers: Sequence[tuple[int, int]] | None, name: str
     ) -> np.ndarray:
-        """Whether each id is learned, bool (n,).
+        """Whether each of the ids (n,) of a document is learned, bool (n,).
 
-        Args:
-            ids: of the document, (n,).
-            document: the text.
-            answers: bytes from and to; None learns all of it.
-            name: of the document, for messages.
+        ``answers`` are bytes from and to; None learns all of the document. ``name`` is its name, for messages.
 
         Raises:
             OuroborosError: the tokens do not have the document's bytes.
@@ -50,11 +46,11 @@ class Masks:
             return np.ones(len(ids), dtype=bool)
         ends = np.cumsum(self._sizes(ids, document))
         starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-        if len(ends) and ends[-1] != len(document):
-            raise OuroborosError(
-                f"{name}: the tokenizer changes this text, so data.loss 'answers' cannot tell the tokens of its answer;"
-                " use a byte or byte-level BPE tokenizer"
-            )
+        check(
+            not len(ends) or ends[-1] == len(document),
+            f"{name}: the tokenizer changes this text, so data.loss 'answers' cannot tell the tokens of its answer;"
+            " use a byte or byte-level BPE tokenizer",
+        )
         mask = np.zeros(len(ids), dtype=bool)
         for start, end in answers:
             mask[np.searchsorted(ends, start, side="right") : np.searchsorted(starts, end, side="left")] = True

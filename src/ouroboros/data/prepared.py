@@ -22,17 +22,19 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ouroboros.config import DataSpec, from_dict
-from ouroboros.data.sources import Document, SourceRef, read_documents
+from ouroboros.data.documents import read_documents
+from ouroboros.data.records import Document
+from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import SPLITS
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ class PreparedData:
     def documents(self, split: str, source: int | None = None) -> list[bytes]:
         """The original bytes of the documents of a split, of one source or of all."""
         chosen = range(len(self.sources)) if source is None else [source]
-        return [document for index in chosen for document in self._raw_documents(split, index)]
+        return [document for index in chosen for document in raw_documents(self._file(split, index, ""))]
 
     def data_sha256(self, split: str) -> str:
         """sha256 (hex) of the joined original bytes of a split: what an evaluation records."""
@@ -118,17 +120,9 @@ class PreparedData:
             digest.update(document)
         return digest.hexdigest()
 
-    def _raw_documents(self, split: str, source: int) -> Iterable[bytes]:
-        starts = np.load(self._file(split, source, ".raw.idx.npy"), allow_pickle=False).tolist()
-        with self._file(split, source, ".raw").open("rb") as file:
-            for start, end in itertools.pairwise(starts):
-                yield file.read(end - start)
-
     def _file(self, split: str, source: int, suffix: str) -> Path:
-        if split not in SPLITS:
-            raise OuroborosError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
-        if not 0 <= source < len(self.sources):
-            raise OuroborosError(f"source number {source}: there are {len(self.sources)}")
+        check(split in SPLITS, f"split {split!r}: must be one of {', '.join(SPLITS)}")
+        check(0 <= source < len(self.sources), f"source number {source}: there are {len(self.sources)}")
         return self.directory / f"{source}-{split}{suffix}"
 
     def check_sources(self, base: Path | None = None) -> None:
@@ -158,12 +152,12 @@ class PreparedData:
         """
         found = [self._find(ref, entry) for ref, entry in zip(self.sources, self.manifest["sources"], strict=True)]
         gone = [ref for ref, place in zip(self.sources, found, strict=True) if place is None]
-        if gone and self.spec.stream:
-            raise OuroborosError(
-                f"source {gone[0].text!r}: is not at {str(gone[0].path)!r} any more; a streamed run reads its text"
-                " while it trains: put it back there, or resume in a directory that has it"
-            )
         if gone:
+            check(
+                not self.spec.stream,
+                f"source {gone[0].text!r}: is not at {str(gone[0].path)!r} any more; a streamed run reads its text"
+                " while it trains: put it back there, or resume in a directory that has it",
+            )
             self.verify()
             logger.warning(
                 "%s: not there any more; the run goes on with the text prepared from it, which is intact",
@@ -186,14 +180,14 @@ class PreparedData:
             return None
 
     def _fingerprint(self, ref: SourceRef) -> str:
-        return fingerprint_of(read_documents(ref, self.reading_spec))
+        return Fingerprint(read_documents(ref, self.reading_spec)).hexdigest()
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
-        if self._fingerprint(ref) != entry["fingerprint"]:
-            raise OuroborosError(
-                f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
-                " restore it, or prepare the data anew in another directory"
-            )
+        check(
+            self._fingerprint(ref) == entry["fingerprint"],
+            f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
+            " restore it, or prepare the data anew in another directory",
+        )
 
     def verify(self) -> None:
         """Compare the sha256 of every file with the manifest.
@@ -202,34 +196,30 @@ class PreparedData:
             OuroborosError: a file was altered; names it.
         """
         for name, entry in self.manifest["files"].items():
-            if file_sha256(self.directory / name) != entry["sha256"]:
-                raise OuroborosError(
-                    f"data {str(self.directory)!r}: {name} was altered (sha256 differs); prepare the data anew"
-                )
+            check(
+                file_sha256(self.directory / name) == entry["sha256"],
+                f"data {str(self.directory)!r}: {name} was altered (sha256 differs); prepare the data anew",
+            )
 
 
 class Fingerprint:
     """sha256 over the names, bytes and groups of documents, each with its length."""
 
-    def __init__(self) -> None:
+    def __init__(self, documents: Iterable[Document] = ()) -> None:
         self._digest = hashlib.sha256()
+        for document in documents:
+            self.add(document)
 
     def add(self, document: Document) -> None:
+        """Go on with the next document."""
         group = () if document.group is None else (document.group,)
         for part in (document.name.encode("utf-8", "surrogateescape"), document.data, *group):
             self._digest.update(len(part).to_bytes(8, "little"))
             self._digest.update(part)
 
     def hexdigest(self) -> str:
+        """The fingerprint so far."""
         return self._digest.hexdigest()
-
-
-def fingerprint_of(documents: Iterable[Document]) -> str:
-    """The :class:`Fingerprint` of documents in order, as hex."""
-    fingerprint = Fingerprint()
-    for document in documents:
-        fingerprint.add(document)
-    return fingerprint.hexdigest()
 
 
 def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedData:
@@ -247,9 +237,8 @@ def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedDat
     for name, entry in manifest["files"].items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        if size != entry["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
-            raise OuroborosError(f"data {str(path)!r}: {name} {found}; prepare the data anew")
+        found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+        check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
     prepared = PreparedData(path, manifest)
     if verify:
         prepared.verify()
@@ -264,16 +253,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise OuroborosError(f"data {str(path)!r}: {MANIFEST} cannot be read: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise OuroborosError(
-            f"data {str(path)!r}: format version {version}, this release reads {FORMAT_VERSION}; prepare the data anew"
-        )
-    missing = {"spec", "base", "dtype", "tokenizer", "sources", "files"} - manifest.keys()
-    if missing:
-        raise OuroborosError(
-            f"data {str(path)!r}: {MANIFEST} lacks {', '.join(sorted(missing))}; prepare the data anew"
-        )
+    check(
+        version == FORMAT_VERSION,
+        f"data {str(path)!r}: format version {version}, this release reads {FORMAT_VERSION}; prepare the data anew",
+    )
+    missing = sorted({"spec", "base", "dtype", "tokenizer", "sources", "files"} - manifest.keys())
+    check(not missing, f"data {str(path)!r}: {MANIFEST} lacks {', '.join(missing)}; prepare the data anew")
     return manifest
+
+
+def raw_documents(stem: Path) -> Iterator[bytes]:
+    """The original bytes of the documents of one source and split, from ``STEM.raw``."""
+    starts = np.load(f"{stem}.raw.idx.npy", allow_pickle=False).tolist()
+    with Path(f"{stem}.raw").open("rb") as file:
+        for start, end in itertools.pairwise(starts):
+            yield file.read(end - start)
 
 
 def file_sha256(path: Path) -> str:

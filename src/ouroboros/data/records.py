@@ -1,10 +1,15 @@
-"""Records: json lines, json arrays, parquet files and Hugging Face streams, each record as text."""
+"""Records: json lines, json arrays, parquet files and Hugging Face streams, each record as a document.
+
+Reading takes two steps. A reader yields :class:`Row` s, each of which can load its columns; :func:`read_records` makes
+text of them by a format, and says of each record that has no text, or cannot be read, why it is left out.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,26 +17,55 @@ from typing import Any, NamedTuple
 from ouroboros.config import DataSpec
 from ouroboros.data.formats import TextFormat
 from ouroboros.data.textfile import open_text, text_suffix
-from ouroboros.errors import OuroborosError, first_line
+from ouroboros.errors import OuroborosError, check, first_line
+
+BAD, NO_TEXT = "bad record", "no text"
+"""Reasons to leave out a record."""
+ANCHOR_ROWS = 1000
+"""Rows of a hub stream between two anchors."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class StreamError(OuroborosError):
     """A stream that broke or could not be opened; it may work when opened again."""
 
 
-class Record(NamedTuple):
-    """The text of one record, None where it has none."""
+class Anchor(NamedTuple):
+    """A place in a hub stream that its reader can return to."""
 
-    place: int
-    """Line or row, from 1."""
-    text: str | None
-    data: bytes | None
-    """``text`` in UTF-8."""
-    group: str | None
+    record: int
+    """Rows before it."""
+    state: dict[str, Any]
+    """The reader's own state there, as JSON values. It names the file of the data set and the row in it, so that of the
+    files before it nothing is fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text: its name within the source (never a machine path) and its bytes."""
+
+    name: str
+    data: bytes
+    index: int = 0
+    """Position of the record or file in its source, from 0; those left out count."""
+    group: bytes | None = None
+    """What decides its split instead of ``data``: see :class:`~ouroboros.data.formats.TextFormat`."""
     answers: tuple[tuple[int, int], ...] | None = None
-    """Bytes from and to of what is an answer, see :class:`~ouroboros.data.formats.Rendered`."""
-    bad: str | None = None
-    """Why a record that was to be left out could not be read."""
+    """Bytes from and to that are answers: see :class:`~ouroboros.data.formats.Rendered`."""
+    dropped: str | None = None
+    """Why it is left out, in a word or two; None: it stays."""
+    fault: str | None = None
+    """What is wrong with a record that cannot be read."""
+    anchor: Anchor | None = None
+    """Of some rows of a stream: where it can be opened again without reading what precedes."""
+
+    def part(self, low: int, high: int) -> Document:
+        """Bytes ``low`` to ``high`` of this document, by the same name."""
+        answers = self.answers
+        if answers is not None:
+            cut = ((max(start, low) - low, min(end, high) - low) for start, end in answers)
+            answers = tuple((start, end) for start, end in cut if start <= end)
+        return replace(self, data=self.data[low:high], answers=answers)
 
 
 @dataclass
@@ -41,151 +75,172 @@ class Skip:
     left: int = 0
     """Records that are still to be passed over; readers count it down."""
     bad: bool = False
-    """Whether a record that cannot be read is handed on as such, where it would otherwise be an error."""
+    """Whether a record that cannot be read is handed on as dropped, where it would otherwise be an error."""
+
+    def pass_over(self, available: int) -> int:
+        """How many of the next ``available`` records are passed over; counts down."""
+        passed = min(self.left, available)
+        self.left -= passed
+        return passed
 
 
-def read_records(path: Path, form: TextFormat, skip: Skip | None = None) -> Iterator[Record]:
+class Row(NamedTuple):
+    """A record that has not been parsed."""
+
+    place: int
+    """Line or row, from 1."""
+    where: str
+    """The same with the file, for messages."""
+    load: Callable[[], Any]
+    """Gives the columns; raises :class:`~ouroboros.errors.OuroborosError` for what is no record."""
+
+
+def read_records(path: Path, form: TextFormat, skip: Skip | None = None, *, name: str = "") -> Iterator[Document]:
     """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order, without the first ``skip.left``.
 
-    Lines that are passed over are not parsed, row groups of parquet not read. ``skip`` counts down.
+    Lines that are passed over are not parsed, row groups of parquet not read. Documents are called after ``name``, or
+    the file's own, and their line or row.
 
     Raises:
         OuroborosError: not readable, not JSON or parquet, a record without a column of ``form`` or with something
             else than text there, unless ``skip.bad``; names file and line or row.
     """
     skip = skip or Skip()
+    for row in read_rows(path, skip, form):
+        yield _document(row, f"{name or path.name}:{row.place}", form, skip.bad)
+
+
+def read_rows(path: Path, skip: Skip, form: TextFormat | None = None) -> Iterator[Row]:
+    """The records of a file before they are made text; of parquet, all columns where no ``form`` asks for some."""
     try:
-        if text_suffix(path) == ".parquet":
-            yield from _read_parquet(path, form, skip)
-        elif _is_array(path):
-            yield from _read_array(path, form, skip)
-        else:
-            yield from _read_lines(path, form, skip)
+        yield from _parquet_rows(path, skip, form) if text_suffix(path) == ".parquet" else _json_rows(path, skip)
     except OSError as error:
         raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def _record(load: Callable[[], Any], form: TextFormat, place: int, where: str, leave_out: bool) -> Record:
-    """The record whose columns ``load`` gives."""
-    try:
-        return _made(load(), form, place, where)
-    except OuroborosError as error:
-        if leave_out:
-            return Record(place, None, None, None, bad=str(error))
-        # A fault of the first record is one of the format rather than of the record.
-        hint = "; data.skip_bad_records leaves such records out" if place > 1 else ""
-        raise OuroborosError(f"{error}{hint}") from error.__cause__
-
-
-def _made(value: Any, form: TextFormat, place: int, where: str) -> Record:
-    if not isinstance(value, dict):
-        raise OuroborosError(f"{where}: expected an object with columns, got {type(value).__name__}")
-    found = form.render(value, where)
-    if found is None:
-        return Record(place, None, None, None)
-    text, answers = found
-    try:
-        data = text.encode()
-    except UnicodeEncodeError as error:
-        raise OuroborosError(f"{where}: its text has an unpaired surrogate at character {error.start}") from None
-    if answers and len(data) != len(text):
-        answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
-    return Record(place, text, data, form.group_of(value, where), answers)
-
-
-def _is_array(path: Path) -> bool:
-    """Whether a ``.json`` file is one array; otherwise it is read as json lines."""
-    if text_suffix(path) != ".json":
-        return False
-    with open_text(path) as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def _read_lines(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            if skip.left:
-                skip.left -= 1
-                continue
-            where = f"{path}:{number}"
-            yield _record(partial(_parse, line, where), form, number, where, skip.bad)
-
-
-def _read_array(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
-    with open_text(path) as file:
-        values = _parse(file.read(), str(path))
-    passed = min(skip.left, len(values))
-    skip.left -= passed
-    for number, value in enumerate(values[passed:], passed + 1):
-        yield _record(lambda value=value: value, form, number, f"{path}: record {number}", skip.bad)
-
-
-def _parse(data: bytes, where: str) -> Any:
-    try:
-        return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
-        raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
-
-
-def _read_parquet(path: Path, form: TextFormat, skip: Skip) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            wanted = [_root(column, names) for column in (*form.columns, *filter(None, [form.group]))] or names
-            for column in wanted:
-                if column not in names:
-                    raise form.missing(column, names, str(path))
-            row, groups = 0, list(range(file.metadata.num_row_groups))
-            while groups and file.metadata.row_group(groups[0]).num_rows <= skip.left:
-                size = file.metadata.row_group(groups.pop(0)).num_rows
-                row, skip.left = row + size, skip.left - size
-            for batch in file.iter_batches(columns=list(dict.fromkeys(wanted)), row_groups=groups) if groups else ():
-                passed = min(skip.left, batch.num_rows)
-                row, skip.left = row + passed, skip.left - passed
-                for value in batch.slice(passed).to_pylist():
-                    row += 1
-                    yield _record(lambda value=value: value, form, row, f"{path}: row {row}", skip.bad)
-    except pyarrow.ArrowException as error:
-        raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
-
-
-def _root(column: str, names: Sequence[str]) -> str:
-    """The column of a file that holds ``column``: itself, or the one that its name begins with."""
-    start = column.partition(".")[0]
-    return start if column not in names and start in names else column
-
-
-def read_hub(text: str, spec: DataSpec, form: TextFormat, start: int = 0) -> Iterator[tuple[str, Record]]:
+def read_hub(
+    text: str, spec: DataSpec, form: TextFormat, start: int = 0, anchor: Anchor | None = None
+) -> Iterator[Document]:
     """Stream ``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT`` (split ``train`` by default).
 
-    Yields:
-        (``NAME:row`` with rows from 1, the record), from row ``start`` + 1 on.
+    Documents are called ``NAME:row`` with rows from 1; the first is row ``start`` + 1, looked for from ``anchor`` on if
+    there is one. Every :data:`ANCHOR_ROWS` rows a document has an anchor for what follows it.
 
     Raises:
         StreamError: no such data set, no network, the stream broke.
         OuroborosError: neither ``data.stream`` nor ``data.max_bytes``; a row without a column of ``form``.
     """
     name, config, split = (*text.removeprefix("hf:").split(":"), "", "")[:3]
-    if not name:
-        raise OuroborosError(f"source {text!r}: no name after 'hf:'; write 'hf:OWNER/NAME'")
-    if spec.max_bytes is None and not spec.stream:
-        raise OuroborosError(f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000")
-    for number, row in enumerate(_hub_rows(text, name, config or None, split or "train", start), start + 1):
-        where = f"source {text!r}: row {number}"
-        yield f"{name}:{number}", _record(lambda row=row: row, form, number, where, spec.skip_bad_records)
+    check(bool(name), f"source {text!r}: no name after 'hf:'; write 'hf:OWNER/NAME'")
+    check(
+        spec.max_bytes is not None or spec.stream,
+        f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000",
+    )
+    for number, values, state in _hub_rows(text, (name, config or None, split or "train"), start, anchor):
+        row = Row(number, f"source {text!r}: row {number}", lambda values=values: values)
+        document = _document(row, f"{name}:{number}", form, spec.skip_bad_records)
+        yield replace(document, anchor=Anchor(number, state)) if state else document
 
 
-def _hub_rows(text: str, name: str, config: str | None, split: str, start: int) -> Iterable[Any]:
+def _hub_rows(
+    text: str, place: tuple[str, str | None, str], start: int, anchor: Anchor | None
+) -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
+    """The number of each row from ``start`` + 1 on, its columns, and of some the reader's state behind it."""
     import datasets
 
+    name, config, split = place
+    passed = 0 if anchor is None else anchor.record
     try:
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
-        yield from rows.skip(start) if start else rows
+        if anchor is not None:
+            rows.load_state_dict(anchor.state)
+        for number, values in enumerate(itertools.islice(rows, start - passed, None), start + 1):
+            yield number, values, rows.state_dict() if number % ANCHOR_ROWS == 0 else None
     except Exception as error:  # network, hub and parser errors share no base class; the user needs one line
         reason = first_line(error, otherwise="")
         raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error
+
+
+def _document(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
+    """The text of a record; with ``leave_out`` one that cannot be read is handed on as dropped."""
+    try:
+        return _rendered(row, name, form)
+    except OuroborosError as error:
+        if leave_out:
+            return Document(name, b"", dropped=BAD, fault=str(error))
+        # A fault of the first record is one of the format rather than of the record.
+        hint = "; data.skip_bad_records leaves such records out" if row.place > 1 else ""
+        raise OuroborosError(f"{error}{hint}") from error.__cause__
+
+
+def _rendered(row: Row, name: str, form: TextFormat) -> Document:
+    values = row.load()
+    check(isinstance(values, dict), f"{row.where}: expected an object with columns, got {type(values).__name__}")
+    found = form.render(values, row.where)
+    if found is None:
+        return Document(name, b"", dropped=NO_TEXT)
+    text, answers = found
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise OuroborosError(f"{row.where}: its text has an unpaired surrogate at character {error.start}") from None
+    if answers and len(data) != len(text):
+        answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
+    group = form.group_of(values, row.where)
+    return Document(name, data, group=group.encode() if group else None, answers=answers)
+
+
+def _json_rows(path: Path, skip: Skip) -> Iterator[Row]:
+    """Lines; of a ``.json`` file that begins with a bracket, the entries of the array."""
+    with open_text(path) as file:
+        head = file.peek(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
+        if text_suffix(path) == ".json" and head.startswith(b"["):
+            values = _parse(file.read(), str(path))
+            passed = skip.pass_over(len(values))
+            for number, value in enumerate(values[passed:], passed + 1):
+                yield Row(number, f"{path}: record {number}", lambda value=value: value)
+            return
+        for number, line in enumerate(file, 1):
+            if not line.isspace() and not skip.pass_over(1):
+                where = f"{path}:{number}"
+                yield Row(number, where, partial(_parse, line, where))
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.removeprefix(_BYTE_ORDER_MARK))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
+        raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
+
+
+def _parquet_rows(path: Path, skip: Skip, form: TextFormat | None) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = _wanted(file.schema_arrow.names, form, path)
+            row, groups = 0, list(range(file.metadata.num_row_groups))
+            while groups and file.metadata.row_group(groups[0]).num_rows <= skip.left:
+                row += skip.pass_over(file.metadata.row_group(groups.pop(0)).num_rows)
+            for batch in file.iter_batches(columns=columns, row_groups=groups) if groups else ():
+                passed = skip.pass_over(batch.num_rows)
+                row += passed
+                for value in batch.slice(passed).to_pylist():
+                    row += 1
+                    yield Row(row, f"{path}: row {row}", lambda value=value: value)
+    except pyarrow.ArrowException as error:
+        raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
+
+
+def _wanted(names: Sequence[str], form: TextFormat | None, path: Path) -> list[str]:
+    """The columns of a parquet file that ``form`` reads: those themselves, or those that their names begin with."""
+    found: list[str] = []
+    if form is not None:
+        for column in (*form.columns, *([form.group] if form.group else [])):
+            start = column.partition(".")[0]
+            whole = start if column not in names and start in names else column
+            if whole not in names:
+                raise form.missing(column, names, str(path))
+            found.append(whole)
+    return list(dict.fromkeys(found or names))

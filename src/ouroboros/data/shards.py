@@ -13,17 +13,18 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.documents import describe_counts, read_documents
 from ouroboros.data.folders import lies_inside
 from ouroboros.data.formats import find_format
+from ouroboros.data.lossless import check_round_trip
 from ouroboros.data.masks import Masks, ends_answered
-from ouroboros.data.mixtures import parse_sources
 from ouroboros.data.prepared import (
     FORMAT_VERSION,
     MANIFEST,
@@ -31,19 +32,22 @@ from ouroboros.data.prepared import (
     PreparedData,
     file_sha256,
     open_prepared,
+    raw_documents,
 )
-from ouroboros.data.published import published_blocks
-from ouroboros.data.roundtrip import check_round_trip
-from ouroboros.data.sources import BUILT_IN, Document, SourceRef, describe_counts, read_documents
+from ouroboros.data.records import Document
+from ouroboros.data.sources import SourceRef, parse_sources
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
 from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.files import flush, remove_leftovers, whole_directory
 
 logger = logging.getLogger(__name__)
 
 MIN_TRAIN_BYTES = 64
+_FREE = ("sequence_length", "skip_bad_records")
+"""Options that may differ from those of an earlier preparation: windows are cut by the loader, and what was prepared
+had no record that could not be read, or has left it out."""
 
 
 def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_progress: bool = False) -> PreparedData:
@@ -64,12 +68,16 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     if (path / MANIFEST).exists():
         return _reuse(spec, path, resumed)
     refs = parse_sources(spec.sources, base=Path.cwd())
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OuroborosError(f"data {str(path)!r}: exists and holds no prepared data; choose another directory")
+    check(
+        not path.exists() or (path.is_dir() and not any(path.iterdir())),
+        f"data {str(path)!r}: exists and holds no prepared data; choose another directory",
+    )
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
-        if ref.kind == "directory" and lies_inside(path, ref.path):
-            raise OuroborosError(f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it")
+        check(
+            ref.kind != "directory" or not lies_inside(path, ref.path),
+            f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
+        )
     remove_leftovers(path.parent, path.name)
     try:
         with whole_directory(path, replace=False) as work:
@@ -81,20 +89,15 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     return open_prepared(path)
 
 
-_FREE = ("sequence_length", "skip_bad_records")
-"""Options that may differ: windows are cut by the loader, and what was prepared had no record that could not be read,
-or has left it out."""
-
-
 def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
     prepared = open_prepared(path)
     wanted, found = to_dict(spec), to_dict(prepared.spec)
     for key in wanted:
-        if key not in _FREE and wanted[key] != found[key]:
-            raise OuroborosError(
-                f"data {str(path)!r}: was prepared with data.{key} = {found[key]!r}, not {wanted[key]!r};"
-                " choose another directory or remove it"
-            )
+        check(
+            key in _FREE or wanted[key] == found[key],
+            f"data {str(path)!r}: was prepared with data.{key} = {found[key]!r}, not {wanted[key]!r};"
+            " choose another directory or remove it",
+        )
     if resumed:
         prepared.find_sources()
     else:
@@ -109,104 +112,66 @@ def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
 def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> None:
     """Refuse a tokenizer directory that has changed. A run that goes on has a copy, so the directory may be gone."""
     path = Path(spec.tokenizer).expanduser()
-    if resumed:
-        places = [base / path for base in (prepared.base, Path())]
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
-            prepared.verify()
-            logger.warning(
-                "tokenizer %r: is not at %r any more; the run goes on with its own copy", spec.tokenizer, str(places[0])
-            )
-            return
-        path = found
-    given, kept = load_tokenizer(path), prepared.tokenizer
-    is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
-    if given.fingerprint != prepared.manifest["tokenizer"]["fingerprint"] or not is_same_chat:
-        raise OuroborosError(
-            f"data.tokenizer {spec.tokenizer!r}: has changed since {str(prepared.directory)!r} was prepared"
+    places = [base / path for base in (prepared.base, Path())] if resumed else [path]
+    place = next((place for place in places if place.is_dir()), None)
+    if place is None and resumed:
+        prepared.verify()
+        logger.warning(
+            "tokenizer %r: is not at %r any more; the run goes on with its own copy", spec.tokenizer, str(places[0])
         )
+        return
+    given, kept = load_tokenizer(place or path), prepared.tokenizer
+    is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
+    check(
+        given.fingerprint == prepared.manifest["tokenizer"]["fingerprint"] and is_same_chat,
+        f"data.tokenizer {spec.tokenizer!r}: has changed since {str(prepared.directory)!r} was prepared",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A source whose text is on disk."""
+
+    ref: SourceRef
+    splits: Splits
+    """Its documents without their bytes."""
+    stem: str
+    """What its files begin with."""
+    entry: dict[str, Any]
+    """Its part of the manifest."""
+
+    def documents(self, split: str) -> Iterator[tuple[str, Document, bytes]]:
+        """The name for messages, the document without its bytes, and these."""
+        documents = self.splits.documents(split)
+        for document, data in zip(documents, raw_documents(Path(f"{self.stem}-{split}")), strict=True):
+            yield f"{self.ref.text}: {document.name}", document, data
 
 
 def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path, shows_progress: bool) -> None:
     """Everything of one preparation: texts first, then the tokenizer they may train, then ids, the manifest last."""
-    entries: list[dict[str, Any]] = []
-    outlines: list[Splits] = []
-    for index, ref in enumerate(refs):
-        documents: Counter[str] = Counter()
-        splits, fingerprint = _split_source(ref, spec, documents)
-        _report_counts(ref, documents)
-        counts = {split: _write_raw(splits.spans(split), work / f"{index}-{split}") for split in SPLITS}
-        entries.append(
-            {
-                "text": ref.text,
-                "weight": ref.weight,
-                "format": ref.format,
-                "kind": ref.kind,
-                "fingerprint": fingerprint,
-                "cut": splits.is_cut,
-                "read": documents.pop("read"),
-                "kept": documents.pop("kept"),
-                "dropped": dict(sorted(documents.items())),
-                "splits": counts,
-            }
-        )
-        outlines.append(_outline(splits))
-    check_disjoint(outlines, [ref.text for ref in refs])
-    raw_train = (raw for index in range(len(refs)) for raw in _read_raw(work / f"{index}-train"))
-    tokenizer = resolve_tokenizer(spec.tokenizer, raw_train, shows_progress=shows_progress)
+    sources = [_write_text(ref, spec, str(work / str(index))) for index, ref in enumerate(refs)]
+    check_disjoint([source.splits for source in sources], [ref.text for ref in refs])
+    train = (data for source in sources for _, _, data in source.documents("train"))
+    tokenizer = resolve_tokenizer(spec.tokenizer, train, shows_progress=shows_progress)
     if any(isinstance(source_format(find_format(ref.format), spec), TemplateChat) for ref in refs if ref.format):
         tokenizer = tokenizer.reading_specials()
-    for index, split in itertools.product(range(len(refs)), SPLITS):
-        named = zip(_names(refs[index], outlines[index], split), _read_raw(work / f"{index}-{split}"), strict=True)
+    for source, split in itertools.product(sources, SPLITS):
+        named = ((name, data) for name, _, data in source.documents(split))
         check_round_trip(tokenizer, named, what=f"data.tokenizer {spec.tokenizer!r}")
     tokenizer.save(work / "tokenizer")
-    masks = _masks(spec, tokenizer, outlines)
+    masks = _masks(spec, tokenizer, sources)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
-    for index, entry in enumerate(entries):
+    for source in sources:
         for split in SPLITS:
-            names = _names(refs[index], outlines[index], split)
-            tokens = _write_tokens(tokenizer, work / f"{index}-{split}", names, dtype)
-            entry["splits"][split]["tokens"] = tokens
+            source.entry["splits"][split]["tokens"] = _write_tokens(tokenizer, source, split, dtype)
         if masks is not None and not spec.stream:
-            _write_mask(masks, outlines[index].documents("train"), work / f"{index}-train", dtype)
-        entry.update(_length_facts(work / f"{index}-train", spec.sequence_length))
-    _write_manifest(spec, tokenizer, dtype, entries, work)
+            _write_mask(masks, source, dtype)
+    _write_manifest(spec, tokenizer, dtype, [source.entry for source in sources], work)
 
 
-def _names(ref: SourceRef, outline: Splits, split: str) -> list[str]:
-    """The documents of a part, for messages."""
-    return [f"{ref.text}: {document.name}" for document in outline.documents(split)]
-
-
-def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
-    """Log what was read, kept and dropped; whatever is left out of a user's own source is said."""
-    is_little = 2 * counts["kept"] < counts["read"]
-    hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
-    complete = counts["kept"] == counts["read"] or ref.text in BUILT_IN
-    level = logging.INFO if complete else logging.WARNING
-    logger.log(level, "source %r: %s%s", ref.text, describe_counts(counts), hint)
-
-
-def _length_facts(stem: Path, block: int) -> dict[str, Any]:
-    """How long the training documents are, and what a cut into blocks that crosses no document would have lost.
-
-    Lengths are in tokens with the end-of-text token: ``lengths[k]`` documents have 2^k to 2^(k+1) - 1 of them.
-    """
-    lengths = np.diff(np.load(f"{stem}.idx.npy", allow_pickle=False))
-    blocks = np.array([len(published_blocks(length, block)) for length in lengths.tolist()], dtype=np.int64)
-    return {
-        "lengths": np.bincount(np.frexp(lengths)[1] - 1).tolist(),
-        "block_cut": {
-            "block": block,
-            "blocks": int(blocks.sum()),
-            "documents_lost": int((blocks == 0).sum()),
-            "tokens_lost": int(lengths.sum() - block * blocks.sum()),
-        },
-    }
-
-
-def _split_source(ref: SourceRef, spec: DataSpec, counts: Counter[str]) -> tuple[Splits, str]:
-    """Read one source: its splits and its fingerprint; ``counts`` is added what was kept and dropped."""
+def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
+    """Read one source, divide it and write the text of its parts."""
+    counts: Counter[str] = Counter()
     fingerprint = Fingerprint()
 
     def documents() -> Iterator[Document]:
@@ -221,13 +186,35 @@ def _split_source(ref: SourceRef, spec: DataSpec, counts: Counter[str]) -> tuple
     except OuroborosError as error:
         text = str(error)
         raise OuroborosError(text if ref.text in text else f"source {ref.text!r}: {text}") from None
-    size = sum(len(span.document.data) for span in splits.train)
-    if size < MIN_TRAIN_BYTES:
-        raise OuroborosError(
-            f"source {ref.text!r}: its training part has {size} bytes; at least {MIN_TRAIN_BYTES} are needed;"
-            " use a longer text"
-        )
-    return splits, fingerprint.hexdigest()
+    size = sum(len(document.data) for document in splits.documents("train"))
+    check(
+        size >= MIN_TRAIN_BYTES,
+        f"source {ref.text!r}: its training part has {size} bytes; at least {MIN_TRAIN_BYTES} are needed;"
+        " use a longer text",
+    )
+    _report_counts(ref, counts)
+    entry = {
+        "text": ref.text,
+        "weight": ref.weight,
+        "format": ref.format,
+        "kind": ref.kind,
+        "fingerprint": fingerprint.hexdigest(),
+        "cut": splits.is_cut,
+        "read": counts.pop("read"),
+        "kept": counts.pop("kept"),
+        "dropped": dict(sorted(counts.items())),
+        "splits": {split: _write_raw(splits.documents(split), f"{stem}-{split}") for split in SPLITS},
+    }
+    return _Source(ref, _outline(splits), stem, entry)
+
+
+def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
+    """Log what was read, kept and dropped; whatever is left out of a user's own source is said."""
+    is_little = 2 * counts["kept"] < counts["read"]
+    hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
+    is_complete = counts["kept"] == counts["read"] or ref.is_built_in
+    level = logging.INFO if is_complete else logging.WARNING
+    logger.log(level, "source %r: %s%s", ref.text, describe_counts(counts), hint)
 
 
 def _outline(splits: Splits) -> Splits:
@@ -239,58 +226,57 @@ def _outline(splits: Splits) -> Splits:
     return Splits(bare(splits.train), bare(splits.valid), bare(splits.test), splits.is_cut)
 
 
-def _write_raw(spans: Iterable[Span], stem: Path) -> dict[str, int]:
-    starts = [0]
+def _write_raw(documents: Sequence[Document], stem: str) -> dict[str, int]:
     with Path(f"{stem}.raw").open("wb") as file:
-        for span in spans:
-            file.write(span.document.data)
-            starts.append(starts[-1] + len(span.document.data))
-    np.save(f"{stem}.raw.idx.npy", np.array(starts, dtype="<i8"), allow_pickle=False)
-    return {"documents": len(starts) - 1, "bytes": starts[-1]}
+        file.writelines(document.data for document in documents)
+    size = _write_starts(f"{stem}.raw.idx.npy", [len(document.data) for document in documents])
+    return {"documents": len(documents), "bytes": size}
 
 
-def _read_raw(stem: Path) -> Iterator[bytes]:
-    starts = np.load(f"{stem}.raw.idx.npy", allow_pickle=False).tolist()
-    with Path(f"{stem}.raw").open("rb") as file:
-        for start, end in itertools.pairwise(starts):
-            yield file.read(end - start)
-
-
-def _write_tokens(tokenizer: TextTokenizer, stem: Path, names: list[str], dtype: np.dtype) -> int:
-    starts = [0]
+def _write_tokens(tokenizer: TextTokenizer, source: _Source, split: str, dtype: np.dtype) -> int:
+    """The ids of one part, each document after an end-of-text id; how many there are."""
+    stem = f"{source.stem}-{split}"
     eos = np.array([tokenizer.eos_id], dtype=dtype).tobytes()
+    names = [f"{source.ref.text}: {document.name}" for document in source.splits.documents(split)]
+    sizes = []
     with Path(f"{stem}.bin").open("wb") as file:
-        for ids in tokenizer.encode_many(_read_raw(stem), names=names):
-            file.write(eos)
-            file.write(ids.astype(dtype).tobytes())
-            starts.append(starts[-1] + 1 + len(ids))
-    np.save(f"{stem}.idx.npy", np.array(starts, dtype="<i8"), allow_pickle=False)
+        for ids in tokenizer.encode_many(raw_documents(Path(stem)), names=names):
+            file.write(eos + ids.astype(dtype).tobytes())
+            sizes.append(1 + len(ids))
+    return _write_starts(f"{stem}.idx.npy", sizes)
+
+
+def _write_starts(path: str, sizes: Sequence[int]) -> int:
+    """Write where each of some parts begins, and where the last one ends, which is returned."""
+    starts = list(itertools.accumulate(sizes, initial=0))
+    np.save(path, np.array(starts, dtype="<i8"), allow_pickle=False)
     return starts[-1]
 
 
-def _masks(spec: DataSpec, tokenizer: TextTokenizer, outlines: Sequence[Splits]) -> Masks | None:
+def _masks(spec: DataSpec, tokenizer: TextTokenizer, sources: Sequence[_Source]) -> Masks | None:
     """What finds the tokens that are learned; None where all of them are."""
     if spec.loss == "all":
         return None
-    if all(document.answers is None for splits in outlines for document in splits.documents("train")):
-        raise OuroborosError(
-            "data.loss 'answers' changes nothing: no source has questions and answers; name the format of one, such as"
-            " SRC@messages or 'SRC@Q: {question}\\nA: {answer}'"
-        )
+    check(
+        any(document.answers is not None for source in sources for document in source.splits.documents("train")),
+        "data.loss 'answers' changes nothing: no source has questions and answers; name the format of one, such as"
+        " SRC@messages or 'SRC@Q: {question}\\nA: {answer}'",
+    )
     return Masks(tokenizer)
 
 
-def _write_mask(masks: Masks, documents: Sequence[Document], stem: Path, dtype: np.dtype) -> None:
-    """One byte for each id of ``stem``.bin: whether it is learned."""
+def _write_mask(masks: Masks, source: _Source, dtype: np.dtype) -> None:
+    """One byte for each training id: whether it is learned."""
+    stem = f"{source.stem}-train"
     ids = np.fromfile(f"{stem}.bin", dtype=dtype)
     edges = itertools.pairwise(np.load(f"{stem}.idx.npy", allow_pickle=False).tolist())
     ended = False
     with Path(f"{stem}.loss").open("wb") as file:
-        for (start, end), document, raw in zip(edges, documents, _read_raw(stem), strict=True):
+        for (start, end), (_, document, data) in zip(edges, source.documents("train"), strict=True):
             # The end-of-text token before a document is the end of the one that precedes it.
-            mask = masks.mask(ids[start + 1 : end], raw, document.answers, document.name)
+            mask = masks.mask(ids[start + 1 : end], data, document.answers, document.name)
             file.write(np.concatenate([[ended], mask]).astype(np.uint8).tobytes())
-            ended = ends_answered(raw, document.answers)
+            ended = ends_answered(data, document.answers)
 
 
 def _write_manifest(
@@ -319,3 +305,20 @@ def _write_manifest(
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
     for place in (path, work / "tokenizer", work):
         flush(place)
+
+
+@contextlib.contextmanager
+def _temporary_sibling(path: Path) -> Iterator[Path]:
+    """A fresh directory beside ``path``, removed afterwards if it is still there; those of killed processes go too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.tmp-{socket.gethostname()}-"
+    for entry in path.parent.glob(f"{prefix}*"):
+        pid = entry.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not process_alive(int(pid)):
+            shutil.rmtree(entry, ignore_errors=True)
+    work = path.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        work.mkdir()
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ouroboros.data.sources import Document, character_floor
-from ouroboros.errors import OuroborosError
+from ouroboros.data.documents import character_floor
+from ouroboros.data.records import Document
+from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
 
@@ -87,19 +89,18 @@ def split_documents(
     """
     docs = [document for document in documents if document.data]
     wanted = [fraction for fraction in (valid_fraction, test_fraction) if fraction > 0]
-    splits = _by_hash(docs, valid_fraction, test_fraction)
+    splits = _in_parts(docs, [part_of(document, valid_fraction, test_fraction) for document in docs])
     total = sum(len(document.data) for document in docs)
     enough = not wanted or min(wanted) * len(docs) >= _MIN_EXPECTED
     missing = (valid_fraction > 0 and not splits.valid) or (test_fraction > 0 and not splits.test)
     # One huge document in a held-out part would starve training.
     starved = 2 * sum(len(span.document.data) for span in splits.train) < total
     if not allow_cut:
-        if missing or not splits.train:
-            raise OuroborosError(
-                f"the {len(docs)} documents of {total} bytes at its head give no held-out or no training part, and a"
-                " stream is divided by whole documents; raise data.valid_fraction (or data.test_fraction) or"
-                " data.max_bytes"
-            )
+        check(
+            bool(splits.train) and not missing,
+            f"the {len(docs)} documents of {total} bytes at its head give no held-out or no training part, and a stream"
+            " is divided by whole documents; raise data.valid_fraction (or data.test_fraction) or data.max_bytes",
+        )
     elif wanted and (not enough or missing or starved):
         # A cut could part the documents of a group.
         few = _by_cut if all(document.group is None for document in docs) else _by_group
@@ -133,31 +134,26 @@ def check_disjoint(sources: Iterable[Splits], names: Iterable[str] = ()) -> None
                 )
 
 
-def _by_hash(docs: list[Document], valid_fraction: float, test_fraction: float) -> Splits:
-    return _in_parts(docs, [part_of(document, valid_fraction, test_fraction) for document in docs])
-
-
 def _by_group(docs: list[Document], valid_fraction: float, test_fraction: float) -> Splits:
     """Few groups: ranked by their sha256, the first ones validation, the last ones test, each at least one group."""
-    sizes: dict[bytes, int] = {}
+    sizes: Counter[bytes] = Counter()
     for document in docs:
-        sizes[_decider(document)] = sizes.get(_decider(document), 0) + len(document.data)
-    ranked, total = sorted(sizes, key=fraction_of), sum(sizes.values())
+        sizes[_decider(document)] += len(document.data)
+    ranked = sorted(sizes, key=fraction_of)
     names = dict.fromkeys(ranked, "train")
     for name, fraction, order in (("valid", valid_fraction, ranked), ("test", test_fraction, ranked[::-1])):
         taken = 0
         for group in order:
-            if taken >= total * fraction:
+            if taken >= sizes.total() * fraction:
                 break
             taken += sizes[group]
             names[group] = name
-    if {name for name, fraction in _wanted(valid_fraction, test_fraction) if fraction > 0} - set(names.values()):
-        raise OuroborosError(f"too little text: {len(ranked)} groups of documents cannot give every part one")
+    wanted = {"train", *(["valid"] if valid_fraction else []), *(["test"] if test_fraction else [])}
+    check(
+        wanted <= set(names.values()),
+        f"too little text: {len(ranked)} groups of documents cannot give every part one",
+    )
     return _in_parts(docs, [names[_decider(document)] for document in docs])
-
-
-def _wanted(valid_fraction: float, test_fraction: float) -> tuple[tuple[str, float], ...]:
-    return tuple(zip(SPLITS, (1.0, valid_fraction, test_fraction), strict=True))
 
 
 def _in_parts(docs: list[Document], names: Iterable[str]) -> Splits:
@@ -187,12 +183,12 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
     valid_from = test_from - round(total * valid_fraction)
     valid_cut, test_cut = _boundary(spans, valid_from), _boundary(spans, test_from)
     parts = [list(_between(spans, *bounds)) for bounds in ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))]
-    for (name, fraction), part in zip(_wanted(valid_fraction, test_fraction), parts, strict=True):
-        if fraction > 0 and not part:
-            raise OuroborosError(
-                f"too little text: the {name} part of {total} bytes would be empty; use a longer text, or set"
-                f" data.{name}_fraction to 0 for none"
-            )
+    for name, fraction, part in zip(SPLITS, (1.0, valid_fraction, test_fraction), parts, strict=True):
+        check(
+            fraction == 0 or bool(part),
+            f"too little text: the {name} part of {total} bytes would be empty; use a longer text, or set"
+            f" data.{name}_fraction to 0 for none",
+        )
     return Splits(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), is_cut=True)
 
 

@@ -4,7 +4,7 @@ Each source is one stream of ids: its training documents in the order of the sou
 again from the first document when the source ends. Window ``w`` of a source is ids ``w*T`` to ``w*T + T`` inclusive,
 as for stored text, so every id but the very first is a target once in every pass and no document is lost, however
 short or long it is. Windows are mixed by :func:`ouroboros.data.loader.choose_source`: weights are shares of *tokens*.
-(The R-HRM pipeline as published draws documents, so that sources of long documents get more than their weight.)
+Drawing documents instead would give sources of long documents more than their weight.
 
 The position of a source is the document at which its unread ids begin, how many ids of it are used, and the pass. All
 that was read ahead is read again from there, so a restored loader gives the same batches, whatever failed before.
@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
+from ouroboros.data.documents import count_document, judged_documents
 from ouroboros.data.loader import Loader, WindowLoader
 from ouroboros.data.masks import Masks, ends_answered, hide
 from ouroboros.data.prepared import PreparedData
-from ouroboros.data.records import StreamError
-from ouroboros.data.sources import Document, SourceRef, read_documents
+from ouroboros.data.records import Anchor, Document, StreamError
+from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, first_line
@@ -55,6 +56,19 @@ class Place:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Documents before it, over all passes: ``read``, ``kept`` by the filters, ``held out`` of these, and one entry
     per reason that documents were dropped for."""
+    anchor: Anchor | None = None
+    """A place at or before it that a hub stream can be opened at."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        values = {"record": self.record, "epoch": self.epoch, "counts": dict(self.counts)}
+        return values if self.anchor is None else {**values, "anchor": list(self.anchor)}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Place:
+        """The inverse of :meth:`to_json`."""
+        anchor = values.get("anchor")
+        return cls(values["record"], values["epoch"], values["counts"], Anchor(*anchor) if anchor else None)
 
 
 class DocumentStream:
@@ -76,11 +90,9 @@ class DocumentStream:
     ) -> None:
         self.name, self.restarts = ref.text, restarts
         self._ref, self._spec, self._is_training, self._sleep = ref, spec, is_training, sleep
-        self._record, self._epoch = place.record, place.epoch
-        self._counts, self._counting = Counter(place.counts), Counter[str]()
+        self._place = place
         self._documents: Iterator[Document] | None = None
         self._failures, self._reason = 0, ""
-        self._expected: int | None = place.record if place != Place() else None
         self._has_begun = self._has_text = False
 
     def __next__(self) -> tuple[Place, Document]:
@@ -94,50 +106,48 @@ class DocumentStream:
             if document is None:
                 self._begin_again()
                 continue
-            self._record = document.index + 1
-            if self._is_training(document):
+            place, counts = self._place, Counter(self._place.counts)
+            count_document(counts, document, self._ref)
+            is_training = document.dropped is None and self._is_training(document)
+            if document.dropped is None and not is_training:
+                counts["held out"] += 1
+            self._place = Place(document.index + 1, place.epoch, counts, document.anchor or place.anchor)
+            if is_training:
                 self._has_text = True
-                before = self._counts - Counter(read=1, kept=1)
-                return Place(document.index, self._epoch, dict(before)), document
-            self._counting["held out"] += 1
-            self._counts = Counter(self._counting)
+                return dataclasses.replace(place, record=document.index), document
 
     def _read(self) -> Document | None:
-        """The next document of any part; None at the end of the source."""
+        """The next document of any part, dropped ones too; None at the end of the source."""
         while True:
             # Whatever is raised leaves the reader unusable, an interruption too.
             documents, self._documents = self._documents, None
             try:
                 if documents is None:
-                    # Counted apart, because a reader that fails has counted what the next one will count again.
-                    self._counting = Counter(self._counts)
-                    documents = read_documents(
-                        self._ref, self._spec, start=self._record, limit=None, counts=self._counting
-                    )
+                    place = self._place
+                    documents = judged_documents(self._ref, self._spec, start=place.record, anchor=place.anchor)
                 document = next(documents, None)
             except Exception as error:  # network, hub and parser errors share no base class
                 self._fail(error)
                 continue
             self._documents, self._failures = documents, 0
-            self._counts = Counter(self._counting)
             self._check_first(document)
             return document
 
     def _fail(self, error: Exception) -> None:
         """Wait before the next attempt, or give up: at once where another attempt would find the same."""
+        is_ours, passes = isinstance(error, OuroborosError), is_passing(error)
         line = first_line(error, otherwise="")
-        reason = line if isinstance(error, OuroborosError) else f"{type(error).__name__}: {line}".removesuffix(": ")
-        passes = is_passing(error)
-        is_final = isinstance(error, OuroborosError) and not isinstance(error, StreamError) and not passes
-        if is_final or not self._has_begun:
-            if isinstance(error, OuroborosError) and self.name in str(error):
+        reason = line if is_ours else f"{type(error).__name__}: {line}".removesuffix(": ")
+        where = f"source {self.name!r}: reading record {self._place.record + 1} failed"
+        if not self._has_begun or (is_ours and not isinstance(error, StreamError) and not passes):
+            if is_ours and self.name in str(error):
                 raise error
-            what = f"reading record {self._record + 1} failed" if self._has_begun else "cannot be opened"
-            raise OuroborosError(f"source {self.name!r}: {what}: {reason}") from error
+            what = where if self._has_begun else f"source {self.name!r}: cannot be opened"
+            raise OuroborosError(f"{what}: {reason}") from error
         self._failures += 1
-        where = f"source {self.name!r}: reading record {self._record + 1} failed"
-        before, self._reason = self._reason, reason
-        if not passes and self._failures > 1 and before == reason:
+        is_repeated = self._failures > 1 and self._reason == reason
+        self._reason = reason
+        if is_repeated and not passes:
             raise OuroborosError(f"{where} twice in the same way: {reason}") from error
         if self._failures >= MAX_FAILURES:
             raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
@@ -147,15 +157,13 @@ class DocumentStream:
         self.restarts += 1
 
     def _check_first(self, document: Document | None) -> None:
-        """A restored place must still be there; a source must have something to read."""
-        if self._has_begun:
-            return
-        found = None if document is None else document.index
-        check(
-            self._expected in (None, found),
-            f"source {self.name!r}: record {self._record + 1} is not there any more; the source has changed since the"
-            " checkpoint",
-        )
+        """A restored place must still be there."""
+        if not self._has_begun and self._place != Place():
+            check(
+                document is not None and document.dropped is None,
+                f"source {self.name!r}: record {self._place.record + 1} is not there any more; the source has changed"
+                " since the checkpoint",
+            )
         self._has_begun = True
 
     def _begin_again(self) -> None:
@@ -165,8 +173,8 @@ class DocumentStream:
             " or empty",
         )
         self._documents, self._has_text = None, False
-        self._record, self._epoch = 0, self._epoch + 1
-        logger.info("source %r: begins again, pass %d", self.name, self._epoch + 1)
+        self._place = Place(0, self._place.epoch + 1, self._place.counts)
+        logger.info("source %r: begins again, pass %d", self.name, self._place.epoch + 1)
 
 
 _NETWORK = ("aiohttp", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
@@ -212,13 +220,8 @@ class TokenStream:
         return self._heads[0][0] if self._heads else self._start
 
     def position(self) -> dict[str, Any]:
-        """The place of the unread ids, as JSON values."""
-        return {**dataclasses.asdict(self.place), "offset": self._offset}
-
-    @property
-    def restarts(self) -> int:
-        """How often the source was opened again after a failure."""
-        return self._documents.restarts
+        """The place of the unread ids, how many ids of its document are used, and restarts, as JSON values."""
+        return {**self.place.to_json(), "offset": self._offset, "restarts": self._documents.restarts}
 
     def window(self, start: int, length: int) -> np.ndarray:
         """``length`` ids, ``start`` ids after the position, which stays."""
@@ -245,28 +248,24 @@ class TokenStream:
             size += len(self._taken[-1][1].data)
         names = [f"source {self._documents.name!r}: {document.name}" for _, document in self._taken]
         encoded = list(self._tokenizer.encode_many([document.data for _, document in self._taken], names=names))
-        skipped, self._skip = self._skip, 0
         check(
-            skipped <= len(encoded[0]),
+            self._skip <= len(encoded[0]),
             f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",
         )
-        self._heads += [(place, 1 + len(ids)) for (place, _), ids in zip(self._taken, encoded, strict=True)]
         eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
-        taken = [document for _, document in self._taken]
+        parts, ended = [], self._ended
+        for (_, document), ids, name in zip(self._taken, encoded, names, strict=True):
+            part = np.concatenate([eos, ids])
+            if self._masks is not None:
+                mask = self._masks.mask(ids, document.data, document.answers, name)
+                part = hide(part, np.concatenate([[ended], mask]))
+                ended = ends_answered(document.data, document.answers)
+            parts.append(part)
+        # Nothing below fails.
+        self._heads += [(place, len(part)) for (place, _), part in zip(self._taken, parts, strict=True)]
+        parts[0], self._skip, self._ended = parts[0][self._skip :], 0, ended
         self._taken.clear()
-        parts = [part for ids in encoded for part in (eos, ids)]
-        if self._masks is not None:
-            parts = [
-                part for pair in zip(taken, encoded, names, strict=True) for part in self._hidden(self._masks, *pair)
-            ]
-        return [np.concatenate(parts[:2])[skipped:], *parts[2:]]
-
-    def _hidden(self, masks: Masks, document: Document, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The end-of-text id before a document and its ids, those hidden that are not learned."""
-        mask = masks.mask(ids, document.data, document.answers, name)
-        eos = hide(np.array([self._tokenizer.eos_id]), np.array([self._ended]))
-        self._ended = ends_answered(document.data, document.answers)
-        return eos, hide(ids, mask)
+        return parts
 
 
 class StreamLoader(Loader):
@@ -309,20 +308,14 @@ class StreamLoader(Loader):
 
     @property
     def epochs(self) -> list[float]:
-        """Whole passes over each source so far."""
         return [float(stream.place.epoch) for stream in self._streams]
 
     def sources(self) -> list[dict[str, Any]]:
         """Where each source is: its name, :class:`Place`, ``offset`` and ``restarts``, as JSON values."""
-        return [
-            {"source": name, **stream.position(), "restarts": stream.restarts}
-            for name, stream in zip(self.names, self._streams, strict=True)
-        ]
+        return [{"source": name, **stream.position()} for name, stream in zip(self.names, self._streams, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The position and what it belongs to, as JSON values."""
-        positions = [{**stream.position(), "restarts": stream.restarts} for stream in self._streams]
-        return {**super().state_dict(), "positions": positions}
+        return {**super().state_dict(), "positions": [stream.position() for stream in self._streams]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position; the sources are read from there at the next use.
@@ -331,15 +324,13 @@ class StreamLoader(Loader):
             OuroborosError: the state is of another seed, window length, mixture, tokenizer, source or filter; names
                 which.
         """
-        positions = state.get("positions")
-        if positions is None:
-            raise OuroborosError("data position: lacks positions; it is of stored data, not of a stream")
+        check(
+            state.get("positions") is not None, "data position: lacks positions; it is of stored data, not of a stream"
+        )
         super().load_state_dict(state)
         streams = []
-        for source, saved in enumerate(positions):
-            values = dict(saved)
-            offset, restarts = values.pop("offset"), values.pop("restarts")
-            streams.append(self._stream(source, Place(**values), offset, restarts))
+        for source, saved in enumerate(state["positions"]):
+            streams.append(self._stream(source, Place.of_json(saved), saved["offset"], saved["restarts"]))
         self._streams = streams
 
     def _identity(self) -> dict[str, Any]:
@@ -383,19 +374,9 @@ class StreamLoader(Loader):
         super()._advance(counts)
 
 
-def open_loader(
-    prepared: PreparedData, *, batch_size: int, sequence_length: int, seed: int, rank: int = 0, world_size: int = 1
-) -> Loader:
+def open_loader(prepared: PreparedData, **options: int) -> Loader:
     """The loader of ``prepared``: over its stored text, or over its sources as they are read with ``data.stream``.
 
-    The arguments are those of :class:`ouroboros.data.loader.Loader`.
+    The options are those of :class:`ouroboros.data.loader.Loader`.
     """
-    made = StreamLoader if prepared.spec.stream else WindowLoader
-    return made(
-        prepared,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    return (StreamLoader if prepared.spec.stream else WindowLoader)(prepared, **options)

@@ -6,7 +6,7 @@ refused. So a tokenizer with which such text was made reads special tokens (``Te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,9 @@ class TemplateChat(ChatFormat):
         tells_answers: find out what of a text is an answer, which takes the template twice more for each.
     """
 
-    _hf: Any
-    _tells: bool
-
     def __init__(self, column: str, hf: Any, *, tells_answers: bool = False) -> None:
         super().__init__(column)
-        object.__setattr__(self, "_hf", hf)
-        object.__setattr__(self, "_tells", tells_answers)
+        self._hf, self._tells = hf, tells_answers
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -40,10 +36,7 @@ class TemplateChat(ChatFormat):
         mark = self._text([*asked, Turn(ASSISTANT, "x")], "chat").removeprefix(f"{before}x").strip()
         return (mark,) if mark else ()
 
-    def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
-        turns = self.turns(record, where)
-        if not any(turn.text and not turn.text.isspace() for turn in turns):
-            return None
+    def _written(self, turns: Sequence[Turn], where: str) -> Rendered:
         text = self._text(turns, where)
         if not self._tells:
             return Rendered(text, ())
@@ -79,10 +72,11 @@ class TemplateChat(ChatFormat):
 
 def source_format(form: TextFormat, spec: DataSpec) -> TextFormat:
     """``form`` as a source is read: conversations by the tokenizer's own template, if it is one that brings one."""
-    if not isinstance(form, ChatFormat) or spec.tokenizer == "bytes" or is_made_of_text(spec.tokenizer):
-        return form
     path = Path(spec.tokenizer).expanduser()
-    hf = load_tokenizer(path).hf if path.is_dir() else None  # one that is not there is an error elsewhere
+    is_made = spec.tokenizer == "bytes" or is_made_of_text(spec.tokenizer)
+    if not isinstance(form, ChatFormat) or is_made or not path.is_dir():  # one that is not there is an error elsewhere
+        return form
+    hf = load_tokenizer(path).hf
     if not getattr(hf, "chat_template", None):
         return form
     return TemplateChat(form.columns[0], hf, tells_answers=spec.loss == "answers")

@@ -1,8 +1,8 @@
-"""Files of text as bytes: gzip and zstd decompressed, UTF-16 and UTF-32 as UTF-8, archives refused by name.
+"""The one place that opens text: gzip and zstd are decompressed, UTF-16 and UTF-32 read as UTF-8, archives refused.
 
-What a file is, is told by its first bytes; its ending only says whether it holds records. Any other file is given as it
-is, binary ones too, because the byte tokenizer takes any bytes. A compressed file is read piece by piece, so that it
-needs no more memory than the same text uncompressed.
+The first bytes tell what a file is; its ending only says whether it holds records. Any other file is given as it is,
+binary files too, because the byte tokenizer takes any bytes. A compressed file is read piece by piece, so that it needs
+no more memory than the same text uncompressed.
 """
 
 from __future__ import annotations
@@ -27,38 +27,41 @@ _CHUNK = 1 << 16
 _GZIP = re.compile(rb"\x1f\x8b\x08")
 # A zstd file may begin with frames to be skipped.
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
-_UNPACK = "unpack it and name the texts in it"
-_DECOMPRESS = "decompress it, or compress the text with gzip or zstd instead, which are read as they are"
-_CONVERT = "convert it to text first"
-_REFUSED: tuple[tuple[bytes, str, str], ...] = (
-    (rb"PK(\x03\x04|\x05\x06|\x07\x08)", "a zip archive (office documents and e-books are some, too)", _UNPACK),
-    (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
-    (rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
-    (rb"[\0-\xff]{257}ustar", "a tar archive", _UNPACK),
-    (rb"MSCF\0\0\0\0", "a cabinet archive", _UNPACK),
-    (rb"!<arch>\n", "an ar archive or a Debian package", _UNPACK),
-    (rb"\xed\xab\xee\xdb", "an RPM package", _UNPACK),
-    (rb"\xfd7zXZ\0", "compressed by xz", _DECOMPRESS),
-    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "compressed by bzip2", _DECOMPRESS),
-    (rb"\x04\x22M\x18|\x02\x21L\x18", "compressed by lz4", _DECOMPRESS),
-    (rb"LZIP[\0\1]", "compressed by lzip", _DECOMPRESS),
-    (rb"\x89LZO\0\r\n\x1a\n", "compressed by lzop", _DECOMPRESS),
-    (rb"\xff\x06\0\0sNaPpY", "compressed by snappy", _DECOMPRESS),
-    (rb"\x1f\x9d[\x89-\x90]", "compressed by compress", _DECOMPRESS),
-    (rb"\]\0\0[\0-\xff]{2}(\xff{8}|[\0-\xff]{5}\0{3})", "compressed by lzma", _DECOMPRESS),
-    (rb"%PDF-[0-9]", "a PDF document", _CONVERT),
-    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old office document", _CONVERT),
-    (rb"SQLite format 3\0", "an SQLite database", _CONVERT),
-    (rb"ARROW1\0\0", "an Arrow file", "write it as parquet or as JSON lines"),
-)
-_REFUSED_MARKS = tuple((re.compile(mark), what, fix) for mark, what, fix in _REFUSED)
 _PARQUET = re.compile(rb"PAR1\x15")
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_DECOMPRESS = "decompress it, or compress the text with gzip or zstd instead, which are read as they are"
+_REFUSED: dict[str, dict[bytes, str]] = {
+    "unpack it and name the texts in it": {
+        rb"PK(\x03\x04|\x05\x06|\x07\x08)": "a zip archive (office documents and e-books are some, too)",
+        rb"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+        rb"Rar!\x1a\x07": "a RAR archive",
+        rb"[\0-\xff]{257}ustar": "a tar archive",
+        rb"MSCF\0\0\0\0": "a cabinet archive",
+        rb"!<arch>\n": "an ar archive or a Debian package",
+        rb"\xed\xab\xee\xdb": "an RPM package",
+    },
+    _DECOMPRESS: {
+        rb"\xfd7zXZ\0": "compressed by xz",
+        rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "compressed by bzip2",
+        rb"\x04\x22M\x18|\x02\x21L\x18": "compressed by lz4",
+        rb"LZIP[\0\1]": "compressed by lzip",
+        rb"\x89LZO\0\r\n\x1a\n": "compressed by lzop",
+        rb"\xff\x06\0\0sNaPpY": "compressed by snappy",
+        rb"\x1f\x9d[\x89-\x90]": "compressed by compress",
+        rb"\]\0\0[\0-\xff]{2}(\xff{8}|[\0-\xff]{5}\0{3})": "compressed by lzma",
+    },
+    "convert it to text first": {
+        rb"%PDF-[0-9]": "a PDF document",
+        rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old office document",
+        rb"SQLite format 3\0": "an SQLite database",
+    },
+    "write it as parquet or as JSON lines": {rb"ARROW1\0\0": "an Arrow file"},
+}
+"""What a file must not be, by its first bytes, under what to do about it."""
+_WIDE = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+"""Encodings with their byte-order marks. UTF-32 comes first, because its marks begin as those of UTF-16 do."""
 _MIN_PATTERN = 16
 """Bytes from which on zero bytes at every second place are no accident."""
 
@@ -72,17 +75,16 @@ def text_suffix(path: PurePath) -> str:
 
 def special_kind(mode: int) -> str | None:
     """What is neither a file nor a directory, in words: reading it could wait for ever or never end."""
-    kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
-    return next((name for test, name in kinds if test(mode)), "a device")
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def open_text(path: Path) -> io.BufferedReader:
     """The bytes of the text in a file: as they are, decompressed, or converted from UTF-16 or UTF-32 to UTF-8.
 
     Raises:
-        OuroborosError: an archive, another compression, a document that is no text, UTF-16 without a byte-order mark;
+        OuroborosError: an archive, another compression, a document that is no text, UTF-16 without a byte-order mark,
             a named pipe or a device. While reading: compressed or encoded data that is cut off or damaged.
         OSError: the system refuses it.
     """
@@ -107,15 +109,16 @@ def _open(path: Path) -> tuple[io.BufferedReader, str | None]:
         is_parquet = text_suffix(path) == ".parquet"
         head = file.peek(_HEAD)[:_HEAD]
         if _is_compressed(head) and not is_parquet:
-            file = _stream(_decompress(file, head, path), file)
+            file = io.BufferedReader(_Chunks(_decompress(file, head, path), file), _CHUNK)
             head = file.peek(_HEAD)[:_HEAD]
         _refuse(head, path, is_parquet)
-        encoding = None if is_parquet else _encoding(head, path)
+        if is_parquet:
+            return file, None
+        encoding = _encoding(head, path)
         if encoding:
             note = f"{encoding.upper()} text, read as UTF-8 (bits per byte count the bytes of that)"
-            return _stream(_recode(file, encoding, path), file), note
-        is_binary = b"\0" in head and not is_parquet
-        return file, "binary data rather than text, its bytes taken as they are" if is_binary else None
+            return io.BufferedReader(_Chunks(_recode(file, encoding, path), file), _CHUNK), note
+        return file, "binary data rather than text, its bytes taken as they are" if b"\0" in head else None
     except BaseException:
         file.close()
         raise
@@ -127,7 +130,8 @@ def _is_compressed(head: bytes) -> bool:
 
 def _refuse(head: bytes, path: Path, is_parquet: bool) -> None:
     """Refuse what would be trained on as if it were text."""
-    found = next(((what, fix) for mark, what, fix in _REFUSED_MARKS if mark.match(head)), None)
+    marks = ((mark, what, fix) for fix, kinds in _REFUSED.items() for mark, what in kinds.items())
+    found = next(((what, fix) for mark, what, fix in marks if re.match(mark, head)), None)
     if _is_compressed(head):
         found = ("compressed", _DECOMPRESS) if is_parquet else ("compressed twice", "decompress it once")
     elif _PARQUET.match(head) and not is_parquet:
@@ -159,10 +163,6 @@ class _Chunks(io.RawIOBase):
     def close(self) -> None:
         self._inner.close()
         super().close()
-
-
-def _stream(chunks: Iterator[bytes], inner: io.BufferedReader) -> io.BufferedReader:
-    return io.BufferedReader(_Chunks(chunks, inner), _CHUNK)
 
 
 def _decompress(file: io.BufferedReader, head: bytes, path: Path) -> Iterator[bytes]:
@@ -205,8 +205,8 @@ def _recode(file: io.BufferedReader, encoding: str, path: Path) -> Iterator[byte
 
 def _encoding(head: bytes, path: Path) -> str | None:
     """``utf-16`` or ``utf-32`` where a byte-order mark says so and what follows is text; refuses them without one."""
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if head.startswith(mark) and _is_readable(head, encoding):
+    for encoding, marks in _WIDE.items():
+        if head.startswith(marks) and _is_readable(head, encoding):
             return encoding
     guess = _guess(head)
     if guess:

@@ -1,10 +1,9 @@
 """Tokenizers: bytes, byte-level BPE and characters of the training text, and any existing tokenizer directory.
 
-Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text (but for the
-marks of a chat template: :mod:`ouroboros.data.templates`). The
-tokenizers made here are lossless (``decode(encode(data)) == data`` for every input they accept; characters: for known
-ones, see :mod:`ouroboros.data.characters`), have no normaliser, no prefix space and no post-processor, and reload
-through ``AutoTokenizer`` without remote code.
+Data can never inject a special token: text that spells ``<|endoftext|>`` is encoded as ordinary text (but for the marks
+of a chat template: :mod:`ouroboros.data.templates`). The tokenizers made here are lossless (``decode(encode(data)) ==
+data`` for every input they accept; characters: for known ones, see :mod:`ouroboros.data.characters`), have no
+normaliser, no prefix space and no post-processor, and reload through ``AutoTokenizer`` without remote code.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
-from ouroboros.data.interrupt import interruptible
-from ouroboros.errors import OuroborosError, first_line, nearest
+from ouroboros.data.lossless import byte_alphabet, is_byte_level, is_byte_model, is_lossless, steps_of
+from ouroboros.errors import OuroborosError, check, first_line, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +88,17 @@ class TextTokenizer:
         self.reads_specials = bool(hf is not None and hf.init_kwargs.get(_READS_SPECIALS))
         self._state: dict[str, Any] = json.loads(backend.to_str())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.is_lossless = _is_lossless(self._state)
+        self.is_lossless = is_lossless(self._state)
         self.kind: Literal["bytes", "bpe", "chars", "other"] = "other"
         self._characters = Characters.of_state(self._state)
         if self.is_lossless:
-            self.kind = "bytes" if _is_byte_model(self._state) else "bpe"
+            self.kind = "bytes" if is_byte_model(self._state) else "bpe"
         elif self._characters is not None:
             self.kind = "chars"
         self.unknown_id = None if self._characters is None else self._characters.unknown_id
         self.unknown_nats = 0.0 if self._characters is None else self._characters.unknown_nats
         self._reported: set[str] = set()
-        splits = [step.get("pattern", {}) for step in _nodes(self._state["pre_tokenizer"], "pretokenizers")]
+        splits = [step.get("pattern", {}) for step in steps_of(self._state["pre_tokenizer"], "pretokenizers")]
         self._may_cut = self.kind == "bpe" and {"Regex": BPE_PATTERN} in splits
 
     @property
@@ -140,19 +140,14 @@ class TextTokenizer:
             return
         done: list[np.ndarray] = []
         for batch in _batches(_pieces(documents, names, self._may_cut)):
-            for ids, is_last in zip(
-                self._encode_batch([text for text, _ in batch]), (e for _, e in batch), strict=True
-            ):
-                done.append(ids)
+            # transformers resets this flag on the shared backend whenever its own tokenizer is called.
+            self.backend.encode_special_tokens = not self.reads_specials
+            found = self.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+            for encoding, (_, is_last) in zip(found, batch, strict=True):
+                done.append(np.array(encoding.ids, dtype=np.int32))
                 if is_last:
                     yield done[0] if len(done) == 1 else np.concatenate(done)
                     done = []
-
-    def _encode_batch(self, texts: list[str]) -> Iterator[np.ndarray]:
-        # transformers resets this flag on the shared backend whenever its own tokenizer is called.
-        self.backend.encode_special_tokens = not self.reads_specials
-        for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
-            yield np.array(encoding.ids, dtype=np.int32)
 
     def _encode_characters(
         self, characters: Characters, documents: Iterable[bytes], names: Sequence[str]
@@ -216,7 +211,7 @@ class TextTokenizer:
         if self._characters is not None:
             known = [character.encode() for character in [*self._characters.known, REPLACEMENT]]
             return known + [b""] * (self.vocab_size - len(known))
-        values = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        values = {char: byte for byte, char in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
         added = {token["id"]: token for token in self._state["added_tokens"]}
         for piece, index in self.backend.get_vocab(with_added_tokens=True).items():
@@ -224,11 +219,11 @@ class TextTokenizer:
                 is_mark = added[index]["special"] and not self.reads_specials
                 table[index] = b"" if is_mark else added[index]["content"].encode()
                 continue
-            if not _is_byte_level(self._state) or any(char not in values for char in piece):
-                raise OuroborosError(
-                    f"tokenizer: entry {piece!r} has no bytes of its own (not a byte-level tokenizer);"
-                    " use 'bytes', 'chars', 'bpe:N' or a byte-level tokenizer directory"
-                )
+            check(
+                is_byte_level(self._state) and all(char in values for char in piece),
+                f"tokenizer: entry {piece!r} has no bytes of its own (not a byte-level tokenizer);"
+                " use 'bytes', 'chars', 'bpe:N' or a byte-level tokenizer directory",
+            )
             table[index] = bytes(values[char] for char in piece)
         return table
 
@@ -266,7 +261,7 @@ class TextTokenizer:
 
 def byte_tokenizer() -> TextTokenizer:
     """The default: ids 0..255 are the byte values, 256 is ``<|endoftext|>``. Accepts any bytes."""
-    backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
+    backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(byte_alphabet())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return _finish(backend)
@@ -293,19 +288,21 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
     Raises:
         OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
     """
-    if vocab_size < 257:
-        raise OuroborosError(f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
+    check(
+        vocab_size >= 257,
+        f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})",
+    )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = _units(_bounded(BPE_PATTERN))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
-        initial_alphabet=sorted(_byte_alphabet()),
+        initial_alphabet=sorted(byte_alphabet()),
         special_tokens=[],
         show_progress=shows_progress and sys.stderr.isatty(),
     )
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
     texts = (text for text, _ in _pieces(documents, (), True))
-    interruptible(
+    _interruptible(
         lambda stopped: backend.train_from_iterator(itertools.takewhile(lambda _: not stopped(), texts), trainer)
     )
     backend.pre_tokenizer = _units(BPE_PATTERN)
@@ -316,6 +313,32 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
             "tokenizer bpe:%d: the training text has merges for %d entries only", vocab_size, tokenizer.vocab_size
         )
     return tokenizer
+
+
+def _interruptible(work: Callable[[Callable[[], bool]], object]) -> None:
+    """Do ``work``, which does not listen to Ctrl-C, in a thread, and wait for it here, where an interruption is heard.
+
+    ``work`` is given a function that says whether it was interrupted. What it still does then goes on in the
+    background, without effect, until it has finished or the process ends. What it raises is raised here.
+    """
+    stopped, failed = threading.Event(), []
+
+    def run() -> None:
+        try:
+            work(stopped.is_set)
+        except BaseException as error:  # it belongs to the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+    except BaseException:
+        stopped.set()
+        raise
+    if failed:
+        raise failed[0]
 
 
 def _units(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -338,8 +361,7 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         OuroborosError: no such directory, no readable tokenizer in it, or one without an end-of-text token.
     """
     path = Path(directory)
-    if not path.is_dir():
-        raise OuroborosError(f"tokenizer {str(directory)!r}: no such directory")
+    check(path.is_dir(), f"tokenizer {str(directory)!r}: no such directory")
     try:
         if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
             backend = Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -355,8 +377,10 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         reason = first_line(error)
         raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {reason}") from error
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
-    if eos_id is None:
-        raise OuroborosError(f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json")
+    check(
+        eos_id is not None,
+        f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json",
+    )
     return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
 
 
@@ -373,7 +397,12 @@ def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_prog
     if name == "chars":
         return character_tokenizer(train_documents)
     if name.startswith("bpe:"):
-        return train_bpe(train_documents, bpe_entries(name), shows_progress=shows_progress)
+        digits = name.removeprefix("bpe:")
+        check(
+            digits.isascii() and digits.isdigit() and 257 <= int(digits) <= 1_000_000,
+            f"data.tokenizer {name!r}: write 'bpe:N' with N from 257 to 1000000, e.g. 'bpe:4096'",
+        )
+        return train_bpe(train_documents, int(digits), shows_progress=shows_progress)
     if Path(name).expanduser().is_dir():
         return load_tokenizer(Path(name).expanduser())
     raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'chars', 'bpe:4096'])}")
@@ -382,25 +411,6 @@ def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_prog
 def is_made_of_text(name: str) -> bool:
     """Whether a ``data.tokenizer`` value means a tokenizer that is made from the training text, which must be UTF-8."""
     return name == "chars" or name.startswith("bpe:")
-
-
-def bpe_entries(name: str) -> int:
-    """N of ``bpe:N``."""
-    digits = name.removeprefix("bpe:")
-    if not (digits.isascii() and digits.isdigit() and 257 <= int(digits) <= 1_000_000):
-        raise OuroborosError(f"data.tokenizer {name!r}: write 'bpe:N' with N from 257 to 1000000, e.g. 'bpe:4096'")
-    return int(digits)
-
-
-@functools.cache
-def _byte_alphabet() -> tuple[str, ...]:
-    """The printable character that stands for each byte in byte-level vocabularies (Radford et al. 2019).
-
-    Printable Latin-1 characters stand for themselves; the other bytes, in order, for U+0100 onward.
-    """
-    spare = iter(range(256, 512))
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    return tuple(chr(byte) if byte in printable else chr(next(spare)) for byte in range(256))
 
 
 def _finish(backend: Tokenizer) -> TextTokenizer:
@@ -456,38 +466,3 @@ def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, boo
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _nodes(part: dict[str, Any] | None, children: str) -> list[dict[str, Any]]:
-    """A pre-tokenizer or decoder as a flat list of its steps."""
-    if part is None:
-        return []
-    return part[children] if part["type"] == "Sequence" else [part]
-
-
-def _is_byte_level(state: dict[str, Any]) -> bool:
-    steps = _nodes(state["decoder"], "decoders")
-    return state["model"]["type"] == "BPE" and [step["type"] for step in steps] == ["ByteLevel"]
-
-
-def _is_lossless(state: dict[str, Any]) -> bool:
-    """Whether every text comes back unchanged: byte-level, all bytes known, nothing normalised, added or removed."""
-    model = state["model"]
-    steps = _nodes(state["pre_tokenizer"], "pretokenizers")
-    return (
-        _is_byte_level(state)
-        and state["normalizer"] is None
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and set(_byte_alphabet()) <= set(model["vocab"])
-        and any(step["type"] == "ByteLevel" for step in steps)
-        and all(step["type"] in ("ByteLevel", "Split", "Digits", "Punctuation") for step in steps)
-        and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in steps)
-        and not any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"])
-    )
-
-
-def _is_byte_model(state: dict[str, Any]) -> bool:
-    vocab = {char: byte for byte, char in enumerate(_byte_alphabet())}
-    added = [(token["id"], token["special"]) for token in state["added_tokens"]]
-    return state["model"]["vocab"] == vocab and not state["model"]["merges"] and added == [(256, True)]

@@ -25,7 +25,7 @@ from ouroboros.accounting import cost, describe
 from ouroboros.api import open_model
 from ouroboros.config import Recipe, to_json
 from ouroboros.config.demo import DemoOptions
-from ouroboros.data.detect import name_formats
+from ouroboros.data.documents import name_formats
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ouroboros.config import Recipe
-from ouroboros.data.formats import FORMATS, TextFormat, find_format
-from ouroboros.data.mixtures import parse_sources
+from ouroboros.data.formats import TextFormat, find_format, formats
+from ouroboros.data.sources import parse_sources
 from ouroboros.errors import OuroborosError
 
 NONE = "none"
@@ -21,7 +21,7 @@ def find_template(text: str) -> TextFormat | None:
         return None
     found = find_format(text)
     if found.prompt("") is None:
-        usable = [name for name, form in FORMATS.items() if form.prompt("") is not None]
+        usable = [name for name, form in formats().items() if form.prompt("") is not None]
         raise OuroborosError(
             f"template {text!r} has no second column to answer with; use {', '.join(usable)}, none or a template"
             " such as 'Q: {question}\\nA: {answer}'"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ouroboros.config import Recipe, fields_by_path, from_json
-from ouroboros.data.detect import name_formats
+from ouroboros.data.documents import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check

@@ -183,8 +183,7 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
 def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
     """The texts to score, ``tokenizer`` a value of ``data.tokenizer``."""
     from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
-    from ouroboros.data.detect import name_formats
-    from ouroboros.data.sources import BUILT_IN
+    from ouroboros.data.documents import name_formats
 
     if not options.data:
         _check_has_data(options.model)
@@ -202,7 +201,7 @@ def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
     spec = name_formats(given)
     found: list[bytes] = []
     for ref in parse_sources(spec.sources):
-        split = options.split or ("test" if ref.text in BUILT_IN else "all")
+        split = options.split or ("test" if ref.is_built_in else "all")
         documents = list(read_documents(ref, spec))
         if split == "all":
             found += [document.data for document in documents]

@@ -40,7 +40,7 @@ def tokenizer(arguments: Sequence[str]) -> int:
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     log_to_stderr()
     from ouroboros.data import parse_sources, read_documents, split_documents, train_bpe
-    from ouroboros.data.detect import name_formats
+    from ouroboros.data.documents import name_formats
     from ouroboros.data.tokenize import decode_utf8
 
     if options.out.exists():

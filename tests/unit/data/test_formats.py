@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros.data.formats import CHATS, FORMATS, ChatFormat, FieldFormat, TextFormat, chat_column, find_format
+from ouroboros.data.formats import CHATS, ChatFormat, FieldFormat, TextFormat, chat_column, find_format, formats
 from ouroboros.errors import OuroborosError
+from ouroboros.registry import found
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 RECORDS = {
@@ -19,17 +20,16 @@ RECORDS = {
     "mbpp": {"text": "Write a function.", "code": "def f():\r\n  pass", "task_id": 1},
     "chat": {"prompt": "Hello", "response": "Hi"},
     "instruct": {"prompt": "Sort 2, 1.", "response": "1, 2"},
-    "rhrm-published": {"prompt": "p", "response": "r"},
     "messages": {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]},
     "conversations": {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]},
 }
 
 
 def test_every_format_has_a_record_here() -> None:
-    assert RECORDS.keys() == FORMATS.keys()
+    assert RECORDS.keys() == formats().keys() - found("formats").keys()
 
 
-@pytest.mark.parametrize("name", sorted(set(RECORDS) - {"rhrm-published", *CHATS}))
+@pytest.mark.parametrize("name", sorted(set(RECORDS) - {*CHATS}))
 def test_text_holds_the_columns_as_they_are(name: str) -> None:
     form, record = find_format(name), RECORDS[name]
     found = form.render(record, "here")
@@ -57,12 +57,6 @@ def test_metamath_is_the_published_form() -> None:
     assert form.columns == ("query", "response")
     assert form.group_of(RECORDS["metamath"], "here") == "x+1=2?"
     assert form.group_of({**RECORDS["metamath"], "original_question": None}, "here") is None
-
-
-def test_published_format_is_the_repr_of_the_row() -> None:
-    form = find_format("rhrm-published")
-    assert form.render({"prompt": "p", "n": None}, "here") == ("{'prompt': 'p', 'n': None}", None)
-    assert (form.columns, form.prompt("x")) == ((), None)
 
 
 def test_prompt() -> None:

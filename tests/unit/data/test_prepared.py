@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ouroboros.config import DataSpec
-from ouroboros.data.prepared import PreparedData, fingerprint_of, open_prepared
+from ouroboros.data.prepared import Fingerprint, PreparedData, open_prepared
+from ouroboros.data.records import Document
 from ouroboros.data.shards import prepare
-from ouroboros.data.sources import Document
 from ouroboros.errors import OuroborosError
 
 
@@ -170,6 +170,17 @@ def test_damage_is_found(prepared: PreparedData) -> None:
         open_prepared("out")
 
 
+def test_a_manifest_of_an_earlier_release_opens(prepared: PreparedData) -> None:
+    path = Path("out/manifest.json")
+    manifest = json.loads(path.read_text())
+    for entry in manifest["sources"]:
+        cut = {"block": 512, "blocks": 0, "documents_lost": 1, "tokens_lost": 9}
+        entry |= {"lengths": [0, 1], "block_cut": cut}
+    path.write_text(json.dumps(manifest))
+    again = prepare(prepared.spec, "out")
+    assert again.fingerprint == prepared.fingerprint and again.documents("test") == prepared.documents("test")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -197,7 +208,7 @@ def test_bad_arguments(prepared: PreparedData) -> None:
 
 def test_fingerprint_depends_on_names_and_borders() -> None:
     prints = {
-        fingerprint_of(documents)
+        Fingerprint(documents).hexdigest()
         for documents in (
             [Document("a", b"xy")],
             [Document("b", b"xy")],

@@ -13,11 +13,13 @@ import pyarrow.parquet
 import pytest
 
 from ouroboros.config import DataSpec, FilterSpec
-from ouroboros.data import sources
+from ouroboros.data import documents as reading
+from ouroboros.data import records
+from ouroboros.data.documents import judged_documents, read_documents
 from ouroboros.data.formats import FieldFormat, TextFormat, find_format
-from ouroboros.data.records import Skip, StreamError, read_records
+from ouroboros.data.records import Document, Skip, StreamError, read_records
 from ouroboros.data.shards import prepare
-from ouroboros.data.sources import Document, parse_source, read_documents
+from ouroboros.data.sources import parse_source
 from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError
 
@@ -45,10 +47,8 @@ def test_text_of_each_record(tmp_path: Path, suffix: str) -> None:
 def test_lines_in_a_json_file_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
-    assert [(record.place, record.text, record.data) for record in read_records(path, TEXT)] == [
-        (1, "a", b"a"),
-        (2, "b", b"b"),
-    ]
+    assert list(read_records(path, TEXT)) == [Document("a.json:1", b"a"), Document("a.json:2", b"b")]
+    assert [record.name for record in read_records(path, TEXT, name="x/a.json")] == ["x/a.json:1", "x/a.json:2"]
 
 
 @pytest.mark.parametrize(
@@ -98,38 +98,31 @@ def test_formats_and_groups(tmp_path: Path, suffix: str) -> None:
         {"query": "q3", "response": "r3", "type": "t", "original_question": None},
     ]
     found = list(read_records(write(tmp_path / f"a{suffix}", rows), find_format("metamath")))
-    assert [(record.text, record.group) for record in found] == [
-        ("Q: q\nA: r", "o"),
-        ("Q: q2\nA: ", "o"),
-        ("Q: q3\nA: r3", None),
+    assert [(record.data, record.group) for record in found] == [
+        (b"Q: q\nA: r", b"o"),
+        (b"Q: q2\nA: ", b"o"),
+        (b"Q: q3\nA: r3", None),
     ]
     with pytest.raises(OuroborosError, match=rf"a\{suffix}.*: no column 'answer' \(format '{{title}}: {{answer}}'\)"):
         path = write(tmp_path / f"a{suffix}", [{"title": "x", "body": "y"}])
         list(read_records(path, find_format("{title}: {answer}")))
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_published_text_of_every_column(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"a{suffix}", [{"question": "q", "code": "c", "n": 1}])
-    assert texts(path, find_format("rhrm-published")) == [b"{'question': 'q', 'code': 'c', 'n': 1}"]
-
-
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 6, 7, 9])
 def test_skipping(tmp_path: Path, suffix: str, start: int) -> None:
     path = write(tmp_path / f"a{suffix}", [{"text": str(i)} for i in range(7)])
-    places = [record.place for record in read_records(path, TEXT)]
+    everything = list(read_records(path, TEXT))
+    assert [record.data for record in everything] == [b"%d" % i for i in range(7)]
     skip = Skip(start)
-    found = list(read_records(path, TEXT, skip))
-    assert [record.text for record in found] == [str(i) for i in range(start, 7)]
-    assert [record.place for record in found] == places[start:]
+    assert list(read_records(path, TEXT, skip)) == everything[start:]
     assert skip.left == max(start - 7, 0)
 
 
 def test_skipped_lines_are_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{bad\n\n{"text": "x"}\n')
-    assert [record.place for record in read_records(path, TEXT, Skip(1))] == [3]
+    assert [record.name for record in read_records(path, TEXT, Skip(1))] == ["a.jsonl:3"]
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -145,7 +138,8 @@ def test_missing_file_of_records(tmp_path: Path) -> None:
 
 
 def texts(path: Path, form: TextFormat = TEXT) -> list[bytes | None]:
-    return [record.data for record in read_records(path, form)]
+    """The text of each record, None where it has none."""
+    return [None if record.dropped else record.data for record in read_records(path, form)]
 
 
 def hub(spec: DataSpec, text: str = "hf:me/set:small:test") -> list[tuple[str, bytes]]:
@@ -192,11 +186,63 @@ def rows(count: int, texts: str = "row {}") -> datasets.IterableDataset:
 def test_hub_rows_have_formats_groups_and_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows(6))
     ref = parse_source("hf:me/set@metamath")
-    found = list(read_documents(ref, DataSpec(stream=True), start=4, limit=None))
+    found = list(judged_documents(ref, DataSpec(stream=True), start=4))
     assert found == [
         Document("me/set:5", b"Q: row 4\nA: r", 4, b"o1", ((11, 13),)),
         Document("me/set:6", b"Q: row 5\nA: r", 5, b"o2", ((11, 13),)),
     ]
+
+
+def shards(folder: Path, opened: list[str]) -> datasets.IterableDataset:
+    """Sixty rows in three files; ``opened`` gets the names of those that are read."""
+
+    def generate(paths: list[str]) -> Iterator[dict]:
+        for path in paths:
+            opened.append(Path(path).name)
+            yield from map(json.loads, Path(path).read_text().splitlines())
+
+    paths = [str(folder / f"{number}.jsonl") for number in range(3)]
+    for number, path in enumerate(paths):
+        lines = [json.dumps({"text": f"Row {number * 20 + row} of a stream."}) for row in range(20)]
+        Path(path).write_text("\n".join(lines))
+    return datasets.IterableDataset.from_generator(generate, gen_kwargs={"paths": paths})
+
+
+def test_a_hub_stream_is_opened_again_without_the_files_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: shards(tmp_path, opened))
+    monkeypatch.setattr(records, "ANCHOR_ROWS", 8)
+    ref, spec = parse_source("hf:me/set"), DataSpec(stream=True)
+    everything = list(judged_documents(ref, spec))
+    assert [document.index + 1 for document in everything if document.anchor] == [8, 16, 24, 32, 40, 48, 56]
+    for start, first in ((48, "2.jsonl"), (55, "2.jsonl"), (40, "1.jsonl"), (39, "1.jsonl"), (24, "1.jsonl")):
+        anchor = next(document.anchor for document in everything[start - 1 :: -1] if document.anchor)
+        opened.clear()
+        assert list(judged_documents(ref, spec, start=start, anchor=anchor)) == everything[start:]
+        assert opened[0] == first
+
+
+def test_a_streamed_run_goes_on_at_an_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: shards(tmp_path, opened))
+    monkeypatch.setattr(records, "ANCHOR_ROWS", 8)
+    spec = DataSpec(sources=("hf:me/set",), stream=True, valid_fraction=0.2, test_fraction=0.2)
+    data = prepare(spec, tmp_path / "out")
+    whole = open_loader(data, batch_size=2, sequence_length=32, seed=0)
+    has_anchor = []
+    for _ in range(40):
+        state = json.loads(json.dumps(whole.state_dict()))
+        has_anchor.append("anchor" in state["positions"][0])
+        resumed = open_loader(data, batch_size=2, sequence_length=32, seed=0)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        state["positions"][0].pop("anchor", None)  # as an earlier release wrote it
+        plain = open_loader(data, batch_size=2, sequence_length=32, seed=0)
+        plain.load_state_dict(state)
+        expected = whole.next_batch()
+        np.testing.assert_array_equal(resumed.next_batch(), expected)
+        np.testing.assert_array_equal(plain.next_batch(), expected)
+    assert whole.epochs[0] >= 1 and 10 < sum(has_anchor) < 40
 
 
 def test_a_hub_stream_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +258,7 @@ def test_a_hub_stream_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_hub_stream_of_dropped_rows_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_HOPELESS", 50)
+    monkeypatch.setattr(reading, "_HOPELESS", 50)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: itertools.repeat({"text": "short"}))
     spec = DataSpec(stream=True, filters=FilterSpec(min_characters=100))
     with pytest.raises(OuroborosError, match=r"every document was dropped \(50 read, 0 kept, 50 short\)"):
@@ -258,13 +304,13 @@ def test_bad_records_are_handed_on_where_they_are_to_be_left_out(tmp_path: Path)
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(['{"text": "fine"}', *BAD, '{"text": "too"}']))
     found = list(read_records(path, TEXT, Skip(0, bad=True)))
-    assert [record.text for record in found] == ["fine", *[None] * len(BAD), "too"]
+    assert [record.data for record in found] == [b"fine", *[b""] * len(BAD), b"too"]
+    assert [record.dropped for record in found] == [None, *["bad record"] * len(BAD), None]
     for place, record in enumerate(found[1:-1], 2):
-        assert record.bad is not None and record.bad.startswith(f"{path}:{place}: ")
+        assert record.fault is not None and record.fault.startswith(f"{path}:{place}: ")
     with pytest.raises(OuroborosError, match=r":2: not JSON: .*; data.skip_bad_records leaves such records out$"):
         list(read_records(path, TEXT))
-    rest = [record.place for record in read_records(path, TEXT, Skip(3, bad=True))]
-    assert rest == [4, 5, 6, 7, 8, 9]
+    assert list(read_records(path, TEXT, Skip(3, bad=True))) == found[3:]
 
 
 def test_bad_records_are_left_out_of_every_pass_and_counted(tmp_path, caplog):

@@ -19,11 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import shards
+from ouroboros.data.documents import read_documents
+from ouroboros.data.records import Document
 from ouroboros.data.shards import prepare
-from ouroboros.data.sources import Document, parse_source, read_documents
+from ouroboros.data.sources import parse_source
 from ouroboros.data.splits import part_of
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
+from ouroboros.registry import found
 
 
 @pytest.fixture
@@ -116,21 +119,6 @@ def test_losing_most_of_a_source_is_warned_of(here: Path, caplog: pytest.LogCapt
     assert "source 'r.jsonl': 101 read, 50 kept, 51 long; more than half was dropped" in warnings[0]
 
 
-def test_manifest_has_lengths_and_what_a_block_cut_loses(here: Path) -> None:
-    prepared = prepare(DataSpec(sources=("many", "long.txt"), sequence_length=29), "out")
-    entry = prepared.manifest["sources"][0]
-    lengths = np.diff(prepared.offsets("train", 0)).tolist()
-    assert sum(entry["lengths"]) == len(lengths)
-    for power, count in enumerate(entry["lengths"]):
-        assert count == sum(2**power <= length < 2 ** (power + 1) for length in lengths)
-    assert min(lengths) <= 29 < max(lengths)
-    cut = entry["block_cut"]
-    assert cut["block"] == 29
-    assert cut["documents_lost"] == sum(length <= 29 for length in lengths)
-    assert cut["blocks"] == sum(length > 29 for length in lengths)  # two blocks need 59 tokens
-    assert cut["tokens_lost"] + 29 * cut["blocks"] == entry["splits"]["train"]["tokens"]
-
-
 def test_filters_off_change_nothing(here: Path) -> None:
     off = prepare(DataSpec(sources=SPEC.sources, filters=FilterSpec(symbol_rule="ascii")), "off")
     assert off.fingerprint == prepare(SPEC, "plain").fingerprint
@@ -193,7 +181,7 @@ def test_characters_are_those_of_the_training_part(here: Path, caplog: pytest.Lo
     assert prepare(spec, "out").fingerprint == prepared.fingerprint
 
 
-@pytest.mark.parametrize("name", ["periodic", "needle"])
+@pytest.mark.parametrize("name", found("sources"))
 def test_a_text_that_is_made_has_three_parts(here: Path, name: str) -> None:
     prepared = prepare(DataSpec(sources=(f"{name}:",), tokenizer="chars"), "out")
     (source,) = prepared.manifest["sources"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.data.sources import Document
+from ouroboros.data.records import Document
 from ouroboros.data.splits import Splits, check_disjoint, fraction_of, part_of, split_documents
 from ouroboros.errors import OuroborosError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +18,9 @@ from hypothesis import strategies as st
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import stream
 from ouroboros.data.loader import WindowLoader, seen_text
-from ouroboros.data.records import StreamError
+from ouroboros.data.records import Document, StreamError
 from ouroboros.data.shards import prepare
-from ouroboros.data.sources import Document, SourceRef
+from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import part_of
 from ouroboros.data.stream import BLOCK_BYTES, StreamLoader, open_loader
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
@@ -42,10 +41,7 @@ class Reader:
         self.failures: dict[str, list[int | None]] = {}
         self.starts: list[tuple[str, int]] = []
 
-    def __call__(
-        self, ref: SourceRef, spec: DataSpec, *, start: int, limit: int | None, counts: Counter[str]
-    ) -> Iterator[Document]:
-        assert limit is None
+    def __call__(self, ref: SourceRef, spec: DataSpec, *, start: int, anchor: None) -> Iterator[Document]:
         self.starts.append((ref.text, start))
         plan = self.failures.get(ref.text, [])
         fails = plan.pop(0) if plan else None
@@ -54,15 +50,12 @@ class Reader:
                 raise ConnectionError("the line is dead\nmore words")
             if index < start:
                 continue
-            counts["read"] += 1
-            counts["short" if data is None else "kept"] += 1
-            if data is not None:
-                yield Document(f"{ref.text}:{index + 1}", data, index)
+            yield Document(f"{ref.text}:{index + 1}", data or b"", index, dropped="short" if data is None else None)
 
 
 def make(monkeypatch: pytest.MonkeyPatch, reader: Reader, **options: Any) -> StreamLoader:
     """A loader over a stand-in; every document is training text unless ``valid_fraction`` says otherwise."""
-    monkeypatch.setattr(stream, "read_documents", reader)
+    monkeypatch.setattr(stream, "judged_documents", reader)
     weights = options.pop("weights", [1.0] * len(reader.sources))
     share = options.pop("valid_fraction", 0.0)
     spec = DataSpec(sources=tuple(reader.sources), stream=True, valid_fraction=share, test_fraction=0)
@@ -422,14 +415,13 @@ def test_stored_data_has_the_loader_of_windows(tmp_path):
 def test_what_will_fail_again_fails_at_once(loader, waits, monkeypatch):
     """A record that cannot be read is no failing line."""
 
-    def broken(ref, spec, *, start, limit, counts):
+    def broken(ref, spec, *, start, anchor):
         for index in range(start, 5):
-            counts.update(read=1, kept=1)
             yield Document(f"s:{index + 1}", b"text", index)
         raise OuroborosError("s:6: not JSON")
 
     made = loader(Reader(s=[]))
-    monkeypatch.setattr(stream, "read_documents", broken)
+    monkeypatch.setattr(stream, "judged_documents", broken)
     with pytest.raises(OuroborosError, match="^s:6: not JSON$"):
         made.next_batch()
     with pytest.raises(OuroborosError, match="^s:6: not JSON$"):
@@ -459,13 +451,13 @@ def chained(error: Exception, cause: Exception | None) -> Exception:
     ],
 )
 def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeypatch, error, attempts):
-    def broken(ref, spec, *, start, limit, counts):
+    def broken(ref, spec, *, start, anchor):
         if start == 0:
             yield Document("s:1", b"text", 0)
         raise error
 
     made = loader(Reader(s=[]))
-    monkeypatch.setattr(stream, "read_documents", broken)
+    monkeypatch.setattr(stream, "judged_documents", broken)
     with pytest.raises(OuroborosError, match="reading record 2 failed (twice in the same way|8 times in a row): "):
         made.next_batch()
     assert len(waits) == attempts - 1
@@ -474,7 +466,7 @@ def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeyp
 def test_different_failures_are_no_repetition(loader, waits, monkeypatch):
     errors = [Odd("one"), Odd("two"), Odd("one"), Odd("two"), None]
 
-    def broken(ref, spec, *, start, limit, counts):
+    def broken(ref, spec, *, start, anchor):
         if start == 0:
             yield Document("s:1", b"text", 0)
         if error := errors.pop(0):
@@ -483,7 +475,7 @@ def test_different_failures_are_no_repetition(loader, waits, monkeypatch):
         yield from ()
 
     made = loader(Reader(s=[]), batch_size=1)
-    monkeypatch.setattr(stream, "read_documents", broken)
+    monkeypatch.setattr(stream, "judged_documents", broken)
     monkeypatch.setattr(stream, "BLOCK_DOCUMENTS", 2)
     made.next_batch()
     assert len(waits) == 4
@@ -495,6 +487,6 @@ def test_looking_ahead_leaves_nothing_to_fail(loader, monkeypatch):
     for _ in range(5):
         made.look_ahead()
         with monkeypatch.context() as patch:
-            patch.setattr(stream, "read_documents", None)
+            patch.setattr(stream, "judged_documents", None)
             batch = made.next_batch()
         np.testing.assert_array_equal(batch, plain.next_batch())

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 
 from ouroboros.config import DataSpec
-from ouroboros.data.formats import FORMATS
+from ouroboros.data.formats import formats
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
 from ouroboros.data.templates import TemplateChat, chat_format, source_format
@@ -42,7 +42,7 @@ def record(*turns: tuple[str, str]) -> dict:
 
 
 def form(**options: object) -> TemplateChat:
-    found = source_format(FORMATS["messages"], DataSpec(tokenizer="tok", **options))
+    found = source_format(formats()["messages"], DataSpec(tokenizer="tok", **options))
     assert isinstance(found, TemplateChat)
     return found
 
@@ -60,9 +60,9 @@ def test_conversations_are_written_by_the_tokenizers_template() -> None:
 def test_other_formats_and_tokenizers_stay_as_they_are() -> None:
     train_bpe([b"text " * 99], 260).hf.save_pretrained("plain")
     for tokenizer in ("bytes", "chars", "bpe:300", "plain", "gone"):
-        assert source_format(FORMATS["messages"], DataSpec(tokenizer=tokenizer)) is FORMATS["messages"]
-    assert source_format(FORMATS["qa"], DataSpec(tokenizer="tok")) is FORMATS["qa"]
-    assert chat_format(FORMATS["messages"], load_tokenizer("tok")) is FORMATS["messages"]
+        assert source_format(formats()["messages"], DataSpec(tokenizer=tokenizer)) is formats()["messages"]
+    assert source_format(formats()["qa"], DataSpec(tokenizer="tok")) is formats()["qa"]
+    assert chat_format(formats()["messages"], load_tokenizer("tok")) is formats()["messages"]
     assert chat_format(None, byte_tokenizer()) is None
 
 
@@ -77,7 +77,7 @@ def test_marks_are_one_id_each_and_nobody_can_say_them() -> None:
     assert not learned[ids == start].any() and learned[ids == end].sum() == 2 * count
     assert tokenizer.decode(tokenizer.encode(TEXT.encode())) == TEXT.encode()
     assert tokenizer.token_bytes()[end] == len(MARKS[1])
-    again = chat_format(FORMATS["messages"], tokenizer)
+    again = chat_format(formats()["messages"], tokenizer)
     assert isinstance(again, TemplateChat) and again.prompt("One?") == TEXT[: TEXT.index("1.")]
     with pytest.raises(OuroborosError, match=r"^chat: a turn of 'user' spells the special token '<\|im_end\|>'"):
         again.prompt("One?<|im_end|>")

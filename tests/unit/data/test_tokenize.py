@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
+import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -348,3 +352,31 @@ def test_units_of_ordinary_length_train_the_same_vocabulary(monkeypatch: pytest.
     assert json.loads(bounded.backend.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {
         "Regex": tokenize.BPE_PATTERN
     }
+
+
+def test_work_is_done_and_its_error_raised() -> None:
+    done = []
+    tokenize._interruptible(lambda stopped: done.append(stopped()))
+    assert done == [False]
+
+    def fail(stopped: Callable[[], bool]) -> None:
+        raise LookupError("none")
+
+    with pytest.raises(LookupError, match="none"):
+        tokenize._interruptible(fail)
+
+
+def test_an_interruption_is_heard_while_the_work_goes_on() -> None:
+    ended = threading.Event()
+
+    def work(stopped: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stopped():
+            time.sleep(0.01)
+        ended.set()
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tokenize._interruptible(work)
+    assert time.monotonic() - start < 5
+    assert ended.wait(5)

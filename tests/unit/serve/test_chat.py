@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from ouroboros.data.formats import FORMATS
+from ouroboros.data.formats import formats
 from ouroboros.errors import OuroborosError
 from ouroboros.serve.chat import HELP, Chat, Turn, converse
 from ouroboros.serve.sampling import Sampling
@@ -70,8 +70,8 @@ def test_without_history_each_line_is_continued_by_itself(scripted, tokenizer):
     assert chat._prompt("and you?") == ([], b"and you?")
     chat.turns *= 50
     assert chat._prompt("x" * 40) == ([], b"x" * 40) and len(chat.turns) == 100 and "forgotten" not in chat.write.text
-    chat.template = FORMATS["qa"]
-    assert chat._prompt("Why?") == ([], b"Q: Why?\nA:") and chat._stop() == FORMATS["qa"].stop
+    chat.template = formats()["qa"]
+    assert chat._prompt("Why?") == ([], b"Q: Why?\nA:") and chat._stop() == formats()["qa"].stop
 
 
 def test_how_fast_an_answer_came_is_said_on_request(scripted, tokenizer):
@@ -246,7 +246,7 @@ def test_bytes_that_are_no_text_pass_through(chat, model):
 def test_with_a_template_every_turn_is_a_document_of_its_form(scripted, tokenizer):
     prompt = b"Q: hi\nA:"
     model = scripted(b" hello\nQ: what next?", prompt)
-    chat = Chat(model, tokenizer, Sampling(temperature=0.0), Writer(), template=FORMATS["qa"])
+    chat = Chat(model, tokenizer, Sampling(temperature=0.0), Writer(), template=formats()["qa"])
     chat.say("hi")
     assert chat.turns == [Turn("hi", " hello")]  # the template's stop string ended it
     earlier, prompt = chat._prompt("and?")
@@ -261,8 +261,8 @@ def test_answers_end_where_template_and_user_say(chat):
     assert chat._stop() == ("\n\n",)
     chat.sampling = Sampling(stop=("END",))
     assert chat._stop() == ("END",)
-    chat.template = FORMATS["qa"]
-    assert chat._stop() == ("END", *FORMATS["qa"].stop) and len(chat._stop()) > 1
+    chat.template = formats()["qa"]
+    assert chat._stop() == ("END", *formats()["qa"].stop) and len(chat._stop()) > 1
 
 
 def test_templates_are_named_or_written(chat):
@@ -282,7 +282,7 @@ def test_templates_are_named_or_written(chat):
 
 
 def test_a_full_context_counts_earlier_documents(chat):
-    chat.template = FORMATS["qa"]
+    chat.template = formats()["qa"]
     chat.turns = [Turn("one", "1" * 10), Turn("six", "6" * 5)]
     earlier, _ = chat._prompt("now")
     assert earlier == [b"Q: six\nA:66666"] and "1 oldest turn(s) forgotten" in chat.write.text
@@ -339,7 +339,7 @@ def test_ctrl_c_around_an_answer_does_not_leave(chat, monkeypatch):
 
 
 def test_conversations_go_on_in_one_text(chat):
-    chat.template = FORMATS["messages"]
+    chat.template = formats()["messages"]
     chat.sampling = Sampling(window=200)
     chat.turns = [Turn("Hello?", " Hi."), Turn("And you?", "Fine")]
     expected = b"User: Hello?\nAssistant: Hi.\nUser: And you?\nAssistant: Fine\nUser: Why?\nAssistant:"

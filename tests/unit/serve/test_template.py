@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from ouroboros.config import DataSpec
-from ouroboros.data.formats import FORMATS
+from ouroboros.data.formats import formats
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
 from ouroboros.serve.template import find_template, recipe_template
@@ -13,13 +13,13 @@ from ouroboros.serve.template import find_template, recipe_template
 
 def test_names_templates_and_none():
     assert find_template("none") is None
-    assert find_template("metamath") is FORMATS["metamath"]
+    assert find_template("metamath") is formats()["metamath"]
     written = find_template("Ask {a}:\\nTell {b}")
     assert written is not None and written.prompt("me") == "Ask me:\nTell"
 
 
 def test_every_named_format_is_usable_or_says_why():
-    for name, form in FORMATS.items():
+    for name, form in formats().items():
         if form.prompt("x") is None:
             with pytest.raises(OuroborosError, match=f"template '{name}' has no second column.*use .*metamath.*none"):
                 find_template(name)

@@ -24,5 +24,9 @@ SYSTEM = System(
         "styles": {
             "osam": "ouroboros.systems.osam.sampling:STYLE",
         },
+        "sources": {
+            "needle": "ouroboros.systems.osam.data:needle_text",
+            "periodic": "ouroboros.systems.osam.data:periodic_text",
+        },
     },
 )

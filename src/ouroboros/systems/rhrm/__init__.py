@@ -21,5 +21,11 @@ SYSTEM = System(
         "sections": {
             "the published R-HRM pipeline": "ouroboros.systems.rhrm.report:section",
         },
+        "formats": {
+            "rhrm-published": "ouroboros.systems.rhrm.data:PUBLISHED_FORMAT",
+        },
+        "mixtures": {
+            "rhrm": "ouroboros.systems.rhrm.data:MIXTURE",
+        },
     },
 )

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ouroboros.data.prepared import PreparedData
-from ouroboros.data.published import published_accepts, published_blocks, published_shares
 from ouroboros.report.content import Section, Table
 from ouroboros.report.data import document_sizes, heaviest, length_chart, share_chart, short_labels
 from ouroboros.report.run import Run
 from ouroboros.report.text import percent
-
-MAX_SAMPLED = 2_000
-"""Documents of a source that the published filter is tried on; of more, this many at even distances."""
-_DECIDING_TOKENS = 50_000
-"""The published filter drops texts over 10,000 characters, of which none takes more than four tokens, so this many
-tokens of a document decide."""
+from ouroboros.systems.rhrm.data import shares_of
 
 
 def section(run: Run) -> Section | None:
@@ -58,27 +51,3 @@ def section(run: Run) -> Section | None:
     title = "The same data in the published R-HRM pipeline"
     tables = [Table(head=head, rows=rows)]
     return Section(ident="rhrm", title=title, lead=lead, charts=charts, tables=tables) if charts else None
-
-
-def shares_of(data: PreparedData) -> list[float] | None:
-    """The share of training tokens each source would have had in the published pipeline, None if no block is left.
-
-    There a weight is of documents drawn, before its filter and its block cut. Both are tried here on the training
-    documents that were kept, in this run's tokens; a text file is one document.
-    """
-    acceptance, blocks = [], []
-    for index in range(len(data.sources)):
-        starts, ids = data.offsets("train", index), data.train_tokens(index)
-        count = min(len(starts) - 1, MAX_SAMPLED)
-        found = []
-        for document in np.linspace(0, len(starts) - 2, count).astype(np.int64).tolist():
-            start, end = int(starts[document]), int(starts[document + 1])
-            # The first id is the end-of-text token before the document.
-            text = data.tokenizer.decode(ids[start + 1 : min(end, start + 1 + _DECIDING_TOKENS)])
-            if published_accepts(text.decode("utf-8", "replace")):
-                found.append(len(published_blocks(end - start, data.spec.sequence_length)))
-        acceptance.append(len(found) / max(count, 1))
-        blocks.append(sum(found) / max(len(found), 1))
-    if not any(kept * mean for kept, mean in zip(acceptance, blocks, strict=True)):
-        return None
-    return published_shares(data.weights, acceptance, blocks)

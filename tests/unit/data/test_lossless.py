@@ -5,7 +5,7 @@ import re
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ouroboros.data.roundtrip import check_round_trip
+from ouroboros.data.lossless import check_round_trip
 from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
