@@ -10,7 +10,7 @@ Parts, each with arms of its own; arms of a seed see the same text in the same o
 - ``subword``: bytes against byte-level BPE, with equal parameters, bytes seen and bytes of context.
 - ``depth``: stacks of 1, 2 and 4 blocks with equal parameters.
 
-Finished runs are kept in ``--out`` and not repeated. Each part prints one line of JSON; `docs/seeds/osam.md`
+Finished runs are kept in ``--out`` and not repeated. Each part prints one line of JSON; `docs/systems/osam.md`
 tells what came out.
 
     python runs/osam_study.py --part options --seeds 3 --out work

@@ -305,20 +305,3 @@ def _write_manifest(
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
     for place in (path, work / "tokenizer", work):
         flush(place)
-
-
-@contextlib.contextmanager
-def _temporary_sibling(path: Path) -> Iterator[Path]:
-    """A fresh directory beside ``path``, removed afterwards if it is still there; those of killed processes go too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.tmp-{socket.gethostname()}-"
-    for entry in path.parent.glob(f"{prefix}*"):
-        pid = entry.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not process_alive(int(pid)):
-            shutil.rmtree(entry, ignore_errors=True)
-    work = path.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        work.mkdir()
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

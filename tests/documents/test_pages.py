@@ -1,0 +1,25 @@
+"""Everything that the pages about concepts, tasks and systems show is run, each page in a directory of its own."""
+
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = sorted(
+    path.relative_to(DOCS).as_posix()
+    for name in ("concepts", "how-to", "systems")
+    for path in (DOCS / name).glob("*.md")
+)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", PAGES)
+def test_page(name, open_page, capsys):
+    open_page(f"docs/{name}").run(capsys.readouterr)
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
+    linked = {*pages} - {"index.md"} - {page for page in pages if page.startswith("adr/0")}
+    assert not [page for page in sorted(linked) if f"({page}" not in index], "docs/index.md links every page"
