@@ -37,8 +37,8 @@ from ouroboros.config import (
     Recipe,
     TrainSpec,
 )
-from ouroboros.eval.stats import mean_interval
 from ouroboros.data.masks import IGNORED, hide
+from ouroboros.eval.stats import mean_interval
 from ouroboros.systems.osam.probes import Batch, Copy, Needle, Probe, Recall
 
 HIDDEN = 32
@@ -263,10 +263,10 @@ def optimiser(arm: str, rate: float) -> OptimSpec:
 def trained(spec: ModelSpec, task: Any, optim: OptimSpec, steps: int, seed: int, prepared: Any) -> Any:
     """A new model trained on batches of ``task``; the trainer is told of ``prepared`` and reads nothing of it."""
     import torch
+    from ouroboros.train.loop import Trainer
 
     from ouroboros.api import build
     from ouroboros.train.distributed import Workers
-    from ouroboros.train.loop import Trainer
 
     train = TrainSpec(steps=steps, batch_size=task.batch, seed=seed, precision="fp32", threads=1, compile="off")
     recipe = Recipe(name="memory probe", model=spec, data=prepared.spec, optim=optim, train=train)

@@ -1,7 +1,7 @@
 """Runs what a page of the documentation shows, in order and in one directory, with budgets cut to a few steps.
 
-Commands are the lines of ``sh`` blocks. A ``text`` block directly behind one shows what they print: each of its lines has
-to be among the printed ones, numbers aside. Only what a model writes (`FREE`) is not compared.
+Commands are the lines of ``sh`` blocks. A ``text`` block directly behind one shows what they print: each of its lines
+has to be among the printed ones, numbers aside. Only what a model writes (`FREE`) is not compared.
 """
 
 from __future__ import annotations

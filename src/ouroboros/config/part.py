@@ -15,10 +15,11 @@ operations and matrix products only, as ``FlopCounterMode`` does; ``width`` is t
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from ouroboros.errors import check
 from ouroboros.registry import load
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ouroboros.schedule import Schedule
 
 S = TypeVar("S", bound="type[Part]")
+P = TypeVar("P", bound="Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class Part:
     """The specification of a part; its ``kind`` tells it from others of its family."""
 
     kind: Any
+
+    def replace(self, **options: Any) -> Self:
+        """A copy with other options."""
+        return dataclasses.replace(self, **options)
 
     def check(self, model: ModelSpec) -> None:
         """Refuse a model that this part does not fit.
@@ -85,11 +91,11 @@ def is_family(hint: Any) -> bool:
     return isinstance(hint, type) and Part in hint.__bases__
 
 
-def kinds(of: type[Part]) -> dict[str, type[Part]]:
+def kinds(of: type[P]) -> dict[str, type[P]]:
     """The registered members of a family by kind, the shipped ones first."""
     import ouroboros.config.parts  # noqa: F401  registers what the library brings
 
-    return dict(_KINDS.get(of, {}))
+    return dict(_KINDS.get(of, {}))  # pyrefly: ignore
 
 
 def module_of(spec: Part) -> Any:

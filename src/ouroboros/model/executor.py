@@ -27,13 +27,13 @@ ContextOf = Callable[[Visit, bool], VisitContext]
 class OnVisit(Protocol):
     """Is called after a visit with its block, what that was given, and the stream before and after."""
 
-    def __call__(self, block: Block, visit: VisitContext, before: Tensor, after: Tensor) -> None: ...
+    def __call__(self, block: Block, visit: VisitContext, before: Tensor, after: Tensor, /) -> None: ...
 
 
 class OnLoop(Protocol):
     """Is called after a loop with the segment's index, the loop, and the stream before it and after its loop parts."""
 
-    def __call__(self, segment: int, loop: int, before: Tensor, after: Tensor) -> None: ...
+    def __call__(self, segment: int, loop: int, before: Tensor, after: Tensor, /) -> None: ...
 
 
 class Observer:

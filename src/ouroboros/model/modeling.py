@@ -158,7 +158,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         plain = attention_mask is None and position_ids is None and past_key_values is None
         R = self.spec.registers
         position_ids = self._positions(tokens, attention_mask, position_ids, past_key_values)
-        watched = self.decoder.observers
+        watched: list[Observer] = list(self.decoder.observers)
         states: list[Tensor] = []
         if output_hidden_states:
             watched = [*watched, Observer(lambda block, visit, before, after: states.append(after))]

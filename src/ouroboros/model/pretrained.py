@@ -52,7 +52,8 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers says; what a part never trains stays frozen, which loading alone would undo, and weights lie
         where they would lie without a file, so that products with them are the same to the last bit."""
-        loaded = super().from_pretrained(*args, **{"key_mapping": RENAMED, **kwargs})
+        kwargs.setdefault("key_mapping", RENAMED)
+        loaded: Any = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         model._weight_conversions = None  # what is saved again has today's names
         for name in untrained_parameters(model):

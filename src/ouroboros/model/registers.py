@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ouroboros.config import ModelSpec
+from ouroboros.model.executor import Decoder
 from ouroboros.nn.memory import Memory, Prefix, Recorder
 from ouroboros.nn.visit import VisitContext
 from ouroboros.schedule import Schedule, Visit
@@ -26,10 +28,16 @@ class Registers(nn.Module):
 
     spec: ModelSpec
     registers: nn.Parameter
-    decoder: nn.Module
+    decoder: Decoder
     expansion: nn.Module | None
-    _through: Callable[..., Tensor]
-    _tables: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
+
+    @abc.abstractmethod
+    def _through(self, *arguments: Any, **options: Any) -> Tensor:
+        """Embeddings to what the head reads."""
+
+    @abc.abstractmethod
+    def _tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rotary tables."""
 
     def _register_prefix(self, schedule: Schedule, store: Cache | None) -> list[Prefix] | None:
         """What every visit remembers of the registers; they never see the text, so a cache keeps them."""

@@ -18,7 +18,7 @@ def loop(size: str = "small") -> Recipe:
     """
     plain = gpt(size)
     block = plain.model.block
-    mixer = dataclasses.replace(block.mixer, qk_norm="before_rope")
+    mixer = block.mixer.replace(qk_norm="before_rope")
     return dataclasses.replace(
         plain,
         name="loop",

@@ -46,7 +46,7 @@ def _equal_size(plain: ModelSpec, looped: Recipe, match: Match) -> ModelSpec:
         return found.parameters if match == "parameters" else found.training_flops_per_token
 
     def with_width(width: int) -> ModelSpec:
-        return plain.replace(ffn=dataclasses.replace(plain.block.ffn, intermediate_size=width))
+        return plain.replace(ffn=plain.block.ffn.replace(intermediate_size=width))
 
     wanted, start = measure(looped.model), measure(with_width(1))
     width = max(1, 1 + round((wanted - start) / (measure(with_width(2)) - start)))

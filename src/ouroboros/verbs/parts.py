@@ -61,19 +61,18 @@ def _change(model: ModelSpec, path: list[str], words: list[str], attached: bool)
     first, *inner = path
     if first == OVERRIDE and len(inner) > 1:
         override = BlockOverride(where=inner[0].replace("_", "-"), set={".".join(inner[1:]): _plain(_take(words))})
-        return dataclasses.replace(model, overrides=(*model.overrides, override))
+        return model.replace(overrides=(*model.overrides, override))
     hints = type_hints(ModelSpec)
     listed = typing.get_args(hints.get(first))
     if listed and is_family(listed[0]) and inner:
-        return dataclasses.replace(model, **{first: _listed(listed[0], getattr(model, first), inner, words, attached)})
+        return model.replace(**{first: _listed(listed[0], getattr(model, first), inner, words, attached)})
     if inner and inner != ["kind"]:
         return None
     if is_family(hints.get(first)):
-        return dataclasses.replace(model, **{first: _chosen(hints[first], getattr(model, first), words)})
-    if is_family(type_hints(BlockSpec).get(first)):
-        block = model.block
-        part = _chosen(type_hints(BlockSpec)[first], getattr(block, first), words)
-        return dataclasses.replace(model, block=dataclasses.replace(block, **{first: part}))
+        return model.replace(**{first: _chosen(hints[first], getattr(model, first), words)})
+    in_block = type_hints(BlockSpec)
+    if is_family(in_block.get(first)):
+        return model.replace(**{first: _chosen(in_block[first], getattr(model.block, first), words)})
     return None
 
 

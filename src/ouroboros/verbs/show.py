@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -24,7 +25,7 @@ class RecipesOptions:
 def recipes(arguments: Sequence[str]) -> int:
     """The verb ``recipes``."""
     options = parse(RecipesOptions, "recipes", arguments)
-    rows = {}
+    rows: dict[str, Any] = {}
     for name, value in RECIPES.items():
         models = {size: recipe(name, size).model for size in sizes(name)}
         facts = {size: {"layout": m.layout, "parameters": cost(m).parameters} for size, m in models.items()}

@@ -6,7 +6,6 @@ where queries are not normalised) is taken from the settings, which a published 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published
 from ouroboros.convert.readers import Option, Reader
 from ouroboros.convert.tensors import RenameTable, model_of, shape_of
@@ -155,7 +155,7 @@ def to_model(
     """
     spec = config.spec
     if not _has_residuals(tensors):
-        spec = dataclasses.replace(spec, residual="additive")
+        spec = spec.replace(residual=AdditiveResidualSpec())
     read = {
         name: our_layout(name, tensor, config.ouroboros_value_channels)
         for name, tensor in tensors.items()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from ouroboros.config import DataSpec, OptimSpec, Recipe, RMSNormSpec, TrainSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.recipes import RecipeEntry
@@ -30,7 +28,7 @@ def delta(size: str = "small") -> Recipe:
     With ``residual`` set to ``additive`` it is its own control arm.
     """
     published = OuroborosConfig(**_SHAPES[size]).spec
-    mixer = dataclasses.replace(published.block.mixer, qk_norm="before_rope")
+    mixer = published.block.mixer.replace(qk_norm="before_rope")
     model = published.replace(mixer=mixer, norm=RMSNormSpec(), residual=DeltaSpec())
     if size in _LAPTOP:
         plain = gpt(size)

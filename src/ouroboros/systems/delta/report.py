@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ouroboros.accounting import cost
 from ouroboros.api import build, open_model
-from ouroboros.config import DeltaSpec, Recipe
+from ouroboros.config import Recipe
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.data.prepared import open_prepared
 from ouroboros.errors import check
 from ouroboros.nn.delta import ChannelCompressor

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ouroboros.api import load, load_model
+from ouroboros.api import load, load_model, open_model
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError

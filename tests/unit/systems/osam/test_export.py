@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ouroboros.api import load_with_text_tokenizer
+from ouroboros.api import open_model
 from ouroboros.config import FeedForwardSpec, ModelSpec, NormSpec, OsamSpec
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer, character_tokenizer
@@ -41,7 +41,8 @@ def test_out_and_in_again_is_the_same(name: str, tmp_path: Path) -> None:
     content |= {"stoi": stoi, "itos": {index: character for character, index in stoi.items()}}
     torch.save(content, tmp_path / "osam.pt")
     convert(tmp_path / "osam.pt", tmp_path / "model")
-    model, tokenizer = load_with_text_tokenizer(tmp_path / "model")
+    opened = open_model(tmp_path / "model")
+    model, tokenizer = opened.model, opened.tokenizer
     assert write(model, tokenizer, tmp_path / "back.pt") == {"system": "OSAM", "characters": 17}
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert back.keys() == content.keys() and back["state_dict"].keys() == NAMES.keys()
