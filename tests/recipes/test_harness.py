@@ -137,7 +137,7 @@ VARIANTS = {
     "activations of queries and keys": model(
         mixer(q_activation="elu+1", k_activation="silu", v_activation="elu+1"), embedding_std=0.1
     ),
-    "relu of keys": model(mixer(k_activation="relu"), layout="2"),
+    "relu of keys, norm at the end": model(mixer(k_activation="relu"), layout="2", norm=RMSNormSpec(placement="final")),
     "dropout": model(ffn(dropout=0.1), dropout=0.1, layout="3"),
     "feed-forward dropout": model(ffn(dropout=0.1), layout="(1)x1"),
     "attention dropout": model(mixer(dropout=0.2), layout="(1)x1"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from typing import Any
@@ -101,7 +100,7 @@ def fresh(**changes: Any) -> OuroborosForCausalLM:
     """The model of a published configuration with changes of its specification."""
     spec = OuroborosConfig(vocab_size=500, hidden_size=64, num_hidden_layers=4, num_attention_heads=2, head_dim=32).spec
     torch.manual_seed(0)
-    return OuroborosForCausalLM(ModelConfig.from_spec(dataclasses.replace(spec, **changes)))
+    return OuroborosForCausalLM(ModelConfig.from_spec(spec.replace(**changes)))
 
 
 @pytest.mark.parametrize("layout", ["9", "1 (1)x8"])
