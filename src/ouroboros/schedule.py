@@ -178,7 +178,8 @@ def parse(layout: str) -> Schedule:
         elif text.isdigit():
             segment = Segment(block, count("of blocks"), 1, False, name)
         else:
-            raise _error(layout, column, f"unexpected {text!r}; write for example '6' or '2 (2)x3 2'")
+            found = f"unexpected {text!r}" if text else "found the end behind a name"
+            raise _error(layout, column, f"{found}; write for example '6' or '2 (2)x3 2'")
         segments.append(segment)
         block += segment.num_blocks
         if sum(s.num_blocks * s.loops for s in segments) > _MAX_VISITS:

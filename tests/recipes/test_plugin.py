@@ -32,9 +32,9 @@ from ouroboros.config import (
     TopologyPart,
     TrainSpec,
     from_dict,
-    part,
     to_dict,
 )
+from ouroboros.config.part import part
 from ouroboros.eval.harness import run_harness
 from ouroboros.nn.memory import with_recent
 from ouroboros.nn.part import LoopModule, Projection, Residual, Started

@@ -22,7 +22,6 @@ from ouroboros.config.part import (
     ResidualPart,
     StemPart,
     TopologyPart,
-    part,
 )
 from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
@@ -58,7 +57,6 @@ __all__ = [
     "fields_by_path",
     "from_dict",
     "from_json",
-    "part",
     "to_dict",
     "to_json",
 ]

@@ -62,14 +62,19 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
 
 def _read_dataclass(cls: Any, values: dict[str, Any], where: str, place: str) -> Any:
     values = cls.migrate(values) if hasattr(cls, "migrate") else values
-    hints, found = type_hints(cls), {}
+    hints, fields, found = type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}, {}
     for key, value in values.items():
-        if key not in hints:
-            raise OuroborosError(f"{_at(where, place)}: unknown key {key!r}{nearest(key, hints)}")
+        if key not in fields:
+            raise OuroborosError(f"{_at(where, place)}: unknown key {key!r}{nearest(key, fields)}")
+        if is_family(hints[key]) and isinstance(value, dict) and "kind" not in value:
+            value = {"kind": fields[key].default_factory().kind, **value}
         found[key] = _read(hints[key], value, where, f"{place}.{key}" if place else key)
+    for name, field in fields.items():
+        if name not in found and field.default is field.default_factory is dataclasses.MISSING:
+            raise OuroborosError(f"{where}: {place + '.' if place else ''}{name}: Field required")
     try:
         return cls(**found)
-    except (OuroborosError, TypeError) as error:  # a value out of range, or one that is missing
+    except OuroborosError as error:  # a value out of range
         raise OuroborosError(f"{where}: {place + ': ' if place else ''}{error}") from None
 
 
@@ -99,9 +104,8 @@ def _read(hint: Any, value: Any, where: str, place: str) -> Any:
 
 
 def _member(hint: Any, value: dict[str, Any], where: str, place: str) -> Any:
-    """The specification of a family that ``value`` chose by ``kind``; the first kind is the default."""
-    members = kinds(hint)
-    kind = value.get("kind", next(iter(members)))
+    """The specification of a family that ``value`` chose by ``kind``."""
+    members, kind = kinds(hint), value.get("kind")
     if not isinstance(kind, str) or kind not in members:
         raise OuroborosError(f"{_at(where, place)}.kind: unknown kind {kind!r}{nearest(str(kind), members)}")
     return members[kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -66,6 +67,9 @@ class BlockOverride:
     """A segment's name in the layout (``wide`` in ``3 wide:(1)x2 3``), a block's number, or a range as ``0-2``."""
     set: dict[str, Any]
     """Options of the block by dotted path, for example ``{"ffn.intermediate_size": 1024}``."""
+
+    def __hash__(self) -> int:
+        return hash((self.where, json.dumps(self.set, sort_keys=True)))
 
 
 LOOPED = needs("schedule.is_looped", True, say="a layout with a loop, for example --model.layout '1 (1)x2 1'")

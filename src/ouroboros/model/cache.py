@@ -55,8 +55,8 @@ class RecentEntries:
         """A filter cannot get back what it has forgotten."""
         if tokens_to_remove != 0:
             raise OuroborosError(
-                "the cache of a model with filters over tokens (delta.compressor token, delta.embedding_conv,"
-                " mixer.k_shift, mixer.v_shift) cannot be rolled back; generate without an assistant model"
+                "the cache of a model with filters over tokens (shifts of keys and values, convolutions) cannot be"
+                " rolled back; generate without an assistant model"
             )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ouroboros.nn.head_loss import IGNORED, head_loss
-
-
-@runtime_checkable
-class Chunked(Protocol):
-    """A head whose loss can be computed in chunks of positions: it scales and caps each logit by itself."""
-
-    scale: float
-    softcap: float | None
 
 
 @dataclass
@@ -31,13 +23,14 @@ class LossOutput(CausalLMOutputWithPast):
 def loss_output(head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: Tensor, smoothing: float) -> LossOutput:
     """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position.
 
-    A head that is :class:`Chunked` is computed in chunks, see
+    A head that says its ``scale`` and ``softcap`` is computed in chunks, see
     :func:`~ouroboros.nn.head_loss.head_loss`; any other is given all logits at once.
     """
     x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
-    if isinstance(head, Chunked):
+    scaling: Any = head
+    if hasattr(head, "scale") and hasattr(head, "softcap"):
         objective, plain = head_loss(
-            x_ND, matrix.weight, targets_N, smoothing=smoothing, scale=head.scale, softcap=head.softcap
+            x_ND, matrix.weight, targets_N, smoothing=smoothing, scale=scaling.scale, softcap=scaling.softcap
         )
         return LossOutput(loss=objective, unsmoothed_loss=plain)
     logits_NV = head(matrix(x_ND)).float()

@@ -181,12 +181,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             memory_of = functools.partial(self._memory, past_key_values, prefix, leading_B)
         x_BTD = entered = self._embed(tokens, shared, memory_of)
         if together:
-            # Registers and text as one sequence under one causal mask: in training this is faster than two passes.
-            # The registers come first, so they see each other alone, as they do by themselves.
-            x_BND = torch.cat((self.registers.to(x_BTD.dtype).expand(x_BTD.shape[0], -1, -1), x_BTD), dim=1)
-            at = torch.arange(x_BND.shape[1], device=x_BTD.device)[None]
-            shared = VisitContext(rotary=NOWHERE)
-            x_BTD = self._through(x_BND, decode, shared, self._tables(at), None, memory_of, hidden=R)[:, R:]
+            x_BTD = self._together(x_BTD, decode, memory_of)
         else:
             attend_to = self._mask(x_BTD, mask, position_ids, past_key_values)
             keys = self._key_tables(attend_to, position_ids, past_key_values)
@@ -198,6 +193,17 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             return BaseModelOutputWithPast(x_BTD, past_key_values)
         shown = [state.mean(dim=2) if state.ndim == 4 else state for state in states[:-1]]
         return BaseModelOutputWithPast(x_BTD, past_key_values, (entered, *shown, x_BTD))
+
+    def _together(self, x_BTD: Tensor, decode: Callable[..., Tensor], memory_of: MemoryOf) -> Tensor:
+        """Registers and text as one sequence under one causal mask: in training this is faster than two passes.
+
+        The registers come first, so they see each other alone, as they do by themselves.
+        """
+        R = self.spec.registers
+        x_BND = torch.cat((self.registers.to(x_BTD.dtype).expand(x_BTD.shape[0], -1, -1), x_BTD), dim=1)
+        tables = self._tables(torch.arange(x_BND.shape[1], device=x_BTD.device)[None])
+        shared = VisitContext(rotary=NOWHERE)
+        return self._through(x_BND, decode, shared, tables, None, memory_of, hidden=R)[:, R:]
 
     def _check_cache(self, store: Cache, schedule: Schedule) -> None:
         """Refuse a cache of another model or loop count; give a new one entries that hold more than keys and values."""

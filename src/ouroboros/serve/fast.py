@@ -97,7 +97,7 @@ def next_logits(
 
     # Registers come first and every position sees them.
     registers = inner.spec.registers
-    room = held[0][KEYS].shape[2] if KEYS in held[0] else 1  # a state is all that is seen
+    room = next((entry[KEYS].shape[2] for entry in held if KEYS in entry), 1)  # states are all that is seen
     seen = torch.arange(registers + room, device=at.device) <= at + registers
     logits = model.logits(inner.step(token_B1, at, seen, memory_of))[:, -1]
     at.add_(1)
@@ -199,9 +199,12 @@ def _held(layer: Any) -> Held:
 
 def _with_room(held: list[Held], positions: int) -> list[Held]:
     """Keys and values moved to larger buffers if their S is less than ``positions``; states are as they are."""
-    if KEYS not in held[0] or held[0][KEYS].shape[2] >= positions:
+    if all(entry[KEYS].shape[2] >= positions for entry in held if KEYS in entry):
         return held
-    return [{name: _larger(buffer, positions) for name, buffer in entry.items()} for entry in held]
+    return [
+        {name: _larger(buffer, positions) for name, buffer in entry.items()} if KEYS in entry else entry
+        for entry in held
+    ]
 
 
 def _larger(buffer: Tensor, positions: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ouroboros.eval.accounts import perturb
+from ouroboros.eval.subject import perturb
 from torch import Tensor
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec

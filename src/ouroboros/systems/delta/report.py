@@ -109,14 +109,15 @@ def sample_size(recipe: Recipe) -> tuple[int, int]:
 
 def look_at(model: Any, recipe: Recipe, ids: Tensor) -> Look:
     """What the delta residuals of ``model``, made by ``recipe``, do on the tokens ``ids`` (B, T)."""
-    records = record(model, ids)
+    records, residual = record(model, ids), recipe.model.block.residual
+    assert isinstance(residual, DeltaSpec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         before = [summarise(one) for one in record(build(recipe), ids)]
     few = ids[: _affordable(recipe, len(records)), :FORCED_LENGTH]
     return Look(
         schedule=model.model.schedule,
-        spec=recipe.model.block.residual,
+        spec=residual,
         records=records,
         before=before,
         forced=ablate(model, few) if few.shape[0] and few.shape[1] >= 2 else [],
