@@ -1,10 +1,10 @@
 """A report about a single run directory.
 
-Sections of the page that belong to one published system are entries of the place ``sections`` of the registry: the
-name says in words what the section is about (``the delta residuals``), and the attribute is a function from a
-:class:`Run` to a :class:`~ouroboros.report.content.Section`, or None for a run that it has nothing to say of. It raises
-:class:`OuroborosError` if files of the run that it needs are missing or damaged; the page then goes without the section
-and says so.
+Sections of the page that belong to one published system are entries of the place ``sections`` of the registry. The
+name of an entry says in words what its section is about, as the end of the sentence "The page says nothing of ...".
+The entry is a function from a :class:`Run` to a :class:`~ouroboros.report.content.Section`, or to None for a run that
+it has nothing to say of. It raises :class:`OuroborosError` if files of the run that it needs are missing or damaged;
+the page then goes without the section and says so.
 """
 
 from __future__ import annotations
