@@ -102,7 +102,7 @@ def test_help_asks_the_hardware_only_where_it_decides(cli, monkeypatch):
     def asked(*_: object) -> None:
         raise AssertionError("asked")
 
-    monkeypatch.setattr("ouroboros.train.hardware.detect", asked)
+    monkeypatch.setattr("ouroboros.train.hardware.choose_size", asked)
     for words in (["loop"], ["gpt"], [], ["rhrm", "--size", "lite"]):
         assert cli("train", *words, "--help").status == 0
     with pytest.raises(AssertionError, match="asked"):

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import DataSpec
 from ouroboros.errors import OuroborosError, check
@@ -65,7 +65,7 @@ class EvalOptions:
 def eval(arguments: Sequence[str]) -> int:
     """The verb ``eval``."""
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
-    loops = parse_loops(options.loops)
+    loops: Any = parse_loops(options.loops)
     check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
     log_to_stderr()
     quiet_transformers()
