@@ -25,11 +25,7 @@ class RecipesOptions:
 def recipes(arguments: Sequence[str]) -> int:
     """The verb ``recipes``."""
     options = parse(RecipesOptions, "recipes", arguments)
-<<<<<<< ours
-    rows: dict[str, Any] = {}
-=======
     rows: dict[str, dict[str, Any]] = {}
->>>>>>> theirs
     for name, value in RECIPES.items():
         models = {size: recipe(name, size).model for size in sizes(name)}
         facts = {size: {"layout": m.layout, "parameters": cost(m).parameters} for size, m in models.items()}

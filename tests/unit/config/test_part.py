@@ -23,10 +23,9 @@ from ouroboros.config import (
     StemPart,
     TopologyPart,
     from_dict,
-    part,
     to_dict,
 )
-from ouroboros.config.part import _KINDS, _MODULES, build, family, is_family, kinds, module_of
+from ouroboros.config.part import _KINDS, _MODULES, build, family, is_family, kinds, module_of, part
 from ouroboros.errors import OuroborosError
 from ouroboros.schedule import parse
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from ouroboros.eval.subject import perturb
 from torch import Tensor
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
+from ouroboros.eval.subject import perturb
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 
