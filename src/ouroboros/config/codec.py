@@ -67,7 +67,8 @@ def _read_dataclass(cls: Any, values: dict[str, Any], where: str, place: str) ->
         if key not in fields:
             raise OuroborosError(f"{_at(where, place)}: unknown key {key!r}{nearest(key, fields)}")
         if is_family(hints[key]) and isinstance(value, dict) and "kind" not in value:
-            value = {"kind": fields[key].default_factory().kind, **value}
+            default: Any = fields[key].default_factory
+            value = {"kind": default().kind, **value}
         found[key] = _read(hints[key], value, where, f"{place}.{key}" if place else key)
     for name, field in fields.items():
         if name not in found and field.default is field.default_factory is dataclasses.MISSING:
