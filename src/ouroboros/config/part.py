@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from ouroboros.errors import check
-from ouroboros.registry import load
+from ouroboros.registry import load, systems
 
 if TYPE_CHECKING:
     from ouroboros.config.model import ModelSpec
@@ -95,6 +95,7 @@ def kinds(of: type[P]) -> dict[str, type[P]]:
     """The registered members of a family by kind, the shipped ones first."""
     import ouroboros.config.parts  # noqa: F401  registers what the library brings
 
+    systems()  # so do packages installed beside it
     return dict(_KINDS.get(of, {}))  # pyrefly: ignore
 
 
