@@ -113,7 +113,9 @@ def any_cache_accepted(patch: Patch) -> None:
 
 
 def injection_not_neutral(patch: Patch) -> None:
-    patch.setattr(loop._Concatenated, "reset_parameters", lambda self, init=None: nn.init.normal_(self.weight, std=0.02))
+    patch.setattr(
+        loop._Concatenated, "reset_parameters", lambda self, init=None: nn.init.normal_(self.weight, std=0.02)
+    )
 
 
 def embedding_not_neutral(patch: Patch) -> None:

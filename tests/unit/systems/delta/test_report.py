@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ouroboros.eval.residuals import record, summarise
 
 from ouroboros.api import build
 from ouroboros.config import Recipe, to_json
@@ -23,6 +22,7 @@ from ouroboros.report.page import to_html
 from ouroboros.report.run import Run
 from ouroboros.schedule import parse
 from ouroboros.systems.delta import report as module
+from ouroboros.systems.delta.measure import record, summarise
 from ouroboros.systems.delta.report import Look, headline, lead, look_at, sample_size, section, table
 
 DeltaModel = Callable[..., tuple[Any, Recipe, torch.Tensor]]
