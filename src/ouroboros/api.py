@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,10 +181,11 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
     """The model in a transformers directory; errors as of :attr:`OpenedModel.model`."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+
+    from ouroboros.model.pretrained import quiet_loading
 
     try:
-        with _quiet(logging):
+        with quiet_loading():
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory,
                 local_files_only=True,
@@ -217,17 +216,3 @@ def _described(entry: Any) -> str:
         name, found, expected = entry
         return f"{name} of shape {tuple(found)} for {tuple(expected)}"
     return str(entry)
-
-
-@contextlib.contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """No loading bars and reports from transformers inside; its settings are restored."""
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

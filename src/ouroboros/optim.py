@@ -315,8 +315,7 @@ def learning_rate(progress: float, spec: OptimSpec, steps: float = math.inf) -> 
         return 1.0
     if spec.schedule == "cosine":
         span = 1.0 - spec.warmup_fraction
-        turned = (progress - spec.warmup_fraction) / span if span > 0 else 1.0
-        return spec.final_lr + (1.0 - spec.final_lr) * 0.5 * (1.0 + math.cos(math.pi * turned))
+        return _half_cosine(1.0, spec.final_lr, (progress - spec.warmup_fraction) / span if span > 0 else 1.0)
     remaining = 1.0 - progress
     if remaining >= spec.decay_fraction:
         return 1.0

@@ -14,16 +14,16 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ouroboros.accounting import cost, describe
+from ouroboros.accounting import cost
 from ouroboros.api import open_model
-from ouroboros.config import Recipe, to_json
+from ouroboros.config import Recipe
 from ouroboros.config.demo import DemoOptions
 from ouroboros.data.documents import name_formats
 from ouroboros.data.loader import seen_text
@@ -39,13 +39,13 @@ from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.recipes.twin import twin
-from ouroboros.report.content import Arm, BaselineRow, LoopPoint, Report, Sample
+from ouroboros.report.content import Arm, Report, Sample
 from ouroboros.report.page import render
-from ouroboros.schedule import parse
+from ouroboros.report.run import arm_of, loop_points
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.run import start
+from ouroboros.train.run import make_directory, remove_new, start
 from ouroboros.train.rundir import RunDirectory
 from ouroboros.train.session import RunResult
 
@@ -106,22 +106,21 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     options = dataclasses.replace(options, out=_free(options.out))
     plan = make_plan(options.minutes, options.size, options.tokenizer)
     recipe = demo_recipe(options, plan)
-    with _emptied_on_failure(options.out):
+    run = options.out / "loop"
+    with contextlib.ExitStack() as undo:
+        undo.callback(remove_new, run, make_directory(run))  # nothing stays of a demo whose text cannot be used
         # Training names the formats of chats too, and takes the prepared text only if both say the same.
         recipe = dataclasses.replace(recipe, data=name_formats(recipe.data))
-        data = prepare(recipe.data, options.out / "loop" / "data")
+        data = prepare(recipe.data, run / "data")
         seconds = 60 * options.minutes
         test = scored_part(data.documents("test"), seconds, plan.rate)
         left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
         minutes = looped_minutes(recipe, left, plan.rate, test, data.train_bytes)
+        undo.pop_all()
     tell(plan.describe())
-    looped = _train(
-        dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, minutes=minutes)),
-        options.out / "loop",
-        progress,
-        test,
-    )
-    shutil.copytree(options.out / "loop" / "data", options.out / "twin" / "data")
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, minutes=minutes))
+    looped = _train(recipe, run, progress, test)
+    shutil.copytree(run / "data", options.out / "twin" / "data")
     plain = _train(_twin_of(looped), options.out / "twin", progress, test)
     difference = paired_difference(looped.score, plain.score)
     cheap = compare_baselines(data.documents("train"), seen_text(data, looped.state["loader"]), test)
@@ -140,7 +139,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     for line in table(page):
         tell(line)
     for sample in samples[:2]:
-        tell(f"--- {looped.recipe.name} writes ---\n{_shown(sample.prompt)}{_shown(sample.text)}")
+        tell(f"--- {looped.recipe.name} writes ---\n{sample.prompt}{sample.text}")
     tell(f"{options.out / 'report.html'}: the page")
     return numbers
 
@@ -178,20 +177,6 @@ def demo_recipe(options: DemoOptions, plan: Plan) -> Recipe:
             telemetry_every=50,
         ),
     )
-
-
-@contextlib.contextmanager
-def _emptied_on_failure(out: Path) -> Iterator[None]:
-    """Leave nothing of a demo whose text cannot be used."""
-    made = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(out / "loop", ignore_errors=True)
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Sequence[bytes]) -> Trained:
@@ -249,41 +234,14 @@ def _samples(arm: Trained, data: PreparedData, options: DemoOptions) -> list[Sam
 
 
 def _arm(arm: Trained) -> Arm:
-    c, spec = arm.result.counters, arm.recipe.model
-    facts = cost(spec, context=(arm.recipe.data.sequence_length + 1) // 2)
-    return Arm(
-        name=arm.recipe.name,
-        description=arm.recipe.description,
-        layout=parse(spec.layout).notation,
-        drawing=describe(spec),
-        parameters=facts.parameters,
-        stored_bytes=facts.parameters * 6 // 8,
-        training_flops_per_token=facts.training_flops_per_token,
-        tokens=c.tokens,
-        minutes=c.seconds / 60,
-        tokens_per_second=c.tokens / c.seconds,
-        bits_per_byte=arm.score.bits_per_byte,
-        interval=arm.score.interval,
-        metrics=arm.metrics,
-        recipe=to_json(arm.recipe),
-    )
+    c, shown = arm.result.counters, arm_of(arm.recipe, arm.metrics, arm.score.to_dict())
+    return dataclasses.replace(shown, tokens=c.tokens, minutes=c.seconds / 60, tokens_per_second=c.tokens / c.seconds)
 
 
 def _report(outcome: Outcome) -> Report:
     options, looped, plain = outcome.options, outcome.looped, outcome.plain
-    trained = looped.model.schedule.loops
-    points = []
-    for s in outcome.curve:
-        low, high = s.interval or (None, None)
-        loops = s.loops or trained
-        points.append(
-            LoopPoint(loops=loops, bits_per_byte=s.bits_per_byte, low=low, high=high, trained=s.loops == trained)
-        )
     text = "the source of Python's standard library" if options.data == "python:" else options.data
-    rows = [
-        BaselineRow(name=b.name, bits_per_byte=b.bits_per_byte, stderr=b.stderr, interval=b.interval, detail=b.detail)
-        for b in outcome.baselines
-    ]
+    points = loop_points([s.to_dict() for s in outcome.curve], looped.model.schedule.loops)
     return Report(
         title="Does looping pay?",
         headline=outcome.verdict.sentence,
@@ -292,7 +250,7 @@ def _report(outcome: Outcome) -> Report:
         command=_command(options),
         environment=_environment(looped),
         arms=[_arm(looped), _arm(plain)],
-        baselines=rows,
+        baselines=outcome.baselines,
         loop_curve={looped.recipe.name: points},
         samples=list(outcome.samples),
         notes=_notes(looped, plain, outcome.curve),
@@ -345,10 +303,6 @@ def table(page: Report) -> list[str]:
         interval = "" if row.low is None or row.high is None else f"{row.low:.4f} .. {row.high:.4f}"
         lines.append(f"{row.name:<{width}}  {row.bits_per_byte:>9.4f}  {interval}")
     return [*lines, "", page.verdict, *page.notes, ""]
-
-
-def _shown(text: str | bytes) -> str:
-    return text if isinstance(text, str) else text.decode("utf-8", "replace")
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:

@@ -5,13 +5,13 @@ Each check takes a :class:`~ouroboros.eval.subject.Subject`; see :mod:`ouroboros
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import itertools
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ouroboros.eval.finding import Mismatch, equal, require
 from ouroboros.eval.subject import TOLERANCE, Subject, close, fed, logits_of, same_continuation
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.pretrained import quiet_loading
 
 APPROXIMATE = "share_last_kv decodes approximately by design"
 
@@ -167,7 +168,7 @@ def check_reload(subject: Subject) -> str:
 
     local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     gap = 0.0
-    with tempfile.TemporaryDirectory() as directory, _no_progress_bars():
+    with tempfile.TemporaryDirectory() as directory, quiet_loading():
         for place, view in subject.placed_views():
             view.save_pretrained(directory)
             loaded, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **local)
@@ -183,20 +184,6 @@ def check_reload(subject: Subject) -> str:
             gap = max(gap, close(logits_of(loaded, subject.ids), expected, f"after loading{place}"))
             del loaded, found
     return f"AutoModelForCausalLM.from_pretrained: weights equal bit for bit, logits within {gap:.1e}"
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """No loading bars from transformers inside; its setting is restored."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def check_loops(subject: Subject) -> str:
@@ -284,18 +271,9 @@ def check_compile(subject: Subject) -> str:
     try:
         found = logits_of(torch.compile(subject.model, fullgraph=True), subject.ids)
     except Exception as error:
-        if _lacks_compiler(error):
+        if "InvalidCxxCompiler" in "".join(traceback.format_exception(error)):  # it, or one of its causes
             return "skipped: this machine has no C++ compiler for torch.compile"
         raise
     finally:
         torch.compiler.reset()
     return f"one graph: largest difference {close(found, subject.logits, 'compiled and eager'):.1e}"
-
-
-def _lacks_compiler(error: BaseException | None) -> bool:
-    """Whether ``error`` or one of its causes says that no C++ compiler was found."""
-    while error is not None:
-        if "InvalidCxxCompiler" in type(error).__name__ or "InvalidCxxCompiler" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

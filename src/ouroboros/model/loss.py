@@ -33,9 +33,15 @@ def loss_output(head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: T
             x_ND, matrix.weight, targets_N, smoothing=smoothing, scale=scaling.scale, softcap=scaling.softcap
         )
         return LossOutput(loss=objective, unsmoothed_loss=plain)
-    logits_NV = head(matrix(x_ND)).float()
+    objective, plain = logits_loss(head(matrix(x_ND)), targets_N, smoothing)
+    return LossOutput(loss=objective, unsmoothed_loss=plain)
+
+
+def logits_loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The mean loss in nats, in float32, of logits (..., V) and targets (...): with label smoothing, and without it and
+    without gradient."""
+    logits_NV, targets_N = logits.flatten(0, -2).float(), targets.flatten()
     plain = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED)
     if not smoothing:
-        return LossOutput(loss=plain, unsmoothed_loss=plain.detach())
-    objective = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, label_smoothing=smoothing)
-    return LossOutput(loss=objective, unsmoothed_loss=plain.detach())
+        return plain, plain.detach()
+    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, label_smoothing=smoothing), plain.detach()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.nn.aligned import aligned
@@ -23,6 +26,20 @@ RENAMED = {
     r"(loops\.\d+)\.gate_proj\.": r"\1.gate.proj.",
 }
 """Names of parameters in files of earlier versions, as patterns of one group, and what they are called today."""
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No loading bars and reports from transformers inside; its settings are restored."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def todays_names(saved: Any) -> Any:

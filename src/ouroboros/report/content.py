@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ouroboros.report.text import bits, finite
 
 if TYPE_CHECKING:
+    from ouroboros.eval.baselines import Baseline
     from ouroboros.eval.stats import Difference
     from ouroboros.report.drawing import Chart
 
@@ -43,18 +43,6 @@ class Arm:
     """Nats per token of validation that end the training early; drawn in bits per byte."""
     recipe: str = field(default="", repr=False)
     """The resolved recipe as JSON text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineRow:
-    """A cheap baseline on the same held-out text."""
-
-    name: str
-    bits_per_byte: float
-    stderr: float | None = None
-    interval: tuple[float, float] | None = None
-    """95 % interval; by default the normal one of ``stderr``."""
-    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +132,8 @@ class Report:
     """The exact command that makes the same result again."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     arms: Sequence[Arm] = ()
-    baselines: Sequence[BaselineRow] = ()
+    baselines: Sequence[Baseline] = ()
+    """On the same held-out text."""
     loop_curve: Mapping[str, Sequence[LoopPoint]] = field(default_factory=dict)
     """By arm name."""
     samples: Sequence[Sample] = ()
@@ -181,7 +170,7 @@ class Report:
             Row(name=b.name, detail=b.detail, bits_per_byte=score, low=low, high=high, arm=None)
             for b in self.baselines
             if (score := finite(b.bits_per_byte)) is not None
-            for low, high in [b.interval or _normal_interval(score, b.stderr)]
+            for low, high in [b.interval or (None, None)]
         ]
         rows.sort(key=lambda row: (row.bits_per_byte, row.name))
         return _marked(rows, self.difference)
@@ -203,13 +192,6 @@ def verdict_sentence(first: str, second: str, difference: Difference) -> str:
         f"{winner} wins: it needs {abs(difference.delta):.3f} bits per byte less than {loser} "
         f"on the same held-out text (95 % interval {near:.3f} to {far:.3f})."
     )
-
-
-def _normal_interval(score: float, stderr: float | None) -> tuple[float, float] | tuple[None, None]:
-    if stderr is None:
-        return None, None
-    reach = NormalDist().inv_cdf(0.975) * stderr
-    return score - reach, score + reach
 
 
 def _marked(rows: list[Row], difference: Difference | None) -> list[Row]:

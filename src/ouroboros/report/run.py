@@ -73,19 +73,19 @@ def report_from_run(run_dir: Path | str) -> Report:
     trained = parse(recipe.model.layout).loops
     chosen, notes = _comparable(_read_scores(run.directory / SCORES))
     final = _final_score(chosen, trained)
-    arm = _arm(recipe, metrics, final)
+    arm = arm_of(recipe, metrics, final)
     if not metrics:
         notes.append("The run has not logged anything yet.")
     if arm.bits_per_byte is None:
         steps, values = points(metrics, "valid", "step", "bits_per_byte")
         if values:
-            arm = _arm(recipe, metrics, {"bits_per_byte": values[-1]})
+            arm = arm_of(recipe, metrics, {"bits_per_byte": values[-1]})
             notes.append(
                 f"The score is the last validation of the run (step {steps[-1]:,.0f}), on a part of the validation "
                 "text and without an interval; `ouroboros eval` gives a full one."
             )
     notes += _incidents(metrics)
-    curve = _curve(chosen, trained)
+    curve = loop_points(chosen, trained)
     return Report(
         title=f"{run.directory.resolve().name}: {recipe.name}",
         subtitle=recipe.description,
@@ -195,8 +195,8 @@ def _final_score(scores: Sequence[Mapping[str, Any]], trained: int) -> Mapping[s
     return fitting[-1] if fitting else {}
 
 
-def _curve(scores: Sequence[Mapping[str, Any]], trained: int) -> list[LoopPoint]:
-    """One point for each loop count, the newest score of each."""
+def loop_points(scores: Sequence[Mapping[str, Any]], trained: int) -> list[LoopPoint]:
+    """One point for each loop count, the newest score of each; ``trained`` is the count of the training."""
     by_loops = {s["loops"]: s for s in scores if isinstance(s.get("loops"), int)}
     out = []
     for loops, score in sorted(by_loops.items()):
@@ -214,7 +214,8 @@ def _interval(score: Mapping[str, Any]) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _arm(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> Arm:
+def arm_of(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> Arm:
+    """A trained model by its resolved recipe, the records of its training, and its score as JSON or nothing."""
     # A causal window of T tokens attends to (T + 1) / 2 positions on average.
     price = cost(recipe.model, context=(recipe.data.sequence_length + 1) // 2)
     tokens = points(metrics, "train", "step", "tokens")[1]

@@ -84,11 +84,6 @@ def save(
         OuroborosError: the disk is full or not writable, a value is not JSON, tensors share memory. Nothing is left
             behind, and earlier checkpoints are untouched.
     """
-    for names, suffix in ((files, ".safetensors"), (documents, ".json")):
-        for name in names:
-            plain = name.endswith(suffix) and "/" not in name and name != MARKER
-            check(plain, f"checkpoint file {name!r} must be a plain file name that ends in {suffix}")
-    check(step >= 0, f"a checkpoint's step must be >= 0, got {step}")
     target = checkpoint_path(root, step)
     try:
         with whole_directory(target, seal=lambda work: _seal(work, step, sorted(documents))) as work:

@@ -14,7 +14,7 @@ from typing import Any
 
 import filelock
 
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError
 from ouroboros.files import process_alive
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ def run_lock(run: Path) -> Iterator[None]:
         OuroborosError: another process holds the lock, or the directory cannot be written.
     """
     path = run / ".lock"
-    check(run.is_dir(), f"{path}: cannot lock the run directory: No such directory")  # filelock would make it
     lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -99,13 +99,6 @@ def choose_dtype(spec: TrainSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if ratio >= 1.5 else torch.float32
 
 
-@contextlib.contextmanager
-def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Automatic mixed precision for ``dtype`` bfloat16; nothing for float32."""
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        yield
-
-
 PAYS_AFTER = {torch.float32: 900.0, torch.bfloat16: 150.0}
 """Seconds of training from which compiling pays. Compiling takes about half a minute on two cores, the first time on a
 machine. A compiled step takes a tenth less time in float32, and half the time in bfloat16 (docs/benchmarks.md)."""

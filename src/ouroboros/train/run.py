@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import torch
@@ -50,12 +50,12 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
         made: list[Path] = []
         if crew.is_main:
             _refuse_existing(run)
-            made = _make_directory(out)
+            made = make_directory(out)
         crew.barrier()
         with _locked(run, crew), contextlib.ExitStack() as undo:
             if crew.is_main:
                 _refuse_existing(run)  # again: another process may have had it meanwhile
-                undo.callback(_remove_new, out, made, {entry.name for entry in out.iterdir()} - {".lock"})
+                undo.callback(remove_new, out, made, {entry.name for entry in out.iterdir()} - {".lock"})
             recipe = dataclasses.replace(recipe, data=name_formats(recipe.data, quiet=not crew.is_main))
             data = _prepare(recipe, run, crew, shows_progress=progress is not None and not progress.quiet)
             recipe = resolve(recipe, data)
@@ -166,7 +166,7 @@ def _refuse_existing(run: RunDirectory) -> None:
         raise OuroborosError(f"{out} exists and is not an empty directory; choose another --out")
 
 
-def _make_directory(out: Path) -> list[Path]:
+def make_directory(out: Path) -> list[Path]:
     """Make ``out``; returns the directories that were not there before, innermost first."""
     try:
         missing = [path for path in (out, *out.parents) if not path.exists()]
@@ -176,8 +176,9 @@ def _make_directory(out: Path) -> list[Path]:
     return missing
 
 
-def _remove_new(out: Path, made: list[Path], present: set[str]) -> None:
-    """Leave things as they were before a run that could not begin; called under its lock."""
+def remove_new(out: Path, made: list[Path], present: Set[str] = frozenset()) -> None:
+    """Leave things as they were before a run that could not begin: without what is in ``out`` besides the entries that
+    were ``present``, and without the directories that were ``made``."""
     for entry in list(out.iterdir()):
         if entry.name not in present:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import check
 
 Names = Mapping[Any, str]
 """Parameter to name, as ``{p: name for name, p in model.named_parameters()}``."""
@@ -29,7 +29,7 @@ def pack_optimizers(
         settings and the names of their parameters, and which state each parameter has.
 
     Raises:
-        OuroborosError: a parameter without a name, a setting that is no JSON value, or state that is no tensor.
+        OuroborosError: a parameter without a name, or state that is no tensor.
     """
     tensors: dict[str, Tensor] = {}
     documents = []
@@ -43,7 +43,7 @@ def pack_optimizers(
                 tensors[f"{name}/{key}"] = value.detach()
             state[name] = dict.fromkeys(values)
         groups = [
-            {"params": group_members, "settings": _settings(group)}
+            {"params": group_members, "settings": {key: value for key, value in group.items() if key != "params"}}
             for group_members, group in zip(members, optimizer.param_groups, strict=True)
         ]
         documents.append({"class": type(optimizer).__name__, "groups": groups, "state": state})
@@ -109,16 +109,3 @@ def _members(optimizer: torch.optim.Optimizer, names: Names) -> list[list[str]]:
             shape = tuple(parameter.shape)
             check(parameter in names, f"an optimised parameter of shape {shape} has no name in the model")
     return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value, f"optimiser setting {key!r}") for key, value in group.items() if key != "params"}
-
-
-def _plain(value: Any, where: str) -> Any:
-    """``value`` as JSON reads it back; tuples become lists."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    raise OuroborosError(f"{where} is a {type(value).__name__}, which cannot be saved")

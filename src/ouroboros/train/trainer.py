@@ -25,6 +25,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.model.executor import observe
+from ouroboros.model.loss import logits_loss
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -38,11 +39,9 @@ from ouroboros.optim import (
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler
 from ouroboros.train.ema import Ema
-from ouroboros.train.losses import criterion
 from ouroboros.train.precision import (
     COMPILED,
     Choices,
-    autocast,
     choose_dtype,
     compile_blocks,
     from_compiler,
@@ -126,7 +125,7 @@ class Trainer:
         self.wrapped: nn.Module = model
         self.compiled = "compile: off"
         # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
-        self._criterion: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
         self.choices = self._choose() if choices is None else self._keep(choices)
         self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype)
         self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
@@ -137,7 +136,7 @@ class Trainer:
             spec = dataclasses.replace(spec, compile=self.choices.compile)
         self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
-            self._criterion = torch.compile(criterion(spec.label_smoothing), dynamic=False)
+            self._criterion = torch.compile(logits_loss, dynamic=False)
         self.wrapped = workers.wrap(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
@@ -389,12 +388,12 @@ class Trainer:
         arguments["backprop_loops"] = self.recipe.train.loops.backprop
         smoothing = self.recipe.train.label_smoothing
         watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
-        with autocast(self.device, self.dtype), watched:
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), watched:
             if self._criterion is None:
                 found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
                 return found.loss, found.unsmoothed_loss
             logits = self.wrapped(**arguments).logits
-        return self._criterion(logits, targets_BT)
+        return self._criterion(logits, targets_BT, smoothing)
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:

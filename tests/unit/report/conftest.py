@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from ouroboros.config import to_json
+from ouroboros.eval.baselines import Baseline
 from ouroboros.eval.stats import Difference
 from ouroboros.recipes import recipe
-from ouroboros.report import Arm, BaselineRow, LoopPoint, Report, Sample
+from ouroboros.report import Arm, LoopPoint, Report, Sample
 
 HOSTILE = "</pre><script>alert(1)</script>&amp; \x00\x1b[31m\udcff\u202e $x_1$ https://example.org/x.js\n"
 CURVE = ((1, 2.2), (2, 1.5), (3, 1.411), (4, 1.42), (8, 1.66))
@@ -71,8 +72,10 @@ def comparison() -> Report:
         environment={"torch": "2.13.0", "cores": 2},
         arms=[looped, plain],
         baselines=[
-            BaselineRow(name="order-4 n-gram", bits_per_byte=2.163, stderr=0.02, detail="Witten-Bell"),
-            BaselineRow(name="xz", bits_per_byte=1.652, detail="given 2.6 MB"),
+            Baseline(
+                name="order-4 n-gram", bytes=1, train_bytes=1, bits_per_byte=2.163, stderr=0.02, detail="Witten-Bell"
+            ),
+            Baseline(name="xz", bytes=1, train_bytes=1, bits_per_byte=1.652, detail="given 2.6 MB"),
         ],
         loop_curve={"loop": curve},
         samples=[Sample(prompt="def main(", text=HOSTILE, arm="loop", settings="temperature 0.8")],

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ouroboros.errors import OuroborosError
-from ouroboros.report import Arm, BaselineRow, Report, Sample, Section, render
+from ouroboros.eval.baselines import Baseline
+from ouroboros.report import Arm, Report, Sample, Section, render
 from ouroboros.report.content import Card, Row, Table
 from ouroboros.report.drawing import Chart
 from ouroboros.report.page import axis, to_html
@@ -160,7 +161,9 @@ def test_every_text_is_escaped(field: str) -> None:
             command=text["command"],
             environment={text["fact"]: text["fact"]},
             arms=[arm],
-            baselines=[BaselineRow(name=text["baseline"], bits_per_byte=2.0, detail=text["baseline"])],
+            baselines=[
+                Baseline(name=text["baseline"], bytes=1, train_bytes=1, bits_per_byte=2.0, detail=text["baseline"])
+            ],
             samples=[Sample(prompt=text["note"], text=text["note"], arm=text["name"], settings=text["note"])],
             notes=[text["note"]],
         )

@@ -249,9 +249,6 @@ def test_a_bug_in_extra_is_not_disguised_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("files", "documents", "message"),
     [
-        ({"model.bin": {}}, {}, r"must be a plain file name that ends in \.safetensors"),
-        ({}, {"a/b.json": 1}, "must be a plain file name"),
-        ({}, {MARKER: 1}, "must be a plain file name"),
         ({}, {"s.json": {"loss": float("nan")}}, r"s\.json is not JSON"),
         ({}, {"s.json": {"x": object()}}, r"s\.json is not JSON"),
     ],
@@ -262,12 +259,10 @@ def test_what_cannot_be_saved_is_named(tmp_path, files, documents, message):
     assert names(tmp_path) == []
 
 
-def test_shared_tensors_and_negative_steps_are_refused(tmp_path):
+def test_tensors_that_share_memory_are_refused(tmp_path):
     shared = torch.ones(2)
     with pytest.raises(OuroborosError, match=r"model\.safetensors: Some tensors share memory"):
         save(tmp_path, 1, files={"model.safetensors": {"a": shared, "b": shared}}, documents={})
-    with pytest.raises(OuroborosError, match="must be >= 0"):
-        save(tmp_path, -1, files={}, documents={})
     assert names(tmp_path) == []
 
 

@@ -82,11 +82,3 @@ def test_a_lock_file_with_other_content_is_no_obstacle(tmp_path, content):
         (tmp_path / ".lock").write_text(content)
         with pytest.raises(OuroborosError, match="in use by another process"), run_lock(tmp_path):
             pass
-
-
-def test_a_directory_that_is_not_there_is_named(tmp_path):
-    with (
-        pytest.raises(OuroborosError, match=r"missing/\.lock: cannot lock .*No such directory"),
-        run_lock(tmp_path / "missing"),
-    ):
-        pass

@@ -10,7 +10,6 @@ from ouroboros.config import TrainSpec
 from ouroboros.train import precision
 from ouroboros.train.precision import (
     Choices,
-    autocast,
     choose_dtype,
     compile_blocks,
     matmul_peak,
@@ -44,14 +43,6 @@ def test_auto_measures_on_this_machine():
     choose_dtype(TrainSpec(precision="auto"), CPU)
     assert matmul_peak.cache_info().misses == measured  # by the first line, not again
     assert 1e8 < matmul_peak("cpu", torch.float32) < 1e14
-
-
-def test_autocast_is_on_for_bfloat16_alone():
-    layer, x = nn.Linear(4, 4), torch.ones(2, 4)
-    with autocast(CPU, torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-    with autocast(CPU, torch.float32):
-        assert layer(x).dtype == torch.float32 and torch.equal(layer(x), nn.functional.linear(x, *layer.parameters()))
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind, fused):
     for (name, a), (_, b) in zip(straight.named_parameters(), resumed.named_parameters()):
         assert torch.equal(a, b), name
     again, documents_again = pack_optimizers(others, names(resumed))
-    expected, _ = pack_optimizers(optimizers, names(straight))
+    expected, expected_documents = pack_optimizers(optimizers, names(straight))
     assert again.keys() == expected.keys() and len(again) > 0
     assert all(torch.equal(again[key], expected[key]) and again[key].dtype == expected[key].dtype for key in again)
-    assert json.loads(json.dumps(documents_again)) == documents_again
+    assert documents_again == expected_documents and json.dumps(documents_again)
 
 
 def test_a_fresh_optimizer_packs_to_nothing():
@@ -125,7 +125,7 @@ def test_foreign_state_is_refused_and_changes_nothing():
     groups = [{"params": [net[0].weight]}, {"params": [net[1].weight]}]
     refused("has 1 parameter groups, the run has 2", torch.optim.AdamW(groups))
     fewer = torch.optim.AdamW(list(net.parameters())[:-1])
-    refused(r"other parameters or another order: \['3\.bias'\]", fewer)
+    refused(r"other parameters: \['3\.bias'\]", fewer)
     assert optimizer.state[net[1].weight]["step"] is kept
 
 
@@ -133,9 +133,6 @@ def test_what_cannot_be_packed_is_named():
     net, optimizer, _, _ = packed()
     with pytest.raises(OuroborosError, match=r"shape \(7, 4\) has no name"):
         pack_optimizers([optimizer], {})
-    optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
-    with pytest.raises(OuroborosError, match="setting 'lr' is a Tensor"):
-        pack_optimizers([optimizer], names(net))
     optimizer.state[net[1].weight]["count"] = 3
     with pytest.raises(OuroborosError, match=r"state 'count' of 1\.weight is no tensor"):
         pack_optimizers([optimizer], names(net))

@@ -14,9 +14,9 @@ from torch import nn
 
 from ouroboros.api import build
 from ouroboros.errors import OuroborosError
+from ouroboros.model.loss import logits_loss
 from ouroboros.optim import build_optimizers, untrained_parameters
 from ouroboros.recipes import RECIPES, SIZES, recipe
-from ouroboros.train.losses import criterion
 from ouroboros.train.trainer import NotFinite, Trainer
 
 NO_CLIP = {"optim.clip_norm": 0.0}
@@ -392,9 +392,9 @@ def test_a_compiled_run_computes_the_same_and_is_evaluated_uncompiled(make, trai
         assert [block._compiled_call_impl for block in model.model.decoder.layers] == [None]
     assert all(block._compiled_call_impl is not None for block in compiled.model.model.decoder.layers)
     targets, found = torch.arange(10).view(2, 5), []
-    for of in (criterion(0.1), torch.compile(criterion(0.1), dynamic=False)):
+    for of in (logits_loss, torch.compile(logits_loss, dynamic=False)):
         logits = torch.linspace(-3, 3, 2 * 5 * 11).sin().view(2, 5, 11).requires_grad_()
-        smoothed, loss = of(logits, targets)
+        smoothed, loss = of(logits, targets, 0.1)
         smoothed.backward()
         found.append((smoothed.detach(), loss, logits.grad))
     torch.testing.assert_close(*found)
