@@ -92,7 +92,7 @@ def untrained_parameters(model: nn.Module) -> set[str]:
 
 
 def build_optimizers(
-    model: nn.Module, spec: OptimSpec, *, fused: bool | None = None, muon_dtype: torch.dtype | None = None
+    model: nn.Module, spec: OptimSpec, *, muon_dtype: torch.dtype | None = None
 ) -> list[torch.optim.Optimizer]:
     """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
 
@@ -102,7 +102,6 @@ def build_optimizers(
     Args:
         model: parameters that do not require a gradient or are untrained by specification are left out.
         spec: rates, decay, momentum.
-        fused: AdamW's one-kernel step; None uses it where torch has it (5x faster on a CPU).
         muon_dtype: in which Muon orthogonalises; None takes what ``spec.muon_precision`` says, see
             :func:`choose_muon_dtype`.
 
@@ -132,8 +131,8 @@ def build_optimizers(
         settings = {"momentum": spec.muon_momentum, "ns_steps": spec.muon_steps}
         optimizers.append(BatchedMuon([groups.pop("matrix")], dtype=dtype, **settings))
     if groups:
-        if fused is None:
-            fused = {p.device.type for group in groups.values() for p in group["params"]} <= {"cpu", "cuda"}
+        # One kernel for a step where torch has it: 5 times as fast on a CPU.
+        fused = {p.device.type for group in groups.values() for p in group["params"]} <= {"cpu", "cuda"}
         optimizers.append(torch.optim.AdamW(list(groups.values()), betas=spec.betas, eps=spec.eps, fused=fused))
     return optimizers
 

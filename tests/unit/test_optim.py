@@ -180,10 +180,8 @@ def test_untrained_names_are_checked_and_tied_ones_known_by_their_first_name():
         build_optimizers(model, OptimSpec())
 
 
-@pytest.mark.parametrize(("fused", "expected"), [(None, True), (True, True), (False, False)])
-def test_adamw_takes_one_fused_step_unless_told_otherwise(fused, expected):
-    adamw = build_optimizers(Toy(), OptimSpec(), fused=fused)[-1]
-    assert all(group["fused"] is expected for group in adamw.param_groups)
+def test_adamw_takes_one_fused_step():
+    assert all(group["fused"] is True for group in build_optimizers(Toy(), OptimSpec())[-1].param_groups)
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])

@@ -79,20 +79,18 @@ class Audited:
     window: int
     """Window of the probes: the audited window, at most 256 tokens."""
     scorer: Callable[..., Score]
-    predict: Predict | None
-    """None is the softmax of the logits, which a scorer need not be told."""
+    predict: Predict
 
     def score(self, documents: Sequence[bytes], **options: Any) -> Score:
         """Call the audited scorer."""
-        given = {"window": self.window, "loops": self.loops} | options
-        given |= {} if self.predict is None else {"predict": self.predict}
+        given = {"window": self.window, "loops": self.loops, "predict": self.predict} | options
         return self.scorer(self.model, self.tokenizer, documents, **given)
 
     def probe(self, ids: np.ndarray) -> Tensor:
         """Log-probabilities float32[T, V] of one sequence of input ids."""
         inputs = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(device_of(self.model))
         with evaluating(self.view):
-            return (self.predict or log_probs)(self.view, inputs)[0].float().cpu()
+            return self.predict(self.view, inputs)[0].float().cpu()
 
     def sequence(self, document: bytes) -> np.ndarray:
         """``[eos] + tokens`` of a document, int64[T + 1]."""
@@ -128,7 +126,7 @@ def audit(
     window: int,
     loops: Sequence[int | None] = (None,),
     scorer: Callable[..., Score] = score,
-    predict: Predict | None = None,
+    predict: Predict = log_probs,
     train_documents: Iterable[bytes] | None = None,
 ) -> list[Finding]:
     """Check a model's score for the ways in which such scores go wrong; the module's docstring lists them.

@@ -204,13 +204,18 @@ def with_text(documents: Sequence[bytes], max_bytes: int | None = None) -> list[
         OuroborosError: there is no byte among them, or ``max_bytes`` < 1.
     """
     check(max_bytes is None or max_bytes >= 1, f"max_bytes must be >= 1, got {max_bytes}")
-    left = sum(map(len, documents)) if max_bytes is None else max_bytes
+    kept = beginning(documents, sum(map(len, documents)) if max_bytes is None else max_bytes)
+    check(bool(kept), "no data to score: every document is empty; give a text with at least one byte")
+    return kept
+
+
+def beginning(documents: Sequence[bytes], size: int) -> list[bytes]:
+    """The first ``size`` bytes of the documents, the last one cut; without empty ones."""
     kept = []
     for document in documents:
-        if left > 0 and (part := first_bytes(document, left)):
+        if size > 0 and (part := first_bytes(document, size)):
             kept.append(part)
-        left -= len(document)
-    check(bool(kept), "no data to score: every document is empty; give a text with at least one byte")
+        size -= len(document)
     return kept
 
 

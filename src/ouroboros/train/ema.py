@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ouroboros.errors import check
+from ouroboros.train.state import copy_tensors
 
 
 class Ema(AveragedModel):
@@ -42,20 +42,12 @@ class Ema(AveragedModel):
         """The averages of the trainable weights by their names in the model, not copied."""
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
-    @torch.no_grad()
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Restore what :meth:`state_tensors` and :attr:`updates` gave; ``model`` has all that is not averaged.
 
         Raises:
             OuroborosError: names or shapes differ from the model's.
         """
-        own = self.state_tensors()
-        missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        check(not missing and not unexpected, f"averaged weights: missing {missing}, unexpected {unexpected}")
-        for name, average in own.items():
-            shape, expected = tuple(tensors[name].shape), tuple(average.shape)
-            check(shape == expected, f"averaged weights: {name} has shape {shape}, the model has {expected}")
         self.module.load_state_dict(model.state_dict())
-        for name, average in own.items():
-            average.copy_(tensors[name])
+        copy_tensors(self.state_tensors(), tensors, "averaged weights")
         self.updates = updates

@@ -30,7 +30,7 @@ class MetricsLog:
     A last line torn by a crash is removed on opening. The file is strict JSON: NaN and infinities become ``null``.
 
     Args:
-        path: made if missing.
+        path: made if missing. None for processes that record nothing.
         resume_step: on resume, the step of the checkpoint; records of later steps are removed, because those steps
             are about to be taken again. The rewriting is atomic.
 
@@ -38,13 +38,15 @@ class MetricsLog:
         OuroborosError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path | str, *, resume_step: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | None, *, resume_step: int | None = None) -> None:
+        self.path = path
+        if path is None:
+            return
         try:
-            _repair(self.path, resume_step)
-            append(self.path, b"")
+            _repair(path, resume_step)
+            append(path, b"")
         except OSError as error:
-            raise OuroborosError(f"{self.path}: cannot open the metrics: {error.strerror}") from None
+            raise OuroborosError(f"{path}: cannot open the metrics: {error.strerror}") from None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record. Values may be nested, and scalars of numpy and torch.
@@ -52,6 +54,8 @@ class MetricsLog:
         Raises:
             OuroborosError: a value is not JSON, or the disk is full; the file then ends with the record before.
         """
+        if self.path is None:
+            return
         try:
             line = json.dumps(_strict(record), allow_nan=False, separators=(", ", ": ")) + "\n"
         except (TypeError, ValueError) as error:

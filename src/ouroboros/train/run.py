@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import re
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ouroboros.config import Recipe, fields_by_path, from_json
+from ouroboros.config import Recipe, fields_by_path, from_dict
 from ouroboros.data.documents import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
@@ -22,7 +21,6 @@ from ouroboros.errors import OuroborosError, check
 from ouroboros.files import remove_leftovers
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.train.checkpoint import Checkpoint
 from ouroboros.train.distributed import Workers, workers
 from ouroboros.train.lock import run_lock
 from ouroboros.train.log import Progress
@@ -89,7 +87,10 @@ def resume(
     wanted = recipe or run.read_recipe()
     with workers() as crew, _locked(run, crew):
         newest = run.newest()
-        saved = run.read_recipe() if newest is None else _recipe_of(newest)
+        if newest is None:
+            saved = run.read_recipe()
+        else:
+            saved = from_dict(Recipe, newest.documents[RECIPE], where=str(newest.path / RECIPE))
         changes = recipe_changes(saved, wanted)
         check(
             not changes or allow_changes,
@@ -116,10 +117,6 @@ def _how(trainer: Trainer) -> str:
         return f"({steps} steps); to go on, raise its budget, for example --train.steps N --allow-changes"
     other = "--train.target-loss None" if early.reason == "target_loss" else "--train.patience 0"
     return f"({steps} steps), stopped early: {early.message}; to go on, for example {other} --allow-changes"
-
-
-def _recipe_of(saved: Checkpoint) -> Recipe:
-    return from_json(Recipe, json.dumps(saved.documents[RECIPE]), where=str(saved.path / RECIPE))
 
 
 def resolve(recipe: Recipe, data: PreparedData) -> Recipe:

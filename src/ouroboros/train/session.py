@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError
 from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
 from ouroboros.optim import untrained_parameters
@@ -24,7 +24,7 @@ from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.meter import Meter
 from ouroboros.train.rundir import RECIPE, STATE, WEIGHTS, RunDirectory
-from ouroboros.train.state import pack_optimizers, unpack_optimizers
+from ouroboros.train.state import copy_tensors, pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import Counters, StopControl
 from ouroboros.train.threads import Threads, using_threads
 from ouroboros.train.trainer import NotFinite, SourceFailed, StepResult, Trainer
@@ -66,7 +66,7 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
     main, spec = trainer.workers.is_main, trainer.recipe.train
     loss = None
     with contextlib.ExitStack() as stack:
-        metrics = MetricsLog(run.metrics_file, resume_step=resumed_at) if main else None
+        metrics = MetricsLog(run.metrics_file if main else None, resume_step=resumed_at)
         shown = stack.enter_context(progress) if main else Progress(quiet=True)
         control = stack.enter_context(StopControl(shown.message))
         stack.enter_context(using_threads(trainer.choices.threads_now or trainer.choices.threads))
@@ -80,7 +80,7 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
         while not trainer.done:
             result = _step(trainer, run)
             loss = result.loss
-            if metrics is not None:
+            if main:
                 _report(meter, result, metrics, shown)
             if threads is not None:
                 _adapt(trainer, threads, result, metrics)
@@ -95,7 +95,7 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
             if stop and not last:
                 return RunResult(run.path, trainer.counters, False, control.reason or "another process", loss, main)
         early = trainer.early_stop
-        if early is not None and metrics is not None:
+        if early is not None:
             record = {"reason": early.reason, "message": early.message}
             metrics.write({"kind": "early_stop", "step": trainer.counters.step, **record})
             shown.message(f"stopped early: {early.message}")
@@ -114,10 +114,8 @@ def _step(trainer: Trainer, run: RunDirectory) -> StepResult:
     try:
         return trainer.step(telemetry=bool(every) and trainer.counters.step % every == 0)
     except SourceFailed as error:
-        save_checkpoint(trainer, run)
         hint = " --data.skip-bad-records --allow-changes" if "skip_bad_records" in str(error) else ""
-        done = f"step {trainer.counters.step:,} is saved"
-        raise OuroborosError(f"{error}; {done}: `ouroboros resume {run.path}{hint}` goes on from there") from error
+        raise _saved(trainer, run, error, hint) from error
     except NotFinite as error:
         crew = trainer.workers
         kept = run.path / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
@@ -125,15 +123,14 @@ def _step(trainer: Trainer, run: RunDirectory) -> StepResult:
         raise OuroborosError(f"{error}; the batch is in {kept}") from None
 
 
-def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: MetricsLog | None) -> None:
+def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: MetricsLog) -> None:
     """Compute on with fewer threads while other programs use the processor; a change is recorded with its step."""
     count = threads.observe(result.seconds, trainer.visits(result.loops))
     if count is None:
         return
     torch.set_num_threads(count)
     trainer.choices = dataclasses.replace(trainer.choices, threads_now=None if count == threads.chosen else count)
-    if metrics is not None:
-        metrics.write({"kind": "threads", "step": trainer.counters.step, "threads": count})
+    metrics.write({"kind": "threads", "step": trainer.counters.step, "threads": count})
 
 
 def _validate(validator: Validator, run: RunDirectory) -> bool:
@@ -141,9 +138,14 @@ def _validate(validator: Validator, run: RunDirectory) -> bool:
     try:
         return validator.run()
     except ValidationFailed as error:
-        save_checkpoint(validator.trainer, run)
-        done = f"step {validator.trainer.counters.step:,} is saved"
-        raise OuroborosError(f"{error}; {done}: `ouroboros resume {run.path}` goes on from there") from error
+        raise _saved(validator.trainer, run, error) from error
+
+
+def _saved(trainer: Trainer, run: RunDirectory, error: OuroborosError, hint: str = "") -> OuroborosError:
+    """Save what was trained before the ``error`` that ends the run, and say so with it."""
+    save_checkpoint(trainer, run)
+    done = f"step {trainer.counters.step:,} is saved"
+    return OuroborosError(f"{error}; {done}: `ouroboros resume {run.path}{hint}` goes on from there")
 
 
 def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:
@@ -232,12 +234,7 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
         OuroborosError: the checkpoint is of another model.
     """
     weights = todays_names(saved.tensors(WEIGHTS, trainer.device))
-    present = model_tensors(trainer.model)
-    check(weights.keys() == present.keys(), f"{saved.path}: its weights belong to another model")
-    with torch.no_grad():
-        for name, tensor in present.items():
-            check(tensor.shape == weights[name].shape, f"{saved.path}: weight {name} has another shape")
-            tensor.copy_(weights[name])
+    copy_tensors(model_tensors(trainer.model), weights, f"{saved.path}: its weights belong to another model")
     if trainer.ema is not None:
         averages = todays_names(saved.tensors(AVERAGES, trainer.device))
         trainer.ema.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])

@@ -19,6 +19,22 @@ Names = Mapping[Any, str]
 """Parameter to name, as ``{p: name for name, p in model.named_parameters()}``."""
 
 
+@torch.no_grad()
+def copy_tensors(present: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copy ``saved`` into the tensors that are ``present``, all of them or none.
+
+    Raises:
+        OuroborosError: names or shapes differ; begins with ``what``.
+    """
+    missing, unexpected = sorted(present.keys() - saved.keys()), sorted(saved.keys() - present.keys())
+    check(not missing and not unexpected, f"{what}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, tensor in present.items():
+        shape, expected = tuple(saved[name].shape), tuple(tensor.shape)
+        check(shape == expected, f"{what}: {name} has shape {shape}, the model has {expected}")
+    for name, tensor in present.items():
+        tensor.copy_(saved[name])
+
+
 def pack_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], names: Names
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ import torch
 
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.score import Score, first_bytes, score
+from ouroboros.eval.score import Score, beginning, score
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.trainer import Trainer
 
@@ -23,14 +23,7 @@ def validation_sample(data: PreparedData, limit: int) -> list[bytes]:
 
     The order spreads a small sample over a collection that is sorted by name.
     """
-    documents = sorted(data.documents("valid"), key=lambda document: hashlib.sha256(document).digest())
-    chosen, left = [], limit
-    for document in documents:
-        if left <= 0:
-            break
-        chosen.append(first_bytes(document, left))
-        left -= len(document)
-    return [document for document in chosen if document]
+    return beginning(sorted(data.documents("valid"), key=lambda document: hashlib.sha256(document).digest()), limit)
 
 
 def validate(trainer: Trainer, documents: list[bytes]) -> Score:
@@ -52,11 +45,11 @@ class Validator:
 
     Args:
         trainer: its model is scored, and its counters are kept.
-        metrics: where the main process records the results; None on the other processes.
+        metrics: where the results are recorded.
         shown: where results are shown to people.
     """
 
-    def __init__(self, trainer: Trainer, metrics: MetricsLog | None, shown: Progress) -> None:
+    def __init__(self, trainer: Trainer, metrics: MetricsLog, shown: Progress) -> None:
         spec = trainer.recipe.train
         self.trainer, self._metrics, self._shown = trainer, metrics, shown
         self.sample = validation_sample(trainer.data, spec.eval_bytes) if spec.eval_every else []
@@ -133,7 +126,7 @@ class Validator:
         return best
 
     def _report(self, found: Score | None) -> None:
-        if found is None or self._metrics is None:
+        if found is None:
             return
         step = self.trainer.counters.step
         record = {"bits_per_byte": found.bits_per_byte, "stderr": found.stderr}
@@ -151,7 +144,7 @@ class Validator:
             self._unsure = False
 
     def _report_failure(self, cause: Exception | None) -> None:
-        if cause is None or self._metrics is None:
+        if cause is None:
             return
         c, spec = self.trainer.counters, self.trainer.recipe.train
         logger.warning(

@@ -122,7 +122,7 @@ def test_an_unnormalised_mixture_is_caught(run: Any) -> None:
 
 def test_an_unnormalised_mixture_inside_the_scorer_is_caught(run: Any) -> None:
     def cheat(*arguments: Any, **options: Any) -> Score:
-        return score(*arguments, predict=mixed, **options)
+        return score(*arguments, **options | {"predict": mixed})
 
     findings = run(scorer=cheat)
     assert "normalisation" in failed(findings)

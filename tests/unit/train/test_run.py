@@ -165,7 +165,7 @@ def test_another_model_does_not_fit_the_checkpoint(make, stop_at, tmp_path):
     run = tmp_path / "run"
     start(make(), run, progress=stop_at(2, signal.SIGTERM))
     recipe = RunDirectory(run).read_recipe()
-    for change, words in (({"hidden_size": 32}, "has another shape"), ({"layout": "5"}, "belong to another model")):
+    for change, words in (({"hidden_size": 32}, "has shape"), ({"layout": "5"}, "belong to another model")):
         other = replace(recipe, model=replace(recipe.model, **change))
         with pytest.raises(OuroborosError, match=words):
             resume(run, recipe=other, allow_changes=True)

@@ -36,11 +36,10 @@ def train(net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: range)
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
-@pytest.mark.parametrize("fused", [True, False])
-def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind, fused):
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind):
     spec = OptimSpec(matrix_optimizer=kind, lr=0.1, muon_precision="fp32")  # both choose alike
     straight = model()
-    optimizers = build_optimizers(straight, spec, fused=fused)
+    optimizers = build_optimizers(straight, spec)
     train(straight, optimizers, range(3))
     tensors, documents = pack_optimizers(optimizers, names(straight))
     save(
@@ -54,7 +53,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind, fused):
     found = load_newest(tmp_path)
     resumed = model(seed=1)
     resumed.load_state_dict(found.tensors("model.safetensors"))
-    others = build_optimizers(resumed, spec, fused=fused)
+    others = build_optimizers(resumed, spec)
     saved = found.documents["optimizer.json"]
     unpack_optimizers(others, names(resumed), found.tensors("optimizer.safetensors"), saved)
     rates = [group["lr"] for optimizer in others for group in optimizer.param_groups]

@@ -76,7 +76,7 @@ def test_every_process_learns_the_outcome_and_keeps_the_same_counters(make, trai
     main.workers, other.workers = Main(0, 2), Other(1, 2)
     quiet = Progress(quiet=True)
     scores(2.0, OSError("gone"), 2.5, math.nan, OSError("gone"), OSError("gone for good"), stderr=None)
-    pairs = Validator(main, MetricsLog(tmp_path / "metrics.jsonl"), quiet), Validator(other, None, quiet)
+    pairs = Validator(main, MetricsLog(tmp_path / "metrics.jsonl"), quiet), Validator(other, MetricsLog(None), quiet)
     assert [[one.run() for one in pairs] for _ in range(5)] == [[True, True], *[[False, False]] * 4]
     messages = []
     for one in pairs:
@@ -104,16 +104,16 @@ def test_real_scores_are_recorded_in_both_units(make, trainer_of, tmp_path):
 
 def test_validation_is_due_at_intervals_and_at_the_end(make, trainer_of):
     trainer = trainer_of(make(**{"train.eval_every": 5}))
-    validator = Validator(trainer, None, Progress(quiet=True))
+    validator = Validator(trainer, MetricsLog(None), Progress(quiet=True))
     due = []
     for trainer.counters.step in range(1, 12):
         due.append(validator.due(last=trainer.counters.step == 11))
     assert [step for step, yes in enumerate(due, start=1) if yes] == [5, 10, 11]
-    assert not Validator(trainer_of(make()), None, Progress(quiet=True)).due(last=True)
+    assert not Validator(trainer_of(make()), MetricsLog(None), Progress(quiet=True)).due(last=True)
 
 
 def test_without_text_to_validate_on_a_target_is_said_to_be_off(make, trainer_of, caplog):
     changes = {"train.eval_every": 1, "data.valid_fraction": 0.0, "train.target_loss": 2.1, "train.patience": 3}
-    validator = Validator(trainer_of(make(**changes)), None, Progress(quiet=True))
+    validator = Validator(trainer_of(make(**changes)), MetricsLog(None), Progress(quiet=True))
     assert validator.goal() == "" and not validator.due(last=True)
     assert "validation is off, and with it train.target_loss and train.patience" in caplog.text
