@@ -37,7 +37,8 @@ def step():
         optimizer.zero_grad()
 
 step()
-threads = Threads(torch.get_num_threads(), window=0.5, patience=10.0)
+Threads.WINDOW, Threads.PATIENCE = 0.5, 10.0
+threads = Threads(torch.get_num_threads())
 print("ready", flush=True)
 for line in sys.stdin:
     begun, steps = time.perf_counter(), 0

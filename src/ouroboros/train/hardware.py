@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ouroboros.errors import check
-
 
 def choose_size(presets: Sequence[tuple[str, float]]) -> tuple[str, str]:
     """The preset that fits, and why, in words.
 
     Args:
         presets: size and the GB (1e9 bytes) of CUDA memory it needs, largest first; the last one serves without CUDA.
-            Of several CUDA devices the smallest counts: each process trains on one.
-
-    Raises:
-        OuroborosError: no presets.
+            There is at least one. Of several CUDA devices the smallest counts: each process trains on one.
     """
     import torch
 
-    check(bool(presets), "choose_size: no presets to choose from")
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     device = min(found, key=lambda device: device.total_memory, default=None)
     if device is None:

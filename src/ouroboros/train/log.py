@@ -115,16 +115,16 @@ def _strict(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What the progress line shows. None is shown as absent."""
+    """What the progress line shows."""
 
     step: int
     progress: float
     """Share of the run done, in [0, 1]."""
     loss: float
     """Nats per token."""
-    bits_per_byte: float | None = None
-    tokens_per_second: float | None = None
-    peak_share: float | None = None
+    bits_per_byte: float
+    tokens_per_second: float
+    peak_share: float
     """Achieved operations per second as a share of the measured matrix-product peak."""
     note: str = ""
 
@@ -219,18 +219,10 @@ def remaining_seconds(elapsed: float, started: float, progress: float) -> float 
 
 
 def status_line(status: Status, seconds_left: float | None, memory: int | None) -> str:
-    """The progress line as plain text.
-
-    >>> status_line(Status(step=50, progress=0.25, loss=2.5, bits_per_byte=1.8), 75, 2 * 10**9)
-    ' 25.0%  step 50  loss 2.5000  1.8000 bits/byte  ETA 1:15  2.00 GB'
-    """
+    """The progress line as plain text: what is not known is left out."""
     parts = [f"{100 * status.progress:5.1f}%", f"step {status.step:,}", f"loss {status.loss:.4f}"]
-    if status.bits_per_byte is not None:
-        parts.append(f"{status.bits_per_byte:.4f} bits/byte")
-    if status.tokens_per_second is not None:
-        parts.append(f"{status.tokens_per_second:,.0f} tok/s")
-    if status.peak_share is not None:
-        parts.append(f"{100 * status.peak_share:.0f}% of peak")
+    parts += [f"{status.bits_per_byte:.4f} bits/byte", f"{status.tokens_per_second:,.0f} tok/s"]
+    parts.append(f"{100 * status.peak_share:.0f}% of peak")
     if seconds_left is not None:
         minutes, seconds = divmod(round(seconds_left), 60)
         hours, minutes = divmod(minutes, 60)

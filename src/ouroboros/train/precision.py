@@ -108,8 +108,8 @@ def compile_blocks(
     blocks: nn.ModuleList,
     spec: TrainSpec,
     device: torch.device,
-    expected_seconds: float | None,
-    dtype: torch.dtype = torch.float32,
+    expected_seconds: float,
+    dtype: torch.dtype,
 ) -> str:
     """Compile every block in place, if asked or if it pays; returns a line that says what was done and why.
 
@@ -117,8 +117,7 @@ def compile_blocks(
         blocks: the model's blocks; equal blocks share one compiled program.
         spec: its field ``compile`` asks for it (``on``), forbids it (``off``) or leaves it open (``auto``).
         device: where the blocks run.
-        expected_seconds: length of the run if it is known; ``auto`` compiles runs that are as long as
-            :data:`PAYS_AFTER`, and those of unknown length.
+        expected_seconds: length of the run; ``auto`` compiles those that are as long as :data:`PAYS_AFTER`.
         dtype: the precision of training.
     """
     if spec.compile == "off":
@@ -128,7 +127,7 @@ def compile_blocks(
         if spec.compile == "on":
             logger.warning("compile: %s; training runs uncompiled", missing)
         return f"compile: off ({missing})"
-    if spec.compile == "auto" and expected_seconds is not None and expected_seconds < PAYS_AFTER[dtype]:
+    if spec.compile == "auto" and expected_seconds < PAYS_AFTER[dtype]:
         return "compile: off (the run is too short for it to pay)"
     for block in blocks:
         block.compile(dynamic=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import signal
@@ -15,8 +14,6 @@ from typing import Any, Literal
 
 from ouroboros.config import TrainSpec
 from ouroboros.errors import check
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -112,11 +109,11 @@ class StopControl:
     ends the process at once with status 130. Outside the main thread no handler is installed.
 
     Args:
-        on_request: told in one line what was requested; by default the line is logged as a warning.
+        on_request: told in one line what was requested.
     """
 
-    def __init__(self, on_request: Callable[[str], None] | None = None) -> None:
-        self._tell = on_request or logger.warning
+    def __init__(self, on_request: Callable[[str], None]) -> None:
+        self._tell = on_request
         self._previous: dict[int, Any] = {}
         self._interrupts = 0
         self.reason: str | None = None

@@ -67,22 +67,20 @@ class Threads:
     Args:
         chosen: the number at the start, never exceeded.
         now: the number that computes now, for a run that is resumed.
-        window: seconds that a judgement takes, and at least ``STEPS`` steps.
-        patience: seconds from one attempt to the next; they double with every attempt that fails.
     """
 
-    SLOW, BETTER, STEPS, LONGEST = 0.6, 1.1, 3, 16
-    """A window under ``SLOW`` of the best is slow; another number has to be ``BETTER`` times as fast to be kept; after
-    attempts that failed the next one comes up to ``LONGEST`` times as late."""
+    WINDOW, STEPS, SLOW, BETTER, PATIENCE, LONGEST = 3.0, 3, 0.6, 1.1, 30.0, 16
+    """A judgement takes a window of ``WINDOW`` seconds and ``STEPS`` steps, at least. One under ``SLOW`` of the best is
+    slow; another number has to be ``BETTER`` times as fast to be kept. From one attempt to the next pass ``PATIENCE``
+    seconds, which double with every attempt that fails, up to ``LONGEST`` times as many."""
 
-    def __init__(self, chosen: int, now: int | None = None, *, window: float = 3.0, patience: float = 30.0) -> None:
+    def __init__(self, chosen: int, now: int | None = None) -> None:
         self.chosen, self.now = chosen, chosen if now is None else now
-        self.window, self.patience = window, patience
         self._seconds, self._work, self._steps = 0.0, 0.0, 0
         self._rate = 0.0
         self._best: dict[int, float] = {}
         self._back_to: int | None = None
-        self._waited, self._wait = patience, patience
+        self._waited = self._wait = self.PATIENCE
 
     def observe(self, seconds: float, work: float) -> int | None:
         """Count a step; the number of threads for the next one where it changes, else None.
@@ -96,7 +94,7 @@ class Threads:
         self._seconds, self._work, self._steps = self._seconds + seconds, self._work + work, self._steps + 1
         self._waited += seconds
         trying = self._back_to is not None
-        if self._steps < self.STEPS or (self._seconds < self.window and not trying):
+        if self._steps < self.STEPS or (self._seconds < self.WINDOW and not trying):
             return None
         before, rate = self._rate, self._work / self._seconds
         self._seconds, self._work, self._steps, self._rate = 0.0, 0.0, 0, rate
@@ -121,8 +119,8 @@ class Threads:
         back_to, self._back_to, self._waited = self._back_to, None, 0.0
         assert back_to is not None
         if rate >= self.BETTER * before:
-            self._wait = self.patience
+            self._wait = self.PATIENCE
             return None
-        self._wait = min(2 * self._wait, self.LONGEST * self.patience)
+        self._wait = min(2 * self._wait, self.LONGEST * self.PATIENCE)
         self._rate, self.now = before, back_to
         return back_to

@@ -184,7 +184,7 @@ class Trainer:
         return self.choices.dtype
 
     @property
-    def expected_seconds(self) -> float | None:
+    def expected_seconds(self) -> float:
         """The length of the run: its time budget, or an estimate from its arithmetic.
 
         Training reaches about a third of the measured matrix-product peak in float32 and an eighth in bfloat16, where

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,9 @@ def test_what_is_not_json_and_paths_that_cannot_be_opened_are_errors(tmp_path):
         MetricsLog(tmp_path / "missing" / "m.jsonl")
 
 
+STATUS = Status(step=1234, progress=0.5, loss=1.25, bits_per_byte=1.8, tokens_per_second=9700.4, peak_share=0.314)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
@@ -139,7 +143,7 @@ def run(terminal: bool, quiet: bool = False) -> str:
     console = Console(file=stream, force_terminal=terminal, width=200, color_system=None, legacy_windows=False)
     with Progress(console, quiet=quiet, every=10.0, clock=clock) as progress:
         for step in range(1, 26):
-            progress.update(Status(step=step, progress=step / 100, loss=3.0 - step / 100))
+            progress.update(replace(STATUS, step=step, progress=step / 100))
             clock.now += 1.0
         progress.message("saved [step 25]")
     return stream.getvalue()
@@ -163,25 +167,17 @@ def test_quiet_shows_nothing():
 
 def test_a_console_on_stderr_is_made_when_none_is_given(capsys):
     with Progress() as progress:
-        progress.update(Status(step=1, progress=0.5, loss=1.0))
+        progress.update(replace(STATUS, step=1))
     captured = capsys.readouterr()
     assert captured.out == "" and "step 1 " in captured.err
 
 
 def test_status_line_shows_what_is_known():
-    status = Status(
-        step=1234,
-        progress=0.5,
-        loss=1.25,
-        bits_per_byte=1.8,
-        tokens_per_second=9700.4,
-        peak_share=0.314,
-        note="loops 4",
-    )
-    assert status_line(status, 3725.0, 1_500_000_000) == (
-        " 50.0%  step 1,234  loss 1.2500  1.8000 bits/byte  9,700 tok/s  31% of peak  ETA 1:02:05  1.50 GB  loops 4"
-    )
-    assert status_line(Status(step=0, progress=0.0, loss=float("nan")), None, None) == "  0.0%  step 0  loss nan"
+    known = " 50.0%  step 1,234  loss 1.2500  1.8000 bits/byte  9,700 tok/s  31% of peak"
+    assert status_line(STATUS, None, None) == known
+    status = replace(STATUS, note="loops 4")
+    assert status_line(status, 3725.0, 1_500_000_000) == f"{known}  ETA 1:02:05  1.50 GB  loops 4"
+    assert status_line(status, 75, None) == f"{known}  ETA 1:15  loops 4"
 
 
 def test_remaining_time_counts_from_where_this_session_began():

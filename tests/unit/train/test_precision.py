@@ -48,10 +48,9 @@ def test_auto_measures_on_this_machine():
 @pytest.mark.parametrize(
     ("choice", "seconds", "dtype", "compiler", "line", "warned"),
     [
-        ("off", None, torch.float32, True, "compile: off", False),
+        ("off", 1.0, torch.float32, True, "compile: off", False),
         ("on", 1.0, torch.float32, True, "compile: per block", False),
         ("auto", 1000.0, torch.float32, True, "compile: per block", False),
-        ("auto", None, torch.float32, True, "compile: per block", False),
         ("auto", 10.0, torch.float32, True, "compile: off (the run is too short for it to pay)", False),
         ("auto", 300.0, torch.float32, True, "compile: off (the run is too short for it to pay)", False),
         ("auto", 300.0, torch.bfloat16, True, "compile: per block", False),  # there it saves half of a step

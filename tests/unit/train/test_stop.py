@@ -1,6 +1,5 @@
 """Budgets, and what signals do."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -65,15 +64,9 @@ def test_a_signal_asks_once_and_handlers_come_back(number):
 
 def test_handlers_come_back_after_an_error():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyError), StopControl():
+    with pytest.raises(KeyError), StopControl(print):
         raise KeyError
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_the_default_message_is_logged(caplog):
-    with caplog.at_level(logging.WARNING), StopControl():
-        os.kill(os.getpid(), signal.SIGINT)
-    assert "SIGINT: saving a checkpoint" in caplog.text
 
 
 def test_a_message_that_fails_to_print_does_not_end_the_run():
@@ -90,7 +83,7 @@ def test_other_threads_install_nothing():
     seen = []
 
     def work() -> None:
-        with StopControl() as control:
+        with StopControl(print) as control:
             seen.append((signal.getsignal(signal.SIGINT), control.requested))
 
     thread = threading.Thread(target=work)
@@ -102,7 +95,7 @@ def test_other_threads_install_nothing():
 TWICE = """
 import os, signal
 from ouroboros.train.stop import StopControl
-with StopControl():
+with StopControl(lambda line: None):
     os.kill(os.getpid(), signal.SIGINT)
     print("first", flush=True)
     os.kill(os.getpid(), signal.SIGINT)
