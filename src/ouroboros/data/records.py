@@ -1,6 +1,6 @@
 """Records: json lines, json arrays, parquet files and Hugging Face streams, each record as a document.
 
-Reading takes two steps. A reader yields :class:`Row` s, each of which can load its columns; :func:`read_records` makes
+Reading takes two steps. A reader yields rows, each of which can load its columns; :func:`read_records` makes
 text of them by a format, and says of each record that has no text, or cannot be read, why it is left out.
 """
 

@@ -311,8 +311,9 @@ class StreamLoader(Loader):
         return [float(stream.place.epoch) for stream in self._streams]
 
     def sources(self) -> list[dict[str, Any]]:
-        """Where each source is: its name, :class:`Place`, ``offset`` and ``restarts``, as JSON values."""
-        return [{"source": name, **stream.position()} for name, stream in zip(self.names, self._streams, strict=True)]
+        """Where each source is, for people: its name, ``record``, ``epoch``, ``counts``, ``offset``, ``restarts``."""
+        places = [{"source": name, **stream.position()} for name, stream in zip(self.names, self._streams, strict=True)]
+        return [{key: value for key, value in place.items() if key != "anchor"} for place in places]
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "positions": [stream.position() for stream in self._streams]}

@@ -7,7 +7,6 @@ eval`` adds ``eval.json``, its scores on the run's own held-out text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,44 +24,26 @@ STATE = "state.json"
 """In a checkpoint: counters, data position, and what the run chose for itself."""
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-"""The last file of a finished model to appear in the run directory; in a checkpoint without averaging."""
+"""The last file of a finished model to appear in the run directory; in a checkpoint the weights before averaging."""
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """A directory that ``ouroboros train`` made or will make. Nothing is read before it is asked for."""
 
-    path: Path
-
-    @property
-    def recipe_file(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / RECIPE
         """The resolved recipe as JSON; without it the directory is no run."""
-        return self.path / RECIPE
-
-    @property
-    def metrics_file(self) -> Path:
+        self.metrics_file = path / "metrics.jsonl"
         """What was measured, as JSON lines (:func:`ouroboros.train.log.read_metrics`)."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def data(self) -> Path:
-        """The prepared shards (:func:`ouroboros.data.prepared.open_prepared`)."""
-        return self.path / "data"
-
-    @property
-    def checkpoints(self) -> Path:
+        self.data = path / "data"
+        """The prepared shards (:mod:`ouroboros.data.prepared`)."""
+        self.checkpoints = path / "checkpoints"
         """The directory of checkpoints (:mod:`ouroboros.train.checkpoint`)."""
-        return self.path / "checkpoints"
-
-    @property
-    def weights_file(self) -> Path:
-        """Of the finished model; it is there once training has ended."""
-        return self.path / WEIGHTS
-
-    @property
-    def scores_file(self) -> Path:
+        self.weights_file = path / WEIGHTS
+        """The weights of the finished model; they are there once training has ended."""
+        self.scores_file = path / "eval.json"
         """Scores of the finished model on the run's own held-out text, as JSON."""
-        return self.path / "eval.json"
 
     @property
     def is_run(self) -> bool:

@@ -153,10 +153,10 @@ def test_a_changed_recipe_is_refused_by_field_and_allowed_on_request(make, stop_
 
 
 def test_recipe_changes_are_named_by_path(make):
-    old, new = make(), make(**{"train.loops.curriculum": [[0.0, 1], [0.5, 2]], "model.mixer.qkv_bias": True})
+    old, new = make(), make(**{"train.loops.curriculum": [[0.0, 1], [0.5, 2]], "model.block.mixer.qkv_bias": True})
     assert recipe_changes(old, old) == []
     assert recipe_changes(old, new) == [
-        "model.mixer.qkv_bias: False -> True",
+        "model.block.mixer.qkv_bias: False -> True",
         "train.loops.curriculum: [] -> [[0.0, 1], [0.5, 2]]",
     ]
 
@@ -412,7 +412,7 @@ def test_a_stream_that_breaks_changes_no_weight(make, sha, text, tmp_path, monke
 
     recipe = streamed(make, tmp_path / "records.jsonl", text)
     start(recipe, tmp_path / "whole")
-    read, broken = stream.read_documents, iter([7, 7, 21])
+    read, broken = stream.judged_documents, iter([7, 7, 21])
 
     def breaking(ref, spec, **options):
         fails = next(broken, None) if options["start"] else 3
@@ -421,7 +421,7 @@ def test_a_stream_that_breaks_changes_no_weight(make, sha, text, tmp_path, monke
                 raise ConnectionError("the line is dead")
             yield document
 
-    monkeypatch.setattr(stream, "read_documents", breaking)
+    monkeypatch.setattr(stream, "judged_documents", breaking)
     monkeypatch.setattr(stream.StreamLoader, "sleep", staticmethod(lambda seconds: None))
     start(recipe, tmp_path / "broken")
     assert sha(tmp_path / "broken") == sha(tmp_path / "whole")
@@ -437,7 +437,7 @@ def test_a_source_that_cannot_be_streamed_leaves_no_run(make, text, tmp_path, mo
     def closed(ref, spec, **options):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(stream, "read_documents", closed)
+    monkeypatch.setattr(stream, "judged_documents", closed)
     with pytest.raises(OuroborosError, match=r"source '.*': cannot be opened: ConnectionError: no route"):
         start(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
