@@ -105,8 +105,8 @@ def spec_of(size: str, **mixer: Any) -> Any:
     from ouroboros.recipes import recipe
 
     spec = recipe("osam-published", size).model
-    changed = dataclasses.replace(spec.mixer, freq_cache=size == "quick-start", **mixer)
-    return dataclasses.replace(spec, vocab_size=VOCABULARY, mixer=changed)
+    changed = dataclasses.replace(spec.block.mixer, freq_cache=size == "quick-start", **mixer)
+    return spec.replace(vocab_size=VOCABULARY, mixer=changed)
 
 
 def clocked(call: Callable[[], Any]) -> tuple[float, float]:
@@ -146,7 +146,7 @@ def published_model(program: Any, model: Any) -> Any:
     from ouroboros.systems.osam.export import from_model
 
     spec = model.model.spec
-    mixer = spec.mixer
+    mixer = spec.block.mixer
     theirs = program.OSAMLM(
         spec.vocab_size,
         spec.hidden_size,

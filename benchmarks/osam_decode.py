@@ -138,7 +138,7 @@ def state_bytes(model: Any) -> dict[str, int]:
             for count in (PROMPT, 8 * PROMPT)
         )
     spec = model.model.spec
-    whole = 4 * (2 * spec.mixer.buckets + 2 * spec.hidden_size * spec.mixer.buckets)
+    whole = 4 * (2 * spec.block.mixer.buckets + 2 * spec.hidden_size * spec.block.mixer.buckets)
     return {"few tokens": few, "more tokens": more, "predicted": cost(spec).state_bytes(), "step loop": whole}
 
 
