@@ -89,7 +89,7 @@ def main() -> None:
         for name, arm in arms.items():
             for key, record in measured(chosen.part, name, arm, seed, split, chosen.out):
                 done.setdefault(key, {})[seed] = record
-    print(json.dumps(summary(chosen.part, done, references) | facts(chosen.part, chosen.out)))
+    print(json.dumps(summary(chosen.part, done, references) | facts(chosen.out)))
 
 
 def measured(part: str, name: str, arm: Arm, seed: int, split: str, out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -221,23 +221,12 @@ def mean(values: Iterator[float]) -> float:
     return sum(found) / len(found)
 
 
-def facts(part: str, out: Path) -> dict[str, Any]:
-    """What was measured on: the text's hash, and the result that needs no seeds."""
+def facts(out: Path) -> dict[str, Any]:
+    """What was measured on: the text's hash and the version of Python."""
     from ouroboros.data import open_prepared
 
     data = [open_prepared(path) for path in sorted(out.glob("data-*"))]
-    found = {"text": data[0].manifest["sources"][0]["fingerprint"], "python": sys.version.split()[0]}
-    return found | ({"freq_cache_changes": freq_cache_changes(out)} if part == "ablations" else {})
-
-
-def freq_cache_changes(out: Path) -> int:
-    """Numbers that differ between two models trained for five steps, with the running spectrum and without."""
-    plain = ablations()["base"].recipe
-    models = []
-    for arm in (Arm(plain), Arm(with_mixer(plain, freq_cache=True))):
-        models.append(trained(dataclasses.replace(arm, recipe=with_train(arm.recipe, steps=5)), 0, out).model)
-    pairs = zip(*(model.state_dict().values() for model in models), strict=True)
-    return sum(int((one != other).sum()) for one, other in pairs)
+    return {"text": data[0].manifest["sources"][0]["fingerprint"], "python": sys.version.split()[0]}
 
 
 def with_mixer(recipe: Any, **changes: Any) -> Any:
