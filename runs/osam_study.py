@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ouroboros.config import OsamSpec
+from ouroboros.config.parts.osam import OsamSpec
 
 NEVER = 256
 """``kupdate`` of no window's reach: no token but the first reads the memory, the model is the same otherwise."""
@@ -231,13 +231,13 @@ def facts(out: Path) -> dict[str, Any]:
 
 def with_mixer(recipe: Any, **changes: Any) -> Any:
     """``recipe`` with other options of its mixer."""
-    model = dataclasses.replace(recipe.model, mixer=dataclasses.replace(recipe.model.mixer, **changes))
+    model = recipe.model.replace(mixer=recipe.model.block.mixer.replace(**changes))
     return dataclasses.replace(recipe, model=model)
 
 
 def with_model(recipe: Any, **changes: Any) -> Any:
     """``recipe`` with another model."""
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **changes))
+    return dataclasses.replace(recipe, model=recipe.model.replace(**changes))
 
 
 def with_train(recipe: Any, **changes: Any) -> Any:
@@ -283,8 +283,7 @@ def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128,
 
     plain = recipe("osam", "tiny")
     better = OsamSpec(buckets=4 * hidden, readout_hidden=hidden, time_scales=TIME_SCALES, **BETTER)
-    model = dataclasses.replace(
-        plain.model,
+    model = plain.model.replace(
         layout=str(blocks),
         hidden_size=hidden,
         mixer=better,
@@ -292,7 +291,7 @@ def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128,
     )
     if mixer == "attention":
         attention = AttentionSpec(num_heads=max(hidden // 32, 1))
-        model = equal_size(dataclasses.replace(model, mixer=attention), model)
+        model = equal_size(model.replace(mixer=attention), model)
     data = dataclasses.replace(plain.data, tokenizer=tokenizer, sequence_length=sequence)
     made = dataclasses.replace(plain, model=model, data=data)
     rates = RATES[mixer]

@@ -79,7 +79,7 @@ def part(*, module: Any) -> Callable[[S], S]:
             members[kind] = spec
         _MODULES[spec] = module
         # On the command line the kind is chosen before the options are known, see ouroboros.verbs.parts.
-        spec.__annotations__["kind"] = Suppress[typing.get_type_hints(spec)["kind"]]
+        spec.__annotations__["kind"] = Suppress[typing.get_type_hints(spec)["kind"]]  # pyrefly: ignore
         return spec
 
     return register

@@ -250,11 +250,11 @@ def _defaults(spec: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(spec, field.name)
         for part in value if isinstance(value, tuple) else (value,):
             path = f"{prefix}{field.name}."
-            if isinstance(part, Part):
+            if hasattr(part, "kind"):
                 path += f"{part.kind}." if isinstance(value, tuple) else ""
                 usual = fields_by_path(type(part)(kind=part.kind))
                 found |= {path + name: item for name, item in usual.items() if name != "kind"}
-            elif isinstance(part, BlockSpec):
+            elif dataclasses.is_dataclass(part):
                 found |= _defaults(part, path)
     return found
 
