@@ -87,7 +87,7 @@ class ModelSpec:
     """Width of the stream."""
     max_position_embeddings: int = 4096
     """Longest context the model accepts, in tokens."""
-    block: Annotated[BlockSpec, arg(prefix_name=False)] = field(default_factory=BlockSpec)
+    block: Annotated[BlockSpec, arg(name="")] = field(default_factory=BlockSpec)
     overrides: Suppress[Fixed[tuple[BlockOverride, ...]]] = ()
     """Blocks that differ; later ones win."""
     topology: TopologyPart = field(default_factory=ChainSpec)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ouroboros.config import BlockOverride, BlockSpec, ModelSpec, Part, Recipe, fields_by_path, from_dict, to_dict
@@ -127,14 +127,50 @@ def refuse_idle(recipe: Recipe, default: Recipe) -> None:
         UsageError: the option, and what would give it an effect.
     """
     for section in ("model", "data", "optim", "train"):
-        spec, usual = getattr(recipe, section), fields_by_path(getattr(default, section))
-        values = fields_by_path(spec)
-        for path, why in idle(spec):
+        spec, base = getattr(recipe, section), getattr(default, section)
+        values, usual = fields_by_path(spec), _usual(spec, base)
+        for path, why in idle(spec, recipe=recipe):
             below = [name for name in values if name == path or name.startswith(f"{path}.")]
             for name in below or [path]:
                 if values.get(name) != usual.get(name):
-                    raise UsageError(f"--{_option(section, name)} changes nothing here; it needs {why}")
+                    raise UsageError(
+                        f"--{_option(section, name)} changes nothing here; it needs {_needed(section, why)}"
+                    )
+
+
+def _usual(spec: Any, default: Any) -> dict[str, Any]:
+    """The values by path of options that nobody has given: those of ``default``, and of a part of another kind its own.
+
+    A part's kind is not among the latter: to choose the part is to give an option.
+    """
+    found = fields_by_path(default)
+    for path, part in _parts(spec):
+        if found.get(f"{path}.kind") != part.kind:
+            start = fields_by_path(type(part)(kind=part.kind))
+            found |= {f"{path}.{name}": value for name, value in start.items() if name != "kind"}
+    return found
+
+
+def _parts(spec: Any, prefix: str = "") -> Iterator[tuple[str, Part]]:
+    """Every part of ``spec`` by its path; one of a list is named by its kind, as in :func:`fields_by_path`."""
+    for field in dataclasses.fields(spec):
+        value, path = getattr(spec, field.name), f"{prefix}{field.name}"
+        found = {f"{path}.{item.kind}": item for item in value} if _is_list_of_parts(value) else {path: value}
+        for place, item in found.items():
+            if isinstance(item, Part):
+                yield place, item
+            elif dataclasses.is_dataclass(item):
+                yield from _parts(item, f"{place}.")
+
+
+def _is_list_of_parts(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(item, Part) for item in value)
+
+
+def _needed(section: str, why: str) -> str:
+    """What an option needs, by its whole path where it is another option."""
+    return f"{section}.{why.removeprefix('block.')}" if " = " in why else why
 
 
 def _option(section: str, path: str) -> str:
-    return f"{section}.{path.removeprefix('block.')}".replace("_", "-")
+    return f"{section}.{path.removeprefix('block.').removesuffix('.kind')}".replace("_", "-")
