@@ -222,7 +222,7 @@ def mean(values: Iterator[float]) -> float:
 
 
 def facts(out: Path) -> dict[str, Any]:
-    """What was measured on: the text's hash and the version of Python."""
+    """What was measured on: the text's hash, and the version of Python it is from."""
     from ouroboros.data import open_prepared
 
     data = [open_prepared(path) for path in sorted(out.glob("data-*"))]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 from tyro.conf import Suppress
 
 from ouroboros.errors import check, nearest
-from ouroboros.registry import load
+from ouroboros.registry import load, systems
 
 if TYPE_CHECKING:
     from ouroboros.config.model import ModelSpec
@@ -99,18 +99,20 @@ def kinds(of: type[P]) -> dict[str, type[P]]:
     """The registered members of a family by kind, the shipped ones first."""
     import ouroboros.config.parts  # noqa: F401  registers what the library brings
 
+    systems()  # so do packages installed beside it
     return dict(_KINDS.get(of, {}))  # pyrefly: ignore
 
 
-def of_kind(present: P, kind: str) -> P:
-    """The part of this kind in the family of ``present``; what its specification shares with that one stays.
+def of_kind(present: P, kind: str, where: str = "") -> P:
+    """The part of this kind in the family of ``present``; what its specification shares with that one stays. ``where``
+    begins an error's text.
 
     Raises:
         OuroborosError: there is no such part; offers the nearest name.
     """
     shared = family(type(present))
     members: dict[str, Any] = kinds(shared)
-    check(kind in members, f"unknown kind {kind!r}{nearest(kind, members)}")
+    check(kind in members, f"{where}unknown kind {kind!r}{nearest(kind, members)}")
     if members[kind] is type(present):
         return present.replace(kind=kind)
     values = {field.name: getattr(present, field.name) for field in dataclasses.fields(shared)}

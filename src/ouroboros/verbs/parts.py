@@ -233,7 +233,7 @@ def refuse_idle(recipe: Recipe, default: Recipe) -> None:
         spec, usual = getattr(recipe, section), fields_by_path(getattr(default, section))
         values = fields_by_path(spec)
         usual = _defaults(spec) | usual
-        for path, why in idle(spec):
+        for path, why in idle(spec, recipe=recipe):
             below = [name for name in values if name == path or name.startswith(f"{path}.")]
             for name in below or [path]:
                 if values.get(name) != usual.get(name):

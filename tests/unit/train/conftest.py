@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import random
@@ -19,15 +18,15 @@ from ouroboros.config import (
     AttentionSpec,
     DataSpec,
     FeedForwardSpec,
-    LoopSpec,
     ModelSpec,
-    NormSpec,
     OptimSpec,
     Recipe,
+    RMSNormSpec,
     TrainSpec,
     from_dict,
     to_dict,
 )
+from ouroboros.config.parts.loop import InjectionSpec, LoopEmbeddingSpec, LoopNormSpec, RecurrenceGateSpec
 from ouroboros.data.shards import prepare
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -38,6 +37,7 @@ from ouroboros.train.run import resolve
 from ouroboros.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
+LOOP_PARTS = (InjectionSpec(mode="add"), LoopEmbeddingSpec(rows=4), LoopNormSpec(rows=4), RecurrenceGateSpec())
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,16 +71,13 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(text: Path) -> MakeRecipe:
-    """Makes a small looped recipe; ``make(**{"train.steps": 5, "model.dropout": 0.1})`` changes fields."""
+    """Makes a small looped recipe; ``make(**{"train.steps": 5, "model.block.dropout": 0.1})`` changes fields."""
     base = Recipe(
         name="small",
-        model=ModelSpec(
-            layout="1 (1)x2 1",
-            hidden_size=16,
-            max_position_embeddings=64,
+        model=ModelSpec(layout="1 (1)x2 1", hidden_size=16, max_position_embeddings=64).replace(
             mixer=AttentionSpec(num_heads=2),
             ffn=FeedForwardSpec(intermediate_size=24),
-            norm=NormSpec(placement="sandwich"),
+            norm=RMSNormSpec(placement="sandwich"),
         ),
         data=DataSpec(sources=(str(text),), sequence_length=32),
         optim=OptimSpec(muon_precision="fp32"),  # two runs that are compared choose alike
@@ -111,9 +108,9 @@ def everything(make: MakeRecipe, tmp_path: Path) -> MakeRecipe:
     small.write_text(sentences(2, 14), encoding="utf-8")
     other.write_text(sentences(3, 40), encoding="utf-8")
     fixed = {
-        "model.dropout": 0.1,
+        "model.block.dropout": 0.1,
         "model.registers": 2,
-        "model.loop": dataclasses.asdict(LoopSpec(norm=True, embedding=True, inject="add", gate=True, max_loops=4)),
+        "model.loop": [to_dict(part) for part in LOOP_PARTS],
         "data.sources": [f"{small}=0.7", f"{other}=0.3"],
         "train.loops.sampling": "poisson",
         "train.loops.mean": 2.0,

@@ -153,10 +153,10 @@ def test_a_changed_recipe_is_refused_by_field_and_allowed_on_request(make, stop_
 
 
 def test_recipe_changes_are_named_by_path(make):
-    old, new = make(), make(**{"train.loops.curriculum": [[0.0, 1], [0.5, 2]], "model.mixer.qkv_bias": True})
+    old, new = make(), make(**{"train.loops.curriculum": [[0.0, 1], [0.5, 2]], "model.block.mixer.qkv_bias": True})
     assert recipe_changes(old, old) == []
     assert recipe_changes(old, new) == [
-        "model.mixer.qkv_bias: False -> True",
+        "model.block.mixer.qkv_bias: False -> True",
         "train.loops.curriculum: [] -> [[0.0, 1], [0.5, 2]]",
     ]
 

@@ -334,7 +334,7 @@ def test_a_resumed_run_counts_validations_as_if_it_had_not_stopped(make, tmp_pat
 )
 def test_a_failed_validation_is_reported_and_training_goes_on(error, make, tmp_path, scores, caplog, sha):
     scores(*[3.0] * 4)
-    changes = {"train.steps": 4, "train.eval_every": 1, "train.max_bad_validations": 2, "model.dropout": 0.1}
+    changes = {"train.steps": 4, "train.eval_every": 1, "train.max_bad_validations": 2, "model.block.dropout": 0.1}
     start(make(**changes), tmp_path / "whole")
     scores(error, 3.0, error, 2.0)
     result = start(make(**changes), tmp_path / "run")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ouroboros.api import build
+from ouroboros.model.executor import observe
 from ouroboros.train.telemetry import LoopTelemetry
 
 B, T, D = 2, 3, 8
@@ -54,7 +55,9 @@ def test_on_a_model_the_states_are_the_models_and_the_loss_is_unchanged(make):
     model = build(make(**{"model.layout": "1 (2)x3 1"})).train()
     ids = torch.randint(0, 256, (B, 8))
     probe = LoopTelemetry()
-    plain, probed = model(ids, labels=ids).loss, model(ids, labels=ids, probe=probe).loss
+    plain = model(ids, labels=ids).loss
+    with observe(model, on_loop=probe):
+        probed = model(ids, labels=ids).loss
     assert plain.item() == probed.item()
     probed.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -68,8 +71,9 @@ def test_on_a_model_the_states_are_the_models_and_the_loss_is_unchanged(make):
 
 def test_truncated_backpropagation_shows_as_missing_gradients(make):
     torch.manual_seed(0)
-    model = build(make(**{"model.layout": "1 (1)x4 1", "model.loop.inject": "add"})).train()
+    model = build(make(**{"model.layout": "1 (1)x4 1", "model.loop": [{"kind": "inject"}]})).train()
     ids = torch.randint(0, 256, (B, 8))
     probe = LoopTelemetry()
-    model(ids, labels=ids, backprop_loops=2, probe=probe).loss.backward()
+    with observe(model, on_loop=probe):
+        model(ids, labels=ids, backprop_loops=2).loss.backward()
     assert [record["grad_norm"] is not None for record in probe.collect()] == [False, False, True, True]

@@ -212,7 +212,7 @@ def test_random_loop_counts_are_used(make, trainer_of, monkeypatch):
     ("change", "refused"),
     [
         ({}, True),
-        ({"model.loop.inject": "add"}, False),
+        ({"model.loop": [{"kind": "inject"}]}, False),
         ({"model.layout": "(1)x2 1"}, False),
         ({"train.loops.backprop": 2}, False),
         ({"train.loops.backprop": 2, "train.loops.sampling": "uniform", "train.loops.max": 3}, True),
@@ -237,7 +237,7 @@ def test_truncated_backpropagation_needs_a_way_to_the_prelude(change, refused, m
 def test_activation_checkpointing_changes_no_gradient(make, trainer_of):
     found = []
     for on in (False, True):
-        trainer = trainer_of(make(**{"train.activation_checkpointing": on, "model.dropout": 0.1}))
+        trainer = trainer_of(make(**{"train.activation_checkpointing": on, "model.block.dropout": 0.1}))
         torch.manual_seed(5)
         trainer._gradients(trainer.loader.next_batch(), None, None)
         found.append({n: p.grad for n, p in trainer.model.named_parameters()})
@@ -353,7 +353,7 @@ def test_a_failing_compiler_is_reported_and_done_without(make, trainer_of, monke
 
 def test_warming_up_leaves_no_trace(make, trainer_of, monkeypatch):
     """Compilation is set-up: no step, no data, no gradient, and no other random numbers in what follows."""
-    plain, warmed = (trainer_of(make(**{"model.dropout": 0.1})) for _ in range(2))
+    plain, warmed = (trainer_of(make(**{"model.block.dropout": 0.1})) for _ in range(2))
     monkeypatch.setattr(warmed, "compiled", "compile: per block")
     before = weights(warmed)
     assert warmed.warm_up() > 0 and equal(before, weights(warmed))

@@ -34,7 +34,7 @@ def test_the_sample_is_not_cut_inside_a_character():
 
 @pytest.mark.parametrize("decay", [0.0, 0.99])
 def test_the_averaged_weights_are_scored_without_dropout_and_the_model_is_left_alone(decay, make, trainer_of):
-    recipe = make(**{"train.ema_decay": decay, "model.dropout": 0.5})
+    recipe = make(**{"train.ema_decay": decay, "model.block.dropout": 0.5})
     trainer = trainer_of(recipe)
     documents = validation_sample(trainer.data, 100)
     before = validate(trainer, documents)
