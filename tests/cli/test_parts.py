@@ -146,7 +146,7 @@ def test_overrides_of_the_recipe_come_first():
         ("--model.loop.gat", "--model.loop.gat: unknown part 'gat'; did you mean 'gate'?"),
         ("--model.loop.no-gat", "--model.loop.no-gat: unknown part 'gat'; did you mean 'gate'?"),
         ("--model.loop.gate-bias -1", "--model.loop.gate-bias: unknown part 'gate-bias'; did you mean 'gate'?"),
-        ("--model.loop.gate.bais -1", "--model.loop.gate.bais: gate: unknown key 'bais'; did you mean 'bias'?"),
+        ("--model.loop.gate.biass -1", "--model.loop.gate.biass: gate: unknown key 'biass'; did you mean 'bias'?"),
         ("--model.loop.gate.bias", "--model.loop.gate.bias: expected a value"),
         ("--model.loop.inject conat", "--model.loop.inject: inject: mode: Input should be 'add' or 'concat'"),
         ("--model.loop.contractive 2", "loop.contractive must be in (0, 1], got 2"),
