@@ -12,7 +12,6 @@ of JSON and writes `table.md` and `picture.svg` there.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -30,13 +29,13 @@ from ouroboros.config import (
     AttentionSpec,
     DataSpec,
     FeedForwardSpec,
-    LatentAttentionSpec,
     ModelSpec,
     OptimSpec,
-    OsamSpec,
     Recipe,
     TrainSpec,
 )
+from ouroboros.config.parts.latent import LatentAttentionSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.data.masks import IGNORED, hide
 from ouroboros.eval.stats import mean_interval
 from ouroboros.systems.osam.probes import Batch, Copy, Needle, Probe, Recall
@@ -232,20 +231,16 @@ def arms(vocab_size: int) -> dict[str, ModelSpec]:
     from ouroboros.recipes.twin import equal_size
 
     osam = recipe("osam", "tiny").model
-    assert isinstance(osam.mixer, OsamSpec)
     sizes = {"buckets": 4 * HIDDEN, "readout_hidden": HIDDEN}
-    base = dataclasses.replace(
-        osam,
+    base = osam.replace(
         layout="2",
         vocab_size=vocab_size,
         hidden_size=HIDDEN,
-        mixer=dataclasses.replace(osam.mixer, **sizes, **STARTS),
+        mixer=osam.block.mixer.replace(**sizes, **STARTS),
         ffn=FeedForwardSpec(intermediate_size=3 * HIDDEN),
     )
-    mixers = (AttentionSpec(num_heads=HEADS), LatentAttentionSpec(num_heads=HEADS), base.mixer, OsamSpec(**sizes))
-    return {
-        name: equal_size(dataclasses.replace(base, mixer=mixer), base) for name, mixer in zip(ARMS, mixers, strict=True)
-    }
+    mixers = (AttentionSpec(num_heads=HEADS), LatentAttentionSpec(num_heads=HEADS), base.block.mixer, OsamSpec(**sizes))
+    return {name: equal_size(base.replace(mixer=mixer), base) for name, mixer in zip(ARMS, mixers, strict=True)}
 
 
 def optimiser(arm: str, rate: float) -> OptimSpec:
@@ -263,10 +258,10 @@ def optimiser(arm: str, rate: float) -> OptimSpec:
 def trained(spec: ModelSpec, task: Any, optim: OptimSpec, steps: int, seed: int, prepared: Any) -> Any:
     """A new model trained on batches of ``task``; the trainer is told of ``prepared`` and reads nothing of it."""
     import torch
-    from ouroboros.train.loop import Trainer
 
     from ouroboros.api import build
     from ouroboros.train.distributed import Workers
+    from ouroboros.train.trainer import Trainer
 
     train = TrainSpec(steps=steps, batch_size=task.batch, seed=seed, precision="fp32", threads=1, compile="off")
     recipe = Recipe(name="memory probe", model=spec, data=prepared.spec, optim=optim, train=train)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +14,11 @@ from torch import Tensor, nn
 from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, OptimSpec
 from ouroboros.data import prepare
 from ouroboros.data.masks import IGNORED, shown
-from ouroboros.data.probes import Batch, Copy, Needle
+from ouroboros.systems.osam.probes import Batch, Copy, Needle
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 OPTIM = OptimSpec(matrix_optimizer="adamw", lr=1e-2, weight_decay=0.0, warmup_fraction=0.1)
-SPEC = ModelSpec(
-    layout="1",
-    vocab_size=9,
-    hidden_size=16,
-    max_position_embeddings=64,
+SPEC = ModelSpec(layout="1", vocab_size=9, hidden_size=16, max_position_embeddings=64).replace(
     mixer=AttentionSpec(num_heads=2),
     ffn=FeedForwardSpec(intermediate_size=16),
 )
@@ -61,7 +56,7 @@ def test_models_of_one_seed_see_the_same_sequences_and_start_alike(study: Any, p
         return Copy(span=3, values=4).sample(rows, seed)
 
     task = SimpleNamespace(batch=2, sample=sample)
-    wide = dataclasses.replace(SPEC, ffn=FeedForwardSpec(intermediate_size=24))
+    wide = SPEC.replace(ffn=FeedForwardSpec(intermediate_size=24))
     one, again = (study.trained(SPEC, task, OPTIM, 2, 7, prepared) for _ in range(2))
     study.trained(wide, task, OPTIM, 2, 7, prepared)
     assert seen == [(2, (7, 0)), (2, (7, 1))] * 3

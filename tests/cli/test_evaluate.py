@@ -72,6 +72,12 @@ def test_the_table(cli, trained):
     assert all(any(line.startswith(baseline["name"]) for line in lines) for baseline in cheap)
 
 
+def test_baselines_are_given_the_same_bytes(cli, trained):
+    whole, cut = (cli("eval", trained, "--baselines", "--json", *more).json for more in ((), ("--max-bytes", "100")))
+    assert {baseline["bytes"] for baseline in whole["baselines"]} == {whole["bytes"]}
+    assert {baseline["bytes"] for baseline in cut["baselines"]} == {cut["bytes"]} and cut["bytes"] <= 100
+
+
 def test_models_other_than_runs(cli, trained, text, tmp_path):
     model = tmp_path / "model"
     model.mkdir()

@@ -137,9 +137,7 @@ def published_state(mixer: Osam, state: Tensor, position: int) -> dict[str, Tens
     found = {"K": sketched[:, :, -1]}
     if mixer.spec.value_path:
         found["H"] = sketched[:, :, :-1]
-    if mixer.spec.freq_cache:
-        found["FK"] = torch.fft.fft(torch.complex(found["K"][:, 0], found["K"][:, 1]), norm="ortho")
-    return found
+    return found | {"FK": torch.fft.fft(torch.complex(found["K"][:, 0], found["K"][:, 1]), norm="ortho")}
 
 
 def compare_published(cache: Cache, model: OuroborosForCausalLM, expected: dict[str, Tensor], relative: float) -> None:

@@ -23,6 +23,7 @@ from ouroboros.config.part import (
     ResidualPart,
     StemPart,
     TopologyPart,
+    of_kind,
 )
 from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
@@ -30,7 +31,7 @@ from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.norm import RMSNormSpec
 from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.config.parts.topology import ChainSpec
-from ouroboros.errors import check
+from ouroboros.errors import check, nearest
 from ouroboros.schedule import Schedule, parse
 
 
@@ -191,7 +192,7 @@ class ModelSpec:
 
 
 def _changed(block: BlockSpec, change: dict[str, Any]) -> BlockSpec:
-    """``block`` with options by dotted path; a path to a part replaces its kind, or all of it."""
+    """``block`` with options by dotted path; a path to a part chooses its kind, or replaces all of it."""
     from ouroboros.config.codec import from_dict, to_dict
 
     if not change:
@@ -203,7 +204,8 @@ def _changed(block: BlockSpec, change: dict[str, Any]) -> BlockSpec:
         for parent in parents:
             check(isinstance(inner.get(parent), dict), f"overrides: a block has no option {path!r}")
             inner = inner[parent]
-        known = name in inner
-        check(known or not parents, f"overrides: a block has no option {path!r}")
-        inner[name] = {"kind": value} if isinstance(inner.get(name), dict) and isinstance(value, str) else value
+        check(name in inner or not parents, f"overrides: a block has no option {path!r}{nearest(name, inner)}")
+        if not parents and isinstance(inner.get(name), dict) and isinstance(value, str):
+            value = to_dict(of_kind(getattr(from_dict(type(block), values, where="overrides"), name), value))
+        inner[name] = value
     return from_dict(type(block), values, where="overrides")

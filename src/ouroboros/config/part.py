@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from ouroboros.errors import check
-from ouroboros.registry import load
+from tyro.conf import Suppress
+
+from ouroboros.errors import check, nearest
+from ouroboros.registry import load, systems
 
 if TYPE_CHECKING:
     from ouroboros.config.model import ModelSpec
@@ -76,6 +78,8 @@ def part(*, module: Any) -> Callable[[S], S]:
             )
             members[kind] = spec
         _MODULES[spec] = module
+        # On the command line the kind is chosen before the options are known, see ouroboros.verbs.parts.
+        spec.__annotations__["kind"] = Suppress[typing.get_type_hints(spec)["kind"]]  # pyrefly: ignore
         return spec
 
     return register
@@ -95,7 +99,23 @@ def kinds(of: type[P]) -> dict[str, type[P]]:
     """The registered members of a family by kind, the shipped ones first."""
     import ouroboros.config.parts  # noqa: F401  registers what the library brings
 
+    systems()  # so do packages installed beside it
     return dict(_KINDS.get(of, {}))  # pyrefly: ignore
+
+
+def of_kind(present: P, kind: str) -> P:
+    """The part of this kind in the family of ``present``; what its specification shares with that one stays.
+
+    Raises:
+        OuroborosError: there is no such part; offers the nearest name.
+    """
+    shared = family(type(present))
+    members: dict[str, Any] = kinds(shared)
+    check(kind in members, f"unknown kind {kind!r}{nearest(kind, members)}")
+    if members[kind] is type(present):
+        return present.replace(kind=kind)
+    values = {field.name: getattr(present, field.name) for field in dataclasses.fields(shared)}
+    return members[kind](**{**values, "kind": kind})
 
 
 def module_of(spec: Part) -> Any:

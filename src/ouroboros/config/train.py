@@ -14,6 +14,7 @@ class OptimSpec:
     """Optimiser by parameter role: Muon for matrices, AdamW for the rest (or AdamW for all)."""
 
     matrix_optimizer: Literal["muon", "adamw"] = "muon"
+    """What trains the matrices of blocks; AdamW trains everything else."""
     lr: float = 3e-3
     """Peak rate of matrices; Muon's update is scaled to AdamW's RMS, so one scale serves both."""
     embedding_lr: float | None = None

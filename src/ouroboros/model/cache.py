@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import CONSTANT_STATE, FILTERED
-from ouroboros.nn.memory import Store
+from ouroboros.nn.memory import Memory
 
 
 class RecentEntries:
@@ -95,57 +95,19 @@ class FilteredStaticLayer(RecentEntries, StaticLayer):
             torch._dynamo.mark_static_address(self.recent[name])
 
 
-class SlotMemory(Store):
-    """The keys and values of one visit, kept in entry ``slot`` of ``store``."""
+class SlotMemory(Memory):
+    """What one visit remembers, in entry ``slot`` of ``store``.
 
-    def __init__(self, store: Cache, slot: int) -> None:
-        self.store, self.slot = store, slot
+    Without ``keeps`` the entry is read and stays as it was (``share_last_kv``: loops before the last).
+    """
 
-    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Append and keep."""
-        return self.store.update(k_BKTC, v_BKTC, self.slot)
-
-    def state(self) -> Tensor | None:
-        """The entry's state."""
-        return _constant(self.store, self.slot).read()
-
-    def carry(self, state: Tensor, new_tokens: int) -> None:
-        """Keep it in the entry."""
-        _constant(self.store, self.slot).write(state, new_tokens)
-
-    def last(self, name: str) -> Tensor | None:
-        """What the entry keeps under ``name``."""
-        return _filtered(self.store, self.slot).recent.get(name)
-
-    def remember(self, name: str, x: Tensor) -> None:
-        """Keep ``x`` in the entry."""
-        _filtered(self.store, self.slot).remember(name, x)
-
-
-class PeekMemory(Store):
-    """Reads entry ``slot`` without keeping anything new (``share_last_kv``: loops before the last)."""
-
-    keeps = False
-
-    def __init__(self, store: Cache, slot: int) -> None:
-        self.store, self.slot = store, slot
-
-    def state(self) -> Tensor | None:
-        """The state the last loop left."""
-        return _constant(self.store, self.slot).read()
-
-    def carry(self, state: Tensor, new_tokens: int) -> None:
-        """Nothing: the entry stays as it was."""
-
-    def last(self, name: str) -> Tensor | None:
-        """What the last loop left under ``name``."""
-        return _filtered(self.store, self.slot).recent.get(name)
-
-    def remember(self, name: str, x: Tensor) -> None:
-        """Nothing: the entry stays as it was."""
+    def __init__(self, store: Cache, slot: int, *, keeps: bool = True) -> None:
+        self.store, self.slot, self.keeps = store, slot, keeps
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Append to a copy; the entry stays as it was."""
+        """Append to the entry, or to a copy of it."""
+        if self.keeps:
+            return self.store.update(k_BKTC, v_BKTC, self.slot)
         if self.slot >= len(self.store.layers):  # a growing cache made without a configuration
             return k_BKTC, v_BKTC
         layer = self.store.layers[self.slot]
@@ -160,6 +122,20 @@ class PeekMemory(Store):
             return torch.cat((keys, k_BKTC), dim=2), torch.cat((values, v_BKTC), dim=2)
         at = torch.arange(k_BKTC.shape[2], device=k_BKTC.device) + layer.cumulative_length
         return keys.index_copy(2, at, k_BKTC), values.index_copy(2, at, v_BKTC)
+
+    def state(self) -> Tensor | None:
+        return _constant(self.store, self.slot).read()
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        if self.keeps:
+            _constant(self.store, self.slot).write(state, new_tokens)
+
+    def last(self, name: str) -> Tensor | None:
+        return _filtered(self.store, self.slot).recent.get(name)
+
+    def remember(self, name: str, x: Tensor) -> None:
+        if self.keeps:
+            _filtered(self.store, self.slot).remember(name, x)
 
 
 def _filtered(store: Cache, slot: int) -> RecentEntries:

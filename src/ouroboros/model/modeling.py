@@ -25,7 +25,6 @@ from ouroboros.config import BlockSpec, ModelSpec, RopeSpec
 from ouroboros.config.part import build, module_of
 from ouroboros.errors import OuroborosError, check
 from ouroboros.model.cache import (
-    PeekMemory,
     SlotMemory,
     check_cache_fits,
     prepare_entries,
@@ -40,7 +39,7 @@ from ouroboros.model.padding import leading_padding, padding_of
 from ouroboros.model.pretrained import OuroborosPreTrainedModel
 from ouroboros.model.registers import NOWHERE, MemoryOf, Registers
 from ouroboros.nn.block import Block
-from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
+from ouroboros.nn.memory import Memory, Prefix, Prefixed
 from ouroboros.nn.rope import Rope
 from ouroboros.nn.visit import VisitContext
 from ouroboros.schedule import Schedule, Visit
@@ -341,12 +340,10 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
     def _memory(
         self, store: Cache | None, prefix: list[Prefix] | None, leading_B: Tensor | None, visit: Visit, last: bool
     ) -> Memory | None:
-        memory: Store | None = None
+        memory: Memory | None = None
         if store is not None:
-            if not self.spec.share_last_kv:
-                memory = SlotMemory(store, visit.slot)
-            else:
-                memory = SlotMemory(store, visit.block) if last else PeekMemory(store, visit.block)
+            shared = self.spec.share_last_kv
+            memory = SlotMemory(store, visit.block if shared else visit.slot, keeps=last or not shared)
         return memory if prefix is None else Prefixed(prefix[visit.slot], memory, leading_B)
 
 

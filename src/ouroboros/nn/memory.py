@@ -9,31 +9,37 @@ Shapes: B batch, T new tokens, K key/value heads, R registers, S keys, C channel
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Memory(Protocol):
-    """Past keys and values of one visit, or its state."""
+class Memory(abc.ABC):
+    """Past keys and values of one visit, or its state, and what its filters over tokens saw last."""
 
-    @property
-    def keeps(self) -> bool:
-        """Whether what it is given is kept for a later call; if not, a state need not be worked out to its end."""
-        ...
+    keeps: bool = True
+    """Whether what it is given is kept for a later call; if not, a state need not be worked out to its end."""
 
+    @abc.abstractmethod
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Add T new keys and values; return all that the new queries may attend to, (B, K, S, C) each."""
-        ...
 
+    @abc.abstractmethod
     def state(self) -> Tensor | None:
         """What :meth:`carry` was given last, (B or 1, ...); None before the first token."""
-        ...
 
+    @abc.abstractmethod
     def carry(self, state: Tensor, new_tokens: int) -> None:
         """Replace the state by the one behind ``new_tokens`` more tokens, (B, ...)."""
-        ...
+
+    @abc.abstractmethod
+    def last(self, name: str) -> Tensor | None:
+        """What :meth:`remember` was given last under ``name``; None before the first time."""
+
+    @abc.abstractmethod
+    def remember(self, name: str, x: Tensor) -> None:
+        """Keep ``x`` (B, count, ...) under ``name``."""
 
     def recent(self, name: str, x: Tensor, count: int) -> Tensor:
         """``x`` (B, T, ...) behind the ``count`` entries that came before it under ``name``; zeros where none were.
@@ -41,7 +47,12 @@ class Memory(Protocol):
         The last ``count`` of the result are remembered. For causal filters over tokens: every use has its own name, and
         one ``count``. Padded entries of ``x`` are 0.
         """
-        ...
+        longer = self._behind(self.last(name), x, count)
+        self.remember(name, longer[:, -count:])
+        return longer
+
+    def _behind(self, past: Tensor | None, x: Tensor, count: int) -> Tensor:
+        return behind(past, x, count)
 
 
 def with_recent(memory: Memory | None, name: str, x: Tensor, count: int) -> Tensor:
@@ -75,38 +86,6 @@ def behind(past: Tensor | None, x: Tensor, count: int, leading_B: Tensor | None 
     return torch.where((at < count)[rest], moved * (at >= 0)[rest], longer)
 
 
-class Store(abc.ABC):
-    """A memory that keeps what it is given."""
-
-    keeps = True
-
-    @abc.abstractmethod
-    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Memory.extend`."""
-
-    @abc.abstractmethod
-    def state(self) -> Tensor | None:
-        """See :meth:`Memory.state`."""
-
-    @abc.abstractmethod
-    def carry(self, state: Tensor, new_tokens: int) -> None:
-        """See :meth:`Memory.carry`."""
-
-    @abc.abstractmethod
-    def last(self, name: str) -> Tensor | None:
-        """What :meth:`remember` was given last under ``name``; None before the first time."""
-
-    @abc.abstractmethod
-    def remember(self, name: str, x: Tensor) -> None:
-        """Keep ``x`` (B, count, ...) under ``name``."""
-
-    def recent(self, name: str, x: Tensor, count: int) -> Tensor:
-        """See :meth:`Memory.recent`."""
-        longer = behind(self.last(name), x, count)
-        self.remember(name, longer[:, -count:])
-        return longer
-
-
 class Prefix(NamedTuple):
     """What a visit remembers of the registers."""
 
@@ -120,7 +99,7 @@ class Prefix(NamedTuple):
     """For each filter over tokens the last entries it saw, (1, count, ...)."""
 
 
-class Recorder(Store):
+class Recorder(Memory):
     """Keeps the keys and values it is given, and the ends of what filters saw: registers become a constant prefix."""
 
     def __init__(self) -> None:
@@ -130,24 +109,19 @@ class Recorder(Store):
         self.ends: dict[str, Tensor] = {}
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Record and return them unchanged."""
         self.keys, self.values = k_BKTC, v_BKTC
         return k_BKTC, v_BKTC
 
-    def state(self) -> Tensor | None:
+    def state(self) -> None:
         """None: nothing precedes what is recorded."""
-        return None
 
     def carry(self, state: Tensor, new_tokens: int) -> None:
-        """Record the state behind the registers."""
         self.end_state = state
 
-    def last(self, name: str) -> Tensor | None:
+    def last(self, name: str) -> None:
         """None: nothing precedes what is recorded."""
-        return None
 
     def remember(self, name: str, x: Tensor) -> None:
-        """Record the end."""
         self.ends[name] = x
 
     def recorded(self) -> Prefix:
@@ -155,7 +129,7 @@ class Recorder(Store):
         return Prefix(self.keys, self.values, self.end_state, self.ends)
 
 
-class Prefixed:
+class Prefixed(Memory):
     """Registers in front of another memory (or of none).
 
     Args:
@@ -164,15 +138,9 @@ class Prefixed:
         leading_B: how many of this call's first positions are padding that no text precedes; None means none.
     """
 
-    def __init__(self, prefix: Prefix, rest: Store | None, leading_B: Tensor | None = None) -> None:
-        self.prefix = prefix
-        self.rest = rest
-        self.leading_B = leading_B
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the rest does."""
-        return self.rest is not None and self.rest.keeps
+    def __init__(self, prefix: Prefix, rest: Memory | None, leading_B: Tensor | None = None) -> None:
+        self.prefix, self.rest, self.leading_B = prefix, rest, leading_B
+        self.keeps = rest is not None and rest.keeps
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Extend the rest, then put the R constant entries in front."""
@@ -190,14 +158,17 @@ class Prefixed:
         return self.prefix.state if carried is None else carried
 
     def carry(self, state: Tensor, new_tokens: int) -> None:
-        """Hand it to the rest."""
         if self.rest is not None:
             self.rest.carry(state, new_tokens)
 
-    def recent(self, name: str, x: Tensor, count: int) -> Tensor:
-        """Before any text the registers' end precedes ``x``, afterwards what the rest remembers."""
+    def last(self, name: str) -> Tensor | None:
+        """Before any text the registers' end, afterwards what the rest remembers."""
         past = None if self.rest is None else self.rest.last(name)
-        longer = behind(self.prefix.ends.get(name) if past is None else past, x, count, self.leading_B)
+        return self.prefix.ends.get(name) if past is None else past
+
+    def remember(self, name: str, x: Tensor) -> None:
         if self.rest is not None:
-            self.rest.remember(name, longer[:, -count:])
-        return longer
+            self.rest.remember(name, x)
+
+    def _behind(self, past: Tensor | None, x: Tensor, count: int) -> Tensor:
+        return behind(past, x, count, self.leading_B)

@@ -19,11 +19,9 @@ topology            ``(spec, model)``                           ``steps(schedule
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
-
-from ouroboros.nn.visit import VisitContext
 
 
 class Init(NamedTuple):
@@ -81,12 +79,3 @@ class LoopModule(Started):
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """The state after loop ``loop``, of ``x`` that was before it and ``z`` that its blocks made."""
         return z
-
-
-@runtime_checkable
-class HasTelemetry(Protocol):
-    """A part that can say what it does with what it is given."""
-
-    def telemetry(self, x_BTD: Tensor, visit: VisitContext) -> dict[str, Any]:
-        """Plain numbers by name."""
-        ...

@@ -28,32 +28,47 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     schedule = recipe.model.schedule
     blocks = schedule.num_blocks if match == "parameters" else schedule.num_visits
     plain = dataclasses.replace(recipe.model, layout=str(blocks), loop=(), overrides=())
+    if match != "depth":
+        context = (recipe.data.sequence_length + 1) // 2
+        plain = equal_size(plain, recipe.model, match, context, name=f"plain twin of layout {recipe.model.layout!r}")
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}-twin",
         description=f"plain twin of {recipe.name}: equal {match}",
-        model=plain if match == "depth" else _equal_size(plain, recipe, match),
+        model=plain,
         train=dataclasses.replace(recipe.train, loops=LoopTraining()),
     )
 
 
-def _equal_size(plain: ModelSpec, looped: Recipe, match: Match) -> ModelSpec:
-    """``plain`` with the feed-forward width that brings it closest to ``looped``; errors as in :func:`twin`."""
-    context = (looped.data.sequence_length + 1) // 2
+def equal_size(
+    spec: ModelSpec, target: ModelSpec, match: Match = "parameters", context: int = 1, *, name: str = "such model"
+) -> ModelSpec:
+    """``spec`` with the feed-forward width that brings it closest to ``target``.
+
+    Args:
+        spec: any model with a feed-forward network.
+        target: the model to equal.
+        match: in stored ``parameters``, or in training operations per token.
+        context: attended positions, for the operations.
+        name: what an error calls the model.
+
+    Raises:
+        OuroborosError: no width comes within 1 %.
+    """
 
     def measure(model: ModelSpec) -> int:
         found = cost(model, context=context)
         return found.parameters if match == "parameters" else found.training_flops_per_token
 
     def with_width(width: int) -> ModelSpec:
-        return plain.replace(ffn=plain.block.ffn.replace(intermediate_size=width))
+        return spec.replace(ffn=spec.block.ffn.replace(intermediate_size=width))
 
-    wanted, start = measure(looped.model), measure(with_width(1))
+    wanted, start = measure(target), measure(with_width(1))
     width = max(1, 1 + round((wanted - start) / (measure(with_width(2)) - start)))
     found = measure(with_width(width))
     check(
         width > 1 and abs(found / wanted - 1) <= 0.01,
-        f"no plain twin of layout {looped.model.layout!r} has equal {match} within 1 %:"
+        f"no {name} has equal {match} within 1 %:"
         f" the closest, with ffn.intermediate_size {width}, has {found:,} for {wanted:,}",
     )
     return with_width(width)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
 from ouroboros.errors import check, first_line
-from ouroboros.nn.memory import Memory, Prefix, Prefixed, Store
+from ouroboros.nn.memory import Memory, Prefix, Prefixed
 from ouroboros.schedule import Visit
 from ouroboros.serve.decoder import Advance, LoopDecoder
 from ouroboros.train.precision import from_compiler, missing_compiler
@@ -43,34 +43,32 @@ Recent = dict[str, Tensor]
 Step = Callable[..., Tensor]
 
 
-class BufferMemory(Store):
+class BufferMemory(Memory):
     """One visit's memory at fixed addresses: keys and values, written at position ``at``, or a state; and what its
-    filters over tokens remember. Nothing is written when the entry is only read."""
+    filters over tokens remember. Without ``keeps`` nothing is written."""
 
-    def __init__(self, held: Held, entries: Recent, at: Tensor, keep: bool) -> None:
-        self.held, self.entries, self.at, self.keep = held, entries, at, keep
+    def __init__(self, held: Held, entries: Recent, at: Tensor, keeps: bool) -> None:
+        self.held, self.entries, self.at, self.keeps = held, entries, at, keeps
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """All S positions with the new one filled in: in place, or in a copy when the entry is only read."""
-        write = Tensor.index_copy_ if self.keep else Tensor.index_copy
-        return write(self.held[KEYS], 2, self.at, k_BKTC), write(self.held[VALUES], 2, self.at, v_BKTC)
+        keys, values = self.held[KEYS], self.held[VALUES]
+        if self.keeps:
+            return keys.index_copy_(2, self.at, k_BKTC), values.index_copy_(2, self.at, v_BKTC)
+        return keys.index_copy(2, self.at, k_BKTC), values.index_copy(2, self.at, v_BKTC)
 
     def state(self) -> Tensor:
-        """What the prompt or the last step left."""
         return self.held[STATE]
 
     def carry(self, state: Tensor, new_tokens: int) -> None:
-        """In place."""
-        if self.keep:
+        if self.keeps:
             self.held[STATE].copy_(state)
 
     def last(self, name: str) -> Tensor | None:
-        """What the prompt or the last step left."""
         return self.entries.get(name)
 
     def remember(self, name: str, x: Tensor) -> None:
-        """In place."""
-        if self.keep:
+        if self.keeps:
             self.entries[name].copy_(x)
 
 
@@ -92,7 +90,7 @@ def next_logits(
 
     def memory_of(visit: Visit, last: bool) -> Memory:
         entry = visit.block if share else visit.slot
-        memory = BufferMemory(held[entry], recent[entry], at, keep=last or not share)
+        memory = BufferMemory(held[entry], recent[entry], at, keeps=last or not share)
         return memory if prefix is None else Prefixed(prefix[visit.slot], memory)
 
     # Registers come first and every position sees them.

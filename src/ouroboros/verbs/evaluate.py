@@ -72,7 +72,7 @@ def eval(arguments: Sequence[str]) -> int:
     import torch
 
     from ouroboros.api import open_model
-    from ouroboros.eval.score import score_loops
+    from ouroboros.eval.score import score_loops, with_text
 
     opened = open_model(options.model)
     model, tokenizer = opened.model, opened.tokenizer
@@ -93,7 +93,6 @@ def eval(arguments: Sequence[str]) -> int:
             loops,
             window=window,
             stride=options.stride,
-            max_bytes=options.max_bytes,
             model_name=str(options.model),
             amp=torch.bfloat16 if options.precision == "bf16" else None,
         )
@@ -102,6 +101,8 @@ def eval(arguments: Sequence[str]) -> int:
         return _eval_sources(options, score_all)
     # Conversations are read in the form that the model was trained on.
     documents = _documents(options, str(opened.directory) if tokenizer.reads_specials else "bytes")
+    if options.max_bytes is not None:  # cut here, so that baselines are given the same bytes
+        documents = with_text(documents, options.max_bytes)
     scores = score_all(documents)
     if not options.data and options.split in (None, "test") and options.max_bytes is None:
         _keep(options.model, scores)
@@ -117,6 +118,7 @@ def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[
     """Scores, and baselines if asked for, of each source's own held-out part."""
     from ouroboros.data import open_prepared
     from ouroboros.eval.baselines import compare_baselines
+    from ouroboros.eval.score import with_text
 
     check(not options.data, "--by-source scores the run's own sources: leave out --data")
     _check_has_data(options.model)
@@ -126,6 +128,8 @@ def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[
     for index, ref in enumerate(data.sources):
         documents = data.documents(split, index)
         check(bool(documents), f"source {ref.text!r} has no {split} part; choose another --split")
+        if options.max_bytes is not None:
+            documents = with_text(documents, options.max_bytes)
         train = data.documents("train", index)
         whole = "head" if data.spec.stream else "all"
         cheap = compare_baselines(train, None, documents, whole=whole) if options.baselines else []

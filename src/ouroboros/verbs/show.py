@@ -12,7 +12,7 @@ from ouroboros.accounting import cost, describe
 from ouroboros.config import ModelSpec, Recipe, to_dict
 from ouroboros.recipes import RECIPES, recipe, sizes
 from ouroboros.verbs.options import Json, emit_json, parse, say
-from ouroboros.verbs.parts import refuse_idle, take_parts
+from ouroboros.verbs.parts import parse_with_parts, refuse_idle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str], chosen: Recipe) -> ShowOptions:
-    arguments, model = take_parts(arguments, chosen.model)
-    return parse(ShowOptions, "show", arguments, default=ShowOptions(recipe=tyro.MISSING, model=model))
+    start_from = ShowOptions(recipe=tyro.MISSING, model=chosen.model)
+    return parse_with_parts(ShowOptions, "show", arguments, start_from, others=RECIPES)
 
 
 def named(arguments: Sequence[str]) -> tuple[str, str | None]:

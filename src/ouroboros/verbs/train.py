@@ -12,7 +12,7 @@ import tyro
 
 from ouroboros.config import DataSpec, ModelSpec, OptimSpec, Recipe, TrainSpec
 from ouroboros.errors import check
-from ouroboros.recipes import presets
+from ouroboros.recipes import RECIPES, presets
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.verbs.options import (
     Json,
@@ -21,12 +21,11 @@ from ouroboros.verbs.options import (
     collect,
     emit_json,
     log_to_stderr,
-    parse,
     quiet_transformers,
     say,
     signal_status,
 )
-from ouroboros.verbs.parts import refuse_idle, take_parts
+from ouroboros.verbs.parts import parse_with_parts, refuse_idle
 from ouroboros.verbs.show import named
 
 if TYPE_CHECKING:
@@ -104,16 +103,15 @@ def _default(name: str, size: str | None) -> tuple[Recipe, str]:
 
 
 def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
-    arguments, model = take_parts(arguments, default.model)
     start_from = TrainOptions(
         recipe=tyro.MISSING,
         out=tyro.MISSING,
-        model=model,
+        model=default.model,
         optim=default.optim,
         train=default.train,
         text=default.data,
     )
-    return parse(TrainOptions, "train", collect(arguments, "--data"), default=start_from)
+    return parse_with_parts(TrainOptions, "train", collect(arguments, "--data"), start_from, others=RECIPES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,15 +129,19 @@ class ResumeOptions:
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
 
 
-def _resume_defaults(recipe: Recipe) -> ResumeOptions:
-    return ResumeOptions(run=tyro.MISSING, model=recipe.model, optim=recipe.optim, train=recipe.train, data=recipe.data)
+def _parse_resume(arguments: Sequence[str], recipe: Recipe) -> ResumeOptions:
+    start_from = ResumeOptions(
+        run=tyro.MISSING, model=recipe.model, optim=recipe.optim, train=recipe.train, data=recipe.data
+    )
+    runs = [word for word in arguments if Path(word).is_dir()]
+    return parse_with_parts(ResumeOptions, "resume", arguments, start_from, others=runs)
 
 
 def resume(arguments: Sequence[str]) -> int:
     """The verb ``resume``."""
     if not arguments or arguments[0].startswith("-") or "--help" in arguments or "-h" in arguments:
         # The run is not the first word, or there is none: any recipe's defaults serve to find it, or to say so.
-        run = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(make_recipe("loop"))).run
+        run = _parse_resume(arguments, make_recipe("loop")).run
     else:
         run = Path(arguments[0])
     from ouroboros.train.log import Progress
@@ -147,10 +149,11 @@ def resume(arguments: Sequence[str]) -> int:
     from ouroboros.train.rundir import RunDirectory
 
     saved = RunDirectory(run).read_recipe()
-    options = parse(ResumeOptions, "resume", arguments, default=_resume_defaults(saved))
+    options = _parse_resume(arguments, saved)
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
     )
+    refuse_idle(recipe, saved)
     log_to_stderr()
     quiet_transformers()
     result = resume_run(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.accounting import Cost
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
+from ouroboros.config.parts.loop import LoopEmbeddingSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.eval import counts
 from ouroboros.eval.finding import Mismatch
@@ -18,7 +19,7 @@ from ouroboros.eval.subject import Subject, build_perturbed, prepare
 from ouroboros.nn.block import Block
 from ouroboros.nn.ffn import FeedForward
 
-SPEC = ModelSpec(
+SPEC = ModelSpec().replace(
     layout="1 (1)x2",
     vocab_size=31,
     hidden_size=16,
@@ -90,7 +91,7 @@ class TestGradients:
     def test_neutral_start_is_no_failure(self) -> None:
         """Behind zero outputs nothing has a gradient until they move."""
         torch.manual_seed(0)
-        subject = prepare(build_perturbed(dataclasses.replace(SPEC, loop=LoopSpec(embedding=True))))
+        subject = prepare(build_perturbed(SPEC.replace(loop=(LoopEmbeddingSpec(),))))
         with torch.no_grad():
             for block in subject.model.model.decoder.layers:
                 block.self_attn.o_proj.weight.zero_()

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from ouroboros.model.hidden import HiddenStates
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LoopSpec, ModelSpec
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.eval import equivalence
 from ouroboros.eval.finding import Mismatch
 from ouroboros.eval.subject import Subject, build_perturbed, prepare
-from ouroboros.model import modeling
+from ouroboros.model import executor, modeling
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.nn import attention
+from ouroboros.nn import attention, loop
 from ouroboros.nn.block import Block
-from ouroboros.nn.loop import ConcatInjection, LoopParts
 from ouroboros.nn.rope import Rope
+from ouroboros.nn.topology import EnterLoop
 
-SPEC = ModelSpec(
+SPEC = ModelSpec().replace(
     layout="1 (1)x2",
     vocab_size=31,
     hidden_size=16,
@@ -52,12 +50,14 @@ def no_mask(patch: Patch) -> None:
 
 
 def look_ahead_in_later_loops(patch: Patch) -> None:
-    real = LoopParts.enter
-    patch.setattr(
-        LoopParts,
-        "enter",
-        lambda self, x, x0, loop: real(self, x + 0.1 * x.mean(1, keepdim=True) * (loop >= 2), x0, loop),
-    )
+    real = executor._Run.enter
+
+    def enter(self: Any, step: EnterLoop) -> None:
+        x = self.streams[step.stream]
+        self.streams[step.stream] = x + 0.1 * x.mean(1, keepdim=True) * (step.loop >= 2)
+        real(self, step)
+
+    patch.setattr(executor._Run, "enter", enter)
 
 
 def positions_from_zero(patch: Patch) -> None:
@@ -113,13 +113,13 @@ def any_cache_accepted(patch: Patch) -> None:
 
 
 def injection_not_neutral(patch: Patch) -> None:
-    patch.setattr(ConcatInjection, "reset_parameters", lambda self: nn.init.normal_(self.weight, std=0.02))
+    patch.setattr(
+        loop._Concatenated, "reset_parameters", lambda self, init=None: nn.init.normal_(self.weight, std=0.02)
+    )
 
 
 def embedding_not_neutral(patch: Patch) -> None:
-    patch.setattr(
-        LoopParts, "reset_parameters", lambda self: [nn.init.normal_(p) for p in self.parameters(recurse=False)]
-    )
+    patch.setattr(loop.LoopEmbedding, "reset_parameters", lambda self, init=None: nn.init.normal_(self.weight))
 
 
 def documents_in_one_row(patch: Patch) -> None:
@@ -128,13 +128,27 @@ def documents_in_one_row(patch: Patch) -> None:
     patch.setattr(modeling, "create_causal_mask", lambda **given: real(**{**given, "position_ids": None}))
 
 
+def other_hidden_states(patch: Patch, change: Callable[[Any, list[Tensor]], Any]) -> None:
+    """Hidden states are what ``change`` makes of them and of the states that visits left."""
+    real = modeling.OuroborosModel._run
+
+    def run(self: Any, *given: Any, **named: Any) -> Any:
+        seen: list[Tensor] = []
+        with executor.observe(self, lambda block, visit, before, after: seen.append(after)):
+            outputs = real(self, *given, **named)
+        if outputs.hidden_states is not None:
+            outputs.hidden_states = change(outputs.hidden_states, seen)
+        return outputs
+
+    patch.setattr(modeling.OuroborosModel, "_run", run)
+
+
 def states_of_the_last_loop_alone(patch: Patch) -> None:
-    real = HiddenStates.ending_with
-    patch.setattr(HiddenStates, "ending_with", lambda self, last: real(self, last)[-2:])
+    other_hidden_states(patch, lambda states, seen: states[-2:])
 
 
 def the_last_state_before_the_norm(patch: Patch) -> None:
-    patch.setattr(HiddenStates, "ending_with", lambda self, last: tuple(self.states))
+    other_hidden_states(patch, lambda states, seen: (*states[:-1], seen[-1]))
 
 
 Check = Callable[[Subject], str]
@@ -173,7 +187,7 @@ def test_defect_is_found(check: Check, defect: Callable[[Patch], None], subject:
 
 class TestReload:
     def test_what_is_not_in_the_files_is_missed(self, subject: Subject) -> None:
-        subject.model.model.spec = dataclasses.replace(SPEC, logit_scale=2.0)
+        subject.model.head.scale = 2.0
         with pytest.raises(Mismatch, match="after loading, loops 1: logits differ"):
             equivalence.check_reload(subject)
 
@@ -253,7 +267,7 @@ class TestCompile:
 class TestSharedCache:
     def test_prefill_alone_is_compared_and_said_so(self) -> None:
         torch.manual_seed(0)
-        subject = prepare(build_perturbed(dataclasses.replace(SPEC, loop=LoopSpec(share_last_kv=True))))
+        subject = prepare(build_perturbed(SPEC.replace(share_last_kv=True)))
         detail = equivalence.check_cached(subject)
         assert "approximately by design" in detail and "one cache entry per block (2)" in detail
         assert equivalence.check_chunked(subject).startswith("skipped")

@@ -12,7 +12,7 @@ from ouroboros.eval.harness import CHECKS, run_harness
 from ouroboros.eval.subject import Subject, build_perturbed
 from ouroboros.recipes import recipe
 
-SPEC = ModelSpec(
+SPEC = ModelSpec().replace(
     layout="(1)x2",
     vocab_size=31,
     hidden_size=16,
@@ -59,7 +59,7 @@ def test_a_fresh_model_with_neutral_parts_passes() -> None:
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-    model = OuroborosForCausalLM(OuroborosConfig.from_spec(SPEC.__class__(**{**vars(SPEC), "zero_init_outputs": True})))
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(SPEC.replace(zero_init_outputs=True)))
     assert [finding.name for finding in run_harness(model, quick=True) if not finding.ok] == []
 
 
@@ -73,7 +73,7 @@ def test_recipes_and_half_precision_models(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("context", [1, 2, 12])
 def test_short_contexts_pass(context: int) -> None:
-    spec = ModelSpec(**{**vars(SPEC), "max_position_embeddings": context})
+    spec = SPEC.replace(max_position_embeddings=context)
     assert [finding.name for finding in run_harness(spec, quick=True) if not finding.ok] == []
 
 

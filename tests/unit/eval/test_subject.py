@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ from ouroboros.eval.subject import (
     same_continuation,
 )
 
-SPEC = ModelSpec(
+SPEC = ModelSpec().replace(
     layout="1 (1)x2",
     vocab_size=31,
     hidden_size=16,
@@ -38,13 +36,13 @@ def test_perturb_moves_every_parameter() -> None:
 
 @pytest.mark.parametrize(("context", "length", "new"), [(1, 1, 1), (2, 1, 1), (12, 4, 8), (100, 17, 8)])
 def test_inputs_fit_the_context(context: int, length: int, new: int) -> None:
-    prepared = prepare(build_perturbed(dataclasses.replace(SPEC, max_position_embeddings=context)))
+    prepared = prepare(build_perturbed(SPEC.replace(max_position_embeddings=context)))
     assert prepared.ids.shape == (3, length) and prepared.new_tokens == new
 
 
 def test_views() -> None:
     def views(layout: str) -> list[tuple[int | None, str]]:
-        prepared = prepare(build_perturbed(dataclasses.replace(SPEC, layout=layout)))
+        prepared = prepare(build_perturbed(SPEC.replace(layout=layout)))
         return [(loops, view.schedule.notation) for loops, view in prepared.views.items()]
 
     assert views("2") == [(None, "2")]

@@ -18,7 +18,6 @@ from ouroboros.model.cache import (
     ConstantStateLayer,
     FilteredDynamicLayer,
     FilteredStaticLayer,
-    PeekMemory,
     SlotMemory,
     cache_bytes,
     check_cache_fits,
@@ -221,7 +220,7 @@ def test_slot_and_peek_memories_of_a_state() -> None:
     store = DynamicCache()
     prepare_entries(store, [CONSTANT_STATE] * 2)
     state = torch.randn(1, 4)
-    slot, peek = SlotMemory(store, 1), PeekMemory(store, 1)
+    slot, peek = SlotMemory(store, 1), SlotMemory(store, 1, keeps=False)
     assert slot.keeps and not peek.keeps and slot.state() is peek.state() is None
     slot.carry(state, 3)
     peek.carry(2 * state, 3)
@@ -250,7 +249,7 @@ def test_slot_keeps_and_peek_does_not(make: Any) -> None:
     k, v = torch.randn(2, 1, 2, 5, 4)
     SlotMemory(store, 0).extend(k[:, :, :3], v[:, :, :3])
     for _ in range(2):
-        keys, values = PeekMemory(store, 0).extend(k[:, :, 3:], v[:, :, 3:])
+        keys, values = SlotMemory(store, 0, keeps=False).extend(k[:, :, 3:], v[:, :, 3:])
         assert torch.equal(keys[:, :, :5], k) and torch.equal(values[:, :, :5], v)
         assert store.layers[0].get_seq_length() == 3
     keys, _ = SlotMemory(store, 0).extend(k[:, :, 3:], v[:, :, 3:])
@@ -260,7 +259,7 @@ def test_slot_keeps_and_peek_does_not(make: Any) -> None:
 @pytest.mark.parametrize("make", [DynamicCache, static_store])
 def test_peek_into_an_empty_entry_sees_the_new_tokens(make: Any) -> None:
     k, v = torch.randn(2, 1, 2, 5, 4)
-    keys, values = PeekMemory(make(), 1).extend(k, v)
+    keys, values = SlotMemory(make(), 1, keeps=False).extend(k, v)
     assert torch.equal(keys[:, :, :5], k) and torch.equal(values[:, :, :5], v)
 
 
@@ -302,10 +301,10 @@ class TestRecentEntries:
 
     def test_peek_reads_without_keeping(self, kind: str) -> None:
         store, x = filtered_store(kind), torch.randn(3, 6, 4)
-        assert torch.equal(PeekMemory(store, 1).recent("n", x, 2)[:, 2:], x)
+        assert torch.equal(SlotMemory(store, 1, keeps=False).recent("n", x, 2)[:, 2:], x)
         feed(store, x)
         for _ in range(2):
-            longer = PeekMemory(store, 1).recent("n", x[:, :1], 2)
+            longer = SlotMemory(store, 1, keeps=False).recent("n", x[:, :1], 2)
             assert torch.equal(longer, torch.cat((x[:, 4:], x[:, :1]), dim=1))
 
     def test_keeps_no_more_than_it_needs(self, kind: str) -> None:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, Store, behind, with_recent
+from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, behind, with_recent
 
 
-class Growing(Store):
+class Growing(Memory):
     """Keeps everything, like a cache."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from ouroboros.config import FeedForwardSpec, ModelSpec
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.nn.memory import Store
+from ouroboros.nn.memory import Memory
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import Sketch, apply_sketch
 from ouroboros.nn.visit import VisitContext
@@ -47,7 +47,7 @@ OPTIONS = {
 }
 
 
-class Cell(Store):
+class Cell(Memory):
     """Keeps a state, like a cache."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Cell(Store):
         raise AssertionError
 
 
-def given(padding: Tensor | None = None, positions: Tensor | None = None, memory: Store | None = None) -> VisitContext:
+def given(padding: Tensor | None = None, positions: Tensor | None = None, memory: Memory | None = None) -> VisitContext:
     nothing = torch.empty(0)
     return VisitContext((nothing, nothing), padding=padding, positions=positions, memory=memory)
 

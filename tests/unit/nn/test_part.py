@@ -8,7 +8,7 @@ from torch import nn
 from ouroboros.config import AttentionSpec, FeedForwardSpec
 from ouroboros.config.part import build
 from ouroboros.config.parts.osam import OsamSpec
-from ouroboros.nn.part import HasTelemetry, LoopModule, Projection, Residual, Started
+from ouroboros.nn.part import LoopModule, Projection, Residual, Started
 
 
 def test_what_a_part_does_not_say_is_plain() -> None:
@@ -25,11 +25,3 @@ def test_linear_maps_of_parts_are_marked() -> None:
     for part in (build(AttentionSpec(), 16, 1e-6), build(FeedForwardSpec(), 16), build(OsamSpec(), 16, 1e-6)):
         linear = [module for module in part.modules() if isinstance(module, nn.Linear)]
         assert linear and all(isinstance(module, Projection) for module in linear)
-
-
-def test_a_part_with_telemetry_is_told_by_its_method() -> None:
-    class Telling(nn.Module):
-        def telemetry(self, x_BTD: torch.Tensor, visit: object) -> dict[str, float]:
-            return {"size": float(x_BTD.norm())}
-
-    assert isinstance(Telling(), HasTelemetry) and not isinstance(nn.Identity(), HasTelemetry)

@@ -13,10 +13,10 @@ from ouroboros.errors import check
 @part(module="ouroboros.nn.ffn:FeedForward")
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSpec(FeedForwardPart):
-    """Two linear maps with an activation between them, or three with a gate."""
+    """Two linear maps with an activation between them, or three with a gate: ``silu(gate x) * (up x)``,
+    ``relu(up x)^2``, ``leaky_relu(up x)^2`` or ``gelu(up x)``."""
 
     kind: Literal["swiglu", "relu2", "leaky_relu2", "gelu"] = "swiglu"
-    """Activation: ``silu(gate x) * (up x)``, ``relu(up x)^2``, ``leaky_relu(up x)^2`` or ``gelu(up x)``."""
     intermediate_size: int = 512
     """Width of the hidden layer."""
     bias: bool = False

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ouroboros.api import build
-from ouroboros.config import DeltaSpec, FeedForwardSpec
+from ouroboros.config import FeedForwardSpec
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.recipes import recipe
 from ouroboros.systems.delta.report import Look, look_at
 
@@ -21,10 +22,8 @@ def delta_model() -> Callable[..., tuple[Any, Any, torch.Tensor]]:
 
     def make(layout: str = "1 (1)x2", **delta: Any) -> tuple[Any, Any, torch.Tensor]:
         made = recipe("gpt", "tiny")
-        mixer = dataclasses.replace(made.model.mixer, num_heads=2)
-        parts = {"mixer": mixer, "ffn": FeedForwardSpec(intermediate_size=24), "delta": DeltaSpec(**delta)}
-        model = dataclasses.replace(made.model, layout=layout, hidden_size=16, residual="delta", **parts)
-        made = dataclasses.replace(made, model=model)
+        parts = {"ffn": FeedForwardSpec(intermediate_size=24), "residual": DeltaSpec(**delta)}
+        made = dataclasses.replace(made, model=made.model.replace(layout=layout, hidden_size=16, **parts))
         torch.manual_seed(1)
         built = build(made).eval()
         with torch.no_grad():

@@ -57,9 +57,10 @@ def spec_of(given: dict[str, Tensor], settings: dict[str, Any]) -> ModelSpec:
 def test_sizes_are_read_from_tensors() -> None:
     spec = spec_of(tensors(), SETTINGS)
     assert (spec.vocab_size, spec.hidden_size, spec.layout, spec.max_position_embeddings) == (9, D, "1", 16)
-    assert (spec.mixer.num_heads, spec.mixer.head_dim, spec.ffn.intermediate_size) == (HEADS, WIDTH, HIDDEN)
-    assert (spec.delta.values, spec.delta.kernel, spec.delta.compressor) == (V, K, "token")
-    assert (spec.delta.embedding_conv, spec.delta.embedding_kernel, spec.delta.eps) == (True, K, 1e-5)
+    mixer, residual = spec.block.mixer, spec.block.residual
+    assert (mixer.num_heads, mixer.head_dim, spec.block.ffn.intermediate_size) == (HEADS, WIDTH, HIDDEN)
+    assert (residual.values, residual.kernel, residual.compressor) == (V, K, "token")
+    assert (residual.embedding_conv, residual.embedding_kernel, residual.eps) == (True, K, 1e-5)
     assert spec_of(tensors(), {**SETTINGS, "ddl_value_channels": V, "hidden_size": D}) == spec
 
 
@@ -92,13 +93,13 @@ def test_without_residual_parameters_it_is_the_additive_twin() -> None:
     twin = {
         name: t for name, t in tensors().items() if not any(p in name for p in ("ddl_", "compress", "read", "conv"))
     }
-    assert spec_of(twin, {}).residual == "additive"
+    assert spec_of(twin, {}).block.residual.kind == "additive"
     assert model_of(twin, {})(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 9)
 
 
 def test_constant_targets_ignore_the_stored_map() -> None:
     spec = spec_of(tensors(), {"ddl_v_constant": True})
-    assert spec.delta.value == "constant"
+    assert spec.block.residual.value == "constant"
 
 
 @pytest.mark.parametrize(

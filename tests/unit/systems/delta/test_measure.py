@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ouroboros.config import AttentionSpec, DeltaSpec, FeedForwardSpec, ModelSpec, to_dict
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, ResidualPart
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -34,15 +35,15 @@ IDS = torch.randint(61, (3, 8), generator=torch.Generator().manual_seed(3))
 def build(layout: str = "1 (1)x2 1", **changes: Any) -> OuroborosForCausalLM:
     """A tiny model whose gates are all over (0, 2)."""
     torch.manual_seed(0)
-    spec = ModelSpec(
+    spec = ModelSpec().replace(
         layout=layout,
         vocab_size=61,
         hidden_size=32,
         mixer=AttentionSpec(num_heads=2, qk_norm="after_rope"),
         ffn=FeedForwardSpec(intermediate_size=85),
-        residual="delta",
+        **{"residual": DeltaSpec(), **changes},
     )
-    model = OuroborosForCausalLM(OuroborosConfig(spec=to_dict(dataclasses.replace(spec, **changes))))
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".gate." in name:
@@ -78,7 +79,7 @@ def hooks(model: OuroborosForCausalLM) -> int:
 
 @pytest.mark.parametrize("values", [1, 4])
 def test_one_record_per_use_in_order(values: int) -> None:
-    model = build(delta=DeltaSpec(values=values))
+    model = build(residual=DeltaSpec(values=values))
     records = record(model, IDS)
     assert [(r.slot, r.block, r.loop, r.sublayer) for r in records] == [
         (slot, block, loop, sublayer)
@@ -130,7 +131,7 @@ def test_registers_are_not_in_the_record() -> None:
 
 
 def test_a_model_without_gates_is_refused() -> None:
-    model = build(residual="additive")
+    model = build(residual=AdditiveResidualSpec())
     for call in (
         lambda: record(model, IDS),
         lambda: ablate(model, IDS),
@@ -140,8 +141,8 @@ def test_a_model_without_gates_is_refused() -> None:
             call()
 
 
-@pytest.mark.parametrize("residual", ["delta", "additive"])
-def test_any_residual_can_be_watched(residual: str) -> None:
+@pytest.mark.parametrize("residual", [DeltaSpec(), AdditiveResidualSpec()], ids=lambda spec: spec.kind)
+def test_any_residual_can_be_watched(residual: ResidualPart) -> None:
     model, outputs = build(residual=residual), []
     with torch.no_grad(), watching(model, lambda visit, sublayer, module, given, output: outputs.append(output)):
         last = model.eval().model(IDS, use_cache=False).last_hidden_state
@@ -197,13 +198,13 @@ def loss(model: OuroborosForCausalLM, ids: Tensor = IDS) -> float:
 @pytest.mark.parametrize("values", [1, 4])
 def test_ablation_is_the_loss_with_that_gate(values: int) -> None:
     """Against a layer whose gate has been set by its weights."""
-    model = build("2", delta=DeltaSpec(values=values))
+    model = build("2", residual=DeltaSpec(values=values))
     plain, found = loss(model), ablate(model, IDS)
     assert [(a.slot, a.sublayer, a.beta) for a in found] == [
         (slot, sublayer, beta) for slot in (0, 1) for sublayer in ("mixer", "mlp") for beta in (0.0, 1.0, 2.0)
     ]
     for a in found:
-        twin = build("2", delta=DeltaSpec(values=values))
+        twin = build("2", residual=DeltaSpec(values=values))
         gate = getattr(twin.model.decoder.layers[a.slot], f"{a.sublayer}_residual").gate.proj
         with torch.no_grad():
             gate.weight.zero_()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ouroboros.eval.residuals import record, summarise
 
 from ouroboros.api import build
 from ouroboros.config import Recipe, to_json
@@ -23,7 +22,9 @@ from ouroboros.report.page import to_html
 from ouroboros.report.run import Run
 from ouroboros.schedule import parse
 from ouroboros.systems.delta import report as module
+from ouroboros.systems.delta.measure import record, summarise
 from ouroboros.systems.delta.report import Look, headline, lead, look_at, sample_size, section, table
+from ouroboros.train.rundir import RunDirectory
 
 DeltaModel = Callable[..., tuple[Any, Recipe, torch.Tensor]]
 
@@ -45,14 +46,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, delta_model: DeltaModel) -> Pa
     return place / "run"
 
 
-def made_by(run: Path) -> Recipe:
-    from ouroboros.train.run import read_recipe
-
-    return read_recipe(run)
-
-
 def test_a_run_is_looked_at_on_its_held_out_text(run: Path) -> None:
-    found = section(Run(run, made_by(run), []))
+    found = section(Run(run, RunDirectory(run).read_recipe(), []))
     assert found is not None
     tokens = len(open_prepared(run / "data").tokens("test", 0)) // 16 * 16
     looked_at = f"the run's finished model on {tokens:,} tokens of its test text ({tokens // 16} sequences of 16);"

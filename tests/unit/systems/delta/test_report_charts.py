@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from ouroboros.eval.residuals import record
 
 from ouroboros.report.drawing import Chart, drawn
+from ouroboros.systems.delta.measure import record
 from ouroboros.systems.delta.report import Look, look_at
 from ouroboros.systems.delta.report_charts import channel_facts, charts, coupling, direction_products, product_values
 

@@ -57,7 +57,7 @@ def test_a_published_file_becomes_a_directory_with_its_characters(tmp_path: Path
     assert "17 characters" in made.summary
     opened = open_model(tmp_path / "model")
     model, tokenizer = opened.model, opened.tokenizer
-    mixer = model.model.spec.mixer
+    mixer = model.model.spec.block.mixer
     assert (mixer.kupdate, mixer.dropout, mixer.buckets, mixer.readout_hidden) == (3, 0.1, 64, 32)
     assert tokenizer.kind == "chars" and tokenizer.encode(b"ba c").tolist() == [2, 1, 0, 3]
     assert (tokenizer.unknown_id, tokenizer.eos_id, model.config.eos_token_id) == (17, 18, 18)
@@ -115,8 +115,8 @@ def test_kupdate_stays_with_the_model_unless_another_is_given(tmp_path: Path) ->
     source = saved(tmp_path, document())
     convert(source, tmp_path / "other", kupdate=1)
     model, _ = load(tmp_path / "other")
-    assert model.model.spec.mixer.kupdate == 1
-    assert to_model(golden()[0], train_cfg={"kupdate": 0}).model.spec.mixer.kupdate == 1  # less counts as 1 there
+    assert model.model.spec.block.mixer.kupdate == 1
+    assert to_model(golden()[0], train_cfg={"kupdate": 0}).model.spec.block.mixer.kupdate == 1  # less counts as 1 there
     with pytest.raises(OuroborosError, match=r"osam.pt: mixer\.kupdate must be >= 1, got 0"):
         convert(source, tmp_path / "third", kupdate=0)
 
@@ -180,5 +180,5 @@ def test_a_file_without_characters_has_none() -> None:
 
 def test_settings_without_a_trace_in_tensors_are_the_callers() -> None:
     spec = to_model(golden()[0], {"use_freq_cache": True}, {"freeze_phase": True}, gate_cap=1.0).model.spec
-    assert (spec.mixer.freq_cache, spec.mixer.freeze_phase, spec.mixer.gate_cap) == (True, True, 1.0)
-    assert spec.mixer.hash_seed == 42 and spec.vocab_size == 17
+    mixer = spec.block.mixer
+    assert (mixer.freeze_phase, mixer.gate_cap, mixer.hash_seed, spec.vocab_size) == (True, 1.0, 42, 17)

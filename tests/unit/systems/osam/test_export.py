@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ouroboros.api import open_model
-from ouroboros.config import FeedForwardSpec, ModelSpec, NormSpec, OsamSpec
+from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, LayerNormSpec, RMSNormSpec, fields_by_path
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer, character_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.systems.osam.checkpoint import NAMES, VALUE_PATH, to_model
-from ouroboros.systems.osam.export import from_model, write
+from ouroboros.systems.osam.export import FREE, from_model, write
 from ouroboros.systems.osam.recipe import osam_published
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden" / "data" / "osam"
@@ -77,12 +80,12 @@ def test_export_leaves_out_the_ids_that_are_not_published(tmp_path: Path, caplog
     text = character_tokenizer([b"some text"])
     assert text.unknown_id is not None
     base = osam_published("tiny").model
-    mixer = dataclasses.replace(base.mixer, kupdate=2, freq_cache=True, detach_state=False)
-    spec = dataclasses.replace(base, vocab_size=text.vocab_size, mixer=mixer)
+    spec = base.replace(vocab_size=text.vocab_size, mixer=base.block.mixer.replace(kupdate=2, detach_state=False))
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec, eos_token_id=text.eos_id)).eval().bfloat16()
     write(model, text, tmp_path / "o.pt")
     content = torch.load(tmp_path / "o.pt", weights_only=True)
-    assert content["cfg"]["vocab_size"] == text.unknown_id == len(content["stoi"]) and content["cfg"]["use_freq_cache"]
+    assert content["cfg"]["vocab_size"] == text.unknown_id == len(content["stoi"])
+    assert content["cfg"]["use_freq_cache"] is content["train_cfg"]["freq_cache"] is False
     assert torch.equal(content["state_dict"]["head.weight"], model.lm_head.weight[: text.unknown_id].float())
     assert content["state_dict"]["osam.theta_q_raw"].shape == () and list(content["itos"].values()) == [*" emostx"]
     assert "reads the memory at every position, not at every 2-th" in caplog.text
@@ -94,18 +97,18 @@ def test_export_leaves_out_the_ids_that_are_not_published(tmp_path: Path, caplog
 
 OTHER = {
     "layout": {"layout": "2"},
+    "overrides": {"overrides": (BlockOverride(where="0", set={"dropout": 0.5}),)},
     "registers": {"registers": 2, "mixer": OsamSpec(buckets=27, readout_hidden=5, detach_state=False)},
-    "residual": {"residual": "delta"},
+    "residual.kind": {"residual": DeltaSpec()},
     "tie_embeddings": {"tie_embeddings": True, "head_std": None},
-    "logit_scale": {"logit_scale": 0.5},
-    "logit_softcap": {"logit_softcap": 3.0},
-    "embedding_norm": {"embedding_norm": True},
-    "positions": {"positions": "learned", "max_position_embeddings": 64},
+    "head.logit_scale": {"head": LinearHeadSpec(logit_scale=0.5)},
+    "head.logit_softcap": {"head": LinearHeadSpec(logit_softcap=3.0)},
+    "stem": {"stem": (EmbeddingNormSpec(), LearnedPositionsSpec()), "max_position_embeddings": 64},
     "ffn.kind": {"ffn": FeedForwardSpec(intermediate_size=8)},
-    "norm.kind": {"norm": NormSpec(placement="final", eps=1e-5)},
-    "norm.placement": {"norm": NormSpec(kind="layer", eps=1e-5)},
-    "norm.eps": {"norm": NormSpec(kind="layer", placement="final", eps=1e-6)},
-    "mixer.kind": {"mixer": ModelSpec().mixer},
+    "norm.kind": {"norm": RMSNormSpec(placement="final", eps=1e-5)},
+    "norm.placement": {"norm": LayerNormSpec(eps=1e-5)},
+    "norm.eps": {"norm": LayerNormSpec(placement="final", eps=1e-6)},
+    "mixer.kind": {"mixer": AttentionSpec()},
     **{
         f"mixer.{name}": {"mixer": OsamSpec(**{"buckets": 64, "readout_hidden": 32, name: value})}
         for name, value in {
@@ -122,7 +125,15 @@ OTHER = {
 
 @pytest.mark.parametrize("field", OTHER)
 def test_another_form_is_refused_by_its_field(field: str) -> None:
-    spec = dataclasses.replace(osam_published("tiny").model, **OTHER[field])
+    spec = osam_published("tiny").model.replace(**OTHER[field])
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
-    with pytest.raises(OuroborosError, match=rf"model\.{field} is .* and the published program knows only"):
+    with pytest.raises(OuroborosError, match=rf"model\.{field} is .* and the published program knows only") as caught:
         from_model(model)
+    assert " is None and" not in str(caught.value)
+
+
+def test_free_fields_are_fields() -> None:
+    """A new field of the model is not among them, and so has to be as published."""
+    assert set(FREE) <= fields_by_path(osam_published().model).keys()
+    named = {name if name in FREE else name.removeprefix("block.") for name in fields_by_path(osam_published().model)}
+    assert named - set(FREE) == {*OTHER, "topology.kind", "head.kind"}

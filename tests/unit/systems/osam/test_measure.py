@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ouroboros import registry
-from ouroboros.config import FeedForwardSpec, LoopSpec, ModelSpec, OsamSpec
+from ouroboros.config import FeedForwardSpec, ModelSpec
+from ouroboros.config.parts.loop import LoopEmbeddingSpec
+from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.osam import Osam
 from ouroboros.nn.sketch import apply_sketch
-from ouroboros.systems.osam.measure import idle_buckets, part_records, reading_losses, telemetry
+from ouroboros.systems.osam.measure import part_records, reading_losses, telemetry
 from ouroboros.systems.osam.recipe import osam_published
 
 D, T = 12, 21
@@ -25,7 +26,7 @@ D, T = 12, 21
 def model_of(mixer: dict[str, Any], **changes: Any) -> OuroborosForCausalLM:
     torch.manual_seed(0)
     options = {"buckets": 27, "readout_hidden": 5, **mixer}
-    spec = ModelSpec(
+    spec = ModelSpec().replace(
         **{
             "layout": "2",
             "vocab_size": 31,
@@ -100,7 +101,7 @@ def test_positions_are_thinned_and_sequences_are_few() -> None:
 
 
 def test_every_visit_has_a_record_and_the_model_is_left_as_it_was() -> None:
-    model = model_of({}, layout="1 (1)x3", loop=LoopSpec(embedding=True)).train()
+    model = model_of({}, layout="1 (1)x3", loop=(LoopEmbeddingSpec(),)).train()
     ids = torch.randint(0, 31, (2, 9))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     records = telemetry(model, ids)
@@ -130,17 +131,6 @@ def test_reached_buckets_of_the_published_sizes() -> None:
         assert record.reached_buckets == buckets
 
 
-def test_buckets_beyond_the_number_of_products() -> None:
-    def spec(buckets: int, **options: Any) -> ModelSpec:
-        mixer = OsamSpec(buckets=buckets, **options)
-        return dataclasses.replace(osam_published("tiny").model, hidden_size=10, mixer=mixer)
-
-    assert idle_buckets(spec(55)) is None and idle_buckets(spec(100, independent_hashes=True)) is None
-    assert "is 56 and a width of 10 has 55 products" in str(idle_buckets(spec(56)))
-    assert "is 101 and a width of 10 has 100 products" in str(idle_buckets(spec(101, independent_hashes=True)))
-    assert idle_buckets(ModelSpec()) is None
-
-
 def test_losses_of_read_and_skipped_positions() -> None:
     """Registers count as positions: the text begins at theirs."""
     ids = torch.randint(0, 31, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -159,4 +149,3 @@ def test_losses_of_read_and_skipped_positions() -> None:
 
 def test_training_finds_them() -> None:
     assert registry.load(registry.found("telemetry")["osam"]) is part_records
-    assert registry.load(registry.found("warnings")["osam"]) is idle_buckets

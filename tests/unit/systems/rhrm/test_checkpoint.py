@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.api import load, load_model
-from ouroboros.config import BottleneckAttentionSpec
+from ouroboros.config.parts.latent import BottleneckAttentionSpec
+from ouroboros.config.parts.stem import LearnedPositionsSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
@@ -125,10 +126,11 @@ def test_sizes_come_from_shapes():
     expected = {"d_model": 12, "heads": 3, "head_dim": 4, "d_latent": 5, "d_ff": 20, "prefix_tokens": 2}
     assert sizes_of(checkpoint()) == {**expected, "vocab_size": 257}
     spec = to_model(checkpoint(table=16), loops=2, heads=2).config.model_spec
-    assert isinstance(spec.mixer, BottleneckAttentionSpec)
-    assert (spec.positions, spec.max_position_embeddings, spec.mixer.qk_norm) == ("learned", 16, "none")
-    assert (spec.mixer.num_heads, spec.mixer.head_dim, spec.mixer.latent_rank) == (2, 6, 5)
-    assert (spec.logit_scale, spec.norm.eps, spec.register_std) == (0.1, 1e-8, 1.0)
+    mixer = spec.block.mixer
+    assert isinstance(mixer, BottleneckAttentionSpec)
+    assert (spec.stem, spec.max_position_embeddings, mixer.qk_norm) == ((LearnedPositionsSpec(),), 16, "none")
+    assert (mixer.num_heads, mixer.head_dim, mixer.latent_rank) == (2, 6, 5)
+    assert (spec.head.logit_scale, spec.block.norm.eps, spec.register_std) == (0.1, 1e-8, 1.0)
 
 
 def test_the_first_revision_does_not_tell_its_heads():

@@ -10,14 +10,14 @@ import pytest
 
 from ouroboros.config import DataSpec
 from ouroboros.data.prepared import open_prepared
-from ouroboros.data.published import published_blocks
 from ouroboros.data.shards import prepare
 from ouroboros.recipes import recipe
 from ouroboros.report import Section
 from ouroboros.report.drawing import drawn
 from ouroboros.report.run import Run
-from ouroboros.systems.rhrm import report as module
-from ouroboros.systems.rhrm.report import section, shares_of
+from ouroboros.systems.rhrm import data as module
+from ouroboros.systems.rhrm.data import published_blocks, shares_of
+from ouroboros.systems.rhrm.report import section
 
 BLOCK = 32
 
