@@ -255,6 +255,23 @@ def test_refuses_what_changes_nothing():
 def test_a_verb_refuses_them(cli, verb):
     assert "--model.residual.values changes nothing here" in cli(*verb, "--model.residual.values", "4").error(2)
     assert "--model.loop.inject changes nothing here" in cli(*verb, "--model.loop.inject", "add").error(2)
+    assert "needs --model.ffn leaky_relu2" in cli(*verb, "--model.ffn.negative-slope", "0.1").error(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ("--optim.muon-momentum 0.9 --optim.matrix-optimizer adamw", "--optim.matrix-optimizer muon"),
+        ("--train.loops.sampling poisson", "a layout with a loop"),
+        ("--train.loops.backprop 1", "a layout with a loop"),
+        ("--train.eval-bytes 9 --train.eval-every 0", "--train.eval-every more than 0"),
+        ("--data.filters.symbol-rule ascii", "--data.filters.symbol-run a value"),
+    ],
+)
+def test_training_refuses_what_its_recipe_makes_idle(cli, options, needed):
+    refused = options.split()[0]
+    words = cli("train", "gpt", "--data", "x", "--out", "y", *options.split()).error(2)
+    assert f"{refused} changes nothing here; it needs {needed}" in words
 
 
 def test_resume_knows_the_parts_of_its_run(cli, trained):

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from ouroboros.accounting import cost
-from ouroboros.config import DataSpec, FilterSpec, LoopTraining, ModelSpec, OptimSpec, Recipe, TrainSpec
+from ouroboros.config import AttentionSpec, DataSpec, FilterSpec, LoopTraining, ModelSpec, OptimSpec, Recipe, TrainSpec
 from ouroboros.config.codec import type_hints
 from ouroboros.config.needs import idle
 from ouroboros.config.part import (
@@ -101,6 +101,17 @@ def options(spec: Any, others: dict[str, tuple[Any, ...]] | None = None) -> Iter
                 continue
 
 
+def open_questions(
+    changes: Iterator[tuple[str, Any]], refused: set[str], acts: dict[str, bool]
+) -> Iterator[tuple[str, Any]]:
+    """Of ``changes`` one for each option that is refused here, and those of options that have not acted yet."""
+    tried: set[str] = set()
+    for name, changed in changes:
+        if (name in refused and name not in tried) or (name not in refused and not acts.get(name)):
+            tried.add(name)
+            yield name, changed
+
+
 def function(spec: ModelSpec) -> tuple[Any, ...]:
     """What a model computes in training and evaluation, what it costs, and what of it is trained, as values."""
     torch.manual_seed(0)
@@ -140,7 +151,7 @@ def test_every_option_of_a_part_acts_or_is_refused(member: Any) -> None:
     for given in starts:
         before = function(placed(given))
         refused = {path for path, _ in idle(given)}
-        for name, changed in options(given):
+        for name, changed in open_questions(options(given), refused, acts):
             try:
                 model = placed(changed)
             except OuroborosError:
@@ -163,7 +174,7 @@ def test_what_is_refused_is_named_with_what_it_needs() -> None:
 TRAINED = Recipe(
     name="tiny",
     model=ModelSpec(layout="(1)x2 1", vocab_size=257, hidden_size=8, max_position_embeddings=16).replace(
-        mixer=OsamSpec(buckets=40, readout_hidden=4), ffn=FeedForwardSpec(intermediate_size=8)
+        mixer=AttentionSpec(num_heads=2), ffn=FeedForwardSpec(intermediate_size=8)
     ),
     data=DataSpec(sequence_length=16),
     optim=OptimSpec(muon_precision="fp32"),
@@ -185,7 +196,13 @@ VALIDATED = dataclasses.replace(
 """At this rate no weight moves, and no validation is better than the first."""
 OTHERS = {
     "optim": {"betas": ((0.5, 0.95), (0.9, 0.5)), "momentum_cycle": ((0.5, 0.9),), "muon_precision": ("bf16",)},
-    "train": {"curriculum": (((0.0, 1), (0.5, 3)),), "backprop": (1,), "compile": ("auto",), "ema_decay": (0.5,)},
+    "train": {
+        "curriculum": (((0.0, 1), (0.5, 3)),),
+        "backprop": (1,),
+        "compile": ("auto",),
+        "ema_decay": (0.5,),
+        "precision": ("bf16",),
+    },
 }
 STARTS = {
     "optim": [
@@ -194,10 +211,11 @@ STARTS = {
         with_("optim", schedule="one_cycle", warmup_fraction=0.4),
         with_("optim", schedule="constant"),
         with_("optim", weight_decay=0.0),
+        dataclasses.replace(TRAINED, model=TRAINED.model.replace(mixer=OsamSpec(buckets=40, readout_hidden=4))),
     ],
     "train": [
         TRAINED,
-        *(POISSON, UNIFORM, VALIDATED),
+        *(VALIDATED, POISSON, UNIFORM),
         with_("train", steps=None, tokens=512),
         with_("train", steps=None, minutes=0.1),
     ],
@@ -263,11 +281,10 @@ def test_every_option_of_training_acts_or_is_refused(
     for recipe in STARTS[section]:
         given = getattr(recipe, section)
         before, run_before = trained(recipe, data), written(recipe) if recipe is VALIDATED else None
-        refused, tried = {path.removeprefix(f"{section}.") for path, _ in idle(recipe)}, set()
-        for name, changed in options(given, OTHERS[section]):
-            if name in SAME_NUMBERS or acts.get(name) if name not in refused else name in tried:
+        refused = {path.removeprefix(f"{section}.") for path, _ in idle(recipe)}
+        for name, changed in open_questions(options(given, OTHERS[section]), refused, acts):
+            if name in SAME_NUMBERS:
                 continue
-            tried.add(name)
             other = dataclasses.replace(recipe, **{section: changed})
             here = trained(other, data) != before or (run_before is not None and written(other) != run_before)
             assert not (name in refused and here), f"{name} acts, but is refused in {given}"
@@ -351,7 +368,7 @@ def test_every_option_of_data_acts_or_is_refused(texts: Path) -> None:
     places = (texts / f"data-{number}" for number in range(1000))
     for given in DATA_STARTS:
         before, refused = read(given, next(places)), {path for path, _ in idle(given)}
-        for name, changed in options(given, DATA_OTHERS):
+        for name, changed in open_questions(options(given, DATA_OTHERS), refused, acts):
             here = read(changed, next(places)) != before
             assert not (name in refused and here), f"{name} acts, but is refused in {given}"
             acts[name] = acts.get(name, False) or here
