@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 
+def cross_entropy(logits: Any, targets: Any) -> Any:
+    """The loss that training computes from logits, without label smoothing."""
+    from ouroboros.model.loss import logits_loss
+
+    return logits_loss(logits, targets, 0.0)[0]
+
+
+def autocast(device: Any, dtype: Any) -> Any:
+    """Training's mixed precision: none for float32."""
+    import torch
+
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options every benchmark has. Threads wait as they do under the command."""
     let_waiting_threads_sleep(os.environ)

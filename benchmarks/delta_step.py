@@ -17,7 +17,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import alternate, build, load, parser, progress, ratio, report, set_threads, spread, timed
+from common import (
+    alternate,
+    autocast,
+    build,
+    cross_entropy,
+    load,
+    parser,
+    progress,
+    ratio,
+    report,
+    set_threads,
+    spread,
+    timed,
+)
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "additive": None,
@@ -106,8 +119,7 @@ def our_arms(twin: Any, batches: Sequence[Any], *, compiled: bool) -> dict[str, 
     import torch
 
     from ouroboros.config import TrainSpec
-    from ouroboros.train.losses import cross_entropy
-    from ouroboros.train.precision import autocast, choose_dtype, compile_blocks
+    from ouroboros.train.precision import choose_dtype, compile_blocks
 
     device, train = torch.device("cpu"), TrainSpec()
     dtype = choose_dtype(train, device) if compiled else torch.float32
@@ -116,7 +128,7 @@ def our_arms(twin: Any, batches: Sequence[Any], *, compiled: bool) -> dict[str, 
     def arm(fields: dict[str, Any] | None) -> Step:
         model = build(spec_of(twin, fields))
         if compiled:
-            compile_blocks(model.model.decoder.layers, train, device, None)
+            compile_blocks(model.model.decoder.layers, train, device, float("inf"))
 
         def loss(windows: Any) -> Any:
             with autocast(device, dtype):

@@ -6,7 +6,7 @@ eager, no optimiser (the loop has fewer parameters to update).
 
 from __future__ import annotations
 
-from common import alternate, build, load, parser, ratio, report, set_threads, spread, timed
+from common import alternate, build, cross_entropy, load, parser, ratio, report, set_threads, spread, timed
 
 
 def main() -> None:
@@ -20,7 +20,6 @@ def main() -> None:
 
     from ouroboros.recipes import recipe
     from ouroboros.recipes.twin import twin
-    from ouroboros.train.losses import cross_entropy
 
     looped = recipe("loop", "tiny" if chosen.quick else "small")
     plain = twin(looped, "depth")

@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from common import alternate, build, load, parser, progress, ratio, report, set_threads, spread, timed
+from common import alternate, autocast, build, load, parser, progress, ratio, report, set_threads, spread, timed
 
 PATTERN = (7, 3, 12, 16, 2, 0, 16, 10, 6, 5, 16, 10, 13, 9, 8, 7, 3, 6, 16, 11, 0, 10, 15, 5, 9, 2, 7, 8, 11, 14, 0)
 LOOP_ROWS = {"default": 32, "quick-start": 16, "tiny": 8}
@@ -111,18 +111,18 @@ def ours(made: Any, model: Any, dtype: str = "float32", *, compiled: bool = Fals
     """A step of a copy of ``model`` as ``ouroboros train`` takes it."""
     import torch
 
-    from ouroboros.train.losses import criterion
-    from ouroboros.train.precision import autocast, compile_blocks
+    from ouroboros.model.loss import logits_loss
+    from ouroboros.train.precision import compile_blocks
 
-    model, device, loss_of = copy.deepcopy(model), torch.device("cpu"), criterion(made.train.label_smoothing)
+    model, device, loss_of = copy.deepcopy(model), torch.device("cpu"), logits_loss
     if compiled:
-        progress(compile_blocks(model.model.decoder.layers, made.train, device, None))
+        progress(compile_blocks(model.model.decoder.layers, made.train, device, float("inf")))
         loss_of = torch.compile(loss_of, dynamic=False)
 
     def loss(windows: Any) -> Any:
         with autocast(device, getattr(torch, dtype)):
             logits = model(windows[:, :-1], use_cache=False).logits
-        return loss_of(logits, windows[:, 1:])[0]
+        return loss_of(logits, windows[:, 1:], made.train.label_smoothing)[0]
 
     return step_of(made, model.train(), loss)
 
@@ -131,10 +131,10 @@ def step_loop(made: Any, model: Any) -> Callable[[Any], float]:
     """The same step of a copy of ``model`` that computes one position after another."""
     from common_osam import StepLoop
 
-    from ouroboros.train.losses import criterion
+    from ouroboros.model.loss import logits_loss
 
-    loop, loss_of = StepLoop(copy.deepcopy(model)).train(), criterion(made.train.label_smoothing)
-    return step_of(made, loop.model, lambda windows: loss_of(loop(windows[:, :-1]), windows[:, 1:])[0])
+    loop, smoothing = StepLoop(copy.deepcopy(model)).train(), made.train.label_smoothing
+    return step_of(made, loop.model, lambda windows: logits_loss(loop(windows[:, :-1]), windows[:, 1:], smoothing)[0])
 
 
 def step_of(made: Any, model: Any, loss_of: Callable[[Any], Any]) -> Callable[[Any], float]:

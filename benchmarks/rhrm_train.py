@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from common import alternate, load, parser, progress, ratio, report, set_threads, spread, timed
+from common import alternate, autocast, cross_entropy, load, parser, progress, ratio, report, set_threads, spread, timed
 
 VOCABULARY = 50_257
 
@@ -118,8 +118,7 @@ def ours_arm(made: Any, start: Any, batches: list[Any], seed: int, *, compiled: 
     import torch
 
     from ouroboros.optim import build_optimizers
-    from ouroboros.train.losses import cross_entropy
-    from ouroboros.train.precision import autocast, choose_dtype, compile_blocks
+    from ouroboros.train.precision import choose_dtype, compile_blocks
 
     model, device = ours_of(made), torch.device("cpu")
     model.load_state_dict(start)
@@ -127,7 +126,7 @@ def ours_arm(made: Any, start: Any, batches: list[Any], seed: int, *, compiled: 
     dtype = torch.float32 if plain else choose_dtype(made.train, device)
     loss_of = cross_entropy
     if compiled:
-        compile_blocks(model.model.decoder.layers, made.train, device, None)
+        compile_blocks(model.model.decoder.layers, made.train, device, float("inf"))
         loss_of = torch.compile(cross_entropy, dynamic=False)
     optimizers = build_optimizers(model, made.optim)
 

@@ -11,7 +11,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from common import build, load, parser, progress, report, set_threads
+from common import build, cross_entropy, load, parser, progress, report, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,6 @@ def train(model: OuroborosForCausalLM, data: Tensor, seconds: float) -> float:
 
     from ouroboros.config import OptimSpec
     from ouroboros.optim import build_optimizers, learning_rate, set_learning_rate
-    from ouroboros.train.losses import cross_entropy
 
     model.train()
     spec = OptimSpec(lr=1e-2, embedding_lr=2e-2)

@@ -13,7 +13,21 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from common import alternate, build, llama_of, load, parser, progress, ratio, report, set_threads, spread, timed
+from common import (
+    alternate,
+    autocast,
+    build,
+    cross_entropy,
+    llama_of,
+    load,
+    parser,
+    progress,
+    ratio,
+    report,
+    set_threads,
+    spread,
+    timed,
+)
 
 
 def main() -> None:
@@ -79,9 +93,6 @@ def _step(
 
     import torch
 
-    from ouroboros.train.losses import cross_entropy
-    from ouroboros.train.precision import autocast
-
     model.train()
     optimizers = list(optimizers_of(model))
     turns = itertools.cycle(batches)
@@ -107,7 +118,6 @@ def _default_arms(made: Any, batches: Sequence[Any]) -> tuple[Any, str, dict[str
     import torch
 
     from ouroboros.optim import build_optimizers
-    from ouroboros.train.losses import cross_entropy
     from ouroboros.train.precision import choose_dtype, compile_blocks
 
     device = torch.device("cpu")
@@ -121,7 +131,7 @@ def _default_arms(made: Any, batches: Sequence[Any]) -> tuple[Any, str, dict[str
     }
     for name, optimizers_of in optimizers.items():
         model = build(made.model)
-        compiled = compile_blocks(model.model.decoder.layers, made.train, device, None)
+        compiled = compile_blocks(model.model.decoder.layers, made.train, device, float("inf"))
         steps[name] = _step(model, batches, optimizers_of, dtype=dtype, loss_of=loss_of)
     steps["short_muon"] = _step(build(made.model), batches, lambda model: build_optimizers(model, optim), own_loss=True)
     return dtype, compiled, steps

@@ -109,7 +109,7 @@ def compile_blocks(
     spec: TrainSpec,
     device: torch.device,
     expected_seconds: float,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
 ) -> str:
     """Compile every block in place, if asked or if it pays; returns a line that says what was done and why.
 
