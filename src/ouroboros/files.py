@@ -101,6 +101,20 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OuroborosError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OuroborosError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+
+
 def append(path: Path, content: bytes, *, flushed: bool = False) -> None:
     """Append to a file, which is made if it is missing: all of ``content``, or after any error nothing of it.
 

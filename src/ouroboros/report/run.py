@@ -19,9 +19,10 @@ from statistics import median
 from typing import Any
 
 from ouroboros.accounting import cost, describe
-from ouroboros.config import Recipe, from_json, to_json
-from ouroboros.data.prepared import MANIFEST, PreparedData, open_prepared
+from ouroboros.config import Recipe, to_json
+from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
+from ouroboros.files import read_text
 from ouroboros.registry import found, load
 from ouroboros.report.content import Arm, LoopPoint, Report, Section
 from ouroboros.report.curves import points
@@ -29,12 +30,10 @@ from ouroboros.report.data import data_section
 from ouroboros.report.text import finite, plural
 from ouroboros.schedule import parse
 from ouroboros.train.log import read_metrics
+from ouroboros.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "recipe.json"
-METRICS = "metrics.jsonl"
-SCORES = "eval.json"
 MAX_STEPS = 5
 """Steps that a note names; the rest is in the metrics."""
 
@@ -55,8 +54,8 @@ class Run:
         Raises:
             OuroborosError: it is damaged, or of another release.
         """
-        place = self.directory / "data"
-        return open_prepared(place) if (place / MANIFEST).is_file() else None
+        run = RunDirectory(self.directory)
+        return run.open_data() if run.has_data else None
 
 
 def report_from_run(run_dir: Path | str) -> Report:
@@ -68,10 +67,11 @@ def report_from_run(run_dir: Path | str) -> Report:
     Raises:
         OuroborosError: the directory or one of its files is missing or damaged.
     """
-    run = _read(Path(run_dir))
+    place = RunDirectory(Path(run_dir))
+    run = _read(place)
     recipe, metrics = run.recipe, run.metrics
     trained = parse(recipe.model.layout).loops
-    chosen, notes = _comparable(_read_scores(run.directory / SCORES))
+    chosen, notes = _comparable(_read_scores(place.scores_file))
     final = _final_score(chosen, trained)
     arm = arm_of(recipe, metrics, final)
     if not metrics:
@@ -116,19 +116,12 @@ def _sections(run: Run, notes: list[str]) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _read(run: Path) -> Run:
-    if not run.is_dir():
-        raise OuroborosError(f"{run}: no such run directory; `ouroboros train RECIPE --data SRC --out {run}` makes one")
-    for name in (RECIPE, METRICS):
-        if not (run / name).is_file():
-            raise OuroborosError(
-                f"{run} is not a run directory: it has no {name}; give a directory `ouroboros train` made"
-            )
-    recipe = from_json(Recipe, _text(run / RECIPE), where=str(run / RECIPE))
+def _read(run: RunDirectory) -> Run:
+    recipe, metrics = run.read_recipe(), run.metrics_file
     try:
-        return Run(run, recipe, read_metrics(run / METRICS))
+        return Run(run.path, recipe, read_metrics(metrics))
     except OSError as error:
-        raise OuroborosError(f"{run / METRICS}: cannot read: {error.strerror}") from None
+        raise OuroborosError(f"{metrics}: cannot read: {error.strerror}") from None
 
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:
@@ -136,7 +129,7 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        values = json.loads(_text(path))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise OuroborosError(f"{path}: not JSON: {error}; run `ouroboros eval` again or remove the file") from None
     scores = [values] if isinstance(values, dict) else values
@@ -169,15 +162,6 @@ def _incidents(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
-    except OSError as error:
-        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
-
-
 def _comparable(scores: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The scores on the same text and windows as the last one; what is left out is noted."""
     if not scores:
@@ -185,7 +169,7 @@ def _comparable(scores: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, 
     keys = ("data_sha256", "window", "stride")
     chosen = [s for s in scores if all(s.get(k) == scores[-1].get(k) for k in keys)]
     left = len(scores) - len(chosen)
-    note = f"{SCORES} holds {left} more scores on other text or windows, which cannot be compared and are not shown."
+    note = f"eval.json holds {left} more scores on other text or windows, which cannot be compared and are not shown."
     return chosen, [note] if left else []
 
 

@@ -29,3 +29,6 @@ def test_a_directory_before_during_and_after_a_run(make, stop_at, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (run.path / name).touch()
     assert run.model_directory() == run.path
+    run.recipe_file.write_bytes(b"\xff\xfe")
+    with pytest.raises(OuroborosError, match=r"recipe\.json: not UTF-8 text; the file is damaged"):
+        run.read_recipe()
