@@ -104,8 +104,7 @@ def judged_documents(
     # The head of a stream has been read, and said of it what there is to say.
     quiet = spec.stream and limit is None
     counts: Counter[str] = Counter()
-    is_hub = ref.kind == "hf"
-    if is_hub:
+    if ref.is_hub:
         documents = read_hub(ref.text, spec, _form_of(ref, spec), start, anchor)
     else:
         documents = _read(ref, spec, start, None if filters or spec.stream else limit, quiet)
@@ -115,7 +114,7 @@ def judged_documents(
             dropped = filters.reason(document.data.decode("utf-8", "replace"))
         counts.update(("read", dropped or "kept"))
         yield dataclasses.replace(document, index=index, dropped=dropped)
-        if is_hub and counts["read"] >= _HOPELESS and not counts["kept"]:
+        if ref.is_hub and counts["read"] >= _HOPELESS and not counts["kept"]:
             break
     if counts["kept"] or (start and counts["read"] < _HOPELESS):
         return

@@ -135,7 +135,7 @@ class PreparedData:
             OuroborosError: names the source that changed, or is gone.
         """
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
-            if ref.kind == "hf" or self.spec.stream:
+            if ref.is_hub or self.spec.stream:
                 logger.info("source %r: a stream, not compared again", ref.text)
                 continue
             self._refuse_changed(ref if base is None else dataclasses.replace(ref, base=base), entry)
@@ -169,7 +169,7 @@ class PreparedData:
         """The source where it was, or the same one in the current directory."""
         if ref.is_there():
             # What is streamed would take too long to compare.
-            if not self.spec.stream and ref.kind != "hf":
+            if not self.spec.stream and not ref.is_hub:
                 self._refuse_changed(ref, entry)
             return ref
         here = dataclasses.replace(ref, base=Path())

@@ -75,7 +75,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
         check(
-            ref.kind != "directory" or not lies_inside(path, ref.path),
+            not ref.is_directory or not lies_inside(path, ref.path),
             f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
         )
     remove_leftovers(path.parent, path.name)

@@ -2,13 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import random
-import re
-import signal
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +12,6 @@ from transformers import AutoTokenizer
 
 from ouroboros.data import tokenize
 from ouroboros.data.tokenize import (
-    BPE_PATTERN,
     END_OF_TEXT,
     TextTokenizer,
     byte_tokenizer,
@@ -324,59 +316,3 @@ def test_characters_of_data_that_is_no_text() -> None:
             call(b"ab\xff", name="notes")
     with pytest.raises(OuroborosError, match="has no character"):
         character_tokenizer([])
-
-
-def test_pattern_covers_the_cut_rule() -> None:
-    """The cut between a letter and a line feed is safe only while no alternative spans it."""
-    letters = BPE_PATTERN.split("|")[0]
-    assert letters.endswith(r"[\p{L}\p{M}]+")
-    assert re.search(r"\[A-Za-z\]\\n", tokenize._SAFE_CUT.pattern.decode())
-
-
-def test_long_units_are_trained_in_pieces_and_encoded_whole() -> None:
-    letters = "".join(random.Random(1).choices("ACGT", k=60_000)).encode()
-    for text in (letters, b"=" * 60_000, b" " * 60_000 + b"x", "\u00e9".encode() * 30_000):
-        start = time.process_time()
-        made = train_bpe([text], 300)
-        ids = made.encode(text)
-        # The square of the length took 1.4 s for the letters, and 119 s for ten times as many.
-        assert time.process_time() - start < 1.0
-        assert made.decode(ids) == text and len(ids) < len(text) / 2
-
-
-def test_units_of_ordinary_length_train_the_same_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = PROSE + CODE * 9 + b"=" * 1000 + b"\n" * 900 + b" " * 1000 + b"x" * 1023 + b" y"
-    bounded = train_bpe([text], 400)
-    monkeypatch.setattr(tokenize, "_bounded", lambda pattern: pattern)
-    assert train_bpe([text], 400).fingerprint == bounded.fingerprint
-    assert json.loads(bounded.backend.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {
-        "Regex": tokenize.BPE_PATTERN
-    }
-
-
-def test_work_is_done_and_its_error_raised() -> None:
-    done = []
-    tokenize._interruptible(lambda stopped: done.append(stopped()))
-    assert done == [False]
-
-    def fail(stopped: Callable[[], bool]) -> None:
-        raise LookupError("none")
-
-    with pytest.raises(LookupError, match="none"):
-        tokenize._interruptible(fail)
-
-
-def test_an_interruption_is_heard_while_the_work_goes_on() -> None:
-    ended = threading.Event()
-
-    def work(stopped: Callable[[], bool]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        while not stopped():
-            time.sleep(0.01)
-        ended.set()
-
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        tokenize._interruptible(work)
-    assert time.monotonic() - start < 5
-    assert ended.wait(5)
