@@ -125,10 +125,10 @@ class Text:
     levels: tuple[dict[str, float], ...] = ()
 
     def __init__(self, directory: Path) -> None:
-        from ouroboros.data import prepare
+        from ouroboros.data.shards import prepare
 
         self.prepared = prepare(DataSpec(sequence_length=self.lengths[0]), directory)
-        self.tokens, self.vocab_size = self.prepared.train_tokens(0), self.prepared.tokenizer.vocab_size
+        self.tokens, self.vocab_size = self.prepared.tokens("train", 0), self.prepared.tokenizer.vocab_size
 
     def sample(self, batch_size: int, seed: Any) -> Batch:
         """A batch of windows: inputs and the token behind them."""

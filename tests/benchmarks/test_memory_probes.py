@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, OptimSpec
-from ouroboros.data import prepare
 from ouroboros.data.masks import IGNORED, shown
+from ouroboros.data.shards import prepare
 from ouroboros.systems.osam.probes import Batch, Copy, Needle
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"

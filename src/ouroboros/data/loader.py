@@ -203,7 +203,7 @@ class WindowLoader(Loader):
 
     def _open(self, prepared: PreparedData) -> None:
         self.fingerprint = prepared.fingerprint
-        self._streams = [prepared.train_tokens(index) for index in range(len(self.names))]
+        self._streams = [prepared.tokens("train", index) for index in range(len(self.names))]
         for name, stream in zip(self.names, self._streams, strict=True):
             check(
                 len(stream) > self.sequence_length,
@@ -261,7 +261,7 @@ def seen_text(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes
 
 def _windows_read(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
     length, seed, counts = position["sequence_length"], position["seed"], position["counts"]
-    streams = [prepared.train_tokens(index) for index in range(len(prepared.sources))]
+    streams = [prepared.tokens("train", index) for index in range(len(prepared.sources))]
     totals = [count_windows(len(stream), length) for stream in streams]
     if all(count >= total for count, total in zip(counts, totals, strict=True)):
         return None

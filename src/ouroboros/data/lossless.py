@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import TextTokenizer
 
 SAMPLE_BYTES = 1_000_000
-"""Bytes of each part of a source on which a tokenizer is tried, at its beginning."""
+"""Bytes of each part of a source on which a tokenizer is tried, at its beginning; the document that crosses them is
+tried whole."""
 _SHOWN = 20
 """Characters of a difference that a message shows."""
 
@@ -70,9 +71,7 @@ def is_byte_model(state: dict[str, Any]) -> bool:
     return is_plain and added == [(256, True)] and is_lossless(state)
 
 
-def check_round_trip(
-    tokenizer: TextTokenizer, documents: Iterable[tuple[str, bytes]], *, what: str, limit: int = SAMPLE_BYTES
-) -> None:
+def check_round_trip(tokenizer: TextTokenizer, documents: Iterable[tuple[str, bytes]], *, what: str) -> None:
     """Encode and decode a sample and refuse a tokenizer that changes it, which no score in bits per byte can be of.
 
     Tokenizers that are lossless by their making are not tried, and those of characters are not either: what they do
@@ -82,7 +81,6 @@ def check_round_trip(
         tokenizer: any.
         documents: (name, text) of each.
         what: what names the tokenizer in a message.
-        limit: bytes of the sample; the document that crosses it is tried whole.
 
     Raises:
         OuroborosError: a document is not UTF-8, or comes back as something else; shows the first difference.
@@ -102,5 +100,5 @@ def check_round_trip(
                 " without a normaliser"
             )
         tried += len(document)
-        if tried >= limit:
+        if tried >= SAMPLE_BYTES:
             return

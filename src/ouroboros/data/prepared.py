@@ -87,10 +87,6 @@ class PreparedData:
         """``documents``, ``bytes`` or ``tokens`` of a split, over all sources."""
         return sum(source["splits"][split][unit] for source in self.manifest["sources"])
 
-    def train_tokens(self, source: int) -> np.ndarray:
-        """The training ids of one source, a read-only memory map (n,) of uint16 or uint32."""
-        return self.tokens("train", source)
-
     def tokens(self, split: str, source: int) -> np.ndarray:
         """The ids of one source and split, a read-only memory map (n,)."""
         path = self._file(split, source, ".bin")
@@ -112,13 +108,6 @@ class PreparedData:
         """The original bytes of the documents of a split, of one source or of all."""
         chosen = range(len(self.sources)) if source is None else [source]
         return [document for index in chosen for document in raw_documents(self._file(split, index, ""))]
-
-    def data_sha256(self, split: str) -> str:
-        """sha256 (hex) of the joined original bytes of a split: what an evaluation records."""
-        digest = hashlib.sha256()
-        for document in self.documents(split):
-            digest.update(document)
-        return digest.hexdigest()
 
     def _file(self, split: str, source: int, suffix: str) -> Path:
         check(split in SPLITS, f"split {split!r}: must be one of {', '.join(SPLITS)}")
@@ -180,7 +169,7 @@ class PreparedData:
             return None
 
     def _fingerprint(self, ref: SourceRef) -> str:
-        return Fingerprint(read_documents(ref, self.reading_spec)).hexdigest()
+        return fingerprint_of(read_documents(ref, self.reading_spec))
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
         check(
@@ -202,35 +191,22 @@ class PreparedData:
             )
 
 
-class Fingerprint:
-    """sha256 over the names, bytes and groups of documents, each with its length."""
-
-    def __init__(self, documents: Iterable[Document] = ()) -> None:
-        self._digest = hashlib.sha256()
-        for document in documents:
-            self.add(document)
-
-    def add(self, document: Document) -> None:
-        """Go on with the next document."""
+def fingerprint_of(documents: Iterable[Document]) -> str:
+    """sha256 (hex) over the names, bytes and groups of documents, each with its length."""
+    digest = hashlib.sha256()
+    for document in documents:
         group = () if document.group is None else (document.group,)
         for part in (document.name.encode("utf-8", "surrogateescape"), document.data, *group):
-            self._digest.update(len(part).to_bytes(8, "little"))
-            self._digest.update(part)
-
-    def hexdigest(self) -> str:
-        """The fingerprint so far."""
-        return self._digest.hexdigest()
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.hexdigest()
 
 
-def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedData:
-    """Open prepared data and check that every file of its manifest is there with its size.
-
-    Args:
-        directory: what ``prepare`` wrote.
-        verify: also compare each file's sha256.
+def open_prepared(directory: str | Path) -> PreparedData:
+    """Open what ``prepare`` wrote, and check that every file of its manifest is there with its size.
 
     Raises:
-        OuroborosError: no complete preparation there; another format version; a truncated or altered file.
+        OuroborosError: no complete preparation there; another format version; a truncated file.
     """
     path = Path(directory)
     manifest = _read_manifest(path)
@@ -239,10 +215,7 @@ def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedDat
         size = file.stat().st_size if file.is_file() else None
         found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
         check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
-    prepared = PreparedData(path, manifest)
-    if verify:
-        prepared.verify()
-    return prepared
+    return PreparedData(path, manifest)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

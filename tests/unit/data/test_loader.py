@@ -37,7 +37,7 @@ def test_batches_are_windows_of_the_stream(prepared: PreparedData) -> None:
     batch = loader(prepared).next_batch()
     assert batch.shape == (8, T + 1)
     assert batch.dtype == np.int64
-    streams = [prepared.train_tokens(s) for s in range(3)]
+    streams = [prepared.tokens("train", s) for s in range(3)]
     known = {tuple(s[w * T : w * T + T + 1].tolist()) for s in streams for w in range((len(s) - 1) // T)}
     known |= {tuple(s[-T - 1 :].tolist()) for s in streams}
     assert {tuple(row) for row in batch.tolist()} <= known
@@ -50,7 +50,7 @@ def test_every_token_is_a_target_in_every_epoch(tmp_path: Path) -> None:
         (tmp_path / f"{extra}.txt").write_text(text + "x" * extra)
         spec = DataSpec(sources=(str(tmp_path / f"{extra}.txt"),), valid_fraction=0, test_fraction=0)
         data = prepare(spec, tmp_path / f"out-{extra}")
-        stream = np.array(data.train_tokens(0)).tolist()
+        stream = np.array(data.tokens("train", 0)).tolist()
         made = loader(data, batch_size=1)
         for epoch in range(2):
             windows = [tuple(made.next_batch()[0].tolist()) for _ in range(made.windows[0])]
@@ -170,7 +170,7 @@ def test_a_foreign_position_is_refused(prepared: PreparedData, change: dict, mes
 
 
 def test_a_source_shorter_than_a_window(prepared: PreparedData) -> None:
-    tokens = len(prepared.train_tokens(2))
+    tokens = len(prepared.tokens("train", 2))
     assert loader(prepared, sequence_length=tokens - 1).windows[2] == 1
     with pytest.raises(
         OuroborosError, match=rf"c\.txt': .* {tokens} tokens, but one window needs {tokens + 1}; set .*"
@@ -228,7 +228,7 @@ def test_an_epoch_of_every_source_has_seen_everything(tmp_path):
 def test_the_end_of_a_text_is_seen_once_though_its_windows_overlap(tmp_path):
     data = two_sources(tmp_path)
     loader = WindowLoader(data, batch_size=4, sequence_length=97, seed=3)
-    streams = [data.train_tokens(source) for source in range(2)]
+    streams = [data.tokens("train", source) for source in range(2)]
     assert all((len(stream) - 1) % 97 for stream in streams)
     while loader.epochs[1] < 1:
         loader.next_batch()

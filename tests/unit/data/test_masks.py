@@ -82,7 +82,7 @@ def test_streams_learn_the_same_tokens_as_stored_text(tokenizer, tmp_path):
     streamed = prepare(DataSpec(sources=(source,), stream=True, **parts), tmp_path / "streamed")
     learned = stored.learned(0)
     assert learned is not None and streamed.learned(0) is None
-    expected = hide(np.asarray(stored.train_tokens(0)), learned)
+    expected = hide(np.asarray(stored.tokens("train", 0)), learned)
     assert 0.2 < learned.mean() < 0.8
     first = open_loader(streamed, batch_size=2, sequence_length=30, seed=0)
     windows = [first.next_batch() for _ in range(10)]

@@ -15,7 +15,8 @@ import torch
 
 from ouroboros.api import build
 from ouroboros.config import Recipe, to_json
-from ouroboros.data import open_prepared, prepare
+from ouroboros.data.prepared import open_prepared
+from ouroboros.data.shards import prepare
 from ouroboros.recipes import recipe
 from ouroboros.report import report_from_run
 from ouroboros.report.page import to_html
