@@ -111,21 +111,6 @@ class Loader(abc.ABC):
     def _open(self, prepared: PreparedData) -> None:
         """Get ready to give the first window."""
 
-    @property
-    def samples(self) -> int:
-        """Samples drawn so far, over all processes."""
-        return sum(self._counts)
-
-    @property
-    def counts(self) -> list[int]:
-        """Samples drawn so far from each source."""
-        return list(self._counts)
-
-    @property
-    @abc.abstractmethod
-    def epochs(self) -> list[float]:
-        """How often each source has been read."""
-
     def next_batch(self) -> np.ndarray:
         """This process's part of the next global batch, int64 (batch_size // world_size, T + 1).
 
@@ -146,7 +131,7 @@ class Loader(abc.ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it belongs to, as JSON values."""
-        return {"samples": self.samples, "counts": self.counts, **self._identity()}
+        return {"samples": sum(self._counts), "counts": list(self._counts), **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position.
@@ -214,10 +199,6 @@ class WindowLoader(Loader):
         self._learned = [prepared.learned(index) for index in range(len(self.names))]
         self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]
         self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
-
-    @property
-    def epochs(self) -> list[float]:
-        return [count / windows for count, windows in zip(self._counts, self.windows, strict=True)]
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "fingerprint": self.fingerprint}

@@ -124,9 +124,6 @@ class PreparedData:
             OuroborosError: names the source that changed, or is gone.
         """
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
-            if ref.is_hub or self.spec.stream:
-                logger.info("source %r: a stream, not compared again", ref.text)
-                continue
             self._refuse_changed(ref if base is None else dataclasses.replace(ref, base=base), entry)
 
     def find_sources(self) -> None:
@@ -157,9 +154,7 @@ class PreparedData:
     def _find(self, ref: SourceRef, entry: dict[str, Any]) -> SourceRef | None:
         """The source where it was, or the same one in the current directory."""
         if ref.is_there():
-            # What is streamed would take too long to compare.
-            if not self.spec.stream and not ref.is_hub:
-                self._refuse_changed(ref, entry)
+            self._refuse_changed(ref, entry)
             return ref
         here = dataclasses.replace(ref, base=Path())
         try:
@@ -172,6 +167,9 @@ class PreparedData:
         return fingerprint_of(read_documents(ref, self.reading_spec))
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
+        if ref.is_hub or self.spec.stream:  # it would take too long
+            logger.info("source %r: a stream, not compared again", ref.text)
+            return
         check(
             self._fingerprint(ref) == entry["fingerprint"],
             f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"

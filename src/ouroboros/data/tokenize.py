@@ -122,13 +122,13 @@ class TextTokenizer:
                     yield np.concatenate(done)
                     done = []
 
-    def unknown(self, data: bytes, *, name: str = "text") -> Counter[str]:
+    def unknown(self, data: bytes) -> Counter[str]:
         """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none.
 
         Raises:
             OuroborosError: ``data`` is not UTF-8 and the tokenizer is one of characters; names the offset.
         """
-        del data, name
+        del data
         return Counter()
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
@@ -260,8 +260,8 @@ class CharacterTokenizer(TextTokenizer):
                 describe_unknown(unknown),
             )
 
-    def unknown(self, data: bytes, *, name: str = "text") -> Counter[str]:
-        return self._characters.unknown(decode_utf8(data, name))
+    def unknown(self, data: bytes) -> Counter[str]:
+        return self._characters.unknown(decode_utf8(data, "text"))
 
     def _decode(self, ids: np.ndarray) -> bytes:
         return b"".join([self._byte_table[i] for i in ids.tolist()])

@@ -311,8 +311,9 @@ def test_characters_of_data_that_is_no_text() -> None:
     with pytest.raises(OuroborosError, match="document 2: invalid UTF-8 at byte 1; the byte tokenizer accepts binary"):
         character_tokenizer([b"fine", b"a\xff"])
     tokenizer = character_tokenizer([b"fine"])
-    for call in (tokenizer.encode, tokenizer.unknown):
-        with pytest.raises(OuroborosError, match="notes: invalid UTF-8 at byte 2"):
-            call(b"ab\xff", name="notes")
+    with pytest.raises(OuroborosError, match="notes: invalid UTF-8 at byte 2"):
+        tokenizer.encode(b"ab\xff", name="notes")
+    with pytest.raises(OuroborosError, match="text: invalid UTF-8 at byte 2"):
+        tokenizer.unknown(b"ab\xff")
     with pytest.raises(OuroborosError, match="has no character"):
         character_tokenizer([])
