@@ -35,6 +35,7 @@ from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import SPLITS
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class PreparedData:
         """
         for name, entry in self.manifest["files"].items():
             check(
-                file_sha256(self.directory / name) == entry["sha256"],
+                sha256_of(self.directory / name) == entry["sha256"],
                 f"data {str(self.directory)!r}: {name} was altered (sha256 differs); prepare the data anew",
             )
 
@@ -239,9 +240,3 @@ def raw_documents(stem: Path) -> Iterator[bytes]:
     with Path(f"{stem}.raw").open("rb") as file:
         for start, end in itertools.pairwise(starts):
             yield file.read(end - start)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,7 +29,6 @@ from ouroboros.data.prepared import (
     FORMAT_VERSION,
     MANIFEST,
     PreparedData,
-    file_sha256,
     fingerprint_of,
     open_prepared,
     raw_documents,
@@ -40,7 +39,7 @@ from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_do
 from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import remove_leftovers, whole_directory
+from ouroboros.files import remove_leftovers, sha256_of, whole_directory
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +276,7 @@ def _write_manifest(
     spec: DataSpec, tokenizer: TextTokenizer, dtype: np.dtype, entries: list[dict[str, Any]], work: Path
 ) -> None:
     files = {
-        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(path for path in work.rglob("*") if path.is_file())
     }
     manifest = {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,23 +33,24 @@ NASTY = ["", END_OF_TEXT, f"a {END_OF_TEXT}b", "\ufeffx\r\n\0\r", " , don't .", 
 texts = st.one_of(st.sampled_from(NASTY), st.text(max_size=40), st.text(alphabet=" \n\r\t a.(1<|>", max_size=30))
 
 
+MAKERS = {
+    "bytes": byte_tokenizer,
+    "bpe": lambda: train_bpe([CODE * 20, PROSE * 20], 340),
+    "chars": lambda: character_tokenizer([CODE, PROSE, END_OF_TEXT.encode()]),
+}
+
+
 @pytest.fixture(scope="module")
 def bpe() -> TextTokenizer:
-    return train_bpe([CODE * 20, PROSE * 20], 340)
+    return MAKERS["bpe"]()
 
 
-@pytest.fixture(scope="module")
-def reloaded_bytes(tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("bytes")
-    byte_tokenizer().save(path)
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
-@pytest.fixture(scope="module")
-def reloaded_bpe(tmp_path_factory: pytest.TempPathFactory, bpe: TextTokenizer):
-    path = tmp_path_factory.mktemp("bpe")
-    bpe.save(path)
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+@pytest.fixture(scope="module", params=MAKERS)
+def reloaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextTokenizer, Any]:
+    """A tokenizer, and what transformers reads of the directory that it was saved to."""
+    own, path = MAKERS[request.param](), tmp_path_factory.mktemp(request.param)
+    own.save(path)
+    return own, AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 @given(st.binary(max_size=64))
@@ -67,24 +69,19 @@ def test_byte_tokenizer_sizes() -> None:
 
 
 @given(texts)
-def test_auto_tokenizer_agrees_with_the_byte_tokenizer(reloaded_bytes, text: str) -> None:
-    ids = reloaded_bytes(text)["input_ids"]
-    assert ids == list(text.encode())
-    assert reloaded_bytes.decode(ids) == text
-    assert reloaded_bytes.decode([256, *ids], skip_special_tokens=True) == text
+def test_auto_tokenizer_agrees(reloaded: tuple[TextTokenizer, Any], text: str) -> None:
+    own, other = reloaded
+    ids = other(text)["input_ids"]
+    assert ids == own.encode(text.encode()).tolist()
+    assert other.decode(ids).encode() == own.decode(ids)
+    assert other.decode([own.eos_id, *ids], skip_special_tokens=True) == other.decode(ids)
 
 
-@given(texts)
-def test_auto_tokenizer_agrees_with_bpe(reloaded_bpe, bpe: TextTokenizer, text: str) -> None:
-    ids = reloaded_bpe(text)["input_ids"]
-    assert ids == bpe.encode(text.encode()).tolist()
-    assert reloaded_bpe.decode(ids) == text
-
-
-def test_reloaded_special_tokens(reloaded_bpe, bpe: TextTokenizer) -> None:
-    assert reloaded_bpe.eos_token_id == reloaded_bpe.bos_token_id == reloaded_bpe.pad_token_id == bpe.eos_id
-    assert len(reloaded_bpe) == bpe.vocab_size
-    assert set(reloaded_bpe("a")) == {"input_ids", "attention_mask"}
+def test_reloaded_special_tokens(reloaded: tuple[TextTokenizer, Any]) -> None:
+    own, other = reloaded
+    assert other.eos_token_id == other.bos_token_id == other.pad_token_id == own.eos_id
+    assert len(other) == own.vocab_size
+    assert set(other("a")) == {"input_ids", "attention_mask"}
 
 
 @given(texts)
@@ -255,13 +252,6 @@ def test_resolve(tmp_path: Path) -> None:
         train_bpe([CODE], 256)
 
 
-@pytest.fixture(scope="module")
-def reloaded_characters(tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("chars")
-    character_tokenizer([CODE, PROSE, END_OF_TEXT.encode()]).save(path)
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
 def test_character_tokenizer_sizes() -> None:
     tokenizer = character_tokenizer(["b\u00e9".encode(), b"a\n b"])
     assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.unknown_id, tokenizer.eos_id) == ("chars", 7, 5, 6)
@@ -280,15 +270,6 @@ def test_characters_are_lossless_where_known(text: str) -> None:
     assert tokenizer.decode(ids) == text.encode() and not tokenizer.unknown(text.encode())
     assert not {tokenizer.eos_id, tokenizer.unknown_id} & set(ids.tolist())
     assert int(tokenizer.token_bytes()[ids].sum()) == len(text.encode())
-
-
-@given(texts)
-def test_auto_tokenizer_agrees_with_characters(reloaded_characters, text: str) -> None:
-    own = character_tokenizer([CODE, PROSE, END_OF_TEXT.encode()])
-    ids = reloaded_characters(text)["input_ids"]
-    assert ids == own.encode(text.encode()).tolist()
-    assert reloaded_characters.decode(ids).encode() == own.decode(ids)
-    assert reloaded_characters.eos_token_id == own.eos_id and len(reloaded_characters) == own.vocab_size
 
 
 def test_unknown_characters_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
