@@ -164,10 +164,7 @@ class Loader(abc.ABC):
 
     def _gather(self, draws: list[tuple[int, int]]) -> np.ndarray:
         """The windows of some draws, int64 (len(draws), T + 1)."""
-        batch = np.empty((len(draws), self.sequence_length + 1), dtype=np.int64)
-        for row, (source, draw) in enumerate(draws):
-            batch[row] = self._window(source, draw)
-        return batch
+        return np.array([self._window(source, draw) for source, draw in draws], dtype=np.int64)
 
     @abc.abstractmethod
     def _window(self, source: int, draw: int) -> np.ndarray:

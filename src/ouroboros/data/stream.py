@@ -15,10 +15,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -83,13 +83,12 @@ class DocumentStream:
         ref: SourceRef,
         spec: DataSpec,
         is_training: Callable[[Document], bool],
-        sleep: Callable[[float], None],
         *,
         place: Place,
         restarts: int = 0,
     ) -> None:
         self.name, self.restarts = ref.text, restarts
-        self._ref, self._spec, self._is_training, self._sleep = ref, spec, is_training, sleep
+        self._ref, self._spec, self._is_training = ref, spec, is_training
         self._place = place
         self._documents: Iterator[Document] | None = None
         self._failures, self._reason = 0, ""
@@ -153,7 +152,7 @@ class DocumentStream:
             raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
         wait = FIRST_WAIT * 2 ** (self._failures - 1)
         logger.warning("%s (%s); opening it again in %g s", where, reason, wait)
-        self._sleep(wait)
+        sleep(wait)
         self.restarts += 1
 
     def _check_first(self, document: Document | None) -> None:
@@ -279,11 +278,6 @@ class StreamLoader(Loader):
     The order is that of the sources; ``seed`` only marks whose position it is.
     """
 
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        """Wait between two attempts to open a source."""
-        time.sleep(seconds)
-
     def _open(self, prepared: PreparedData) -> None:
         self._prepared = prepared
         self._masks = Masks(prepared.tokenizer) if prepared.spec.loss == "answers" else None
@@ -294,9 +288,7 @@ class StreamLoader(Loader):
     def _stream(self, source: int, place: Place, offset: int, restarts: int = 0) -> TokenStream:
         prepared = self._prepared
         spec = prepared.reading_spec
-        documents = DocumentStream(
-            prepared.sources[source], spec, self._is_training, self.sleep, place=place, restarts=restarts
-        )
+        documents = DocumentStream(prepared.sources[source], spec, self._is_training, place=place, restarts=restarts)
         return TokenStream(documents, prepared.tokenizer, self._masks, place, offset)
 
     def _is_training(self, document: Document) -> bool:

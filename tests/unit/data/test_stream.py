@@ -79,7 +79,7 @@ def epochs(made: StreamLoader) -> list[int]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What would have been waited, in seconds."""
     waited: list[float] = []
-    monkeypatch.setattr(StreamLoader, "sleep", staticmethod(waited.append))
+    monkeypatch.setattr(stream, "sleep", waited.append)
     return waited
 
 
