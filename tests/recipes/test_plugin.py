@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from ouroboros.config import (
     from_dict,
     to_dict,
 )
-from ouroboros.config.part import part
+from ouroboros.config.part import _KINDS, Part, family, part
 from ouroboros.eval.harness import run_harness
 from ouroboros.nn.memory import with_recent
 from ouroboros.nn.part import LoopModule, Projection, Residual, Started
@@ -170,7 +170,30 @@ class Skip(Started):
         streams[MAIN] = streams[MAIN] + self.weight * streams["saved"]
 
 
-@part(module=Average)
+PARTS: list[tuple[type[nn.Module], type[Part]]] = []
+
+
+def toy(module: type[nn.Module]) -> Callable[[Any], Any]:
+    """As ``part``, at :func:`registered`."""
+
+    def keep(spec: Any) -> Any:
+        PARTS.append((module, spec))
+        return spec
+
+    return keep
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """Parts stay registered for good; those of here are taken out again, because other tests count what there is."""
+    for module, spec in PARTS:
+        part(module=module)(spec)
+    yield
+    for _, spec in PARTS:
+        del _KINDS[family(spec)][spec().kind]
+
+
+@toy(module=Average)
 @dataclass(frozen=True, kw_only=True)
 class AverageSpec(MixerPart):
     keeps = "state"
@@ -186,7 +209,7 @@ class AverageSpec(MixerPart):
         return width + 1
 
 
-@part(module=Tanh)
+@toy(module=Tanh)
 @dataclass(frozen=True, kw_only=True)
 class TanhSpec(FeedForwardPart):
     kind: Literal["toy_tanh"] = "toy_tanh"
@@ -199,7 +222,7 @@ class TanhSpec(FeedForwardPart):
         return 4 * width * self.inner
 
 
-@part(module=Centre)
+@toy(module=Centre)
 @dataclass(frozen=True, kw_only=True)
 class CentreSpec(NormPart):
     kind: Literal["toy_centre"] = "toy_centre"
@@ -208,7 +231,7 @@ class CentreSpec(NormPart):
         return width
 
 
-@part(module=Scaled)
+@toy(module=Scaled)
 @dataclass(frozen=True, kw_only=True)
 class ScaledSpec(ResidualPart):
     kind: Literal["toy_scaled"] = "toy_scaled"
@@ -217,7 +240,7 @@ class ScaledSpec(ResidualPart):
         return width
 
 
-@part(module=Anchor)
+@toy(module=Anchor)
 @dataclass(frozen=True, kw_only=True)
 class AnchorSpec(LoopPart):
     kind: Literal["toy_anchor"] = "toy_anchor"
@@ -230,7 +253,7 @@ class AnchorSpec(LoopPart):
         return width
 
 
-@part(module=Smear)
+@toy(module=Smear)
 @dataclass(frozen=True, kw_only=True)
 class SmearSpec(StemPart):
     kind: Literal["toy_smear"] = "toy_smear"
@@ -242,7 +265,7 @@ class SmearSpec(StemPart):
         return width
 
 
-@part(module=Bias)
+@toy(module=Bias)
 @dataclass(frozen=True, kw_only=True)
 class BiasSpec(HeadPart):
     kind: Literal["toy_bias"] = "toy_bias"
@@ -251,7 +274,7 @@ class BiasSpec(HeadPart):
         return model.vocab_size
 
 
-@part(module=Skip)
+@toy(module=Skip)
 @dataclass(frozen=True, kw_only=True)
 class SkipSpec(TopologyPart):
     kind: Literal["toy_skip"] = "toy_skip"
