@@ -7,7 +7,7 @@ characters, 13 distinct, 615 needles, the first at offset 247, then one every 26
 
 They show quickly whether anything is learned at all. They do not test memory: the needle never changes, and a model
 that has seen two of them knows it by its weights. Nor is their held-out part new text: it repeats the training part.
-Tasks that need a memory are in :mod:`ouroboros.systems.osam.probes`.
+Tasks that need a memory are in `runs/probe_tasks.py`.
 """
 
 from __future__ import annotations
