@@ -29,6 +29,20 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OuroborosError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+
+
 _writing: set[Path] = set()
 """Temporaries that this process is writing; others that bear its number are of an earlier process of that number."""
 

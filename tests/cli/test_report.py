@@ -19,7 +19,7 @@ def test_a_page_about_a_run(cli, trained, files, tmp_path):
 
 
 def test_a_page_about_a_delta_residual(cli, text, tiny, tmp_path):
-    options = ["--model.residual", "delta", "--model.delta.values", "2", "--train.telemetry-every", "0", *tiny]
+    options = ["--model.residual", "delta", "--model.residual.values", "2", "--train.telemetry-every", "0", *tiny]
     cli("train", "loop", "--data", text, "--out", tmp_path / "run", "--size", "tiny", "--steps", 2, "--quiet", *options)
     result = cli("report", tmp_path / "run", "--out", tmp_path / "page.html")
     assert result.status == 0, result
