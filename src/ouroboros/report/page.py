@@ -61,8 +61,8 @@ def to_html(report: Report) -> str:
         axis=axis(rows) if len(rows) > 1 else None,
         tone=_tone(report),
         style=_resource("style.css"),
-        light=_css_variables(LIGHT),
-        dark=_css_variables(DARK),
+        light=LIGHT,
+        dark=DARK,
         schedules=[parse(arm.layout) if arm.layout else None for arm in report.arms],
         sections=[section for section in (curves(report), *loops, *report.sections) if section is not None],
         samples=[_cut(sample) for sample in report.samples],
@@ -122,11 +122,6 @@ def _finalize(value: Any) -> Any:
 def _typeset(words: str) -> str:
     """Prose of our own, with every percentage on one line."""
     return words.replace(" %", chr(0xA0) + "%")
-
-
-def _css_variables(colors: dict[str, str]) -> str:
-    """CSS declarations of custom properties, one for each colour."""
-    return " ".join(f"--{name}: {value};" for name, value in colors.items())
 
 
 def _tone(report: Report) -> str:
