@@ -7,7 +7,6 @@ Shapes: B batch, T tokens, D model width, m buckets; the state is K (B, 2, m) an
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
 import time
@@ -105,8 +104,7 @@ def spec_of(size: str, **mixer: Any) -> Any:
     from ouroboros.recipes import recipe
 
     spec = recipe("osam-published", size).model
-    changed = dataclasses.replace(spec.mixer, freq_cache=size == "quick-start", **mixer)
-    return dataclasses.replace(spec, vocab_size=VOCABULARY, mixer=changed)
+    return spec.replace(vocab_size=VOCABULARY, mixer=spec.block.mixer.replace(**mixer))
 
 
 def clocked(call: Callable[[], Any]) -> tuple[float, float]:
@@ -141,12 +139,13 @@ def published_program(directory: str) -> Any:
     return module
 
 
-def published_model(program: Any, model: Any) -> Any:
-    """The published program's model with the settings and weights of ours."""
+def published_model(program: Any, model: Any, size: str) -> Any:
+    """The published program's model with the settings and weights of ours, and with its spectrum kept at the size for
+    which it says so."""
     from ouroboros.systems.osam.export import from_model
 
     spec = model.model.spec
-    mixer = spec.mixer
+    mixer = spec.block.mixer
     theirs = program.OSAMLM(
         spec.vocab_size,
         spec.hidden_size,
@@ -154,7 +153,7 @@ def published_model(program: Any, model: Any) -> Any:
         mixer.readout_hidden,
         enable_val=mixer.value_path,
         dropout=mixer.dropout,
-        use_freq_cache=mixer.freq_cache,
+        use_freq_cache=size == "quick-start",
         kupdate=mixer.kupdate,
     )
     theirs.load_state_dict(from_model(model))

@@ -6,7 +6,6 @@ Also the bytes a cache gains per token, measured, beside the schedule's predicti
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from common import alternate, build, llama_of, load, parser, progress, ratio, report, set_threads, spread, timed
@@ -77,7 +76,7 @@ def cache_bytes_per_token() -> dict[str, dict[str, float]]:
 
     found = {}
     loop = recipe("loop").model
-    shared = dataclasses.replace(loop, loop=dataclasses.replace(loop.loop, share_last_kv=True))
+    shared = loop.replace(share_last_kv=True)
     for name, spec in {"gpt": recipe("gpt").model, "loop": loop, "loop, share_last_kv": shared}.items():
         model = build(spec)
         store = DynamicCache(config=model.config)

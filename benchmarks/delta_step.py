@@ -8,7 +8,6 @@ the published code in float32, eager, against its own additive twin.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import math
@@ -79,24 +78,20 @@ def turns(mode: str, arms: dict[str, Step], rounds: int) -> dict[str, list[float
 
 def additive(layers: int, width: int) -> Any:
     """The additive twin: the published backbone with heads of half the width."""
-    from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec
+    from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, RMSNormSpec
 
-    return ModelSpec(
-        layout=str(layers),
-        vocab_size=2048,
-        hidden_size=width,
-        max_position_embeddings=256,
+    return ModelSpec(layout=str(layers), vocab_size=2048, hidden_size=width, max_position_embeddings=256).replace(
         mixer=AttentionSpec(num_heads=2, head_dim=width // 2, qk_norm="after_rope"),
         ffn=FeedForwardSpec(intermediate_size=math.floor(8 / 3 * width)),
-        norm=NormSpec(eps=1e-5),
+        norm=RMSNormSpec(eps=1e-5),
     )
 
 
 def spec_of(twin: Any, fields: dict[str, Any] | None) -> Any:
     """The twin with the arm's residual."""
-    from ouroboros.config import DeltaSpec
+    from ouroboros.config.parts.delta import DeltaSpec
 
-    return twin if fields is None else dataclasses.replace(twin, residual="delta", delta=DeltaSpec(**fields))
+    return twin if fields is None else twin.replace(residual=DeltaSpec(**fields))
 
 
 def count(spec: Any) -> int:
@@ -154,8 +149,8 @@ def peer_arms(directory: str, twin: Any, batches: Sequence[Any]) -> dict[str, St
             vocab_size=twin.vocab_size,
             hidden_size=twin.hidden_size,
             num_hidden_layers=int(twin.layout),
-            num_attention_heads=twin.mixer.num_heads,
-            head_dim=twin.mixer.head_dim,
+            num_attention_heads=twin.block.mixer.num_heads,
+            head_dim=twin.block.mixer.head_dim,
         )
         model = module.GPT(config)
         for block in model.transformer.h if plain else ():

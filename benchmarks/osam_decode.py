@@ -56,7 +56,7 @@ def compare(chosen: Any, started: float) -> None:
     calls = calls_of(model, ids, compiled=not chosen.quick)
     same = {name: bool(torch.equal(call(new), calls["generate"](new))) for name, call in calls.items()}
     if chosen.peer:
-        calls["published"] = published(chosen.peer, model)
+        calls["published"] = published(chosen.peer, model, size)
         calls["published"](2)
     tokens_of = dict.fromkeys(calls, new) | dict.fromkeys(("step loop", "published"), new // 4)  # they take long
     processor: dict[str, list[float]] = {name: [] for name in calls}
@@ -106,12 +106,12 @@ def calls_of(model: Any, ids: Any, *, compiled: bool) -> dict[str, Callable[[int
     return calls
 
 
-def published(directory: str, model: Any) -> Callable[[int], str]:
+def published(directory: str, model: Any, size: str) -> Callable[[int], str]:
     """The published program's loop, which also writes every character to (here: a stand-in for) standard output."""
     from common_osam import published_model, published_program
 
     program = published_program(directory)
-    theirs = published_model(program, model).eval()
+    theirs = published_model(program, model, size).eval()
     characters = [chr(ord("a") + index) for index in range(theirs.vocab_size)]
     ranks = {character: index for index, character in enumerate(characters)}
     prompt = "".join(characters[:PROMPT])
@@ -138,7 +138,7 @@ def state_bytes(model: Any) -> dict[str, int]:
             for count in (PROMPT, 8 * PROMPT)
         )
     spec = model.model.spec
-    whole = 4 * (2 * spec.mixer.buckets + 2 * spec.hidden_size * spec.mixer.buckets)
+    whole = 4 * (2 * spec.block.mixer.buckets + 2 * spec.hidden_size * spec.block.mixer.buckets)
     return {"few tokens": few, "more tokens": more, "predicted": cost(spec).state_bytes(), "step loop": whole}
 
 

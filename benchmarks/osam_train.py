@@ -101,9 +101,9 @@ def arms_of(size: str, peer: str | None, *, more: bool) -> dict[str, Arm]:
             arms[name] = Arm(ours(made, model, dtype, compiled=compiled), rows, dtype)
     arms["step loop"] = Arm(step_loop(made, model), few)
     if peer:
-        arms["published"] = Arm(published(peer, made, model), few)
+        arms["published"] = Arm(published(peer, made, model, size), few)
         if more:
-            arms["published, no telemetry"] = Arm(published(peer, made, model, telemetry=False), few)
+            arms["published, no telemetry"] = Arm(published(peer, made, model, size, telemetry=False), few)
     return arms
 
 
@@ -155,13 +155,13 @@ def step_of(made: Any, model: Any, loss_of: Callable[[Any], Any]) -> Callable[[A
     return step
 
 
-def published(directory: str, made: Any, model: Any, *, telemetry: bool = True) -> Callable[[Any], float]:
+def published(directory: str, made: Any, model: Any, size: str, *, telemetry: bool = True) -> Callable[[Any], float]:
     """The published program's step, with its optimiser and what it measures."""
     import torch
     from common_osam import published_model, published_program
 
     program = published_program(directory)
-    theirs, optim = published_model(program, model).train(), made.optim
+    theirs, optim = published_model(program, model, size).train(), made.optim
     scalars = [parameter for parameter in theirs.parameters() if parameter.ndim == 0]
     others = [parameter for parameter in theirs.parameters() if parameter.ndim > 0]
     optimizer = torch.optim.AdamW(
@@ -227,7 +227,7 @@ def losses_differ(size: str, peer: str | None) -> dict[str, float]:
     rows, steps = CHECKED
     arms = {"ours": ours(made, model), "step loop": step_loop(made, model)}
     if peer:
-        arms["published"] = published(peer, made, model)
+        arms["published"] = published(peer, made, model, size)
     losses = {}
     for name, step in arms.items():
         draw = windows_of(rows, made.data.sequence_length)

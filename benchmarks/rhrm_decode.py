@@ -112,7 +112,7 @@ def published(directory: str, spec: Any, context: int, new: int) -> Callable[[],
     torch.manual_seed(0)
     loops = int(spec.layout.removeprefix("(1)x"))
     model = published_model.HierarchicalReasoningModel(
-        spec.vocab_size, spec.hidden_size, spec.mixer.num_heads, 4 * spec.hidden_size, loops
+        spec.vocab_size, spec.hidden_size, spec.block.mixer.num_heads, 4 * spec.hidden_size, loops
     ).eval()
     ids = torch.randint(0, spec.vocab_size - 1, (1, context), generator=torch.Generator().manual_seed(0))
 
@@ -140,7 +140,7 @@ def cache_bytes(size: str) -> dict[str, float]:
     from ouroboros.recipes import recipe
 
     published = recipe("rhrm-published", size).model
-    latent = dataclasses.replace(published, mixer=dataclasses.replace(published.mixer, cache="latent"))
+    latent = published.replace(mixer=dataclasses.replace(published.block.mixer, cache="latent"))
     found = {}
     for name, spec in (
         ("published, keys and values", published),

@@ -79,8 +79,8 @@ def main() -> None:
 
 def without_dropout(spec: Any) -> Any:
     """The model as ``rhrm`` trains: no dropout, so attention runs in its fused kernels."""
-    mixer, ffn = (dataclasses.replace(part, dropout=0.0) for part in (spec.mixer, spec.ffn))
-    return dataclasses.replace(spec, mixer=mixer, ffn=ffn, dropout=0.0)
+    mixer, ffn = (dataclasses.replace(part, dropout=0.0) for part in (spec.block.mixer, spec.block.ffn))
+    return spec.replace(mixer=mixer, ffn=ffn, dropout=0.0)
 
 
 Arm = Callable[[], float]
@@ -150,7 +150,12 @@ def peer_arm(directory: str, made: Any, start: Any, batches: list[Any], seed: in
     spec = made.model
     loops = int(spec.layout.removeprefix("(1)x"))
     peer = published.HierarchicalReasoningModel(
-        VOCABULARY, spec.hidden_size, spec.mixer.num_heads, spec.ffn.intermediate_size, loops, spec.registers
+        VOCABULARY,
+        spec.hidden_size,
+        spec.block.mixer.num_heads,
+        spec.block.ffn.intermediate_size,
+        loops,
+        spec.registers,
     )
     state = peer.state_dict()
     state |= {name: start[ours].view_as(state[name]) for name, ours in NAMES.items() if name in state}

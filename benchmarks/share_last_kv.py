@@ -7,7 +7,6 @@ cache of every visit; fed token by token through a cache of the last loop only.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -49,20 +48,18 @@ def compare(layout: str, seconds: float, count: int) -> dict[str, Any]:
     import torch
 
     from ouroboros.accounting import cost
-    from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec
+    from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, RMSNormSpec
 
-    spec = ModelSpec(
-        layout=layout,
-        hidden_size=128,
+    spec = ModelSpec(layout=layout, hidden_size=128).replace(
         mixer=AttentionSpec(num_heads=4),
         ffn=FeedForwardSpec(intermediate_size=352),
-        norm=NormSpec(placement="sandwich"),
+        norm=RMSNormSpec(placement="sandwich"),
     )
     training, held_out = (torch.frombuffer(bytearray(text), dtype=torch.uint8).long() for text in texts())
     model = build(spec)
     loss = train(model, training, seconds)
     progress(f"{layout}: trained to {loss / math.log(2):.3f} bits per byte")
-    shared = build(dataclasses.replace(spec, loop=dataclasses.replace(spec.loop, share_last_kv=True)))
+    shared = build(spec.replace(share_last_kv=True))
     shared.load_state_dict(model.state_dict())
     starts = torch.linspace(0, len(held_out) - WINDOW, count).long()
     windows = torch.stack([held_out[start : start + WINDOW] for start in starts.tolist()])

@@ -78,7 +78,7 @@ def differences(scores: dict[str, dict[int, float]], base: str) -> dict[str, Any
 
 def arms(layout: str, steps: int) -> dict[str, Any]:
     """The recipes of one layout, with equal numbers of parameters to within 1 %."""
-    from ouroboros.config import DeltaSpec
+    from ouroboros.config.parts.delta import DeltaSpec
     from ouroboros.recipes import recipe
     from ouroboros.recipes.twin import equal_size
 
@@ -99,7 +99,7 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
         kinds["delta 4 copies"] = DeltaSpec(values=4)
     made = {"additive": plain}
     for name, delta in kinds.items():
-        model = dataclasses.replace(plain.model, residual="delta", delta=delta)
+        model = plain.model.replace(residual=delta)
         made[name] = dataclasses.replace(plain, model=equal_size(model, plain.model))
     return made
 

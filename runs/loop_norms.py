@@ -61,8 +61,8 @@ def arms(steps: int) -> dict[str, Any]:
     )
 
     def changed(optim: dict[str, Any] | None = None, qk_norm: str = "before_rope", embedding_norm: bool = True) -> Any:
-        mixer = dataclasses.replace(made.model.mixer, qk_norm=qk_norm)
-        model = dataclasses.replace(made.model, mixer=mixer, embedding_norm=embedding_norm)
+        stem = made.model.stem if embedding_norm else ()
+        model = made.model.replace(mixer=made.model.block.mixer.replace(qk_norm=qk_norm), stem=stem)
         return dataclasses.replace(made, model=model, optim=dataclasses.replace(made.optim, **(optim or {})))
 
     return {

@@ -239,8 +239,7 @@ def arms(vocab_size: int) -> dict[str, ModelSpec]:
         mixer=osam.block.mixer.replace(**sizes, **STARTS),
         ffn=FeedForwardSpec(intermediate_size=3 * HIDDEN),
     )
-    attention = (AttentionSpec(num_heads=HEADS), LatentAttentionSpec(num_heads=HEADS))
-    mixers = (*attention, base.block.mixer, OsamSpec(**sizes))
+    mixers = (AttentionSpec(num_heads=HEADS), LatentAttentionSpec(num_heads=HEADS), base.block.mixer, OsamSpec(**sizes))
     return {name: equal_size(base.replace(mixer=mixer), base) for name, mixer in zip(ARMS, mixers, strict=True)}
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ouroboros.config import OsamSpec
+from ouroboros.config.parts.osam import OsamSpec
 
 NEVER = 256
 """``kupdate`` of no window's reach: no token but the first reads the memory, the model is the same otherwise."""
@@ -89,7 +89,7 @@ def main() -> None:
         for name, arm in arms.items():
             for key, record in measured(chosen.part, name, arm, seed, split, chosen.out):
                 done.setdefault(key, {})[seed] = record
-    print(json.dumps(summary(chosen.part, done, references) | facts(chosen.part, chosen.out)))
+    print(json.dumps(summary(chosen.part, done, references) | facts(chosen.out)))
 
 
 def measured(part: str, name: str, arm: Arm, seed: int, split: str, out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -221,34 +221,23 @@ def mean(values: Iterator[float]) -> float:
     return sum(found) / len(found)
 
 
-def facts(part: str, out: Path) -> dict[str, Any]:
-    """What was measured on: the text's hash, and the result that needs no seeds."""
+def facts(out: Path) -> dict[str, Any]:
+    """What was measured on: the text's hash, and the version of Python it is from."""
     from ouroboros.data import open_prepared
 
     data = [open_prepared(path) for path in sorted(out.glob("data-*"))]
-    found = {"text": data[0].manifest["sources"][0]["fingerprint"], "python": sys.version.split()[0]}
-    return found | ({"freq_cache_changes": freq_cache_changes(out)} if part == "ablations" else {})
-
-
-def freq_cache_changes(out: Path) -> int:
-    """Numbers that differ between two models trained for five steps, with the running spectrum and without."""
-    plain = ablations()["base"].recipe
-    models = []
-    for arm in (Arm(plain), Arm(with_mixer(plain, freq_cache=True))):
-        models.append(trained(dataclasses.replace(arm, recipe=with_train(arm.recipe, steps=5)), 0, out).model)
-    pairs = zip(*(model.state_dict().values() for model in models), strict=True)
-    return sum(int((one != other).sum()) for one, other in pairs)
+    return {"text": data[0].manifest["sources"][0]["fingerprint"], "python": sys.version.split()[0]}
 
 
 def with_mixer(recipe: Any, **changes: Any) -> Any:
     """``recipe`` with other options of its mixer."""
-    model = dataclasses.replace(recipe.model, mixer=dataclasses.replace(recipe.model.mixer, **changes))
+    model = recipe.model.replace(mixer=recipe.model.block.mixer.replace(**changes))
     return dataclasses.replace(recipe, model=model)
 
 
 def with_model(recipe: Any, **changes: Any) -> Any:
     """``recipe`` with another model."""
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **changes))
+    return dataclasses.replace(recipe, model=recipe.model.replace(**changes))
 
 
 def with_train(recipe: Any, **changes: Any) -> Any:
@@ -294,8 +283,7 @@ def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128,
 
     plain = recipe("osam", "tiny")
     better = OsamSpec(buckets=4 * hidden, readout_hidden=hidden, time_scales=TIME_SCALES, **BETTER)
-    model = dataclasses.replace(
-        plain.model,
+    model = plain.model.replace(
         layout=str(blocks),
         hidden_size=hidden,
         mixer=better,
@@ -303,7 +291,7 @@ def stack(mixer: str, *, blocks: int = 2, hidden: int = 64, sequence: int = 128,
     )
     if mixer == "attention":
         attention = AttentionSpec(num_heads=max(hidden // 32, 1))
-        model = equal_size(dataclasses.replace(model, mixer=attention), model)
+        model = equal_size(model.replace(mixer=attention), model)
     data = dataclasses.replace(plain.data, tokenizer=tokenizer, sequence_length=sequence)
     made = dataclasses.replace(plain, model=model, data=data)
     rates = RATES[mixer]

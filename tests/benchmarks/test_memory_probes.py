@@ -18,11 +18,7 @@ from ouroboros.data import prepare
 from ouroboros.data.masks import IGNORED, shown
 
 OPTIM = OptimSpec(matrix_optimizer="adamw", lr=1e-2, weight_decay=0.0, warmup_fraction=0.1)
-SPEC = ModelSpec().replace(
-    layout="1",
-    vocab_size=9,
-    hidden_size=16,
-    max_position_embeddings=64,
+SPEC = ModelSpec(layout="1", vocab_size=9, hidden_size=16, max_position_embeddings=64).replace(
     mixer=AttentionSpec(num_heads=2),
     ffn=FeedForwardSpec(intermediate_size=16),
 )

@@ -84,16 +84,17 @@ def published_settings(model: OuroborosModel) -> dict[str, object]:
 
 def published_tensors(model: OuroborosModel) -> dict[str, Tensor]:
     """Its weights under the published names, with the published axes."""
-    spec, found = model.config.spec, {}
+    found: dict[str, Tensor] = {}
+    mixer, residual = model.config.spec.block.mixer, model.config.spec.block.residual
     absent = {
-        "attn.c_k.weight" if spec.mixer.k_shift else "attn.c_k.linear.weight",
-        "attn.c_v.weight" if spec.mixer.v_shift else "attn.c_v.linear.weight",
-        "attn.o_norm.weight" if spec.mixer.head_norm else "attn.subln.weight",
-        *(f"compress.{name}" for name in ["weight" if spec.delta.compressor == "token" else "shortconv.weight"]),
-        *(f"readout.{name}" for name in ["weight" if spec.delta.compressor == "token" else "shortconv.weight"]),
+        "attn.c_k.weight" if mixer.k_shift else "attn.c_k.linear.weight",
+        "attn.c_v.weight" if mixer.v_shift else "attn.c_v.linear.weight",
+        "attn.o_norm.weight" if mixer.head_norm else "attn.subln.weight",
+        *(f"compress.{name}" for name in ["weight" if residual.compressor == "token" else "shortconv.weight"]),
+        *(f"readout.{name}" for name in ["weight" if residual.compressor == "token" else "shortconv.weight"]),
         *(f"{part}.beta.{kind}" for part in ("ddl_attn", "ddl_mlp") for kind in ("weight", "bias")),
     }
-    if spec.delta.gate == "linear":
+    if residual.gate == "linear":
         absent = {name.replace(".beta.", ".beta_out.") for name in absent}
     blocks = {
         f"transformer.h.{index}.{theirs}": f"model.decoder.layers.{index}.{ours}"
@@ -188,7 +189,7 @@ def test_settings_that_are_not_given_are_named(cli, tmp_path, caplog):
     assert cli("convert", tmp_path / "p", "--out", tmp_path / "model").status == 0
     expected = "config.json leaves open what the weights do not show, taken as published: ouroboros_v_sigmoid True,"
     assert f"{expected} ouroboros_v_sigmoid_scale 4.0" in caplog.text
-    assert load_model(tmp_path / "model").config.model_spec.delta.eps == 1e-4
+    assert load_model(tmp_path / "model").config.model_spec.block.residual.eps == 1e-4
 
 
 def edited(tensors: dict[str, Tensor], **edits: Tensor | None) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def test_show_takes_loops_context_size_and_model_options(cli):
 )
 def test_the_mixers_own_options_are_plain_options(arguments, mixer, command):
     """Of the real command: which of several specifications a field holds is the recipe's to say."""
-    found = command("show", *arguments, "--json").json["model"]["mixer"]
+    found = command("show", *arguments, "--json").json["model"]["block"]["mixer"]
     assert {name: found[name] for name in mixer} == mixer
 
 

@@ -53,8 +53,9 @@ def test_every_part_of_a_recipe_can_be_set(train, tmp_path):
     options = "--optim.lr 0.01 --train.loops.sampling uniform --model.loop.inject add --model.dropout 0.1 --seed 7"
     assert train(*options.split(), "--model.layout", "1 (1)x3 1").status == 0
     recipe = json.loads((tmp_path / "work" / "run" / "recipe.json").read_text())
-    assert (recipe["optim"]["lr"], recipe["train"]["seed"], recipe["model"]["dropout"]) == (0.01, 7, 0.1)
-    assert (recipe["train"]["loops"]["sampling"], recipe["model"]["loop"]["inject"]) == ("uniform", "add")
+    assert (recipe["optim"]["lr"], recipe["train"]["seed"], recipe["model"]["block"]["dropout"]) == (0.01, 7, 0.1)
+    assert recipe["train"]["loops"]["sampling"] == "uniform"
+    assert recipe["model"]["loop"] == [{"kind": "inject", "mode": "add"}]
     assert recipe["model"]["layout"] == "1 (1)x3 1" and recipe["model"]["hidden_size"] == 16
 
 
@@ -72,10 +73,11 @@ def test_the_mixers_own_options_are_plain_options(cli, tiny, text, tmp_path):
     for name, mixer, key in (("loop", "--model.mixer.num-kv-heads", "num_kv_heads"), ("rhrm", KV_RANK, "kv_rank")):
         out = tmp_path / name
         assert cli("train", name, *options, "--out", out, "--data.tokenizer", "bytes", mixer, "1").status == 0
-        assert json.loads((out / "recipe.json").read_text())["model"]["mixer"][key] == 1
-    assert "model.mixer.dropout: 0.0 -> 0.1" in cli("resume", out, "--model.mixer.dropout", "0.1").error()
+        assert json.loads((out / "recipe.json").read_text())["model"]["block"]["mixer"][key] == 1
+    assert "model.block.mixer.dropout: 0.0 -> 0.1" in cli("resume", out, "--model.mixer.dropout", "0.1").error()
 
 
+DELTA = ["--model.residual", "delta"]
 KV_RANK = "--model.mixer.kv-rank"
 LITE = make_recipe("rhrm", "lite").model.layout
 
@@ -144,16 +146,12 @@ def test_a_run_stopped_early_says_why_everywhere(cli, tiny, tmp_path):
         (["--optim.schedule", "linear"], 2, "'wsd', 'cosine', 'constant'"),
         (["--train.batch-size", "0"], 2, "train.batch_size must be >= 1, got 0"),
         (["--model.dropout", "1.5"], 2, "dropout must be in [0, 1), got 1.5"),
+        ([*DELTA, "--model.residual.beta-init", "2.5"], 2, "residual.beta_init must be in [0, 2], got 2.5"),
+        ([*DELTA, "--model.zero-init-outputs"], 2, "direction has a gradient of 1 / residual.eps"),
         (
-            ["--model.residual", "delta", "--model.delta.beta-init", "2.5"],
+            [*DELTA, "--model.residual.values", "4", "--model.residual.kernel", "3"],
             2,
-            "delta.beta_init must be in [0, 2], got 2.5",
-        ),
-        (["--model.residual", "delta", "--model.zero-init-outputs"], 2, "direction has a gradient of 1 / delta.eps"),
-        (
-            ["--model.delta.values", "4", "--model.delta.kernel", "3"],
-            2,
-            "delta.kernel (3) must be at least delta.values",
+            "residual.kernel (3) must be at least residual.values",
         ),
         (["--model.hidden-size", "17"], 2, "hidden_size (17) must be a multiple of mixer.num_heads (2)"),
         (["--seed", str(2**63)], 1, "train.seed must be within 63 bits"),
@@ -373,7 +371,7 @@ def test_a_stream_that_breaks_late_is_saved_and_goes_on_behind_the_bad_record(co
     run = tmp_path / "run"
     options = ["--data", path, "--size", "tiny", "--steps", "90", "--data.stream", "--data.max-bytes", "3000", *tiny]
     begun = time.monotonic()
-    result = command("train", "gpt", *options, "--out", run, "--quiet", "--train.eval-every", "0")
+    result = command("train", "gpt", *options, "--out", run, "--quiet", "--train.eval-every", "100")
     assert result.status == 1 and time.monotonic() - begun < 60
     last = result.err.splitlines()[-1]
     assert f"error: {path}:251: not JSON" in last and "is saved: `ouroboros resume" in last

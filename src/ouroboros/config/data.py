@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ouroboros.config.needs import given, needs
 from ouroboros.errors import check
 
 
@@ -21,7 +22,7 @@ class FilterSpec:
     """Longer documents are dropped (``long``)."""
     symbol_run: int | None = None
     """Documents with this many symbols in a row, or more, are dropped (``symbols``)."""
-    symbol_rule: Literal["unicode", "ascii"] = "unicode"
+    symbol_rule: Literal["unicode", "ascii"] = field(default="unicode", metadata=needs("symbol_run", given))
     """``unicode``: a symbol is what is neither letter, mark, number nor white space by its category; one that is
     repeated in a row counts once (rulers), and borders of tables do not count. ``ascii``: anything but ASCII letters,
     digits and white space is a symbol."""

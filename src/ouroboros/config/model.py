@@ -206,6 +206,7 @@ def _changed(block: BlockSpec, change: dict[str, Any]) -> BlockSpec:
             inner = inner[parent]
         check(name in inner or not parents, f"overrides: a block has no option {path!r}{nearest(name, inner)}")
         if not parents and isinstance(inner.get(name), dict) and isinstance(value, str):
-            value = to_dict(of_kind(getattr(from_dict(type(block), values, where="overrides"), name), value))
+            present = getattr(from_dict(type(block), values, where="overrides"), name)
+            value = to_dict(of_kind(present, value, f"overrides: {name}: "))
         inner[name] = value
     return from_dict(type(block), values, where="overrides")

@@ -13,7 +13,8 @@ def needs(path: str, *values: Any, say: str | None = None) -> dict[str, Any]:
     """Metadata of a field that changes something only where the option at ``path`` has one of ``values``.
 
     Args:
-        path: dotted, within the same specification.
+        path: dotted, within the same specification; one that begins with ``/`` starts at the recipe, and is met where
+            there is no recipe around.
         values: of that option; a function is asked with the option's value, and its docstring says what is needed.
             Without any, every value does that is not off: off are false, zero, null and the empty list.
         say: what a message says is needed, instead of the option and its values.
@@ -41,30 +42,40 @@ def given(value: Any) -> bool:
     return value is not None
 
 
-def idle(spec: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def idle(spec: Any, prefix: str = "", recipe: Any = None) -> Iterator[tuple[str, str]]:
     """Every option of ``spec``, nested ones included, that changes nothing as the others stand.
+
+    Args:
+        spec: a specification, or the whole recipe.
+        prefix: of the paths.
+        recipe: what paths that begin with ``/`` start at; ``spec`` itself by default.
 
     Yields:
         The option's dotted path, and the option that would give it an effect with the value it needs.
     """
+    recipe = spec if recipe is None else recipe
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        unmet = [need for need in field.metadata.get(NEEDS, ()) if not _met(spec, *need[:2])]
+        unmet = [need for need in field.metadata.get(NEEDS, ()) if not _met(spec, recipe, *need[:2])]
         if unmet:
             path, values, say = unmet[0]
-            why = say or f"{prefix}{path} = {' or '.join(map(_described, values)) or 'on'}"
+            where = path[1:] if path.startswith("/") else f"{prefix}{path}"
+            why = say or f"{where} = {' or '.join(map(_described, values)) or 'on'}"
             yield from ((name, why) for name in _leaves(value, prefix + field.name))
         elif dataclasses.is_dataclass(value):
-            yield from idle(value, f"{prefix}{field.name}.")
+            yield from idle(value, f"{prefix}{field.name}.", recipe)
         elif isinstance(value, tuple):
             for item in value:
                 if dataclasses.is_dataclass(item):
-                    yield from idle(item, f"{prefix}{field.name}.{getattr(item, 'kind', '')}.")
+                    yield from idle(item, f"{prefix}{field.name}.{getattr(item, 'kind', '')}.", recipe)
 
 
-def _met(spec: Any, path: str, values: tuple[Any, ...]) -> bool:
-    actual = spec
-    for name in path.split("."):
+def _met(spec: Any, recipe: Any, path: str, values: tuple[Any, ...]) -> bool:
+    first, *rest = path.removeprefix("/").split(".")
+    if path.startswith("/") and not hasattr(recipe, first):
+        return True
+    actual = getattr(recipe if path.startswith("/") else spec, first)
+    for name in rest:
         actual = getattr(actual, name)
     if not values:
         return bool(actual)

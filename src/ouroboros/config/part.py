@@ -79,7 +79,7 @@ def part(*, module: Any) -> Callable[[S], S]:
             members[kind] = spec
         _MODULES[spec] = module
         # On the command line the kind is chosen before the options are known, see ouroboros.verbs.parts.
-        spec.__annotations__["kind"] = Suppress[typing.get_type_hints(spec)["kind"]]
+        spec.__annotations__["kind"] = Suppress[typing.get_type_hints(spec)["kind"]]  # pyrefly: ignore
         return spec
 
     return register
@@ -103,15 +103,16 @@ def kinds(of: type[P]) -> dict[str, type[P]]:
     return dict(_KINDS.get(of, {}))  # pyrefly: ignore
 
 
-def of_kind(present: P, kind: str) -> P:
-    """The part of this kind in the family of ``present``; what its specification shares with that one stays.
+def of_kind(present: P, kind: str, where: str = "") -> P:
+    """The part of this kind in the family of ``present``; what its specification shares with that one stays. ``where``
+    begins an error's text.
 
     Raises:
         OuroborosError: there is no such part; offers the nearest name.
     """
     shared = family(type(present))
     members: dict[str, Any] = kinds(shared)
-    check(kind in members, f"unknown kind {kind!r}{nearest(kind, members)}")
+    check(kind in members, f"{where}unknown kind {kind!r}{nearest(kind, members)}")
     if members[kind] is type(present):
         return present.replace(kind=kind)
     values = {field.name: getattr(present, field.name) for field in dataclasses.fields(shared)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ouroboros.config.needs import needs
+from ouroboros.config.needs import needs, positive
 from ouroboros.errors import check
 
 
@@ -14,6 +14,7 @@ class OptimSpec:
     """Optimiser by parameter role: Muon for matrices, AdamW for the rest (or AdamW for all)."""
 
     matrix_optimizer: Literal["muon", "adamw"] = "muon"
+    """What trains the matrices of blocks; AdamW trains everything else."""
     lr: float = 3e-3
     """Peak rate of matrices; Muon's update is scaled to AdamW's RMS, so one scale serves both."""
     embedding_lr: float | None = None
@@ -25,7 +26,7 @@ class OptimSpec:
     constant size; None means ``vector_lr``."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""
-    decay: Literal["matrices", "all"] = field(default="matrices", metadata=needs("weight_decay"))
+    decay: Literal["matrices", "all"] = field(default="matrices", metadata=needs("weight_decay", positive))
     """What is decayed: matrices alone, or every parameter, norms and biases included."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's coefficients of the running averages of the gradient and of its square."""
@@ -76,6 +77,9 @@ class OptimSpec:
         )
         check(0 <= self.muon_momentum < 1, f"optim.muon_momentum must be in [0, 1), got {self.muon_momentum}")
         check(1 <= self.muon_steps < 100, f"optim.muon_steps must be in 1..99, got {self.muon_steps}")
+
+
+LOOPED = needs("/model.schedule.is_looped", True, say="a layout with a loop, for example --model.layout '1 (1)x2 1'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +149,16 @@ class TrainSpec:
     corruption: float = 0.0
     """Probability that an input token is replaced by one drawn from the vocabulary, itself included; targets stay.
     Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
-    loops: LoopTraining = field(default_factory=LoopTraining)
+    loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
     eval_every: int = 200
     """Steps between validations; 0 is off."""
-    eval_bytes: int = field(default=65_536, metadata=needs("eval_every"))
+    eval_bytes: int = field(default=65_536, metadata=needs("eval_every", positive))
     """Validation bytes scored at each validation."""
-    target_loss: float | None = field(default=None, metadata=needs("eval_every"))
+    target_loss: float | None = field(default=None, metadata=needs("eval_every", positive))
     """Stop when validation is surely at or below this many nats per token: its mean plus two standard errors."""
-    patience: int = field(default=0, metadata=needs("eval_every"))
+    patience: int = field(default=0, metadata=needs("eval_every", positive))
     """Stop after this many validations in a row without a new best; 0 never does."""
-    max_bad_validations: int = field(default=3, metadata=needs("eval_every"))
+    max_bad_validations: int = field(default=3, metadata=needs("eval_every", positive))
     """Stop with an error after this many validations in a row that failed; each one is reported."""
     checkpoint_every: int = 500
     """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""

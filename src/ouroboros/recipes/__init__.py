@@ -78,10 +78,10 @@ RECIPES: Mapping[str, Recipe]
 def __getattr__(name: str) -> Mapping[str, Recipe]:
     """:data:`RECIPES`, made when it is asked for: a system's recipe builds on what is defined here."""
     if name == "RECIPES":
-        return _all()
+        return _all(_names())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @functools.cache
-def _all() -> Mapping[str, Recipe]:
-    return {name: recipe(name) for name in _names()}
+def _all(names: tuple[str, ...]) -> Mapping[str, Recipe]:
+    return {name: recipe(name) for name in names}

@@ -41,12 +41,7 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
 
 
 def equal_size(
-    spec: ModelSpec,
-    target: ModelSpec,
-    match: Literal["parameters", "flops"] = "parameters",
-    context: int = 1,
-    *,
-    name: str = "such model",
+    spec: ModelSpec, target: ModelSpec, match: Match = "parameters", context: int = 1, *, name: str = "such model"
 ) -> ModelSpec:
     """``spec`` with the feed-forward width that brings it closest to ``target``.
 
@@ -73,7 +68,7 @@ def equal_size(
     found = measure(with_width(width))
     check(
         width > 1 and abs(found / wanted - 1) <= 0.01,
-        f"no {name} has equal {match} within 1 %: the closest, with ffn.intermediate_size {width}, has {found:,} for"
-        f" {wanted:,}",
+        f"no {name} has equal {match} within 1 %:"
+        f" the closest, with ffn.intermediate_size {width}, has {found:,} for {wanted:,}",
     )
     return with_width(width)

@@ -133,7 +133,11 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     """What differs, one ``field: old -> new`` each."""
     before, after = fields_by_path(old), fields_by_path(new)
     keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+    changes = [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+    if not changes and list(before) != list(after):  # parts in a list act in its order
+        orders = [", ".join(str(part.kind) for part in (*spec.model.stem, *spec.model.loop)) for spec in (old, new)]
+        changes = [f"the order of parts: {' -> '.join(orders)}"]
+    return changes
 
 
 def _prepare(

@@ -137,35 +137,34 @@ def _change(model: ModelSpec, path: list[str], value: _Value) -> ModelSpec | Non
 
 def _listed(family: Any, present: tuple[Part, ...], path: list[str], value: _Value) -> tuple[Part, ...]:
     """A list of parts after one of them was added, changed or taken out."""
-    members = kinds(family)
+    members, held = kinds(family), {part.kind: part for part in present}
     if not path:
         raise UsageError(f"name a part of the list: {', '.join(members)}")
     kind, *option = path
     if kind not in members and kind.removeprefix("no_") in members and not option:
-        return tuple(part for part in present if part.kind != kind.removeprefix("no_"))
+        held.pop(kind.removeprefix("no_"), None)
+        return tuple(held.values())
     if kind not in members:
         shown = kind.removeprefix("no_").replace("_", "-")
         raise UsageError(f"unknown part {shown!r}{nearest(shown, [m.replace('_', '-') for m in members])}")
-    values = next((to_dict(part) for part in present if part.kind == kind), {"kind": kind})
+    values = to_dict(held[kind]) if kind in held else {"kind": kind}
     own = [field.name for field in dataclasses.fields(members[kind]) if field.name != "kind"]
     if option:
         values |= dict([_setting(members[kind], option, value)])
     elif own and value.given:
         setting = value.plain()
         if setting in ("none", False, None):
-            return tuple(part for part in present if part.kind != kind)
+            held.pop(kind, None)
+            return tuple(held.values())
         if len(own) > 1:
             raise UsageError(f"say which option has the value {setting!r}: {', '.join(own)}")
         values[own[0]] = setting
-    return _with(present, from_dict(members[kind], values, where=kind), list(members))
-
-
-def _with(present: tuple[Part, ...], made: Part, order: list[str]) -> tuple[Part, ...]:
-    """``made`` in the place of the part of its kind, or before the first one that the registry has behind it."""
-    if any(part.kind == made.kind for part in present):
-        return tuple(made if part.kind == made.kind else part for part in present)
-    later = [i for i, part in enumerate(present) if order.index(part.kind) > order.index(made.kind)]
-    index = min(later, default=len(present))
+    made: Part = from_dict(members[kind], values, where=kind)
+    if kind in held:  # it stays in its place
+        return tuple((held | {kind: made}).values())
+    order = list(members)
+    later = [index for index, name in enumerate(held) if order.index(name) > order.index(kind)]
+    index = min(later, default=len(present))  # before the first one that the registry has behind it
     return (*present[:index], made, *present[index:])
 
 
@@ -233,7 +232,7 @@ def refuse_idle(recipe: Recipe, default: Recipe) -> None:
         spec, usual = getattr(recipe, section), fields_by_path(getattr(default, section))
         values = fields_by_path(spec)
         usual = _defaults(spec) | usual
-        for path, why in idle(spec):
+        for path, why in idle(spec, recipe=recipe):
             below = [name for name in values if name == path or name.startswith(f"{path}.")]
             for name in below or [path]:
                 if values.get(name) != usual.get(name):
@@ -250,11 +249,11 @@ def _defaults(spec: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(spec, field.name)
         for part in value if isinstance(value, tuple) else (value,):
             path = f"{prefix}{field.name}."
-            if isinstance(part, Part):
+            if hasattr(part, "kind"):
                 path += f"{part.kind}." if isinstance(value, tuple) else ""
                 usual = fields_by_path(type(part)(kind=part.kind))
                 found |= {path + name: item for name, item in usual.items() if name != "kind"}
-            elif isinstance(part, BlockSpec):
+            elif dataclasses.is_dataclass(part):
                 found |= _defaults(part, path)
     return found
 

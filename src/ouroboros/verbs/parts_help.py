@@ -23,11 +23,15 @@ AT = (
 LIST = " A part with one option takes its value directly, as in --model.loop.inject concat."
 
 
-def unchecked(model: ModelSpec, /, *, cls: type[ModelSpec] | None = None, **changes: Any) -> Any:
+def unchecked(model: ModelSpec, /, **changes: Any) -> Any:
     """A copy of ``model`` with other options, which are checked when a model is made of all options."""
-    copy: Any = object.__new__(cls or type(model))
-    for field in dataclasses.fields(model):
-        object.__setattr__(copy, field.name, changes.get(field.name, getattr(model, field.name)))
+    return _copied(type(model), vars(model) | changes)
+
+
+def _copied(cls: type[ModelSpec], values: dict[str, Any]) -> Any:
+    copy: Any = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        object.__setattr__(copy, field.name, values[field.name])
     return copy
 
 
@@ -36,9 +40,7 @@ def explained(cls: type, default: Any) -> tuple[type, Any]:
     more = list(_explanations(default.model))
     model_class = dataclasses.make_dataclass("ModelSpec", more, bases=(ModelSpec,), frozen=True, kw_only=True)
     model_class.__doc__ = ModelSpec.__doc__
-    model = unchecked(default.model, cls=model_class)
-    for name, _, field in more:
-        object.__setattr__(model, name, field.default)
+    model = _copied(model_class, vars(default.model) | {name: field.default for name, _, field in more})
     fields: Any = [("model", model_class, dataclasses.field(default=model))]
     options = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)
     options.__doc__ = cls.__doc__
@@ -51,7 +53,7 @@ def _explanations(model: ModelSpec) -> Any:
         base = ModelSpec if owner is model else BlockSpec
         for name, hint in type_hints(base).items():
             if is_family(hint):
-                choice: Any = Literal[tuple(kinds(hint))]
+                choice: Any = Literal[tuple(kinds(hint))]  # pyrefly: ignore
                 yield _field(f"{name}_choice", choice, name, getattr(owner, name).kind, _choice(hint))
     for name, hint in type_hints(ModelSpec).items():
         listed = typing.get_args(hint)

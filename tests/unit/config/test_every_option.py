@@ -1,17 +1,26 @@
-"""Every option of every part changes the function, the cost or the training of a model, or is refused."""
+"""Every option acts or is refused.
+
+Options of parts change the function, the cost or the training of a model; those of data change what training reads;
+those of the optimiser and of training change what is trained or what a run keeps. The few that change neither stand in
+a table with the reason.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import typing
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
 
 from ouroboros.accounting import cost
-from ouroboros.config import ModelSpec
+from ouroboros.config import AttentionSpec, DataSpec, FilterSpec, LoopTraining, ModelSpec, OptimSpec, Recipe, TrainSpec
 from ouroboros.config.codec import type_hints
 from ouroboros.config.needs import idle
 from ouroboros.config.part import (
@@ -27,10 +36,18 @@ from ouroboros.config.part import (
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.config.parts.loop import RecurrenceGateSpec
+from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.data.prepared import PreparedData
+from ouroboros.data.shards import prepare
+from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import untrained_parameters
+from ouroboros.train.distributed import Workers
+from ouroboros.train.log import read_metrics
+from ouroboros.train.run import start
+from ouroboros.train.trainer import Trainer
 
 BASE = ModelSpec(layout="1 (1)x3", vocab_size=19, hidden_size=16, max_position_embeddings=40).replace(
     ffn=FeedForwardSpec(intermediate_size=24)
@@ -68,19 +85,31 @@ def another(hint: Any, value: Any) -> Iterator[Any]:
         yield from (value / 2 + 0.01, value + 0.25)
 
 
-def options(spec: Any) -> Iterator[tuple[str, Any]]:
-    """Every option and the specifications in which it alone is another."""
+def options(spec: Any, others: dict[str, tuple[Any, ...]] | None = None) -> Iterator[tuple[str, Any]]:
+    """Every option and the specifications in which it alone is another; ``others`` are values that are not guessed."""
+    others = others or {}
     for field in dataclasses.fields(spec):
         value, hint = getattr(spec, field.name), type_hints(type(spec))[field.name]
         if dataclasses.is_dataclass(value):
-            for name, inner in options(value):
+            for name, inner in options(value, others):
                 yield f"{field.name}.{name}", dataclasses.replace(spec, **{field.name: inner})
             continue
-        for other in another(hint, value):
+        for other in others.get(field.name) or another(hint, value):
             try:
                 yield field.name, dataclasses.replace(spec, **{field.name: other})
             except OuroborosError:
                 continue
+
+
+def open_questions(
+    changes: Iterator[tuple[str, Any]], refused: set[str], acts: dict[str, bool]
+) -> Iterator[tuple[str, Any]]:
+    """Of ``changes`` one for each option that is refused here, and those of options that have not acted yet."""
+    tried: set[str] = set()
+    for name, changed in changes:
+        if (name in refused and name not in tried) or (name not in refused and not acts.get(name)):
+            tried.add(name)
+            yield name, changed
 
 
 def function(spec: ModelSpec) -> tuple[Any, ...]:
@@ -119,16 +148,16 @@ def test_every_option_of_a_part_acts_or_is_refused(member: Any) -> None:
     starts = [member(kind=kind) for kind in typing.get_args(type_hints(member)["kind"])]
     starts += [member(**settings) for settings in SWITCHED.get(member.__name__, ())]
     acts: dict[str, bool] = {}
-    for start in starts:
-        before = function(placed(start))
-        refused = {path for path, _ in idle(start)}
-        for name, changed in options(start):
+    for given in starts:
+        before = function(placed(given))
+        refused = {path for path, _ in idle(given)}
+        for name, changed in open_questions(options(given), refused, acts):
             try:
                 model = placed(changed)
             except OuroborosError:
                 continue
             here = function(model) != before
-            assert not (name in refused and here), f"{name} acts, but is refused in {start}"
+            assert not (name in refused and here), f"{name} acts, but is refused in {given}"
             acts[name] = acts.get(name, False) or here
     assert [name for name, some in acts.items() if not some] == []
     assert acts.keys() | {"kind"} >= {field.name for field in dataclasses.fields(member) if field.name != "rope"}
@@ -140,3 +169,209 @@ def test_what_is_refused_is_named_with_what_it_needs() -> None:
     assert found["block.residual.kernel"] == "block.residual.values = more than 1"
     assert found["block.ffn.negative_slope"] == "block.ffn.kind = leaky_relu2"
     assert found["loop"].startswith("a layout with a loop") and found["register_std"] == "registers = more than 0"
+
+
+TRAINED = Recipe(
+    name="tiny",
+    model=ModelSpec(layout="(1)x2 1", vocab_size=257, hidden_size=8, max_position_embeddings=16).replace(
+        mixer=AttentionSpec(num_heads=2), ffn=FeedForwardSpec(intermediate_size=8)
+    ),
+    data=DataSpec(sequence_length=16),
+    optim=OptimSpec(muon_precision="fp32"),
+    train=TrainSpec(steps=8, batch_size=4, precision="fp32", compile="off", threads=1, eval_every=0, log_every=2),
+)
+
+
+def with_(section: str, **options: Any) -> Recipe:
+    """:data:`TRAINED` with other options in a section."""
+    return dataclasses.replace(TRAINED, **{section: dataclasses.replace(getattr(TRAINED, section), **options)})
+
+
+POISSON = with_("train", loops=LoopTraining(sampling="poisson", mean=2.0))
+UNIFORM = with_("train", loops=LoopTraining(sampling="uniform"))
+VALIDATED = dataclasses.replace(
+    with_("train", steps=4, eval_every=1, eval_bytes=200, checkpoint_every=1),
+    optim=dataclasses.replace(TRAINED.optim, lr=1e-30),
+)
+"""At this rate no weight moves, and no validation is better than the first."""
+OTHERS = {
+    "optim": {"betas": ((0.5, 0.95), (0.9, 0.5)), "momentum_cycle": ((0.5, 0.9),), "muon_precision": ("bf16",)},
+    "train": {
+        "curriculum": (((0.0, 1), (0.5, 3)),),
+        "backprop": (1,),
+        "compile": ("auto",),
+        "ema_decay": (0.5,),
+        "precision": ("bf16",),
+    },
+}
+STARTS = {
+    "optim": [
+        TRAINED,
+        with_("optim", matrix_optimizer="adamw"),
+        with_("optim", schedule="one_cycle", warmup_fraction=0.4),
+        with_("optim", schedule="constant"),
+        with_("optim", weight_decay=0.0),
+        dataclasses.replace(TRAINED, model=TRAINED.model.replace(mixer=OsamSpec(buckets=40, readout_hidden=4))),
+    ],
+    "train": [
+        TRAINED,
+        *(VALIDATED, POISSON, UNIFORM),
+        with_("train", steps=None, tokens=512),
+        with_("train", steps=None, minutes=0.1),
+    ],
+}
+SAME_NUMBERS = {
+    "accumulation": "the same sums in parts, to save memory",
+    "activation_checkpointing": "the same numbers computed twice, to save memory",
+    "compile": "the same numbers by other programs",
+    "threads": "the same numbers by other processor cores",
+}
+"""Options that change what training costs; its numbers stay, up to rounding."""
+WHEN_IT_FAILS = {
+    "max_bad_steps": "ends a run whose losses are no numbers any more (tests/unit/train/test_trainer.py)",
+    "max_bad_validations": "ends a run that cannot be validated (tests/unit/train/test_session.py)",
+}
+"""Options of which nothing is seen as long as nothing goes wrong."""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n} times {n % 7} is {n * (n % 7)}"}) + "\n" for n in range(400)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(text: Path) -> PreparedData:
+    return prepare(dataclasses.replace(TRAINED.data, sources=(str(text),)), text.parent / "data")
+
+
+def trained(recipe: Recipe, data: PreparedData, steps: int = 6) -> tuple[list[float], Any]:
+    """The losses of some steps; with them all else that they measured, and the weights that would be exported.
+
+    The clock goes on by a second whenever it is looked at, so that a budget of time is the same in every run.
+    """
+    torch.manual_seed(recipe.train.seed)
+    trainer = Trainer(recipe, OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model)), data, Workers())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ouroboros.train.trainer.time", SimpleNamespace(perf_counter=itertools.count().__next__))
+        results = [trainer.step() for _ in range(steps)]
+    with trainer.evaluation_weights() as model:
+        return [result.loss for result in results], (results, [p.tolist() for p in model.parameters()])
+
+
+def kept(recipe: Recipe, text: Path, out: Path) -> Any:
+    """What a whole run writes down, without its times, and how it ends."""
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=(str(text),)))
+    result = start(recipe, out)
+    timed = ("seconds", "tokens_per_second", "peak_share")
+    records = [{k: v for k, v in record.items() if k not in timed} for record in read_metrics(out / "metrics.jsonl")]
+    checkpoints = sorted(path.name for path in (out / "checkpoints").iterdir())
+    return records, checkpoints, result.reason, result.exported_step, (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("section", STARTS)
+def test_every_option_of_training_acts_or_is_refused(
+    section: str, data: PreparedData, text: Path, tmp_path: Path
+) -> None:
+    def written(recipe: Recipe) -> Any:
+        return kept(recipe, text, tmp_path / str(len(list(tmp_path.iterdir()))))
+
+    acts: dict[str, bool] = {}
+    for recipe in STARTS[section]:
+        given = getattr(recipe, section)
+        before, run_before = trained(recipe, data), written(recipe) if recipe is VALIDATED else None
+        refused = {path.removeprefix(f"{section}.") for path, _ in idle(recipe)}
+        for name, changed in open_questions(options(given, OTHERS[section]), refused, acts):
+            if name in SAME_NUMBERS:
+                continue
+            other = dataclasses.replace(recipe, **{section: changed})
+            here = trained(other, data) != before or (run_before is not None and written(other) != run_before)
+            assert not (name in refused and here), f"{name} acts, but is refused in {given}"
+            acts[name] = acts.get(name, False) or here
+    assert {name for name, some in acts.items() if not some} == (WHEN_IT_FAILS.keys() if section == "train" else set())
+    nested = {f"loops.{field.name}" for field in dataclasses.fields(LoopTraining)} if section == "train" else set()
+    every = {field.name for field in dataclasses.fields(getattr(TRAINED, section))} - {"loops"} | nested
+    assert acts.keys() == every - SAME_NUMBERS.keys()
+
+
+@pytest.mark.parametrize("name", SAME_NUMBERS)
+def test_options_that_save_memory_or_time_change_no_loss(name: str, data: PreparedData) -> None:
+    changed = [spec for option, spec in options(TRAINED.train, OTHERS["train"]) if option == name]
+    assert changed
+    losses, _ = trained(TRAINED, data)
+    assert trained(dataclasses.replace(TRAINED, train=changed[0]), data)[0] == pytest.approx(losses, rel=1e-4)
+
+
+def test_how_loops_are_trained_is_refused_without_loops(data: PreparedData) -> None:
+    recipe = dataclasses.replace(TRAINED, model=dataclasses.replace(TRAINED.model, layout="2"))
+    before = trained(recipe, data, steps=2)
+    refused = {path for path, _ in idle(recipe) if path.startswith("train.loops.")}
+    assert refused == {f"train.loops.{field.name}" for field in dataclasses.fields(LoopTraining)}
+    for loops in (
+        UNIFORM.train.loops,
+        POISSON.train.loops,
+        LoopTraining(backprop=1),
+        LoopTraining(curriculum=((0.0, 2),)),
+    ):
+        other = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, loops=loops))
+        assert trained(other, data, steps=2) == before
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Records with everything that a filter looks for, conversations, and a record that cannot be read."""
+    monkeypatch.chdir(tmp_path)
+    odd = ["short", "long " * 80, "a rule ?!?! here", "1 ==== 2", "--- ,, .. ;; --- ,, x", "the same line\n" * 9]
+    rows = [{"text": f"record number {n} of {n * n}", "body": f"another text {n}"} for n in range(40)]
+    rows += [{"text": words, "body": "a body"} for words in odd]
+    lines = [json.dumps(row) for row in rows]
+    Path("rows.jsonl").write_text("\n".join(lines) + "\n")
+    Path("broken.jsonl").write_text("\n".join([*lines, '{"text": "cut']) + "\n")
+    turns = [[{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")] for n in range(40)]
+    Path("chats.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+    return tmp_path
+
+
+def read(spec: DataSpec, out: Path) -> Any:
+    """What is prepared and held out, and the first windows of training; or why nothing is."""
+    try:
+        found = prepare(spec, out)
+    except OuroborosError as error:
+        return str(error)
+    files = {name: entry["sha256"] for name, entry in found.manifest["files"].items()}
+    sources = [(entry["splits"], entry.get("dropped")) for entry in found.manifest["sources"]]
+    loader = open_loader(found, batch_size=4, sequence_length=spec.sequence_length, seed=0)
+    return files, sources, [loader.next_batch().tolist() for _ in range(3)]
+
+
+DATA_OTHERS: dict[str, tuple[Any, ...]] = {
+    "sources": (("chats.jsonl@messages",),),
+    "tokenizer": ("chars",),
+    "text_field": ("body",),
+    "max_bytes": (600,),
+    "min_characters": (20,),
+    "max_characters": (100,),
+    "symbol_run": (4,),
+}
+BASE_DATA = DataSpec(sources=("rows.jsonl",), sequence_length=16, valid_fraction=0.2, test_fraction=0.2)
+DATA_STARTS = [
+    BASE_DATA,
+    dataclasses.replace(BASE_DATA, sources=("broken.jsonl",)),
+    dataclasses.replace(BASE_DATA, sources=("chats.jsonl@messages",)),
+    dataclasses.replace(BASE_DATA, filters=FilterSpec(symbol_run=4)),
+]
+
+
+def test_every_option_of_data_acts_or_is_refused(texts: Path) -> None:
+    acts: dict[str, bool] = {}
+    places = (texts / f"data-{number}" for number in range(1000))
+    for given in DATA_STARTS:
+        before, refused = read(given, next(places)), {path for path, _ in idle(given)}
+        for name, changed in open_questions(options(given, DATA_OTHERS), refused, acts):
+            here = read(changed, next(places)) != before
+            assert not (name in refused and here), f"{name} acts, but is refused in {given}"
+            acts[name] = acts.get(name, False) or here
+    assert [name for name, some in acts.items() if not some] == []
+    nested = {f"filters.{field.name}" for field in dataclasses.fields(FilterSpec)}
+    assert acts.keys() == {field.name for field in dataclasses.fields(DataSpec)} - {"filters"} | nested

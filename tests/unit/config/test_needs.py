@@ -46,6 +46,25 @@ def test_what_changes_nothing_and_what_it_needs() -> None:
     assert dict(idle(Outer(size=2, mode="z", inner=Inner(on=True), whole=Inner(on=True), parts=()))) == {}
 
 
+@dataclass(frozen=True)
+class Section:
+    loops: Inner = field(default=Inner(on=True), metadata=needs("/outer.mode", "y"))
+
+
+@dataclass(frozen=True)
+class Whole:
+    outer: Outer = Outer()
+    section: Section = Section()
+
+
+def test_what_another_section_makes_idle() -> None:
+    found = {"loops.on": "outer.mode = y", "loops.speed": "outer.mode = y", "loops.kind": "outer.mode = y"}
+    assert dict(idle(Section(), recipe=Whole())) == found
+    assert {f"section.{path}": why for path, why in found.items()}.items() <= dict(idle(Whole())).items()
+    assert dict(idle(Section(), recipe=Whole(outer=Outer(mode="y")))) == {}
+    assert dict(idle(Section())) == {}  # there is no recipe around
+
+
 def test_conditions() -> None:
     assert [positive(value) for value in (None, 0, 0.1)] == [False, False, True]
     assert [several(value) for value in (None, 1, 2)] == [False, False, True]

@@ -159,6 +159,9 @@ def test_recipe_changes_are_named_by_path(make):
         "model.block.mixer.qkv_bias: False -> True",
         "train.loops.curriculum: [] -> [[0.0, 1], [0.5, 2]]",
     ]
+    parts = [{"kind": "inject"}, {"kind": "gate"}]
+    one, other = make(**{"model.loop": parts}), make(**{"model.loop": parts[::-1]})
+    assert recipe_changes(one, other) == ["the order of parts: inject, gate -> gate, inject"]
 
 
 def test_another_model_does_not_fit_the_checkpoint(make, stop_at, tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ouroboros.api import open_model
-from ouroboros.config import AttentionSpec, FeedForwardSpec, LayerNormSpec, RMSNormSpec
+from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, LayerNormSpec, RMSNormSpec, fields_by_path
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.osam import OsamSpec
@@ -22,7 +22,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.systems.osam.checkpoint import NAMES, VALUE_PATH, to_model
-from ouroboros.systems.osam.export import from_model, write
+from ouroboros.systems.osam.export import FREE, from_model, write
 from ouroboros.systems.osam.recipe import osam_published
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden" / "data" / "osam"
@@ -97,6 +97,7 @@ def test_export_leaves_out_the_ids_that_are_not_published(tmp_path: Path, caplog
 
 OTHER = {
     "layout": {"layout": "2"},
+    "overrides": {"overrides": (BlockOverride(where="0", set={"dropout": 0.5}),)},
     "registers": {"registers": 2, "mixer": OsamSpec(buckets=27, readout_hidden=5, detach_state=False)},
     "residual.kind": {"residual": DeltaSpec()},
     "tie_embeddings": {"tie_embeddings": True, "head_std": None},
@@ -129,3 +130,10 @@ def test_another_form_is_refused_by_its_field(field: str) -> None:
     with pytest.raises(OuroborosError, match=rf"model\.{field} is .* and the published program knows only") as caught:
         from_model(model)
     assert " is None and" not in str(caught.value)
+
+
+def test_free_fields_are_fields() -> None:
+    """A new field of the model is not among them, and so has to be as published."""
+    assert set(FREE) <= fields_by_path(osam_published().model).keys()
+    named = {name if name in FREE else name.removeprefix("block.") for name in fields_by_path(osam_published().model)}
+    assert named - set(FREE) == {*OTHER, "topology.kind", "head.kind"}
