@@ -92,16 +92,14 @@ def read_and_write(
     Returns:
         The sums of keys (B, R, 2, D); what the queries read, ``Re(q S)`` (B, R, E) or None; the state or None.
     """
-    B, T, D = keys.size.shape
+    B, T, _ = keys.size.shape
     ones = keys.size.new_ones(B, T, 1)
     written = ones if v_BTE is None else torch.cat((v_BTE, ones), dim=-1)
     if state is not None:
         state = state.expand(B, -1, -1)  # that of a common prefix
     if T == 1:
-        state = ones.new_zeros(B, 2 * D, written.shape[-1]) if state is None else state
         return _step(q_BR2D, keys, written, turn, state, padding)
-    if chunk is None:
-        chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
+    chunk = chunk or (CHUNK if turn.decay_D is None else FADING_CHUNK)
     if turn.decay_D is not None and chunk < min(every, T):
         # In chunks as long as the distance of two readings the powers of the decay would overflow: all tokens read.
         q_BT2D = None if q_BR2D is None else _spread(q_BR2D, T, every)
@@ -123,8 +121,8 @@ def read_and_write(
         sums = sums + rotate_by(_pair(starts[..., -1])[:, :, None], turn, reads)
     read = None
     if q_BR2D is not None and v_BTE is not None:
-        q, values = _chunks(q_BR2D, -(-size // every)), None if starts is None else starts[..., :-1]
-        read = _read_values(q, local_k, v[..., :-1], turn, reads, middle, before, values).flatten(1, 2)[:, :rows]
+        q = _chunks(q_BR2D, -(-size // every))
+        read = _read_values(q, local_k, v, turn, reads, middle, before, starts).flatten(1, 2)[:, :rows, :-1]
     return sums.flatten(1, 2)[:, :rows], read, final
 
 
@@ -158,10 +156,12 @@ def _read_values(
 
 
 def _step(
-    q_B12D: Tensor | None, keys: Keys, written_B1E: Tensor, turn: Turn, state: Tensor, padding: Tensor | None
+    q_B12D: Tensor | None, keys: Keys, written_B1E: Tensor, turn: Turn, state: Tensor | None, padding: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One token: one product, one rank-one update and one turn."""
     k_B12D, read = phased(*keys), None
+    if state is None:
+        state = k_B12D.new_zeros(len(k_B12D), k_B12D[0].numel(), written_B1E.shape[-1])
     if q_B12D is not None:
         read = (q_B12D * k_B12D.new_tensor((1.0, -1.0))[:, None]).flatten(-2) @ state[..., :-1]
     # Elementwise, so that a compiled step updates, turns and writes in one pass.

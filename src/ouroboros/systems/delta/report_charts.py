@@ -119,7 +119,7 @@ def _draw_spreads(look: Look, axes: Axes, field: str, floor: float = -math.inf) 
     for sublayer, color in COLORS.items():
         numbers, places = look.drawn(sublayer)
         spreads = look.quantiles(field)
-        spread(axes, places, [np.maximum(spreads[i], floor) for i in numbers], color, NAMES[sublayer])
+        spread(axes, places, [[max(value, floor) for value in spreads[i]] for i in numbers], color, NAMES[sublayer])
 
 
 def _draw_eigenvalues(look: Look, axes: Axes) -> None:
