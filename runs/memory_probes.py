@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import probes_picture
+from probe_tasks import Batch, Copy, Needle, Probe, Recall
 
 from ouroboros.accounting import cost
 from ouroboros.config import (
@@ -38,7 +39,6 @@ from ouroboros.config.parts.latent import LatentAttentionSpec
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.data.masks import IGNORED, hide
 from ouroboros.eval.stats import mean_interval
-from ouroboros.systems.osam.probes import Batch, Copy, Needle, Probe, Recall
 
 HIDDEN = 32
 HEADS = 2

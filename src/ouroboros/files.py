@@ -36,6 +36,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OuroborosError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+
+
 _writing: set[Path] = set()
 """Temporaries that this process is writing; others that bear its number are of an earlier process of that number."""
 

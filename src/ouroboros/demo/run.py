@@ -281,7 +281,7 @@ def _report(outcome: Outcome) -> Report:
         )
     text = "the source of Python's standard library" if options.data == "python:" else options.data
     rows = [
-        BaselineRow(name=b.name, bits_per_byte=b.bits_per_byte, stderr=b.stderr, interval=b.interval, detail=b.detail)
+        BaselineRow(name=b.name, bits_per_byte=b.bits_per_byte, interval=b.interval, detail=b.detail)
         for b in outcome.baselines
     ]
     return Report(

@@ -19,9 +19,10 @@ from statistics import median
 from typing import Any
 
 from ouroboros.accounting import cost, describe
-from ouroboros.config import Recipe, from_json, to_json
-from ouroboros.data.prepared import MANIFEST, PreparedData, open_prepared
+from ouroboros.config import Recipe, to_json
+from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError
+from ouroboros.files import read_text
 from ouroboros.registry import found, load
 from ouroboros.report.content import Arm, LoopPoint, Report, Section
 from ouroboros.report.curves import points
@@ -29,12 +30,10 @@ from ouroboros.report.data import data_section
 from ouroboros.report.text import finite, plural
 from ouroboros.schedule import parse
 from ouroboros.train.log import read_metrics
+from ouroboros.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "recipe.json"
-METRICS = "metrics.jsonl"
-SCORES = "eval.json"
 MAX_STEPS = 5
 """Steps that a note names; the rest is in the metrics."""
 
@@ -55,8 +54,8 @@ class Run:
         Raises:
             OuroborosError: it is damaged, or of another release.
         """
-        place = self.directory / "data"
-        return open_prepared(place) if (place / MANIFEST).is_file() else None
+        place = RunDirectory(self.directory)
+        return place.open_data() if place.has_data else None
 
 
 def report_from_run(run_dir: Path | str) -> Report:
@@ -68,10 +67,15 @@ def report_from_run(run_dir: Path | str) -> Report:
     Raises:
         OuroborosError: the directory or one of its files is missing or damaged.
     """
-    run = _read(Path(run_dir))
-    recipe, metrics = run.recipe, run.metrics
+    place = RunDirectory(Path(run_dir))
+    recipe = place.read_recipe()
+    try:
+        metrics = read_metrics(place.metrics_file)
+    except OSError as error:
+        raise OuroborosError(f"{place.metrics_file}: cannot read: {error.strerror}; the run is damaged") from None
+    run = Run(place.path, recipe, metrics)
     trained = parse(recipe.model.layout).loops
-    chosen, notes = _comparable(_read_scores(run.directory / SCORES))
+    chosen, notes = _comparable(_read_scores(place.scores_file))
     final = _final_score(chosen, trained)
     arm = _arm(recipe, metrics, final)
     if not metrics:
@@ -116,27 +120,12 @@ def _sections(run: Run, notes: list[str]) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _read(run: Path) -> Run:
-    if not run.is_dir():
-        raise OuroborosError(f"{run}: no such run directory; `ouroboros train RECIPE --data SRC --out {run}` makes one")
-    for name in (RECIPE, METRICS):
-        if not (run / name).is_file():
-            raise OuroborosError(
-                f"{run} is not a run directory: it has no {name}; give a directory `ouroboros train` made"
-            )
-    recipe = from_json(Recipe, _text(run / RECIPE), where=str(run / RECIPE))
-    try:
-        return Run(run, recipe, read_metrics(run / METRICS))
-    except OSError as error:
-        raise OuroborosError(f"{run / METRICS}: cannot read: {error.strerror}") from None
-
-
 def _read_scores(path: Path) -> list[dict[str, Any]]:
     """The scores of ``eval.json``: a list of objects, or one object."""
     if not path.is_file():
         return []
     try:
-        values = json.loads(_text(path))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise OuroborosError(f"{path}: not JSON: {error}; run `ouroboros eval` again or remove the file") from None
     scores = [values] if isinstance(values, dict) else values
@@ -169,15 +158,6 @@ def _incidents(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
-    except OSError as error:
-        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
-
-
 def _comparable(scores: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The scores on the same text and windows as the last one; what is left out is noted."""
     if not scores:
@@ -185,7 +165,7 @@ def _comparable(scores: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, 
     keys = ("data_sha256", "window", "stride")
     chosen = [s for s in scores if all(s.get(k) == scores[-1].get(k) for k in keys)]
     left = len(scores) - len(chosen)
-    note = f"{SCORES} holds {left} more scores on other text or windows, which cannot be compared and are not shown."
+    note = f"eval.json holds {left} more scores on other text or windows, which cannot be compared and are not shown."
     return chosen, [note] if left else []
 
 
@@ -198,19 +178,18 @@ def _final_score(scores: Sequence[Mapping[str, Any]], trained: int) -> Mapping[s
 def _curve(scores: Sequence[Mapping[str, Any]], trained: int) -> list[LoopPoint]:
     """One point for each loop count, the newest score of each."""
     by_loops = {s["loops"]: s for s in scores if isinstance(s.get("loops"), int)}
-    out = []
-    for loops, score in sorted(by_loops.items()):
-        low, high = _interval(score) or (None, None)
-        value = score["bits_per_byte"]
-        out.append(LoopPoint(loops=loops, bits_per_byte=value, low=low, high=high, trained=loops == trained))
-    return out
+    return [
+        LoopPoint(loops=loops, bits_per_byte=score["bits_per_byte"], low=low, high=high, trained=loops == trained)
+        for loops, score in sorted(by_loops.items())
+        for low, high in [_interval(score) or (None, None)]
+    ]
 
 
 def _interval(score: Mapping[str, Any]) -> tuple[float, float] | None:
     interval = score.get("interval")
     if not isinstance(interval, list) or len(interval) != 2:
         return None
-    low, high = finite(interval[0]), finite(interval[1])
+    low, high = map(finite, interval)
     return None if low is None or high is None else (low, high)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouroboros.config import Recipe, from_json, to_json
 from ouroboros.errors import OuroborosError
-from ouroboros.files import write_whole
+from ouroboros.files import read_text, write_whole
 
 if TYPE_CHECKING:
     from ouroboros.data.prepared import PreparedData
@@ -68,7 +68,7 @@ class RunDirectory:
             raise OuroborosError(
                 f"{self.path} {what}; start a run with `ouroboros train RECIPE --data SRC --out {self.path}`"
             )
-        return from_json(Recipe, self.recipe_file.read_text(encoding="utf-8"), where=str(self.recipe_file))
+        return from_json(Recipe, read_text(self.recipe_file), where=str(self.recipe_file))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe, whole or not at all."""
