@@ -84,7 +84,8 @@ def compare(layout: str, seconds: float, count: int) -> dict[str, Any]:
 def texts() -> tuple[bytes, bytes]:
     """Bundled text to train on and held-out text, apart by file."""
     from ouroboros.config import DataSpec
-    from ouroboros.data import parse_source, read_documents
+    from ouroboros.data.documents import read_documents
+    from ouroboros.data.sources import parse_source
     from ouroboros.data.splits import split_documents
 
     spec = DataSpec()

@@ -107,7 +107,7 @@ def arms(layout: str, steps: int) -> dict[str, Any]:
 def measure(recipe: Any, seed: int, run: Path, limit: int) -> float:
     """Bits per byte on the held-out files of one run; trained now unless it is there already."""
     from ouroboros.api import open_model
-    from ouroboros.data import open_prepared
+    from ouroboros.data.prepared import open_prepared
     from ouroboros.eval.score import score
     from ouroboros.train.run import start
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import probes_picture
+from probe_tasks import Batch, Copy, Needle, Probe, Recall
 
 from ouroboros.accounting import cost
 from ouroboros.config import (
@@ -38,7 +39,6 @@ from ouroboros.config.parts.latent import LatentAttentionSpec
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.data.masks import IGNORED, hide
 from ouroboros.eval.stats import mean_interval
-from ouroboros.systems.osam.probes import Batch, Copy, Needle, Probe, Recall
 
 HIDDEN = 32
 HEADS = 2
@@ -125,10 +125,10 @@ class Text:
     levels: tuple[dict[str, float], ...] = ()
 
     def __init__(self, directory: Path) -> None:
-        from ouroboros.data import prepare
+        from ouroboros.data.shards import prepare
 
         self.prepared = prepare(DataSpec(sequence_length=self.lengths[0]), directory)
-        self.tokens, self.vocab_size = self.prepared.train_tokens(0), self.prepared.tokenizer.vocab_size
+        self.tokens, self.vocab_size = self.prepared.tokens("train", 0), self.prepared.tokenizer.vocab_size
 
     def sample(self, batch_size: int, seed: Any) -> Batch:
         """A batch of windows: inputs and the token behind them."""

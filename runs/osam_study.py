@@ -131,7 +131,7 @@ def trained(arm: Arm, seed: int, out: Path) -> Any:
     """The trainer of one run, after its last step."""
     import torch
 
-    from ouroboros.data import prepare
+    from ouroboros.data.shards import prepare
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.train.distributed import Workers
@@ -223,7 +223,7 @@ def mean(values: Iterator[float]) -> float:
 
 def facts(out: Path) -> dict[str, Any]:
     """What was measured on: the text's hash, and the version of Python it is from."""
-    from ouroboros.data import open_prepared
+    from ouroboros.data.prepared import open_prepared
 
     data = [open_prepared(path) for path in sorted(out.glob("data-*"))]
     return {"text": data[0].manifest["sources"][0]["fingerprint"], "python": sys.version.split()[0]}

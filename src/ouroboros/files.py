@@ -7,6 +7,7 @@ killed leaves at most such a sibling behind, which :func:`remove_leftovers` find
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -27,6 +28,26 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OuroborosError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
+    except OSError as error:
+        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
 
 
 _writing: set[Path] = set()
@@ -99,20 +120,6 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.write_bytes(content)
     except OSError as error:
         raise OuroborosError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        OuroborosError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
-    except OSError as error:
-        raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
 
 
 def append(path: Path, content: bytes, *, flushed: bool = False) -> None:

@@ -6,31 +6,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import memory_probes as study
 import numpy as np
 import pytest
 import torch
+from probe_tasks import Batch, Copy, Needle
 from torch import Tensor, nn
 
 from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, OptimSpec
-from ouroboros.data import prepare
 from ouroboros.data.masks import IGNORED, shown
-from ouroboros.systems.osam.probes import Batch, Copy, Needle
+from ouroboros.data.shards import prepare
 
-RUNS = Path(__file__).resolve().parents[2] / "runs"
 OPTIM = OptimSpec(matrix_optimizer="adamw", lr=1e-2, weight_decay=0.0, warmup_fraction=0.1)
 SPEC = ModelSpec(layout="1", vocab_size=9, hidden_size=16, max_position_embeddings=64).replace(
     mixer=AttentionSpec(num_heads=2),
     ffn=FeedForwardSpec(intermediate_size=16),
 )
-
-
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(RUNS))
-    import memory_probes
-
-    return memory_probes
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def prepared(tmp_path: Path) -> Any:
     return prepare(DataSpec(sources=(str(text),), sequence_length=16), tmp_path / "data")
 
 
-def test_a_model_learns_what_a_memory_solves(study: Any, prepared: Any) -> None:
+def test_a_model_learns_what_a_memory_solves(prepared: Any) -> None:
     needle = Needle(length=4, keys=1, values=4)
     task, unseen = SimpleNamespace(batch=16, sample=needle.sample), needle.sample(400, (0, 0, 1))
     models = {steps: study.trained(SPEC, task, OPTIM, steps, 0, prepared) for steps in (1, 80)}
@@ -48,7 +39,7 @@ def test_a_model_learns_what_a_memory_solves(study: Any, prepared: Any) -> None:
     assert not models[80].training
 
 
-def test_models_of_one_seed_see_the_same_sequences_and_start_alike(study: Any, prepared: Any) -> None:
+def test_models_of_one_seed_see_the_same_sequences_and_start_alike(prepared: Any) -> None:
     seen: list[tuple[int, Any]] = []
 
     def sample(rows: int, seed: Any) -> Batch:
@@ -74,7 +65,7 @@ class Guess(nn.Module):
         return SimpleNamespace(logits=2.0 * nn.functional.one_hot((input_ids + 1) % 8, 8))
 
 
-def test_accuracy_counts_answers_alone(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_counts_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = np.array([[1, 2, 3, 5], [0, 1, 2, 3], [7, 0, 2, 1]])
     labels = np.full_like(inputs, IGNORED)
     labels[0, 2:], labels[1, 3], labels[2, 1:] = inputs[0, 2:], inputs[1, 3], inputs[2, 1:]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from ouroboros.data import open_prepared
+from ouroboros.data.prepared import open_prepared
 from ouroboros.verbs.evaluate import default_window, parse_loops
 
 CONTRACT = {

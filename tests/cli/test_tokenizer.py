@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros.data import load_tokenizer
+from ouroboros.data.tokenize import load_tokenizer
 
 
 def test_a_tokenizer_is_trained_on_the_training_part_and_used(cli, text, tiny, tmp_path):

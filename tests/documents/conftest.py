@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from ouroboros.cli import main
+from ouroboros.config.part import _KINDS, FeedForwardPart, kinds
 from ouroboros.data.tokenize import byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +49,7 @@ class Page:
         self.text = (ROOT / path).read_text(encoding="utf-8")
         self.place = place
         self.verbs: set[str] = set()
+        self.module = types.ModuleType("page")
 
     def blocks(self, language: str) -> list[str]:
         """The fenced blocks of one language."""
@@ -70,7 +73,7 @@ class Page:
                 printed = "".join(texts) if followed and comparable else None
                 continue
             if language == "python":
-                exec(compile(body, "page", "exec"), {})  # noqa: S102
+                exec(compile(body, "page", "exec", dont_inherit=True), vars(self.module))  # noqa: S102
             elif language == "text" and printed is not None:
                 missing = {_form(line) for line in body.splitlines()} - {_form(line) for line in printed.splitlines()}
                 assert not missing, f"shown and not printed: {sorted(missing)}; printed:\n{printed}"
@@ -157,5 +160,8 @@ def open_page(
     """A page by its path, its commands to be run in a directory with :func:`write_inputs`."""
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
+    kinds(FeedForwardPart)
+    for family, members in list(_KINDS.items()):  # a part that a page registers is gone after it
+        monkeypatch.setitem(_KINDS, family, dict(members))
     with given_back():
         yield lambda path: Page(path, tmp_path)

@@ -31,9 +31,8 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def build(config: dict[str, Any], parameters: dict[str, Tensor]) -> OuroborosForCausalLM:
-    """The model of a case's ``config`` with its published parameters; what the file does not say is as published."""
-    settings = {key: config[key] for key in ("logit_scale", "norm_eps", "rope_base") if key in config}
-    return to_model(parameters, loops=config["loops"], heads=config["num_heads"], **settings).eval()
+    """The model of a case's ``config`` with its published parameters."""
+    return to_model(parameters, loops=config["loops"], heads=config["num_heads"]).eval()
 
 
 def compare_gradients(

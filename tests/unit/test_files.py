@@ -17,6 +17,7 @@ from ouroboros.files import (
     flush,
     new_directory,
     process_alive,
+    read_text,
     remove_leftovers,
     replacing,
     system_errors,
@@ -181,3 +182,13 @@ def test_leftovers_of_ended_processes_of_this_machine_are_removed(tmp_path):
         assert work.is_dir()  # this process is writing it
     assert names(tmp_path) == sorted([*kept, "model"])
     remove_leftovers(tmp_path / "missing")
+
+
+def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "good").write_text("caf\u00e9", encoding="utf-8")
+    assert read_text(tmp_path / "good") == "caf\u00e9"
+    (tmp_path / "bad").write_bytes(b"\xff\xfe")
+    with pytest.raises(OuroborosError, match="bad: not UTF-8 text; the file is damaged"):
+        read_text(tmp_path / "bad")
+    with pytest.raises(OuroborosError, match="none: cannot read: No such file"):
+        read_text(tmp_path / "none")

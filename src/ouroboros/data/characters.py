@@ -32,6 +32,8 @@ REPLACEMENT = "\ufffd"
 UNICODE_CHARACTERS = 0x110000 - 0x800
 """Code points that text can have: all but the surrogates."""
 _CHUNK = 1 << 20
+_SHOWN = 5
+"""Characters in one message."""
 
 
 class Characters:
@@ -82,10 +84,8 @@ class Characters:
 
     def unknown(self, text: str) -> Counter[str]:
         """How often each unknown character occurs in ``text``."""
-        return Counter({character: n for character, n in Counter(text).items() if self._is_unknown(character)})
-
-    def _is_unknown(self, character: str) -> bool:
-        return int(self._ids[ord(character)]) == self.unknown_id
+        found = Counter(text)
+        return Counter({character: n for character, n in found.items() if self._ids[ord(character)] == self.unknown_id})
 
 
 def _definition(source: Tokenizer | Mapping[str, Any]) -> tuple[Any, ...]:
@@ -95,12 +95,12 @@ def _definition(source: Tokenizer | Mapping[str, Any]) -> tuple[Any, ...]:
     return model, state["normalizer"], state["pre_tokenizer"], state["decoder"]
 
 
-def describe_unknown(unknown: Counter[str], *, shown: int = 5) -> str:
-    """The characters, most frequent first, at most ``shown`` of them: ``'$' x 3, U+200B, and 2 others``."""
+def describe_unknown(unknown: Counter[str]) -> str:
+    """The characters, most frequent first, at most five of them: ``'$' x 3, U+200B, and 2 others``."""
     ranked = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{_named(character)} x {n}" if n > 1 else _named(character) for character, n in ranked[:shown]]
-    if len(ranked) > shown:
-        parts.append(f"and {len(ranked) - shown} others")
+    parts = [f"{_named(character)} x {n}" if n > 1 else _named(character) for character, n in ranked[:_SHOWN]]
+    if len(ranked) > _SHOWN:
+        parts.append(f"and {len(ranked) - _SHOWN} others")
     return ", ".join(parts)
 
 

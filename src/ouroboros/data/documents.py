@@ -13,7 +13,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
@@ -42,26 +41,21 @@ def head_bytes(spec: DataSpec) -> int | None:
     return spec.max_bytes or (HEAD_BYTES if spec.stream else None)
 
 
-def read_documents(
-    ref: SourceRef,
-    spec: DataSpec,
-    *,
-    limit: int | Literal["spec"] | None = "spec",
-    counts: Counter[str] | None = None,
-) -> Iterator[Document]:
-    """The documents of a source that have text and pass the filters, in order.
+def read_documents(ref: SourceRef, spec: DataSpec, *, counts: Counter[str] | None = None) -> Iterator[Document]:
+    """The documents of a source that have text and pass the filters, in order, as far as :func:`head_bytes`.
+
+    The document that crosses that limit is cut, with ``spec.stream`` kept whole instead, because cut it would be
+    another text with another split.
 
     Args:
         ref: the source.
         spec: text field, filters and limit.
-        limit: bytes in total: ``spec`` means :func:`head_bytes`, None all. The document that crosses it is cut, with
-            ``spec.stream`` kept whole instead, because cut it would be another text with another split.
         counts: is added what :func:`count_document` counts; without it, what was dropped is logged at the end.
 
     Raises:
         OuroborosError: as :func:`judged_documents`; a limit below the first character.
     """
-    limit = head_bytes(spec) if limit == "spec" else limit
+    limit = head_bytes(spec)
     counted: Counter[str] = Counter() if counts is None else counts
     total = 0
     for document in judged_documents(ref, spec, limit=limit):
@@ -104,8 +98,7 @@ def judged_documents(
     # The head of a stream has been read, and said of it what there is to say.
     quiet = spec.stream and limit is None
     counts: Counter[str] = Counter()
-    is_hub = ref.kind == "hf"
-    if is_hub:
+    if ref.is_hub:
         documents = read_hub(ref.text, spec, _form_of(ref, spec), start, anchor)
     else:
         documents = _read(ref, spec, start, None if filters or spec.stream else limit, quiet)
@@ -115,7 +108,7 @@ def judged_documents(
             dropped = filters.reason(document.data.decode("utf-8", "replace"))
         counts.update(("read", dropped or "kept"))
         yield dataclasses.replace(document, index=index, dropped=dropped)
-        if is_hub and counts["read"] >= _HOPELESS and not counts["kept"]:
+        if ref.is_hub and counts["read"] >= _HOPELESS and not counts["kept"]:
             break
     if counts["kept"] or (start and counts["read"] < _HOPELESS):
         return

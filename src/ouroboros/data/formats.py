@@ -83,13 +83,18 @@ class TextFormat:
         values = {column: self._value(record, column, where) or "" for column in self.columns}
         if not any(value and not value.isspace() for value in values.values()):
             return None
+        text, answer = self._filled(values)
+        return Rendered(text, None if answer is None else ((answer, len(text)),))
+
+    def _filled(self, values: Mapping[str, str]) -> tuple[str, int | None]:
+        """The template with ``values``, and where its answer begins; None where there is one column only."""
         text, answer = "", None
         for literal, column in _parse(self.template):
             text += literal
             if len(values) > 1 and column == self.columns[-1] and answer is None:
                 answer = len(text.rstrip(" "))  # where a prompt ends: the model writes the space itself
             text += values[column] if column else ""
-        return Rendered(text, None if answer is None else ((answer, len(text)),))
+        return text, answer
 
     def group_of(self, record: Mapping[str, Any], where: str) -> str | None:
         """The content of the ``group`` column; None without such a column in the format, or where it is null or empty.
@@ -105,16 +110,9 @@ class TextFormat:
         Spaces at the end are left out: tokenizers join a space to the word after it, so the model has learned to go on
         from ``A:`` with `` 42``, not from ``A: ``. Line breaks stay. None when there is one column: nothing to answer.
         """
-        if len(self.columns) < 2:
-            return None
-        first, last = self.columns[0], self.columns[-1]
-        text = ""
-        for literal, column in _parse(self.template):
-            text += literal
-            if column == last:
-                break
-            text += line if column == first else ""
-        return text.rstrip(" ")
+        values = dict.fromkeys(self.columns, "") | dict.fromkeys(self.columns[:1], line)
+        text, answer = self._filled(values)
+        return None if answer is None else text[:answer]
 
     def _value(self, record: Mapping[str, Any], column: str, where: str) -> str | None:
         value = self._find(record, column, where)

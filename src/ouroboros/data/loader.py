@@ -111,21 +111,6 @@ class Loader(abc.ABC):
     def _open(self, prepared: PreparedData) -> None:
         """Get ready to give the first window."""
 
-    @property
-    def samples(self) -> int:
-        """Samples drawn so far, over all processes."""
-        return sum(self._counts)
-
-    @property
-    def counts(self) -> list[int]:
-        """Samples drawn so far from each source."""
-        return list(self._counts)
-
-    @property
-    @abc.abstractmethod
-    def epochs(self) -> list[float]:
-        """How often each source has been read."""
-
     def next_batch(self) -> np.ndarray:
         """This process's part of the next global batch, int64 (batch_size // world_size, T + 1).
 
@@ -146,7 +131,7 @@ class Loader(abc.ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it belongs to, as JSON values."""
-        return {"samples": self.samples, "counts": self.counts, **self._identity()}
+        return {"samples": sum(self._counts), "counts": list(self._counts), **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position.
@@ -179,10 +164,7 @@ class Loader(abc.ABC):
 
     def _gather(self, draws: list[tuple[int, int]]) -> np.ndarray:
         """The windows of some draws, int64 (len(draws), T + 1)."""
-        batch = np.empty((len(draws), self.sequence_length + 1), dtype=np.int64)
-        for row, (source, draw) in enumerate(draws):
-            batch[row] = self._window(source, draw)
-        return batch
+        return np.array([self._window(source, draw) for source, draw in draws], dtype=np.int64)
 
     @abc.abstractmethod
     def _window(self, source: int, draw: int) -> np.ndarray:
@@ -203,7 +185,7 @@ class WindowLoader(Loader):
 
     def _open(self, prepared: PreparedData) -> None:
         self.fingerprint = prepared.fingerprint
-        self._streams = [prepared.train_tokens(index) for index in range(len(self.names))]
+        self._streams = [prepared.tokens("train", index) for index in range(len(self.names))]
         for name, stream in zip(self.names, self._streams, strict=True):
             check(
                 len(stream) > self.sequence_length,
@@ -214,10 +196,6 @@ class WindowLoader(Loader):
         self._learned = [prepared.learned(index) for index in range(len(self.names))]
         self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]
         self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
-
-    @property
-    def epochs(self) -> list[float]:
-        return [count / windows for count, windows in zip(self._counts, self.windows, strict=True)]
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "fingerprint": self.fingerprint}
@@ -261,7 +239,7 @@ def seen_text(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes
 
 def _windows_read(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
     length, seed, counts = position["sequence_length"], position["seed"], position["counts"]
-    streams = [prepared.train_tokens(index) for index in range(len(prepared.sources))]
+    streams = [prepared.tokens("train", index) for index in range(len(prepared.sources))]
     totals = [count_windows(len(stream), length) for stream in streams]
     if all(count >= total for count, total in zip(counts, totals, strict=True)):
         return None

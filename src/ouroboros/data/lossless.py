@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import TextTokenizer
 
 SAMPLE_BYTES = 1_000_000
-"""Bytes of each part of a source on which a tokenizer is tried, at its beginning."""
+"""Bytes of each part of a source on which a tokenizer is tried, at its beginning; the document that crosses them is
+tried whole."""
 _SHOWN = 20
 """Characters of a difference that a message shows."""
 
@@ -63,15 +64,14 @@ def is_lossless(state: dict[str, Any]) -> bool:
 
 
 def is_byte_model(state: dict[str, Any]) -> bool:
-    """Whether the ids are the byte values and one special token."""
+    """Whether it is lossless and its ids are the byte values and one special token."""
     vocab = {char: byte for byte, char in enumerate(byte_alphabet())}
     added = [(token["id"], token["special"]) for token in state["added_tokens"]]
-    return state["model"]["vocab"] == vocab and not state["model"]["merges"] and added == [(256, True)]
+    is_plain = state["model"].get("vocab") == vocab and not state["model"].get("merges")
+    return is_plain and added == [(256, True)] and is_lossless(state)
 
 
-def check_round_trip(
-    tokenizer: TextTokenizer, documents: Iterable[tuple[str, bytes]], *, what: str, limit: int = SAMPLE_BYTES
-) -> None:
+def check_round_trip(tokenizer: TextTokenizer, documents: Iterable[tuple[str, bytes]], *, what: str) -> None:
     """Encode and decode a sample and refuse a tokenizer that changes it, which no score in bits per byte can be of.
 
     Tokenizers that are lossless by their making are not tried, and those of characters are not either: what they do
@@ -81,13 +81,12 @@ def check_round_trip(
         tokenizer: any.
         documents: (name, text) of each.
         what: what names the tokenizer in a message.
-        limit: bytes of the sample; the document that crosses it is tried whole.
 
     Raises:
         OuroborosError: a document is not UTF-8, or comes back as something else; shows the first difference.
     """
     tried = 0
-    for name, document in () if tokenizer.is_lossless or tokenizer.kind == "chars" else documents:
+    for name, document in () if tokenizer.is_lossless or tokenizer.unknown_id is not None else documents:
         found = tokenizer.decode(tokenizer.encode(document, name=name))
         if found != document:
             text, other = document.decode(), found.decode("utf-8", "replace")
@@ -101,5 +100,5 @@ def check_round_trip(
                 " without a normaliser"
             )
         tried += len(document)
-        if tried >= limit:
+        if tried >= SAMPLE_BYTES:
             return

@@ -35,6 +35,7 @@ from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import SPLITS
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,6 @@ class PreparedData:
         """``documents``, ``bytes`` or ``tokens`` of a split, over all sources."""
         return sum(source["splits"][split][unit] for source in self.manifest["sources"])
 
-    def train_tokens(self, source: int) -> np.ndarray:
-        """The training ids of one source, a read-only memory map (n,) of uint16 or uint32."""
-        return self.tokens("train", source)
-
     def tokens(self, split: str, source: int) -> np.ndarray:
         """The ids of one source and split, a read-only memory map (n,)."""
         path = self._file(split, source, ".bin")
@@ -113,13 +110,6 @@ class PreparedData:
         chosen = range(len(self.sources)) if source is None else [source]
         return [document for index in chosen for document in raw_documents(self._file(split, index, ""))]
 
-    def data_sha256(self, split: str) -> str:
-        """sha256 (hex) of the joined original bytes of a split: what an evaluation records."""
-        digest = hashlib.sha256()
-        for document in self.documents(split):
-            digest.update(document)
-        return digest.hexdigest()
-
     def _file(self, split: str, source: int, suffix: str) -> Path:
         check(split in SPLITS, f"split {split!r}: must be one of {', '.join(SPLITS)}")
         check(0 <= source < len(self.sources), f"source number {source}: there are {len(self.sources)}")
@@ -135,9 +125,6 @@ class PreparedData:
             OuroborosError: names the source that changed, or is gone.
         """
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
-            if ref.kind == "hf" or self.spec.stream:
-                logger.info("source %r: a stream, not compared again", ref.text)
-                continue
             self._refuse_changed(ref if base is None else dataclasses.replace(ref, base=base), entry)
 
     def find_sources(self) -> None:
@@ -168,9 +155,7 @@ class PreparedData:
     def _find(self, ref: SourceRef, entry: dict[str, Any]) -> SourceRef | None:
         """The source where it was, or the same one in the current directory."""
         if ref.is_there():
-            # What is streamed would take too long to compare.
-            if not self.spec.stream and ref.kind != "hf":
-                self._refuse_changed(ref, entry)
+            self._refuse_changed(ref, entry)
             return ref
         here = dataclasses.replace(ref, base=Path())
         try:
@@ -180,9 +165,12 @@ class PreparedData:
             return None
 
     def _fingerprint(self, ref: SourceRef) -> str:
-        return Fingerprint(read_documents(ref, self.reading_spec)).hexdigest()
+        return fingerprint_of(read_documents(ref, self.reading_spec))
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
+        if ref.is_hub or self.spec.stream:  # it would take too long
+            logger.info("source %r: a stream, not compared again", ref.text)
+            return
         check(
             self._fingerprint(ref) == entry["fingerprint"],
             f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
@@ -197,40 +185,27 @@ class PreparedData:
         """
         for name, entry in self.manifest["files"].items():
             check(
-                file_sha256(self.directory / name) == entry["sha256"],
+                sha256_of(self.directory / name) == entry["sha256"],
                 f"data {str(self.directory)!r}: {name} was altered (sha256 differs); prepare the data anew",
             )
 
 
-class Fingerprint:
-    """sha256 over the names, bytes and groups of documents, each with its length."""
-
-    def __init__(self, documents: Iterable[Document] = ()) -> None:
-        self._digest = hashlib.sha256()
-        for document in documents:
-            self.add(document)
-
-    def add(self, document: Document) -> None:
-        """Go on with the next document."""
+def fingerprint_of(documents: Iterable[Document]) -> str:
+    """sha256 (hex) over the names, bytes and groups of documents, each with its length."""
+    digest = hashlib.sha256()
+    for document in documents:
         group = () if document.group is None else (document.group,)
         for part in (document.name.encode("utf-8", "surrogateescape"), document.data, *group):
-            self._digest.update(len(part).to_bytes(8, "little"))
-            self._digest.update(part)
-
-    def hexdigest(self) -> str:
-        """The fingerprint so far."""
-        return self._digest.hexdigest()
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.hexdigest()
 
 
-def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedData:
-    """Open prepared data and check that every file of its manifest is there with its size.
-
-    Args:
-        directory: what ``prepare`` wrote.
-        verify: also compare each file's sha256.
+def open_prepared(directory: str | Path) -> PreparedData:
+    """Open what ``prepare`` wrote, and check that every file of its manifest is there with its size.
 
     Raises:
-        OuroborosError: no complete preparation there; another format version; a truncated or altered file.
+        OuroborosError: no complete preparation there; another format version; a truncated file.
     """
     path = Path(directory)
     manifest = _read_manifest(path)
@@ -239,10 +214,7 @@ def open_prepared(directory: str | Path, *, verify: bool = False) -> PreparedDat
         size = file.stat().st_size if file.is_file() else None
         found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
         check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
-    prepared = PreparedData(path, manifest)
-    if verify:
-        prepared.verify()
-    return prepared
+    return PreparedData(path, manifest)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -268,9 +240,3 @@ def raw_documents(stem: Path) -> Iterator[bytes]:
     with Path(f"{stem}.raw").open("rb") as file:
         for start, end in itertools.pairwise(starts):
             yield file.read(end - start)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

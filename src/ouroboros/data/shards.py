@@ -28,9 +28,8 @@ from ouroboros.data.masks import Masks, ends_answered
 from ouroboros.data.prepared import (
     FORMAT_VERSION,
     MANIFEST,
-    Fingerprint,
     PreparedData,
-    file_sha256,
+    fingerprint_of,
     open_prepared,
     raw_documents,
 )
@@ -40,7 +39,7 @@ from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_do
 from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import flush, remove_leftovers, whole_directory
+from ouroboros.files import remove_leftovers, sha256_of, whole_directory
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
         check(
-            ref.kind != "directory" or not lies_inside(path, ref.path),
+            not ref.is_directory or not lies_inside(path, ref.path),
             f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
         )
     remove_leftovers(path.parent, path.name)
@@ -172,17 +171,11 @@ def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path, shows_prog
 def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
     """Read one source, divide it and write the text of its parts."""
     counts: Counter[str] = Counter()
-    fingerprint = Fingerprint()
-
-    def documents() -> Iterator[Document]:
-        for document in read_documents(ref, spec, counts=counts):
-            fingerprint.add(document)
-            if is_made_of_text(spec.tokenizer):
-                decode_utf8(document.data, document.name)
-            yield document
-
     try:
-        splits = split_documents(documents(), spec.valid_fraction, spec.test_fraction, allow_cut=not spec.stream)
+        documents = list(read_documents(ref, spec, counts=counts))
+        for document in documents if is_made_of_text(spec.tokenizer) else ():
+            decode_utf8(document.data, document.name)
+        splits = split_documents(documents, spec.valid_fraction, spec.test_fraction, allow_cut=not spec.stream)
     except OuroborosError as error:
         text = str(error)
         raise OuroborosError(text if ref.text in text else f"source {ref.text!r}: {text}") from None
@@ -198,7 +191,7 @@ def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
         "weight": ref.weight,
         "format": ref.format,
         "kind": ref.kind,
-        "fingerprint": fingerprint.hexdigest(),
+        "fingerprint": fingerprint_of(documents),
         "cut": splits.is_cut,
         "read": counts.pop("read"),
         "kept": counts.pop("kept"),
@@ -220,10 +213,10 @@ def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
 def _outline(splits: Splits) -> Splits:
     """The same splits without the text, which is on disk by now."""
 
-    def bare(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-        return tuple(dataclasses.replace(s, document=dataclasses.replace(s.document, data=b"")) for s in spans)
+    def bare(span: Span) -> Span:
+        return dataclasses.replace(span, document=dataclasses.replace(span.document, data=b""))
 
-    return Splits(bare(splits.train), bare(splits.valid), bare(splits.test), splits.is_cut)
+    return Splits(*(tuple(map(bare, splits.spans(split))) for split in SPLITS), is_cut=splits.is_cut)
 
 
 def _write_raw(documents: Sequence[Document], stem: str) -> dict[str, int]:
@@ -282,11 +275,10 @@ def _write_mask(masks: Masks, source: _Source, dtype: np.dtype) -> None:
 def _write_manifest(
     spec: DataSpec, tokenizer: TextTokenizer, dtype: np.dtype, entries: list[dict[str, Any]], work: Path
 ) -> None:
-    files: dict[str, dict[str, Any]] = {}
-    for file in sorted(p for p in work.rglob("*") if p.is_file()):
-        flush(file)
-        name = file.relative_to(work).as_posix()
-        files[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    files = {
+        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(path for path in work.rglob("*") if path.is_file())
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
         "spec": to_dict(spec),
@@ -301,7 +293,4 @@ def _write_manifest(
         "sources": entries,
         "files": files,
     }
-    path = work / MANIFEST
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
-    for place in (path, work / "tokenizer", work):
-        flush(place)
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -62,18 +62,34 @@ class SourceRef:
         return self.text in built_in()
 
     @property
+    def is_hub(self) -> bool:
+        """Whether it is streamed from the hub."""
+        return self.text.startswith("hf:")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it stands in the file system, or would if it existed."""
+        return not (self.is_built_in or self.is_hub)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory, of which files are chosen by their names."""
+        return self.is_local and self.path.is_dir()
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether it is a pattern; a file that is called like one wins."""
+        return self.is_local and not self.path.exists() and bool(MAGIC & set(self.text))
+
+    @property
     def kind(self) -> str:
-        """The name of a built-in text, ``hf``, ``directory``, ``glob``, ``records`` or ``file`` (also for what does not
-        exist)."""
+        """What manifests call it: the name of a built-in text, ``hf``, ``directory``, ``glob``, ``records`` or ``file``
+        (also for what does not exist)."""
         if self.is_built_in:
             return self.text.removesuffix(":")
-        if self.text.startswith("hf:"):
-            return "hf"
-        if self.path.is_dir():
-            return "directory"
-        if not self.path.exists() and MAGIC & set(self.text):
-            return "glob"
-        return "records" if is_records(self.path) else "file"
+        answers = {"hf": self.is_hub, "directory": self.is_directory, "glob": self.is_glob}
+        otherwise = "records" if is_records(self.path) else "file"
+        return next((name for name, is_it in answers.items() if is_it), otherwise)
 
     @property
     def made(self) -> Callable[[], bytes] | None:
@@ -84,14 +100,14 @@ class SourceRef:
     @property
     def is_filtered(self) -> bool:
         """Whether filters apply: a text that the user chose by itself, or that is made, is taken as it is."""
-        return self.kind != "file" and self.made is None
+        is_one_text = self.is_local and not (self.is_directory or self.is_glob or is_records(self.path))
+        return not is_one_text and self.made is None
 
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
-        kind = self.kind
-        if kind == "glob":
+        if self.is_glob:
             return any(True for _ in glob_matches(self.text, self.base))
-        return kind not in ("directory", "records", "file") or self.path.exists()
+        return not self.is_local or self.path.exists()
 
 
 def built_in() -> tuple[str, ...]:
@@ -172,7 +188,7 @@ def _expand(text: str, base: Path | None, need_files: bool) -> list[SourceRef]:
 
 def _local_file(text: str, directory: str, part: Part, base: Path | None) -> str:
     folder = SourceRef(directory, base=base)
-    check(folder.kind == "directory", f"source {text!r}: no such directory {str(folder.path)!r}")
+    check(folder.is_directory, f"source {text!r}: no such directory {str(folder.path)!r}")
     files = [f"{directory.rstrip('/')}/{part.name}{suffix}" for suffix in _PART_SUFFIXES]
     there = [file for file in files if replace(folder, text=file).path.is_file()]
     names = " or ".join(part.name + suffix for suffix in _PART_SUFFIXES)
@@ -227,14 +243,13 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
     Raises:
         OuroborosError: nothing to read; what cannot be read.
     """
-    kind = ref.kind
-    if kind == "python":
+    if ref.text == "python:":
         return list(bundled_files())
-    if kind == "directory":
+    if ref.is_directory:
         return directory_files(ref.text, ref.path, quiet=quiet)
-    if kind == "glob":
+    if ref.is_glob:
         return glob_files(ref.text, ref.base, quiet=quiet)
-    if kind == "hf" or ref.is_built_in:
+    if not ref.is_local:
         return []
     _check_file(ref)
     return [(ref.path.name, ref.path)]

@@ -13,7 +13,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ouroboros.data.documents import character_floor
@@ -47,7 +47,7 @@ class Splits:
     train: tuple[Span, ...]
     valid: tuple[Span, ...]
     test: tuple[Span, ...]
-    is_cut: bool = False
+    is_cut: bool = field(default=False, kw_only=True)
 
     def spans(self, split: str) -> tuple[Span, ...]:
         """The part named ``train``, ``valid`` or ``test``."""
@@ -165,8 +165,7 @@ def _in_parts(docs: list[Document], names: Iterable[str]) -> Splits:
     kept = [(span, part) for span, part in spans if part == last[span.digest]]
     if len(kept) < len(spans):
         logger.info("dropped %d copies of held-out documents", len(spans) - len(kept))
-    parts = [tuple(span for span, part in kept if part == index) for index in range(len(SPLITS))]
-    return Splits(parts[0], parts[1], parts[2])
+    return Splits(*(tuple(span for span, part in kept if part == index) for index in range(len(SPLITS))))
 
 
 def _whole(document: Document) -> Span:
@@ -189,7 +188,7 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
             f"too little text: the {name} part of {total} bytes would be empty; use a longer text, or set"
             f" data.{name}_fraction to 0 for none",
         )
-    return Splits(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), is_cut=True)
+    return Splits(*map(tuple, parts), is_cut=True)
 
 
 def _boundary(spans: list[Span], position: int) -> int:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -83,13 +83,12 @@ class DocumentStream:
         ref: SourceRef,
         spec: DataSpec,
         is_training: Callable[[Document], bool],
-        sleep: Callable[[float], None],
         *,
         place: Place,
         restarts: int = 0,
     ) -> None:
         self.name, self.restarts = ref.text, restarts
-        self._ref, self._spec, self._is_training, self._sleep = ref, spec, is_training, sleep
+        self._ref, self._spec, self._is_training = ref, spec, is_training
         self._place = place
         self._documents: Iterator[Document] | None = None
         self._failures, self._reason = 0, ""
@@ -153,7 +152,7 @@ class DocumentStream:
             raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
         wait = FIRST_WAIT * 2 ** (self._failures - 1)
         logger.warning("%s (%s); opening it again in %g s", where, reason, wait)
-        self._sleep(wait)
+        sleep(wait)
         self.restarts += 1
 
     def _check_first(self, document: Document | None) -> None:
@@ -207,12 +206,11 @@ class TokenStream:
         # Whether the end of the last document is learned. That of the first end-of-text id after a restored position
         # does not matter: it was a target before.
         self._ended = False
+        # The documents whose ids are there, and how many ids each has; of those of the first, ``offset`` are used.
         self._heads: deque[tuple[Place, int]] = deque()
         # Read, not tokenised yet; they stay here if the source fails for good.
         self._taken: list[tuple[Place, Document]] = []
         self._start, self._offset = place, offset
-        # Ids of the first document that a restored position has passed.
-        self._skip = offset
 
     @property
     def place(self) -> Place:
@@ -226,19 +224,20 @@ class TokenStream:
     def window(self, start: int, length: int) -> np.ndarray:
         """``length`` ids, ``start`` ids after the position, which stays."""
         self.fill(start + length)
-        return self._ids[start : start + length]
+        return self._ids[self._offset + start :][:length]
 
     def fill(self, count: int) -> None:
         """Read until ``count`` ids after the position are there."""
-        while len(self._ids) < count:
+        while len(self._ids) < self._offset + count:
             self._ids = np.concatenate([self._ids, *self._block()])
 
     def advance(self, count: int) -> None:
         """Pass ``count`` ids, of which one more must have been read."""
-        self._ids = self._ids[count:]
         self._offset += count
         while self._offset >= self._heads[0][1]:
-            self._offset -= self._heads.popleft()[1]
+            size = self._heads.popleft()[1]
+            self._ids = self._ids[size:]
+            self._offset -= size
 
     def _block(self) -> list[np.ndarray]:
         """The ids of the next documents, an end-of-text id before each."""
@@ -249,7 +248,7 @@ class TokenStream:
         names = [f"source {self._documents.name!r}: {document.name}" for _, document in self._taken]
         encoded = list(self._tokenizer.encode_many([document.data for _, document in self._taken], names=names))
         check(
-            self._skip <= len(encoded[0]),
+            bool(self._heads) or self._offset <= len(encoded[0]),
             f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",
         )
         eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
@@ -263,7 +262,7 @@ class TokenStream:
             parts.append(part)
         # Nothing below fails.
         self._heads += [(place, len(part)) for (place, _), part in zip(self._taken, parts, strict=True)]
-        parts[0], self._skip, self._ended = parts[0][self._skip :], 0, ended
+        self._ended = ended
         self._taken.clear()
         return parts
 
@@ -279,11 +278,6 @@ class StreamLoader(Loader):
     The order is that of the sources; ``seed`` only marks whose position it is.
     """
 
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        """Wait between two attempts to open a source."""
-        time.sleep(seconds)
-
     def _open(self, prepared: PreparedData) -> None:
         self._prepared = prepared
         self._masks = Masks(prepared.tokenizer) if prepared.spec.loss == "answers" else None
@@ -294,9 +288,7 @@ class StreamLoader(Loader):
     def _stream(self, source: int, place: Place, offset: int, restarts: int = 0) -> TokenStream:
         prepared = self._prepared
         spec = prepared.reading_spec
-        documents = DocumentStream(
-            prepared.sources[source], spec, self._is_training, self.sleep, place=place, restarts=restarts
-        )
+        documents = DocumentStream(prepared.sources[source], spec, self._is_training, place=place, restarts=restarts)
         return TokenStream(documents, prepared.tokenizer, self._masks, place, offset)
 
     def _is_training(self, document: Document) -> bool:
@@ -305,10 +297,6 @@ class StreamLoader(Loader):
             return False
         # A copy of a held-out text may belong to another group.
         return hashlib.sha256(document.data).digest() not in self._held_out
-
-    @property
-    def epochs(self) -> list[float]:
-        return [float(stream.place.epoch) for stream in self._streams]
 
     def sources(self) -> list[dict[str, Any]]:
         """Where each source is, for people: its name, ``record``, ``epoch``, ``counts``, ``offset``, ``restarts``."""

@@ -11,20 +11,17 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import itertools
 import json
 import logging
-import re
-import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ouroboros.data import bpe
 from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
 from ouroboros.data.lossless import byte_alphabet, is_byte_level, is_byte_model, is_lossless, steps_of
 from ouroboros.errors import OuroborosError, check, first_line, nearest
@@ -33,22 +30,6 @@ logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Units inside which BPE may merge, for prose and code alike: a word with one leading mark or space; up to three
-# digits; a run of punctuation with the line break and indentation that often follow it (so "):" + newline + eight
-# spaces can be one token); line breaks with their indentation; other white space.
-BPE_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?"
-    r"|\s*[\r\n]+[ \t]*"
-    r"|[^\S\r\n]+(?!\S)"
-    r"|\s+"
-)
-LONGEST_UNIT = 1024
-"""Letters, marks or spaces in a row beyond which a vocabulary is trained on pieces: training takes time with the square
-of a unit's length, and no ordinary text has such units."""
-# BPE_PATTERN always ends a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
-_SAFE_CUT = re.compile(rb"[A-Za-z]\n")
 _PIECE_BYTES = 1 << 16
 _BATCH_BYTES = 1 << 21
 
@@ -66,11 +47,11 @@ _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class TextTokenizer:
-    """Bytes to ids and back, over a :class:`tokenizers.Tokenizer`.
+    """Bytes to ids and back, over a :class:`tokenizers.Tokenizer`; :func:`tokenizer_of` makes one.
+
+    Of this class itself are byte-level BPE and every existing tokenizer that is neither of the two below.
 
     Attributes:
-        kind: ``bytes`` (ids 0..255 are the byte values), ``bpe`` (lossless byte-level BPE), ``chars`` (see
-            :mod:`ouroboros.data.characters`) or ``other``.
         vocab_size: number of ids, the special tokens included.
         unknown_id: what every unknown character becomes; None where there is none (or the tokenizer does not tell).
         unknown_nats: what a score adds for each such id, in nats.
@@ -78,37 +59,36 @@ class TextTokenizer:
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
 
-    def __init__(self, backend: Tokenizer, *, eos_id: int, hf: Any = None) -> None:
+    unknown_id: int | None = None
+    unknown_nats = 0.0
+
+    def __init__(self, backend: Tokenizer, state: dict[str, Any], *, eos_id: int, hf: Any = None) -> None:
+        """Made by :func:`tokenizer_of`; ``state`` is the definition of ``backend`` (``tokenizer.json``)."""
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
         self.eos_id = eos_id
-        self._hf = hf
+        self._state = state
         self._foreign = hf is not None
+        if hf is not None:
+            self.hf = hf
         self.reads_specials = bool(hf is not None and hf.init_kwargs.get(_READS_SPECIALS))
-        self._state: dict[str, Any] = json.loads(backend.to_str())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.is_lossless = is_lossless(self._state)
-        self.kind: Literal["bytes", "bpe", "chars", "other"] = "other"
-        self._characters = Characters.of_state(self._state)
-        if self.is_lossless:
-            self.kind = "bytes" if is_byte_model(self._state) else "bpe"
-        elif self._characters is not None:
-            self.kind = "chars"
-        self.unknown_id = None if self._characters is None else self._characters.unknown_id
-        self.unknown_nats = 0.0 if self._characters is None else self._characters.unknown_nats
-        self._reported: set[str] = set()
-        splits = [step.get("pattern", {}) for step in steps_of(self._state["pre_tokenizer"], "pretokenizers")]
-        self._may_cut = self.kind == "bpe" and {"Regex": BPE_PATTERN} in splits
+        self.is_lossless = is_lossless(state)
+        splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
+        self._may_cut = self.is_lossless and {"Regex": bpe.PATTERN} in splits
 
     @property
-    def hf(self) -> Any:
-        """The same tokenizer as a transformers ``PreTrainedTokenizerFast``, built on first use."""
-        if self._hf is None:
-            from transformers import PreTrainedTokenizerFast
+    def kind(self) -> str:
+        """What manifests call it: ``bytes``, ``bpe`` (lossless byte-level BPE), ``chars`` or ``other``."""
+        return "bpe" if self.is_lossless else "other"
 
-            self._hf = PreTrainedTokenizerFast(tokenizer_object=self.backend, **_HF_CONFIG)
-        return self._hf
+    @functools.cached_property
+    def hf(self) -> Any:
+        """The same tokenizer as a transformers ``PreTrainedTokenizerFast``."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(tokenizer_object=self.backend, **_HF_CONFIG)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -131,13 +111,6 @@ class TextTokenizer:
 
         Unknown characters are reported once, after the last document.
         """
-        if self.kind == "bytes":
-            for document in documents:
-                yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
-            return
-        if self._characters is not None:
-            yield from self._encode_characters(self._characters, documents, names)
-            return
         done: list[np.ndarray] = []
         for batch in _batches(_pieces(documents, names, self._may_cut)):
             # transformers resets this flag on the shared backend whenever its own tokenizer is called.
@@ -146,54 +119,30 @@ class TextTokenizer:
             for encoding, (_, is_last) in zip(found, batch, strict=True):
                 done.append(np.array(encoding.ids, dtype=np.int32))
                 if is_last:
-                    yield done[0] if len(done) == 1 else np.concatenate(done)
+                    yield np.concatenate(done)
                     done = []
 
-    def _encode_characters(
-        self, characters: Characters, documents: Iterable[bytes], names: Sequence[str]
-    ) -> Iterator[np.ndarray]:
-        unknown: Counter[str] = Counter()
-        total, places = 0, []
-        for index, document in enumerate(documents):
-            name = _name_of(names, index)
-            text = decode_utf8(document, name)
-            ids = characters.encode(text)
-            total += len(ids)
-            if (ids == characters.unknown_id).any():
-                unknown += characters.unknown(text)
-                places.append(name)
-            yield ids
-        if unknown.keys() - self._reported:
-            self._reported |= unknown.keys()
-            logger.warning(
-                "%s%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
-                places[0],
-                f" and {len(places) - 1} more" if len(places) > 1 else "",
-                unknown.total(),
-                total,
-                describe_unknown(unknown),
-            )
-
-    def unknown(self, data: bytes, *, name: str = "text") -> Counter[str]:
+    def unknown(self, data: bytes) -> Counter[str]:
         """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none.
 
         Raises:
             OuroborosError: ``data`` is not UTF-8 and the tokenizer is one of characters; names the offset.
         """
-        return Counter() if self._characters is None else self._characters.unknown(decode_utf8(data, name))
+        del data
+        return Counter()
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD.
 
         The exact inverse of :meth:`encode` if the tokenizer is lossless or no character was unknown.
         """
-        values = np.asarray(list(ids) if not isinstance(ids, np.ndarray) else ids).reshape(-1)
-        if self.kind == "bytes":
-            return values[values < 256].astype(np.uint8).tobytes()
-        if self.kind in ("bpe", "chars"):
-            table = self._byte_table
-            return b"".join([table[i] for i in values.tolist()])
-        return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
+        values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1)
+        return self._decode(values)
+
+    def _decode(self, ids: np.ndarray) -> bytes:
+        if self.is_lossless:
+            return b"".join([self._byte_table[i] for i in ids.tolist()])
+        return str(self.backend.decode(ids.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:
         """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
@@ -208,9 +157,7 @@ class TextTokenizer:
 
     @functools.cached_property
     def _byte_table(self) -> list[bytes]:
-        if self._characters is not None:
-            known = [character.encode() for character in [*self._characters.known, REPLACEMENT]]
-            return known + [b""] * (self.vocab_size - len(known))
+        """What each id stands for."""
         values = {char: byte for byte, char in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
         added = {token["id"]: token for token in self._state["added_tokens"]}
@@ -231,7 +178,7 @@ class TextTokenizer:
         """This tokenizer as it reads texts that its chat template made; kept when it is saved."""
         hf = copy.deepcopy(self.hf)
         hf.init_kwargs[_READS_SPECIALS] = True
-        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
+        return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def padded(self, entries: int) -> TextTokenizer:
         """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.
@@ -242,21 +189,104 @@ class TextTokenizer:
         if not self._foreign:
             backend = Tokenizer.from_str(self.backend.to_str())
             backend.add_special_tokens(spare)
-            return TextTokenizer(backend, eos_id=self.eos_id)
-        hf = copy.deepcopy(self._hf)
+            return tokenizer_of(backend, eos_id=self.eos_id)
+        hf = copy.deepcopy(self.hf)
         hf.add_tokens(spare, special_tokens=True)
-        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
+        return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer`` loads without a network."""
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         if self._foreign:
-            self._hf.save_pretrained(path)
+            self.hf.save_pretrained(path)
             return
         (path / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8", newline="\n")
         config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True) + "\n"
         (path / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
+
+
+class ByteTokenizer(TextTokenizer):
+    """Ids 0..255 are the byte values; takes any bytes."""
+
+    @property
+    def kind(self) -> str:
+        return "bytes"
+
+    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
+        del names
+        for document in documents:
+            yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
+
+    def _decode(self, ids: np.ndarray) -> bytes:
+        return ids[ids < 256].astype(np.uint8).tobytes()
+
+
+class CharacterTokenizer(TextTokenizer):
+    """One id per known character, and one for all others: see :mod:`ouroboros.data.characters`."""
+
+    def __init__(
+        self, backend: Tokenizer, state: dict[str, Any], characters: Characters, *, eos_id: int, hf: Any = None
+    ) -> None:
+        super().__init__(backend, state, eos_id=eos_id, hf=hf)
+        self._characters = characters
+        self.unknown_id, self.unknown_nats = characters.unknown_id, characters.unknown_nats
+        self._reported: set[str] = set()
+
+    @property
+    def kind(self) -> str:
+        return "chars"
+
+    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
+        unknown: Counter[str] = Counter()
+        total, places = 0, []
+        for index, document in enumerate(documents):
+            name = _name_of(names, index)
+            text = decode_utf8(document, name)
+            ids = self._characters.encode(text)
+            total += len(ids)
+            if (ids == self.unknown_id).any():
+                unknown += self._characters.unknown(text)
+                places.append(name)
+            yield ids
+        if unknown.keys() - self._reported:
+            self._reported |= unknown.keys()
+            logger.warning(
+                "%s%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
+                places[0],
+                f" and {len(places) - 1} more" if len(places) > 1 else "",
+                unknown.total(),
+                total,
+                describe_unknown(unknown),
+            )
+
+    def unknown(self, data: bytes) -> Counter[str]:
+        return self._characters.unknown(decode_utf8(data, "text"))
+
+    def _decode(self, ids: np.ndarray) -> bytes:
+        return b"".join([self._byte_table[i] for i in ids.tolist()])
+
+    @functools.cached_property
+    def _byte_table(self) -> list[bytes]:
+        known = [character.encode() for character in [*self._characters.known, REPLACEMENT]]
+        return known + [b""] * (self.vocab_size - len(known))
+
+
+def tokenizer_of(backend: Tokenizer, *, eos_id: int, hf: Any = None) -> TextTokenizer:
+    """The tokenizer of a definition, which tells whether it is one of bytes, of characters or another.
+
+    Args:
+        backend: the definition.
+        eos_id: the end-of-text token.
+        hf: the transformers tokenizer that it comes from, if it was not made here.
+    """
+    state = json.loads(backend.to_str())
+    if is_byte_model(state):
+        return ByteTokenizer(backend, state, eos_id=eos_id, hf=hf)
+    characters = Characters.of_state(state)
+    if characters is not None:
+        return CharacterTokenizer(backend, state, characters, eos_id=eos_id, hf=hf)
+    return TextTokenizer(backend, state, eos_id=eos_id, hf=hf)
 
 
 def byte_tokenizer() -> TextTokenizer:
@@ -292,66 +322,14 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
         vocab_size >= 257,
         f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})",
     )
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = _units(_bounded(BPE_PATTERN))
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        initial_alphabet=sorted(byte_alphabet()),
-        special_tokens=[],
-        show_progress=shows_progress and sys.stderr.isatty(),
-    )
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
     texts = (text for text, _ in _pieces(documents, (), True))
-    _interruptible(
-        lambda stopped: backend.train_from_iterator(itertools.takewhile(lambda _: not stopped(), texts), trainer)
-    )
-    backend.pre_tokenizer = _units(BPE_PATTERN)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = _finish(backend)
+    tokenizer = _finish(bpe.train(texts, vocab_size - 1, shows_progress=shows_progress))
     if tokenizer.vocab_size < vocab_size:
         logger.warning(
             "tokenizer bpe:%d: the training text has merges for %d entries only", vocab_size, tokenizer.vocab_size
         )
     return tokenizer
-
-
-def _interruptible(work: Callable[[Callable[[], bool]], object]) -> None:
-    """Do ``work``, which does not listen to Ctrl-C, in a thread, and wait for it here, where an interruption is heard.
-
-    ``work`` is given a function that says whether it was interrupted. What it still does then goes on in the
-    background, without effect, until it has finished or the process ends. What it raises is raised here.
-    """
-    stopped, failed = threading.Event(), []
-
-    def run() -> None:
-        try:
-            work(stopped.is_set)
-        except BaseException as error:  # it belongs to the thread that waits
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-    except BaseException:
-        stopped.set()
-        raise
-    if failed:
-        raise failed[0]
-
-
-def _units(pattern: str) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _bounded(pattern: str) -> str:
-    """``pattern`` with at most :data:`LONGEST_UNIT` repetitions in place of any number."""
-    for sign, least in (("+", 1), ("*", 0)):
-        pattern = pattern.replace(f"]{sign}", f"]{{{least},{LONGEST_UNIT}}}")
-        pattern = pattern.replace(rf"\s{sign}", rf"\s{{{least},{LONGEST_UNIT}}}")
-    return pattern
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
@@ -365,7 +343,7 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
     try:
         if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
             backend = Tokenizer.from_file(str(path / "tokenizer.json"))
-            return TextTokenizer(backend, eos_id=_end_of_text_id(backend))
+            return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
     except Exception as error:  # tokenizers raises bare Exception; the general reader below explains or succeeds
         logger.debug("tokenizer %s: not one of ours: %s", path, error)
     from transformers import AutoTokenizer
@@ -381,7 +359,7 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         eos_id is not None,
         f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json",
     )
-    return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
+    return tokenizer_of(backend, eos_id=int(eos_id), hf=hf)
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
@@ -415,7 +393,7 @@ def is_made_of_text(name: str) -> bool:
 
 def _finish(backend: Tokenizer) -> TextTokenizer:
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return TextTokenizer(backend, eos_id=_end_of_text_id(backend))
+    return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
 
 
 def _end_of_text_id(backend: Tokenizer) -> int:
@@ -442,7 +420,7 @@ def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> 
         name = _name_of(names, index)
         start = 0
         while True:
-            cut = _SAFE_CUT.search(document, start + _PIECE_BYTES) if may_cut else None
+            cut = bpe.SAFE_CUT.search(document, start + _PIECE_BYTES) if may_cut else None
             end = cut.start() + 1 if cut else len(document)
             yield decode_utf8(document[start:end], name, start), cut is None
             if cut is None:

@@ -21,13 +21,14 @@ of which A acts by itself; ``k`` is (..., D), ``b`` is (...), ``v`` is (...) or 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import check
 
 GAPS = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Inversion is refused where ``|1 - b q^2|`` is below this, by the least precise of its inputs."""
@@ -52,11 +53,8 @@ class Erasure:
     """Gate, (...)."""
 
     def __post_init__(self) -> None:
-        check(
-            self.k.shape[:-1] == self.b.shape,
-            f"the gate needs the direction's shape without its width, {tuple(self.k.shape[:-1])};"
-            f" got {tuple(self.b.shape)}",
-        )
+        wanted, given = tuple(self.k.shape[:-1]), tuple(self.b.shape)
+        check(wanted == given, f"the gate needs the direction's shape without its width, {wanted}; got {given}")
 
     @property
     def square(self) -> Tensor:
@@ -103,10 +101,8 @@ class Erasure:
         b, largest = self.b.double(), self.k.double().square().amax(-1)
         return (b * (1 + self.eigenvalue) * largest).abs()
 
-    @property
-    def involution_defect(self) -> Tensor:
-        """Largest entry of ``|A A - I|``, (...): that of orthogonality, as A is symmetric."""
-        return self.orthogonality_defect
+    involution_defect = orthogonality_defect
+    """Largest entry of ``|A A - I|``, (...): that of orthogonality, as A is symmetric."""
 
     @property
     def projection_defect(self) -> Tensor:
@@ -121,26 +117,17 @@ class Erasure:
     def _add(self, x: Tensor, factor: Tensor) -> Tensor:
         """``X + factor k (k.X)``."""
         wide = _wide(x, self.k)
-        k, factor = _aligned(self.k, x), factor.view(*factor.shape, *(1,) * (x.ndim - self.b.ndim))
-        k, factor, state = k.to(wide), factor.to(wide), x.to(wide)
+        state, k, factor = x.to(wide), _beside(self.k, x).to(wide), _beside(factor[..., None], x, 1).to(wide)
         return (state + factor * (k * state).sum(-1, keepdim=True) * k).to(x.dtype)
 
-    def inverse(self, x: Tensor) -> Inverted:
-        """``A^-1 X = X + b / (1 - b q^2) k (k.X)``, computed in float64.
+    def inverse(self, x: Tensor, written: Tensor | float = 0.0) -> Inverted:
+        """``A^-1 (X - written)``, where ``A^-1 Y = Y + b / (1 - b q^2) k (k.Y)``; computed in float64.
 
         Raises:
             OuroborosError: ``|1 - b q^2|`` is below the gap of :data:`GAPS` somewhere, or an input is narrower than
                 float32.
         """
-        self._refuse(x.dtype)
-        return Inverted(self._solve(x.double()).to(x.dtype), self.condition)
-
-    def _solve(self, x: Tensor) -> Tensor:
-        return self._add(x, self.b.double() / self.eigenvalue)
-
-    def _refuse(self, dtype: torch.dtype) -> None:
-        """The errors of :meth:`inverse`, for a state of ``dtype``."""
-        dtypes = (dtype, self.k.dtype, self.b.dtype)
+        dtypes = (x.dtype, self.k.dtype, self.b.dtype)
         for given in dtypes:
             check(
                 given in GAPS,
@@ -148,21 +135,14 @@ class Erasure:
                 " record the state and the update in float32",
             )
         gap, smallest = max(GAPS[given] for given in dtypes), self.eigenvalue.abs().min().item()
-        if smallest < gap:
-            raise OuroborosError(
-                f"the update cannot be inverted: |1 - b |k|^2| is {smallest:.3g}, below {gap:g}, so the condition"
-                f" number is {self.condition.max().item():.3g}; a gate of 1 erases, choose tokens whose gate is not 1"
-                + ("" if gap == GAPS[torch.float64] else " or give float64 tensors")
-            )
-
-    def coupling(self, features: Tensor) -> Tensor:
-        """``-b k_a k_c``, by which A mixes the chosen features of one token, (..., n, n).
-
-        Args:
-            features: indices of width channels, (n) for all tokens or (..., n).
-        """
-        chosen = self.k.gather(-1, features.expand(*self.k.shape[:-1], features.shape[-1]))
-        return -self.b[..., None, None] * chosen[..., :, None] * chosen[..., None, :]
+        check(
+            smallest >= gap,
+            f"the update cannot be inverted: |1 - b |k|^2| is {smallest:.3g}, below {gap:g}, so the condition"
+            f" number is {self.condition.max().item():.3g}; a gate of 1 erases, choose tokens whose gate is not 1"
+            + ("" if gap == GAPS[torch.float64] else " or give float64 tensors"),
+        )
+        before = self._add(x.double() - written, self.b.double() / self.eigenvalue)
+        return Inverted(before.to(x.dtype), self.condition)
 
     def dense(self) -> Tensor:
         """The matrix itself, (..., D, D), for comparison: everything else does without it."""
@@ -171,15 +151,15 @@ class Erasure:
         return torch.eye(D, dtype=self.k.dtype, device=self.k.device) - self.b[..., None, None] * outer
 
 
-def _aligned(k: Tensor, x: Tensor) -> Tensor:
-    """``k`` with an axis for the value channels if ``x`` has one."""
-    if x.ndim == k.ndim + 1:
-        k = k[..., None, :]
+def _beside(each: Tensor, x: Tensor, width: int | None = None) -> Tensor:
+    """Numbers of each token (..., D), or (..., 1) with ``width`` 1, with an axis for the value channels of ``x``, if it
+    has one."""
+    each = each[..., None, :] if x.ndim == each.ndim + 1 else each
     check(
-        x.ndim == k.ndim and x.shape[-1] == k.shape[-1],
-        f"a state is (..., D) or (..., V, D) for directions (..., D); got {tuple(x.shape)} for {tuple(k.shape)}",
+        x.ndim == each.ndim and each.shape[-1] == (width or x.shape[-1]),
+        f"a state is (..., D) or (..., V, D) for directions (..., D); got {tuple(x.shape)} for {tuple(each.shape)}",
     )
-    return k
+    return each
 
 
 def _wide(x: Tensor, k: Tensor) -> torch.dtype:
@@ -189,13 +169,10 @@ def _wide(x: Tensor, k: Tensor) -> torch.dtype:
 
 def _write(x: Tensor, k: Tensor, b: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
     """``b k v`` for every value channel of ``x``."""
-    channels = x.ndim == k.ndim + 1
-    check(
-        v.shape == (x.shape[:-1] if channels else b.shape),
-        f"targets for a state {tuple(x.shape)} are {tuple(x.shape[:-1])}, got {tuple(v.shape)}",
-    )
-    amount = (b[..., None] if channels else b).to(dtype) * v.to(dtype)
-    return amount[..., None] * _aligned(k, x).to(dtype)
+    wanted, given = tuple(x.shape[:-1]), tuple(v.shape)
+    check(wanted == given, f"targets for a state {tuple(x.shape)} are {wanted}, got {given}")
+    amount = _beside(b[..., None], x, 1).to(dtype) * v[..., None].to(dtype)
+    return amount * _beside(k, x).to(dtype)
 
 
 def update(x: Tensor, k: Tensor, b: Tensor, v: Tensor) -> Tensor:
@@ -212,10 +189,7 @@ def invert_update(x: Tensor, k: Tensor, b: Tensor, v: Tensor) -> Inverted:
     Raises:
         OuroborosError: as :meth:`Erasure.inverse`.
     """
-    operator = Erasure(k, b)
-    operator._refuse(x.dtype)
-    before = operator._solve(x.double() - _write(x, k, b, v, torch.float64))
-    return Inverted(before.to(x.dtype), operator.condition)
+    return Erasure(k, b).inverse(x, _write(x, k, b, v, torch.float64))
 
 
 def trajectory(x: Tensor, k: Tensor, b: Tensor, v: Tensor) -> Tensor:
@@ -230,16 +204,14 @@ def trajectory(x: Tensor, k: Tensor, b: Tensor, v: Tensor) -> Tensor:
     Returns:
         (N + 1, ..., [V,] D).
     """
-    states = [x]
-    for at in range(k.shape[0]):
-        states.append(update(states[-1], k[at], b[at], v[at]))
-    return torch.stack(states)
+    states = itertools.accumulate(zip(k, b, v), lambda state, terms: update(state, *terms), initial=x)
+    return torch.stack(list(states))
 
 
 def product(x: Tensor, k: Tensor, b: Tensor) -> Tensor:
     """``A_N ... A_1 X`` for k (N, ..., D) and b (N, ...)."""
-    for at in range(k.shape[0]):
-        x = Erasure(k[at], b[at]).apply(x)
+    for terms in zip(k, b):
+        x = Erasure(*terms).apply(x)
     return x
 
 

@@ -60,15 +60,11 @@ def pair_buckets(query: Sketch, key: Sketch, buckets: int) -> Tensor:
     return torch.where(total_DD < buckets, total_DD, total_DD - buckets)  # processors divide numbers one by one
 
 
-def products(first_N2D: Tensor, second_N2D: Tensor) -> Tensor:
-    """(N, D, D), the real parts of all products of two complex coordinates."""
-    return torch.bmm(*_sides(first_N2D, second_N2D, 0, first_N2D.shape[-1], symmetric=False))
-
-
 def convolution(first_N2D: Tensor, second_N2D: Tensor, query: Sketch, key: Sketch, buckets: int) -> Tensor:
     """``Re(S q * S k)`` (N, M) by adding up products: the least work for a few rows."""
     signs = torch.outer(query.sign_D, key.sign_D).to(first_N2D.dtype)
-    pairs = (products(first_N2D, second_N2D) * signs).flatten(1)
+    products = torch.bmm(*_sides(first_N2D, second_N2D, 0, first_N2D.shape[-1], symmetric=False))
+    pairs = (products * signs).flatten(1)
     zeros = pairs.new_zeros(pairs.shape[0], buckets)
     return zeros.index_add(1, pair_buckets(query, key, buckets).flatten(), pairs)
 

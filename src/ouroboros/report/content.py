@@ -160,17 +160,13 @@ class Report:
     @property
     def rows(self) -> list[Row]:
         """Arms and baselines by bits per byte, the best first; scores that are not finite are left out."""
+        scored = [(arm, arm.description, index) for index, arm in enumerate(self.arms)]
+        scored += [(baseline, baseline.detail, None) for baseline in self.baselines]
         rows = [
-            Row(name=a.name, detail=a.description, bits_per_byte=score, low=low, high=high, arm=index)
-            for index, a in enumerate(self.arms)
-            if (score := finite(a.bits_per_byte)) is not None
-            for low, high in [a.interval or (None, None)]
-        ]
-        rows += [
-            Row(name=b.name, detail=b.detail, bits_per_byte=score, low=low, high=high, arm=None)
-            for b in self.baselines
-            if (score := finite(b.bits_per_byte)) is not None
-            for low, high in [b.interval or (None, None)]
+            Row(name=one.name, detail=detail, bits_per_byte=score, low=low, high=high, arm=index)
+            for one, detail, index in scored
+            if (score := finite(one.bits_per_byte)) is not None
+            for low, high in [one.interval or (None, None)]
         ]
         rows.sort(key=lambda row: (row.bits_per_byte, row.name))
         return _marked(rows, self.difference)
@@ -200,4 +196,4 @@ def _marked(rows: list[Row], difference: Difference | None) -> list[Row]:
         return rows
     level = difference is not None and difference.verdict == "cannot tell" and {rows[0].arm, rows[1].arm} == {0, 1}
     marks = ["level", "level"] if level else ["best"]
-    return [replace(row, mark=marks[i] if i < len(marks) else "") for i, row in enumerate(rows)]
+    return [replace(row, mark=mark) for row, mark in zip(rows, marks)] + rows[len(marks) :]

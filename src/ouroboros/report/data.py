@@ -17,6 +17,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.report.content import Card, Section, Table
 from ouroboros.report.drawing import LIGHT, Chart, label
 from ouroboros.report.text import percent, plural, tick
+from ouroboros.train.rundir import STATE, RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,17 +157,14 @@ def _facts(
 
 def _position(run: Run, sources: int) -> tuple[int | None, Mapping[str, Any]]:
     """The newest checkpoint's step and data position; (None, {}) without one that fits the data."""
-    from ouroboros.train.checkpoint import candidates, load_newest
-
-    checkpoints = run.directory / "checkpoints"
-    if not candidates(checkpoints):
-        return None, {}
     try:
-        newest = load_newest(checkpoints)
+        newest = RunDirectory(run.directory).newest()
     except OuroborosError as error:
         logger.warning("the shares drawn so far are left out: %s", error)
         return None, {}
-    loader = newest.documents.get("state.json", {}).get("loader", {})
+    if newest is None:
+        return None, {}
+    loader = newest.documents.get(STATE, {}).get("loader", {})
     fits = len(loader.get("counts", ())) == sources and "sequence_length" in loader
     return (newest.step, loader) if fits else (None, {})
 

@@ -13,8 +13,8 @@ from ouroboros.files import replacing
 from ouroboros.report.content import Report, Row, Sample
 from ouroboros.report.curves import curves, telemetry
 from ouroboros.report.drawing import DARK, LIGHT, arm_color, drawn
-from ouroboros.report.layout import schedule_svg
-from ouroboros.report.text import bits, displayable, quantity, signed_bits
+from ouroboros.report.text import bits, displayable, plural, quantity, signed_bits
+from ouroboros.schedule import Schedule, parse
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 MAX_SAMPLE = 4_000
 """Characters of a sample that are shown."""
+SHOWN_VISITS = 48
+"""Of a model's schedule."""
 MAX_PAGE_BYTES = 1_000_000
 """A page is meant to be sent to a friend; a larger one is reported in the log."""
 
@@ -59,13 +61,21 @@ def to_html(report: Report) -> str:
         axis=axis(rows) if len(rows) > 1 else None,
         tone=_tone(report),
         style=_resource("style.css"),
-        light=_css_variables(LIGHT),
-        dark=_css_variables(DARK),
-        drawings=[schedule_svg(a.layout, color=arm_color(i)) if a.layout else "" for i, a in enumerate(report.arms)],
+        light=LIGHT,
+        dark=DARK,
+        schedules=[parse(arm.layout) if arm.layout else None for arm in report.arms],
         sections=[section for section in (curves(report), *loops, *report.sections) if section is not None],
         samples=[_cut(sample) for sample in report.samples],
         recipes=[(arm.name, arm.recipe) for arm in report.arms if arm.recipe],
     )
+
+
+def shown_visits(schedule: Schedule) -> list[tuple[int, float]]:
+    """The block of each of the first :data:`SHOWN_VISITS` visits, and which share of its loops has then begun; 0 where
+    there is no loop."""
+    loops = {block: segment.loops for segment in schedule.segments if segment.looped for block in segment.blocks}
+    shown = schedule.visits[:SHOWN_VISITS]
+    return [(one.block, (one.loop + 1) / loops[one.block] if one.block in loops else 0.0) for one in shown]
 
 
 def axis(rows: list[Row]) -> dict[str, Any]:
@@ -90,7 +100,14 @@ def _environment() -> Environment:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
     )
     environment.filters.update(
-        bits=bits, signed=signed_bits, quantity=quantity, color=arm_color, drawn=drawn, typeset=_typeset
+        bits=bits,
+        signed=signed_bits,
+        quantity=quantity,
+        plural=plural,
+        color=arm_color,
+        drawn=drawn,
+        typeset=_typeset,
+        visits=shown_visits,
     )
     return environment
 
@@ -105,11 +122,6 @@ def _finalize(value: Any) -> Any:
 def _typeset(words: str) -> str:
     """Prose of our own, with every percentage on one line."""
     return words.replace(" %", chr(0xA0) + "%")
-
-
-def _css_variables(colors: dict[str, str]) -> str:
-    """CSS declarations of custom properties, one for each colour."""
-    return " ".join(f"--{name}: {value};" for name, value in colors.items())
 
 
 def _tone(report: Report) -> str:

@@ -54,8 +54,8 @@ class Run:
         Raises:
             OuroborosError: it is damaged, or of another release.
         """
-        run = RunDirectory(self.directory)
-        return run.open_data() if run.has_data else None
+        place = RunDirectory(self.directory)
+        return place.open_data() if place.has_data else None
 
 
 def report_from_run(run_dir: Path | str) -> Report:
@@ -68,8 +68,12 @@ def report_from_run(run_dir: Path | str) -> Report:
         OuroborosError: the directory or one of its files is missing or damaged.
     """
     place = RunDirectory(Path(run_dir))
-    run = _read(place)
-    recipe, metrics = run.recipe, run.metrics
+    recipe = place.read_recipe()
+    try:
+        metrics = read_metrics(place.metrics_file)
+    except OSError as error:
+        raise OuroborosError(f"{place.metrics_file}: cannot read: {error.strerror}; the run is damaged") from None
+    run = Run(place.path, recipe, metrics)
     trained = parse(recipe.model.layout).loops
     chosen, notes = _comparable(_read_scores(place.scores_file))
     final = _final_score(chosen, trained)
@@ -114,14 +118,6 @@ def _sections(run: Run, notes: list[str]) -> list[Section]:
             " written by another release."
         )
     return [section for section in sections if section is not None]
-
-
-def _read(run: RunDirectory) -> Run:
-    recipe, metrics = run.read_recipe(), run.metrics_file
-    try:
-        return Run(run.path, recipe, read_metrics(metrics))
-    except OSError as error:
-        raise OuroborosError(f"{metrics}: cannot read: {error.strerror}") from None
 
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:
@@ -182,19 +178,18 @@ def _final_score(scores: Sequence[Mapping[str, Any]], trained: int) -> Mapping[s
 def loop_points(scores: Sequence[Mapping[str, Any]], trained: int) -> list[LoopPoint]:
     """One point for each loop count, the newest score of each; ``trained`` is the count of the training."""
     by_loops = {s["loops"]: s for s in scores if isinstance(s.get("loops"), int)}
-    out = []
-    for loops, score in sorted(by_loops.items()):
-        low, high = _interval(score) or (None, None)
-        value = score["bits_per_byte"]
-        out.append(LoopPoint(loops=loops, bits_per_byte=value, low=low, high=high, trained=loops == trained))
-    return out
+    return [
+        LoopPoint(loops=loops, bits_per_byte=score["bits_per_byte"], low=low, high=high, trained=loops == trained)
+        for loops, score in sorted(by_loops.items())
+        for low, high in [_interval(score) or (None, None)]
+    ]
 
 
 def _interval(score: Mapping[str, Any]) -> tuple[float, float] | None:
     interval = score.get("interval")
     if not isinstance(interval, list) or len(interval) != 2:
         return None
-    low, high = finite(interval[0]), finite(interval[1])
+    low, high = map(finite, interval)
     return None if low is None or high is None else (low, high)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import flush, remove_leftovers, temporary_sibling, whole_directory
+from ouroboros.files import flush, remove_leftovers, sha256_of, temporary_sibling, whole_directory
 from ouroboros.nn.aligned import aligned
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _file_problems(path: Path, marker: dict[str, Any], quick: bool = False) -> l
             size = file.stat().st_size
             if size != expected["size"]:
                 problems.append(f"{file}: has {size} bytes instead of {expected['size']}")
-            elif not quick and _sha256(file) != expected["sha256"]:
+            elif not quick and sha256_of(file) != expected["sha256"]:
                 problems.append(f"{file}: content was altered (sha256 differs)")
         except OSError as error:
             problems.append(f"{file}: {error.strerror or error}")
@@ -218,17 +218,12 @@ def _json_bytes(value: Any, name: str) -> bytes:
 def _seal(directory: Path, step: int, documents: list[str]) -> None:
     """Write the marker of a directory whose files are on the disk."""
     entries = {
-        file.relative_to(directory).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        file.relative_to(directory).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(p for p in directory.rglob("*") if p.is_file())
     }
     body = {"format_version": FORMAT_VERSION, "step": step, "documents": documents, "files": entries}
     (directory / MARKER).write_bytes(_marker_bytes(body))
     flush(directory / MARKER)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _marker_bytes(body: dict[str, Any]) -> bytes:

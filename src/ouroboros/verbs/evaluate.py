@@ -116,7 +116,7 @@ def eval(arguments: Sequence[str]) -> int:
 
 def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[Score]]) -> int:
     """Scores, and baselines if asked for, of each source's own held-out part."""
-    from ouroboros.data import open_prepared
+    from ouroboros.data.prepared import open_prepared
     from ouroboros.eval.baselines import compare_baselines
     from ouroboros.eval.score import with_text
 
@@ -186,8 +186,10 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
 
 def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
     """The texts to score, ``tokenizer`` a value of ``data.tokenizer``."""
-    from ouroboros.data import open_prepared, parse_sources, read_documents, split_documents
-    from ouroboros.data.documents import name_formats
+    from ouroboros.data.documents import name_formats, read_documents
+    from ouroboros.data.prepared import open_prepared
+    from ouroboros.data.sources import parse_sources
+    from ouroboros.data.splits import split_documents
 
     if not options.data:
         _check_has_data(options.model)

@@ -39,9 +39,10 @@ def tokenizer(arguments: Sequence[str]) -> int:
     """The verb ``tokenizer``."""
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     log_to_stderr()
-    from ouroboros.data import parse_sources, read_documents, split_documents, train_bpe
-    from ouroboros.data.documents import name_formats
-    from ouroboros.data.tokenize import decode_utf8
+    from ouroboros.data.documents import name_formats, read_documents
+    from ouroboros.data.sources import parse_sources
+    from ouroboros.data.splits import split_documents
+    from ouroboros.data.tokenize import decode_utf8, train_bpe
 
     if options.out.exists():
         raise OuroborosError(f"{options.out} exists; choose another --out")

@@ -29,6 +29,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return prepare(DataSpec(sources=tuple(sources)), path / "out")
 
 
+def epochs(made: WindowLoader) -> list[float]:
+    """How often each source has been read."""
+    return [count / windows for count, windows in zip(made.state_dict()["counts"], made.windows, strict=True)]
+
+
 def loader(prepared: PreparedData, batch_size: int = 8, **options: int) -> WindowLoader:
     return WindowLoader(prepared, **{"batch_size": batch_size, "sequence_length": T, "seed": 5, **options})
 
@@ -37,7 +42,7 @@ def test_batches_are_windows_of_the_stream(prepared: PreparedData) -> None:
     batch = loader(prepared).next_batch()
     assert batch.shape == (8, T + 1)
     assert batch.dtype == np.int64
-    streams = [prepared.train_tokens(s) for s in range(3)]
+    streams = [prepared.tokens("train", s) for s in range(3)]
     known = {tuple(s[w * T : w * T + T + 1].tolist()) for s in streams for w in range((len(s) - 1) // T)}
     known |= {tuple(s[-T - 1 :].tolist()) for s in streams}
     assert {tuple(row) for row in batch.tolist()} <= known
@@ -50,11 +55,11 @@ def test_every_token_is_a_target_in_every_epoch(tmp_path: Path) -> None:
         (tmp_path / f"{extra}.txt").write_text(text + "x" * extra)
         spec = DataSpec(sources=(str(tmp_path / f"{extra}.txt"),), valid_fraction=0, test_fraction=0)
         data = prepare(spec, tmp_path / f"out-{extra}")
-        stream = np.array(data.train_tokens(0)).tolist()
+        stream = np.array(data.tokens("train", 0)).tolist()
         made = loader(data, batch_size=1)
         for epoch in range(2):
             windows = [tuple(made.next_batch()[0].tolist()) for _ in range(made.windows[0])]
-            assert made.epochs == [epoch + 1] and len(set(windows)) == len(windows)
+            assert epochs(made) == [epoch + 1] and len(set(windows)) == len(windows)
             *whole, last = [at for at in range(len(stream) - T) if tuple(stream[at : at + T + 1]) in windows]
             assert whole == list(range(0, T * len(whole), T)) and last == len(stream) - 1 - T
             assert last - whole[-1] <= T
@@ -87,15 +92,15 @@ def test_order_is_the_documented_function() -> None:
 def test_epochs_wrap_and_repeat_nothing(prepared: PreparedData) -> None:
     made = loader(prepared, batch_size=1)
     rows: dict[str, list[bytes]] = {"a": [], "b": [], "c": []}
-    while made.epochs[2] < 3:
+    while epochs(made)[2] < 3:
         row = made.next_batch()[0]
         data = bytes(row[row < 256].astype(np.uint8))
         rows["a" if b"a" in data else "b" if b"b" in data else "c"].append(data)
     windows = made.windows[2]
-    epochs = [rows["c"][i * windows : (i + 1) * windows] for i in range(3)]
-    assert all(len(set(epoch)) == windows for epoch in epochs)
-    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
-    assert epochs[0] != epochs[1]
+    passes = [rows["c"][i * windows : (i + 1) * windows] for i in range(3)]
+    assert all(len(set(epoch)) == windows for epoch in passes)
+    assert set(passes[0]) == set(passes[1]) == set(passes[2])
+    assert passes[0] != passes[1]
     assert len(set(rows["b"][: made.windows[1]])) == min(len(rows["b"]), made.windows[1])
 
 
@@ -112,7 +117,7 @@ def test_mixture_of_the_loader(prepared: PreparedData) -> None:
     made = loader(prepared, batch_size=6)
     for step in range(1, 20):
         made.next_batch()
-        assert made.counts == [3 * step, 2 * step, step]
+        assert made.state_dict()["counts"] == [3 * step, 2 * step, step]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -140,7 +145,7 @@ def test_restored_position_continues_exactly(prepared: PreparedData, before: int
     peek = straight.peek_hash()
     resumed = loader(prepared)
     resumed.load_state_dict(state)
-    assert resumed.samples == 8 * before
+    assert resumed.state_dict()["samples"] == 8 * before
     assert resumed.peek_hash() == peek
     assert hashlib.sha256(straight.next_batch().astype("<i8").tobytes()).hexdigest() == peek
     resumed.next_batch()
@@ -166,11 +171,11 @@ def test_a_foreign_position_is_refused(prepared: PreparedData, change: dict, mes
     state = {key: value for key, value in {**made.state_dict(), **change}.items() if value is not None}
     with pytest.raises(OuroborosError, match=message):
         made.load_state_dict(state)
-    assert made.samples == 0
+    assert made.state_dict()["samples"] == 0
 
 
 def test_a_source_shorter_than_a_window(prepared: PreparedData) -> None:
-    tokens = len(prepared.train_tokens(2))
+    tokens = len(prepared.tokens("train", 2))
     assert loader(prepared, sequence_length=tokens - 1).windows[2] == 1
     with pytest.raises(
         OuroborosError, match=rf"c\.txt': .* {tokens} tokens, but one window needs {tokens + 1}; set .*"
@@ -219,7 +224,7 @@ def test_the_text_seen_is_the_text_of_the_windows_drawn(steps, tmp_path):
 def test_an_epoch_of_every_source_has_seen_everything(tmp_path):
     data = two_sources(tmp_path)
     loader = WindowLoader(data, batch_size=4, sequence_length=32, seed=3)
-    while min(loader.epochs) < 1:
+    while min(epochs(loader)) < 1:
         assert seen_text(data, loader.state_dict()) is not None
         loader.next_batch()
     assert seen_text(data, loader.state_dict()) is None
@@ -228,12 +233,12 @@ def test_an_epoch_of_every_source_has_seen_everything(tmp_path):
 def test_the_end_of_a_text_is_seen_once_though_its_windows_overlap(tmp_path):
     data = two_sources(tmp_path)
     loader = WindowLoader(data, batch_size=4, sequence_length=97, seed=3)
-    streams = [data.train_tokens(source) for source in range(2)]
+    streams = [data.tokens("train", source) for source in range(2)]
     assert all((len(stream) - 1) % 97 for stream in streams)
-    while loader.epochs[1] < 1:
+    while epochs(loader)[1] < 1:
         loader.next_batch()
     seen = seen_text(data, loader.state_dict())
-    assert seen is not None and loader.epochs[0] < 1
+    assert seen is not None and epochs(loader)[0] < 1
     # Of the last window too, inputs are counted, not targets.
     assert b"".join(seen).endswith(data.tokenizer.decode(streams[1][:-1]))
     total = sum(map(len, seen[-loader.windows[1] :]))

@@ -228,7 +228,7 @@ def test_compressed_sources_have_the_text_they_hold(here: Path) -> None:
     Path("packed.gz").write_bytes(gzip.compress(text, 1))
     spec = DataSpec(sources=("packed.gz",))
     prepared = prepare(spec, "out")
-    assert prepared.data_sha256("train") == prepare(DataSpec(sources=("long.txt",)), "plain").data_sha256("train")
+    assert prepared.documents("train") == prepare(DataSpec(sources=("long.txt",)), "plain").documents("train")
     Path("packed.gz").write_bytes(gzip.compress(text, 9))
     prepare(spec, "out")  # the same text
     Path("packed.gz").write_bytes(gzip.compress(text[1:]))
@@ -340,7 +340,8 @@ def test_output_inside_a_source(here: Path) -> None:
 
 def test_torch_is_not_imported(here: Path) -> None:
     code = (
-        "import sys; from ouroboros.config import DataSpec; from ouroboros.data import prepare, WindowLoader;"
+        "import sys; from ouroboros.config import DataSpec; from ouroboros.data.loader import WindowLoader;"
+        "from ouroboros.data.shards import prepare;"
         "p = prepare(DataSpec(sources=('long.txt',)), 'out');"
         "WindowLoader(p, batch_size=2, sequence_length=8, seed=0).next_batch();"
         "sys.exit(' '.join({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)) or 0)"
@@ -359,7 +360,7 @@ def test_loss_on_answers_adds_a_mask_and_changes_nothing_else(here: Path) -> Non
     before, after = tree(Path("plain")), tree(Path("masked"))
     assert after.keys() - before.keys() == {"0-train.loss", "1-train.loss"}
     assert [name for name in before if before[name] != after[name]] == ["manifest.json"]
-    ids, learned = plain.train_tokens(0), masked.learned(0)
+    ids, learned = plain.tokens("train", 0), masked.learned(0)
     assert learned is not None and plain.learned(0) is None and len(learned) == len(ids)
     answers = "".join(f" {row['a']}\n" for row in rows)
     shown = np.where(ids == 256, ord("\n"), ids)[learned].astype(np.uint8).tobytes().decode()
@@ -377,7 +378,7 @@ def test_few_conversations_are_cut_with_their_answers(here: Path) -> None:
     prepared = prepare(DataSpec(sources=("c.jsonl@messages",), loss="answers"), "out")
     learned = prepared.learned(0)
     assert learned is not None and prepared.manifest["sources"][0]["cut"]
-    said = np.asarray(prepared.train_tokens(0))[learned].astype(np.uint8).tobytes().decode()
+    said = np.asarray(prepared.tokens("train", 0))[learned].astype(np.uint8).tobytes().decode()
     assert said.startswith(f" assistant 0 {'x' * 40}\nUser: assistant 1 xxx") and "Assistant:" not in said
 
 

@@ -71,7 +71,7 @@ def test_marks_are_one_id_each_and_nobody_can_say_them() -> None:
     tokenizer = prepared.tokenizer
     start, end = (tokenizer.backend.token_to_id(mark) for mark in MARKS)
     assert tokenizer.reads_specials and not load_tokenizer("tok").reads_specials
-    ids, learned = np.asarray(prepared.train_tokens(0)), prepared.learned(0)
+    ids, learned = np.asarray(prepared.tokens("train", 0)), prepared.learned(0)
     count = prepared.count("train", "documents")
     assert learned is not None and (ids == start).sum() == (ids == end).sum() == 4 * count
     assert not learned[ids == start].any() and learned[ids == end].sum() == 2 * count

@@ -196,14 +196,10 @@ def test_depth_is_the_delta_rule_over_time() -> None:
     close(batch[1], trajectory(torch.zeros(3, 5).double(), k, b, v), 1e-14)
 
 
-def test_coherence_and_coupling() -> None:
-    k, b = directions(0, 4, 6), torch.rand(4).double()
+def test_coherence_is_the_signed_product_of_directions() -> None:
+    k = directions(0, 4, 6)
     close(coherence(k)[1, 3], k[1] @ k[3])
     close(coherence(k).diagonal(), torch.ones(4).double())
-    features = torch.tensor([5, 0, 2])
-    close(Erasure(k, b).coupling(features), (Erasure(k, b).dense() - torch.eye(6))[:, features][:, :, features])
-    own = Erasure(k, b).coupling(torch.arange(4)[:, None].expand(4, 2))
-    close(own[3, 0, 1], -b[3] * k[3, 3] ** 2)
 
 
 def test_wrong_shapes_are_named() -> None:

@@ -17,7 +17,8 @@ from ouroboros.eval.baselines import Baseline
 from ouroboros.report import Arm, Report, Sample, Section, render
 from ouroboros.report.content import Card, Row, Table
 from ouroboros.report.drawing import Chart
-from ouroboros.report.page import axis, to_html
+from ouroboros.report.page import SHOWN_VISITS, axis, shown_visits, to_html
+from ouroboros.schedule import parse
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -86,7 +87,7 @@ def test_page_holds_every_section(html: str) -> None:
         "2.13.0",
     ):
         assert wanted in text, wanted
-    assert page.tags["svg"] == 1 + 2 and page.tags["img"] == 2 + 4  # brand and schedules; loss, loops and telemetry
+    assert page.tags["svg"] == 1 and page.tags["img"] == 2 + 4  # brand; loss, loops and telemetry
     assert set(page.ids) >= {"results", "notes", "models", "curves", "loops-0", "samples", "reproduce"}
     assert re.findall(r'class="name">([^<]+)<', html) == ["loop", "gpt", "xz", "order-4 n-gram"]
 
@@ -207,6 +208,31 @@ def test_headline_is_coloured_by_the_winner(low: float, high: float, tone: str, 
 def test_long_samples_are_cut_and_say_so() -> None:
     html = to_html(Report(title="x", samples=[Sample(prompt="", text="y" * 5000)]))
     assert "y" * 4000 in html and "y" * 4001 not in html and "(1000 more characters)" in html
+
+
+def drawn_schedule(layout: str) -> tuple[str, str, list[str]]:
+    """What a layout's drawing says of itself, and the texts of its blocks and of its visits."""
+    html = to_html(Report(title="x", arms=[Arm(name="one", layout=layout)]))
+    label, blocks, visits = re.findall(r'aria-label="([^"]*)">(.*?)<p class="small">(.*?)</div>\n</div>', html, re.S)[0]
+    return label, " ".join(Page(f"<div>{blocks}</div>").text), Page(visits.partition("</p>")[2] + "</div>").text
+
+
+def test_schedules_have_blocks_loops_and_visits() -> None:
+    label, blocks, visits = drawn_schedule("2 (2)x3 2")
+    assert label == "layout 2 (2)x3 2: 6 stored blocks, 10 visits"
+    assert blocks.split() == ["tokens", "0", "1", "2", "3", "\u21ba", "\u00d73", "4", "5", "logits"]
+    assert [text for text in visits if text.strip()] == [str(visit.block) for visit in parse("2 (2)x3 2").visits]
+    label, blocks, _ = drawn_schedule("1")
+    assert label == "layout 1: 1 stored block, 1 visit" and "\u00d7" not in blocks
+    label, blocks, visits = drawn_schedule("100")
+    assert blocks.split() == ["tokens", "0", "1", "\u2026", "99", "logits"]
+    assert visits.index(f"and {100 - SHOWN_VISITS} more") == SHOWN_VISITS + 1
+    with pytest.raises(OuroborosError, match="layout"):
+        drawn_schedule("(2)x0")
+
+
+def test_later_loops_are_shown_stronger() -> None:
+    assert shown_visits(parse("1 (1)x2 1")) == [(0, 0), (1, 0.5), (1, 1), (2, 0)]
 
 
 def row(score: float, low: float | None = None, high: float | None = None) -> Row:

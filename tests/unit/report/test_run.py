@@ -94,7 +94,7 @@ def test_torn_last_metrics_line_is_passed_over(run_dir: Path) -> None:
 def test_directories_that_are_no_run_are_named(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(OuroborosError, match=r"none does not exist; start a run with `ouroboros train"):
         report_from_run(tmp_path / "none")
-    with pytest.raises(OuroborosError, match=r"is not a run directory \(no recipe\.json\)"):
+    with pytest.raises(OuroborosError, match=r"is not a run directory \(no recipe\.json"):
         report_from_run(tmp_path)
     (run_dir / "metrics.jsonl").unlink()
     with pytest.raises(OuroborosError, match=r"metrics\.jsonl: cannot read: No such file"):

@@ -425,7 +425,7 @@ def test_a_stream_that_breaks_changes_no_weight(make, sha, text, tmp_path, monke
             yield document
 
     monkeypatch.setattr(stream, "judged_documents", breaking)
-    monkeypatch.setattr(stream.StreamLoader, "sleep", staticmethod(lambda seconds: None))
+    monkeypatch.setattr(stream, "sleep", lambda seconds: None)
     start(recipe, tmp_path / "broken")
     assert sha(tmp_path / "broken") == sha(tmp_path / "whole")
     record = [r for r in read_metrics(tmp_path / "broken" / "metrics.jsonl") if r["kind"] == "stream"][-1]

@@ -393,7 +393,7 @@ def streamed(path: Path, broken: int | None = None) -> dict:
 
 
 def test_a_broken_record_loses_nothing_that_was_trained(make, sha, tmp_path, monkeypatch):
-    monkeypatch.setattr("ouroboros.data.stream.StreamLoader.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr("ouroboros.data.stream.sleep", lambda seconds: pytest.fail("waited"))
     options = streamed(tmp_path / "r.jsonl", broken=120)
     start(make(**options, **{"data.skip_bad_records": True}), tmp_path / "whole")
     run = tmp_path / "run"

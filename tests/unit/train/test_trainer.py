@@ -143,7 +143,7 @@ def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
     assert result.loops is None and result.telemetry is None
     assert result.lr_factor == 1.0  # progress 0.05: after warm-up
     assert (trainer.counters.step, trainer.counters.tokens, trainer.step_tokens) == (1, 128, 128)
-    assert trainer.loader.samples == 4 and trainer.counters.seconds > 0
+    assert trainer.loader.state_dict()["samples"] == 4 and trainer.counters.seconds > 0
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     expected = trainer.data.train_bytes / trainer.data.count("train", "tokens")
     assert trainer.bytes_per_token == pytest.approx(expected) and 0.9 < expected < 1
@@ -277,7 +277,7 @@ def test_a_non_finite_step_is_skipped_counted_and_logged(factor, make, trainer_o
     assert "step 2: non-finite loss or gradient, step skipped (1 so far)" in caplog.text
     assert not trainer.step().skipped  # the next batch is another one
     assert not equal(before, weights(trainer)) and trainer.counters.bad_in_a_row == 0
-    assert trainer.counters.skipped == 1 and trainer.loader.samples == 12
+    assert trainer.counters.skipped == 1 and trainer.loader.state_dict()["samples"] == 12
 
 
 def test_a_non_finite_gradient_under_a_finite_loss_is_skipped_too(make, trainer_of, monkeypatch):
@@ -357,7 +357,7 @@ def test_warming_up_leaves_no_trace(make, trainer_of, monkeypatch):
     monkeypatch.setattr(warmed, "compiled", "compile: per block")
     before = weights(warmed)
     assert warmed.warm_up() > 0 and equal(before, weights(warmed))
-    assert (warmed.counters.step, warmed.counters.seconds, warmed.loader.samples) == (0, 0.0, 0)
+    assert (warmed.counters.step, warmed.counters.seconds, warmed.loader.state_dict()["samples"]) == (0, 0.0, 0)
     assert all(parameter.grad is None for parameter in warmed.model.parameters())
     assert warmed.step().loss == plain.step().loss
 

@@ -8,15 +8,18 @@ Shapes: B batch, T positions, D model width, V value channels (1 for a vector st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import check
 from ouroboros.eval.score import evaluating, next_token_nats
 from ouroboros.eval.stats import ratio_interval
@@ -25,37 +28,19 @@ from ouroboros.schedule import Visit
 
 Sublayer = Literal["mixer", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = get_args(Sublayer)
-CUTS = (0.5, 1.5)
-"""Gates that bound the regimes keep, erase and reflect."""
-FINE_CUTS = (0.3, 0.7, 1.3, 1.7)
-"""The finer cut into five regimes."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-GATE_EDGE = 1e-3
-"""A gate this close to 0 or 2 has stopped learning."""
-VALUE_EDGE = 0.025
-"""A sigmoid target in this share of its range at either end is saturated: outside (0.1, 3.9) at scale 4."""
-SMALL = 100.0
-"""A sublayer's output shorter than this many ``eps`` has a direction that the guard shortens or noise decides."""
 
 ResidualHook = Callable[[Visit, Sublayer, nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
-"""``hook(visit, sublayer, residual, (x, update, context, read), output)``; a tensor it returns replaces the output."""
+"""``hook(visit, sublayer, module, arguments, output)``; a tensor it returns replaces the output."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResidualRecord:
     """One residual use on a batch of tokens; tensors are float32 on the CPU."""
 
-    slot: int
-    """The visit's position in the schedule."""
-    block: int
-    loop: int
+    visit: Visit
     sublayer: Sublayer
-    eps: float
-    """The guard of the direction."""
-    value_scale: float | None
-    """Upper end of a sigmoid target; None for the other kinds."""
-    erase: bool
-    """False for the control that writes without erasing."""
+    spec: DeltaSpec
     beta: Tensor
     """Gate ``b`` in (0, 2), (B, T)."""
     h_norm: Tensor
@@ -76,7 +61,7 @@ class ResidualRecord:
     @property
     def eigenvalue(self) -> Tensor:
         """Factor ``1 - b |k|^2`` of the shortcut along ``k``, (B, T); 1 without erasing."""
-        if not self.erase:
+        if not self.spec.erase:
             return torch.ones_like(self.beta)
         return (1 - self.beta.double() * self.direction.double().square().sum(-1)).float()
 
@@ -93,7 +78,7 @@ class ResidualRecord:
     @property
     def erased(self) -> Tensor:
         """``b |k.X|``, the amount taken away along ``k``, (B, T); 0 without erasing."""
-        return self.beta * self.projection.norm(dim=-1) * float(self.erase)
+        return self.beta * self.projection.norm(dim=-1) * float(self.spec.erase)
 
     @property
     def written(self) -> Tensor:
@@ -107,46 +92,34 @@ def _inner(model: Any) -> Any:
 
 
 @contextmanager
-def watching(model: Any, hook: ResidualHook, restart: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Call ``hook`` at every residual use, of any kind of residual, until the context ends. (core: ``observe``)
+def watching(model: Any, hook: ResidualHook, part: str = "") -> Iterator[None]:
+    """Call ``hook`` at every residual use, of any kind of residual, until the context ends.
+
+    One call of a model with registers may hold two passes through the blocks: the registers' own, then the text's.
 
     Args:
         model: an Ouroboros model, with or without its head.
         hook: called in execution order after each residual.
-        restart: called when a pass through the blocks begins. One call of a model with registers may hold two: the
-            registers' own, then the text's.
+        part: after this part of each residual instead.
     """
-    inner = _inner(model)
-    visits = inner.schedule.visits
-    uses = [(visit, sublayer) for visit in visits for sublayer in SUBLAYERS]
-    count = 0
+    inner, now = _inner(model), dict[str, Visit]()
 
-    def begin(module: nn.Module, args: Any) -> None:
-        nonlocal count
-        count = 0
-        restart()
+    def begin(block: nn.Module, args: Any) -> None:
+        now["visit"] = args[1].visit
 
-    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        nonlocal count
-        visit, sublayer = uses[min(count, len(uses) - 1)]
-        check(
-            count < len(uses) and module is getattr(inner.decoder.layers[visit.block], f"{sublayer}_residual"),
-            "residuals are followed through the model's own schedule: instead of a call with loops=n, watch and call"
-            " model.with_loops(n)",
-        )
-        count += 1
-        return hook(visit, sublayer, module, args, output)
+    def after(sublayer: Sublayer, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        return hook(now["visit"], sublayer, module, args, output)
 
     with ExitStack() as stack:
         # The registers' keys and values are kept between calls: neither may a kept set hide their pass from the hook,
         # nor one made under the hook outlive it.
         inner.__dict__.pop("_prefix_memo", None)
         stack.callback(inner.__dict__.pop, "_prefix_memo", None)
-        stack.callback(inner.decoder.register_forward_pre_hook(begin).remove)
         for block in inner.decoder.layers:
+            stack.callback(block.register_forward_pre_hook(begin).remove)
             for sublayer in SUBLAYERS:
-                residual = getattr(block, f"{sublayer}_residual")
-                stack.callback(residual.register_forward_hook(after).remove)
+                module = getattr(block, f"{sublayer}_residual").get_submodule(part)
+                stack.callback(module.register_forward_hook(partial(after, sublayer)).remove)
         yield
 
 
@@ -167,14 +140,15 @@ def record(model: Any, input_ids: Tensor) -> list[ResidualRecord]:
         OuroborosError: the model's residual is not the delta residual.
     """
     _delta_only(model)
-    records: list[ResidualRecord] = []
+    records: dict[tuple[int, Sublayer], ResidualRecord] = {}
 
     def keep(visit: Visit, sublayer: Sublayer, residual: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        records.append(_record(visit, sublayer, residual, args, output))
+        # The text's own pass comes last, after that of the registers.
+        records[visit.slot, sublayer] = _record(visit, sublayer, residual, args, output)
 
-    with evaluating(model), watching(model, keep, records.clear):
+    with evaluating(model), watching(model, keep):
         _inner(model)(input_ids, use_cache=False)
-    return records
+    return list(records.values())
 
 
 def _record(
@@ -185,13 +159,9 @@ def _record(
     k_D, beta, value = residual.terms(update, context, read)
     before, after = (t.float() if spec.expanded else t.float()[..., None, :] for t in (x, output))
     return ResidualRecord(
-        slot=visit.slot,
-        block=visit.block,
-        loop=visit.loop,
+        visit=visit,
         sublayer=sublayer,
-        eps=spec.eps,
-        value_scale=spec.value_scale if spec.value == "sigmoid" else None,
-        erase=spec.erase,
+        spec=spec,
         beta=beta[..., 0].cpu(),
         h_norm=update.float().norm(dim=-1).cpu(),
         direction=k_D.cpu(),
@@ -203,106 +173,15 @@ def _record(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResidualSummary:
-    """One residual use over all its tokens. Shares are of tokens (of token and channel for the target)."""
-
-    regimes: tuple[float, ...]
-    """Shares that keep (b < 0.5), erase and reflect (b >= 1.5)."""
-    fine_regimes: tuple[float, ...]
-    """Shares between the finer cuts."""
-    beta: tuple[float, ...]
-    """Quantiles (:data:`QUANTILES`) of the gate."""
-    eigenvalue: tuple[float, ...]
-    """Quantiles of ``1 - b |k|^2``."""
-    gate_closed: float
-    """Share with ``b < 0.001``."""
-    gate_open: float
-    """Share with ``b > 1.999``."""
-    value_low: float | None
-    """Share of targets in the lowest 2.5 % of the sigmoid's range; None without a sigmoid."""
-    value_high: float | None
-    """Share in the highest 2.5 %."""
-    h_norm: tuple[float, ...]
-    """Quantiles of the sublayer output's length."""
-    h_small: float
-    """Share with a length below 100 eps."""
-    discrepancy: float
-    """Mean ``|v - k.X|``."""
-    discrepancy_after: float
-    erased: float
-    """Mean ``b |k.X|``."""
-    written: float
-    """Mean ``b |v|``."""
-    state_norm_after: float
-    """Mean ``|X|`` after the update."""
-
-    @property
-    def median_beta(self) -> float:
-        """The middle quantile of the gate."""
-        return self.beta[QUANTILES.index(0.5)]
-
-
-def shares(values: Tensor, cuts: Sequence[float]) -> tuple[float, ...]:
+def shares(values: Tensor, cuts: Sequence[float]) -> list[float]:
     """Shares of ``values`` below the first cut, from one to the next, and from the last on; they sum to 1."""
     bins = torch.bucketize(values.flatten(), torch.tensor(cuts, dtype=values.dtype), right=True)
-    counts = torch.bincount(bins, minlength=len(cuts) + 1)
-    return tuple((counts.double() / bins.numel()).tolist())
+    return (torch.bincount(bins, minlength=len(cuts) + 1).double() / bins.numel()).tolist()
 
 
-def quantiles(values: Tensor) -> tuple[float, ...]:
+def quantiles(values: Tensor) -> list[float]:
     """:data:`QUANTILES` of all entries, interpolated."""
-    # torch.quantile refuses more than 2^24 entries.
-    ordered = values.flatten().double().sort().values
-    place = torch.tensor(QUANTILES, dtype=torch.float64) * (len(ordered) - 1)
-    return tuple(torch.lerp(ordered[place.floor().long()], ordered[place.ceil().long()], place.frac()).tolist())
-
-
-def summarise(record: ResidualRecord) -> ResidualSummary:
-    """The numbers behind the pictures of one residual use."""
-
-    def share(where: Tensor) -> float:
-        return where.double().mean().item()
-
-    low = high = None
-    if record.value_scale is not None:
-        edge = VALUE_EDGE * record.value_scale
-        low, high = share(record.value < edge), share(record.value > record.value_scale - edge)
-    return ResidualSummary(
-        regimes=shares(record.beta, CUTS),
-        fine_regimes=shares(record.beta, FINE_CUTS),
-        beta=quantiles(record.beta),
-        eigenvalue=quantiles(record.eigenvalue),
-        gate_closed=share(record.beta < GATE_EDGE),
-        gate_open=share(record.beta > 2 - GATE_EDGE),
-        value_low=low,
-        value_high=high,
-        h_norm=quantiles(record.h_norm),
-        h_small=share(record.h_norm < SMALL * record.eps),
-        discrepancy=record.discrepancy.mean().item(),
-        discrepancy_after=record.discrepancy_after.mean().item(),
-        erased=record.erased.mean().item(),
-        written=record.written.mean().item(),
-        state_norm_after=record.state_norm_after.mean().item(),
-    )
-
-
-class Headline(NamedTuple):
-    """How many residual uses do what, by their median gate."""
-
-    residuals: int
-    keep: int
-    """Median gate below 0.5."""
-    erase: int
-    reflect: int
-    """1.5 or more."""
-
-
-def headline(summaries: Sequence[ResidualSummary]) -> Headline:
-    """Counts over all residual uses."""
-    medians = [summary.median_beta for summary in summaries]
-    keep, reflect = sum(b < CUTS[0] for b in medians), sum(b >= CUTS[1] for b in medians)
-    return Headline(len(medians), keep, len(medians) - keep - reflect, reflect)
+    return np.quantile(values.double().numpy(), QUANTILES).tolist()
 
 
 @contextmanager
@@ -318,21 +197,10 @@ def forced(model: Any, slot: int, sublayer: Sublayer, beta: float) -> Iterator[N
     check(sublayer in SUBLAYERS, f"sublayer must be mixer or mlp, got {sublayer!r}")
     check(0 <= beta <= 2, f"beta must be in [0, 2], got {beta}")
 
-    def replace(
-        visit: Visit, at: Sublayer, residual: nn.Module, args: tuple[Tensor, ...], output: Tensor
-    ) -> Tensor | None:
-        if (visit.slot, at) != (slot, sublayer):
-            return None
-        assert isinstance(residual, DeltaResidual)
-        x, update, context, read = args
-        k, _, value = residual.terms(update, context, read)
-        if residual.spec.expanded:
-            k, value = k[..., None, :], value[..., None]
-        state = x.float()
-        error = value - (k * state).sum(-1, keepdim=True) if residual.spec.erase else value
-        return (state + beta * error * k).to(output.dtype)
+    def replace(visit: Visit, at: Sublayer, gate: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        return torch.full_like(output, beta) if (visit.slot, at) == (slot, sublayer) else None
 
-    with watching(model, replace):
+    with watching(model, replace, part="gate"):
         yield
 
 
@@ -362,25 +230,14 @@ def ablate(model: Any, input_ids: Tensor, betas: Sequence[float] = (0.0, 1.0, 2.
     """
     _delta_only(model)
     check(input_ids.shape[-1] >= 2, "the loss needs sequences of at least two tokens")
+    plain = next_token_nats(model, input_ids).mean(-1)
 
-    def loss_of_each() -> Tensor:
-        return next_token_nats(model, input_ids).mean(-1)
+    def forcing(slot: int, sublayer: Sublayer, beta: float) -> Ablation:
+        with forced(model, slot, sublayer, beta):
+            nats = next_token_nats(model, input_ids).mean(-1)
+        change = ratio_interval((nats - plain).numpy(), np.ones(len(nats)))
+        loss = nats.mean().item()
+        return Ablation(slot=slot, sublayer=sublayer, beta=beta, loss=loss, change=change.mean, stderr=change.stderr)
 
-    found, plain = [], loss_of_each()
-    for visit in _inner(model).schedule.visits:
-        for sublayer in SUBLAYERS:
-            for beta in betas:
-                with forced(model, visit.slot, sublayer, beta):
-                    nats = loss_of_each()
-                change = ratio_interval((nats - plain).numpy(), np.ones(len(nats)))
-                found.append(
-                    Ablation(
-                        slot=visit.slot,
-                        sublayer=sublayer,
-                        beta=beta,
-                        loss=nats.mean().item(),
-                        change=change.mean,
-                        stderr=change.stderr,
-                    )
-                )
-    return found
+    slots = range(len(_inner(model).schedule.visits))
+    return [forcing(*use) for use in itertools.product(slots, SUBLAYERS, betas)]

@@ -5,7 +5,7 @@ Shapes: B sequences, T positions, V value channels, N residual uses (two for eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,8 +27,8 @@ from ouroboros.report.drawing import MAX_VISITS, shown_visits
 from ouroboros.report.run import Run
 from ouroboros.report.text import percent, plural
 from ouroboros.schedule import Schedule, parse
-from ouroboros.systems.delta.measure import Ablation, ResidualRecord, ResidualSummary, ablate, record, summarise
-from ouroboros.systems.delta.report_charts import NAMES, charts
+from ouroboros.systems.delta.measure import QUANTILES, Ablation, ResidualRecord, ablate, quantiles, record, shares
+from ouroboros.systems.delta.report_charts import CUTS, NAMES, charts
 
 MAX_TOKENS, MAX_LENGTH = 2_048, 256
 """Of the sample, and of each of its sequences."""
@@ -39,6 +39,9 @@ FORCED_FLOPS, FORCED_LENGTH = 2 * 10**11, 64
 MAX_FORCED_FLOPS, MAX_FORCED_VISITS = 4 * 10**12, 12_000
 """A model too large even for those goes without (minutes on one core), and so does one so deep that calling its blocks
 takes as long, however small they are."""
+FINE_CUTS = (0.3, 0.7, 1.3, 1.7)
+"""Gates that bound the five regimes of the table."""
+MEDIAN = QUANTILES.index(0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,10 @@ class Look:
     spec: DeltaSpec
     records: Sequence[ResidualRecord]
     """One for each use, in order of execution."""
-    before: Sequence[ResidualSummary]
-    """The same of a new model of the run's seed, which is how training began."""
+    gates_before: Sequence[float]
+    """Median gate of each use in a new model of the run's seed, which is how training began."""
+    lengths_before: Sequence[float]
+    """Mean length of its state after each use."""
     forced: Sequence[Ablation]
     """Empty for a model that is too large or too deep."""
     forced_tokens: int
@@ -59,9 +64,21 @@ class Look:
     filter included, mean over features (V,). Empty with one value channel."""
 
     @cached_property
-    def uses(self) -> list[ResidualSummary]:
-        """The summary of each use."""
-        return [summarise(one) for one in self.records]
+    def median_gates(self) -> list[float]:
+        """Of each use."""
+        return [medians[MEDIAN] for medians in self.quantiles("beta")]
+
+    def quantiles(self, field: str) -> list[list[float]]:
+        """Of a quantity of the records, for each use."""
+        return [quantiles(getattr(one, field)) for one in self.records]
+
+    def means(self, field: str) -> list[float]:
+        """Of a quantity of the records, for each use."""
+        return [getattr(one, field).mean().item() for one in self.records]
+
+    def share(self, where: Callable[[ResidualRecord], Tensor]) -> float:
+        """Of the tokens (or targets) of all uses, those for which something holds."""
+        return float(np.mean([where(one).double().mean().item() for one in self.records]))
 
     def drawn(self, *sublayers: str) -> tuple[list[int], np.ndarray]:
         """The numbers of the uses that charts show, of these sublayers or all, and their places on the axis over depth.
@@ -69,9 +86,12 @@ class Look:
         Both sublayers of a visit stand side by side, the mixer to the left.
         """
         place = {slot: index for index, slot in enumerate(shown_visits(self.schedule))}
-        numbers = [i for i, r in enumerate(self.records) if r.slot in place and r.sublayer in (sublayers or NAMES)]
-        shown = [self.records[i] for i in numbers]
-        return numbers, np.array([place[r.slot] + (-0.25 if r.sublayer == "mixer" else 0.25) for r in shown])
+        shown = {
+            number: place[one.visit.slot] + (-0.25 if one.sublayer == "mixer" else 0.25)
+            for number, one in enumerate(self.records)
+            if one.visit.slot in place and one.sublayer in (sublayers or NAMES)
+        }
+        return list(shown), np.array(list(shown.values()))
 
 
 def section(run: Run) -> Section | None:
@@ -113,13 +133,14 @@ def look_at(model: Any, recipe: Recipe, ids: Tensor) -> Look:
     assert isinstance(residual, DeltaSpec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        before = [summarise(one) for one in record(build(recipe), ids)]
+        start = record(build(recipe), ids)
     few = ids[: _affordable(recipe, len(records)), :FORCED_LENGTH]
     return Look(
         schedule=model.model.schedule,
         spec=residual,
         records=records,
-        before=before,
+        gates_before=[quantiles(one.beta)[MEDIAN] for one in start],
+        lengths_before=[one.state_norm_after.mean().item() for one in start],
         forced=ablate(model, few) if few.shape[0] and few.shape[1] >= 2 else [],
         forced_tokens=few.numel(),
         readings=_readings(model.model),
@@ -150,9 +171,9 @@ def _readings(inner: Any) -> dict[str, tuple[Tensor, Tensor]]:
 
 def headline(look: Look) -> str:
     """How many residuals keep, erase and reflect, and how many have an eigenvalue below 0, by the median gate."""
-    medians = [use.median_beta for use in look.uses]
-    kept, reflected = sum(gate < 0.5 for gate in medians), sum(gate >= 1.5 for gate in medians)
-    erased, above = len(medians) - kept - reflected, sum(gate > 1 for gate in medians)
+    medians = look.median_gates
+    kept, erased, reflected = np.histogram(medians, [-np.inf, *CUTS, np.inf])[0].tolist()
+    above = sum(gate > 1 for gate in medians)
     count = plural(len(medians), "residual")
     if not look.spec.erase:
         return (
@@ -194,9 +215,9 @@ def lead(look: Look, sample: str) -> str:
 def table(look: Look) -> Table:
     """One line for each residual: name, quantiles of the gate, and its shares in the finer regimes."""
     rows = []
-    for one, use in zip(look.records, look.uses, strict=True):
-        gates = [f"{value:.2f}" for value in (use.beta[0], use.median_beta, use.beta[-1])]
-        rows.append([f"{one.slot} {NAMES[one.sublayer]}", *gates, *map(percent, use.fine_regimes)])
+    for one, gates in zip(look.records, look.quantiles("beta"), strict=True):
+        shown = [f"{gates[at]:.2f}" for at in (0, MEDIAN, -1)]
+        rows.append([f"{one.visit.slot} {NAMES[one.sublayer]}", *shown, *map(percent, shares(one.beta, FINE_CUTS))])
     regimes = ("b < 0.3", "0.3 to 0.7", "0.7 to 1.3", "1.3 to 1.7", "1.7 and more")
     head = ("Residual", "gate, 5 %", "median", "95 %", *regimes)
     return Table(head=head, rows=rows, folded="Every residual in numbers")

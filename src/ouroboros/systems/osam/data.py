@@ -7,11 +7,12 @@ characters, 13 distinct, 615 needles, the first at offset 247, then one every 26
 
 They show quickly whether anything is learned at all. They do not test memory: the needle never changes, and a model
 that has seen two of them knows it by its weights. Nor is their held-out part new text: it repeats the training part.
-Tasks that need a memory are in :mod:`ouroboros.systems.osam.probes`.
+Tasks that need a memory are in `runs/probe_tasks.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,12 +58,7 @@ def published_starts(tokens: int, sequence_length: int, batch_size: int, seed: i
         f"published starts: the text has {tokens} tokens; windows of {sequence_length} need at least"
         f" {sequence_length + 2}",
     )
-    return _starts(bound, batch_size, seed)
-
-
-def _starts(bound: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randint(bound, (batch_size,), generator=generator).numpy()
+    return (torch.randint(bound, (batch_size,), generator=generator).numpy() for _ in itertools.count())

@@ -7,9 +7,10 @@ Shapes: B batch, T tokens, D model width, N measured positions.
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from ouroboros.nn.linear_memory import Keys, read_and_write
 from ouroboros.nn.osam import Factors, Osam
 from ouroboros.nn.sketch import gram_matrix, reachable_buckets
 from ouroboros.nn.visit import VisitContext
-from ouroboros.schedule import Visit
 
 ROWS = 4
 """Sequences that :func:`telemetry` looks at unless told otherwise."""
@@ -64,15 +64,6 @@ class MemoryRecord(Record):
     """Buckets of the feature that some pair of coordinates falls into; the others stay 0 for ever."""
 
 
-class _Seen(NamedTuple):
-    """What a visit's mixer was given."""
-
-    mixer: Osam
-    x_BTD: Tensor
-    given: VisitContext
-    state: Tensor | None
-
-
 def part_records(model: Any, batch: np.ndarray) -> dict[str, Any]:
     """What a training run records of an OSAM model on a ``batch`` (B, T + 1): ``memory``, a record for each visit on
     the first windows; with a kupdate above 1 also ``loss_by_reading``, of all windows. Empty for other mixers."""
@@ -99,13 +90,14 @@ def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int |
     inner = model.model
     mixer = inner.spec.block.mixer
     check(isinstance(mixer, OsamSpec), f"memory telemetry is of osam, not of {mixer.kind}")
-    visits, seen = inner.schedule.visits, list[_Seen]()
     stride = max(ids.shape[1] // POSITIONS, 1) if stride is None else stride
+    records: dict[int, MemoryRecord] = {}
 
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         x_BTD, given = arguments
         assert isinstance(module, Osam)
-        seen.append(_Seen(module, x_BTD, given, None if given.memory is None else given.memory.state()))
+        # Registers run by themselves first; the text's own pass comes last.
+        records[given.visit.slot] = _record(module, x_BTD, given, stride)
 
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -114,8 +106,7 @@ def telemetry(model: Any, ids: Tensor, *, stride: int | None = None, rows: int |
             if isinstance(module, Osam):
                 stack.callback(module.register_forward_pre_hook(look).remove)
         inner(ids[:rows], use_cache=False)
-        # Registers run by themselves first; the text's own pass comes last.
-        return [_record(visit, it, stride) for visit, it in zip(visits, seen[-len(visits) :], strict=True)]
+    return list(records.values())
 
 
 def reading_losses(model: Any, ids: np.ndarray) -> dict[str, float]:
@@ -134,12 +125,12 @@ def reading_losses(model: Any, ids: np.ndarray) -> dict[str, float]:
     return {name: float(part.mean()) for name, part in parts.items() if len(part)}
 
 
-def _record(visit: Visit, seen: _Seen, stride: int) -> MemoryRecord:
-    mixer, x_BTD, given, state = seen
+def _record(mixer: Osam, x_BTD: Tensor, given: VisitContext, stride: int) -> MemoryRecord:
     dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+    state = None if given.memory is None else given.memory.state()
     if given.positions is None:
         given = given._replace(positions=torch.arange(x_BTD.shape[1], device=x_BTD.device)[None])
-    assert given.positions is not None
+    assert given.positions is not None and given.visit is not None
     factors, tokens = mixer.factors(x_BTD, given, dtype), given.positions[0]
     at = ((tokens % mixer.spec.kupdate == 0) & (tokens % stride == 0)).nonzero().flatten().tolist()
     check(bool(at), f"no position that reads is divisible by the stride {stride}")
@@ -150,9 +141,7 @@ def _record(visit: Visit, seen: _Seen, stride: int) -> MemoryRecord:
     turn, size = mixer.turn(dtype), x_BTD.shape[-1] // mixer.spec.frequencies
     value_norm = 0.0 if values is None else values.double().mean().item()
     return MemoryRecord(
-        slot=visit.slot,
-        block=visit.block,
-        loop=visit.loop,
+        **dataclasses.asdict(given.visit),
         positions=tokens[at].tolist(),
         feature_norm=feature.tolist(),
         key_norm=keys.tolist(),

@@ -50,6 +50,7 @@ _IN_BLOCK = {
 _EMBEDDING, _POSITIONS, _REGISTERS = "token_embedding.weight", "position_embedding.weight", "reasoning_tokens"
 _QUERY_NORM, _KEY_NORM = "shared_block.attn.q_norm.scale", "shared_block.attn.k_norm.scale"
 _FREQUENCIES = "shared_block.attn.rotary_emb.inv_freq"
+_ROPE_BASE = 10_000.0
 NAMES = {
     _EMBEDDING: "model.embed_tokens.weight",
     _POSITIONS: "model.stem.positions.weight",
@@ -116,9 +117,6 @@ def to_model(
     *,
     loops: int,
     heads: int | None = None,
-    logit_scale: float = 0.1,
-    norm_eps: float = 1e-8,
-    rope_base: float = 10_000.0,
     eos_token_id: int | None = None,
 ) -> OuroborosForCausalLM:
     """The published model with these tensors, float32, in evaluation mode.
@@ -127,9 +125,6 @@ def to_model(
         tensors: published names to tensors.
         loops: visits of the one block.
         heads: attention heads; only the first revision needs them, see :func:`sizes_of`.
-        logit_scale: factor of the logits.
-        norm_eps: added to the mean square in every norm.
-        rope_base: wavelength base of the rotary embedding, unused with a learned table of positions.
         eos_token_id: end-of-text token for the configuration.
 
     Raises:
@@ -141,7 +136,7 @@ def to_model(
     if _POSITIONS in tensors:
         positions = {"stem": (LearnedPositionsSpec(),), "max_position_embeddings": shape_of(tensors, _POSITIONS, 2)[0]}
     elif _FREQUENCIES in tensors:
-        _check_frequencies(tensors[_FREQUENCIES], rope_base, sizes["head_dim"])
+        _check_frequencies(tensors[_FREQUENCIES], sizes["head_dim"])
     registers = state.pop(NAMES[_REGISTERS], None)
     if registers is not None and sizes["prefix_tokens"]:
         state[NAMES[_REGISTERS]] = registers[0]
@@ -155,12 +150,12 @@ def to_model(
                 head_dim=sizes["head_dim"],
                 latent_rank=sizes["d_latent"],
                 qk_norm="before_rope" if _QUERY_NORM in tensors else "none",
-                rope=RopeSpec(base=rope_base),
+                rope=RopeSpec(base=_ROPE_BASE),
             ),
             ffn=FeedForwardSpec(kind="swiglu", intermediate_size=sizes["d_ff"], bias=True),
-            norm=RMSNormSpec(eps=norm_eps),
+            norm=RMSNormSpec(eps=1e-8),
         ),
-        head=LinearHeadSpec(logit_scale=logit_scale),
+        head=LinearHeadSpec(logit_scale=0.1),
         registers=sizes["prefix_tokens"],
         register_std=1.0,
         tie_embeddings=True,
@@ -169,13 +164,13 @@ def to_model(
     return model_of(spec, state, eos_token_id=eos_token_id)
 
 
-def _check_frequencies(stored: Tensor, base: float, width: int) -> None:
+def _check_frequencies(stored: Tensor, width: int) -> None:
     """The stored frequencies (``width`` / 2) are those of the rotary embedding that is built here."""
     import torch
 
-    expected = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    expected = _ROPE_BASE ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     fits = stored.shape == expected.shape and torch.allclose(stored.double(), expected, rtol=1e-5, atol=0)
-    check(fits, f"{_FREQUENCIES} is not that of base {base:g} and {width} channels")
+    check(fits, f"{_FREQUENCIES} is not that of base {_ROPE_BASE:g} and {width} channels")
 
 
 def convert(

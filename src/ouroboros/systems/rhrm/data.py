@@ -137,7 +137,7 @@ def shares_of(data: PreparedData) -> list[float] | None:
     """
     acceptance, blocks = [], []
     for index in range(len(data.sources)):
-        starts, ids = data.offsets("train", index), data.train_tokens(index)
+        starts, ids = data.offsets("train", index), data.tokens("train", index)
         count = min(len(starts) - 1, MAX_SAMPLED)
         found = []
         for document in np.linspace(0, len(starts) - 2, count).astype(np.int64).tolist():

@@ -15,17 +15,14 @@ from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.schedule import Visit
 from ouroboros.systems.delta.measure import (
-    CUTS,
-    FINE_CUTS,
     ResidualRecord,
     ablate,
     forced,
-    headline,
     quantiles,
     record,
     shares,
-    summarise,
     watching,
 )
 
@@ -54,13 +51,9 @@ def build(layout: str = "1 (1)x2 1", **changes: Any) -> OuroborosForCausalLM:
 def one(**changes: Any) -> ResidualRecord:
     """A record of 2 tokens, with unit directions."""
     given: dict[str, Any] = {
-        "slot": 3,
-        "block": 1,
-        "loop": 2,
+        "visit": Visit(3, 1, 2),
         "sublayer": "mlp",
-        "eps": 1e-6,
-        "value_scale": 4.0,
-        "erase": True,
+        "spec": DeltaSpec(),
         "beta": torch.tensor([[0.5, 2.0]]),
         "h_norm": torch.tensor([[1.0, 5e-5]]),
         "direction": torch.eye(4)[None, :2],
@@ -81,8 +74,8 @@ def hooks(model: OuroborosForCausalLM) -> int:
 def test_one_record_per_use_in_order(values: int) -> None:
     model = build(residual=DeltaSpec(values=values))
     records = record(model, IDS)
-    assert [(r.slot, r.block, r.loop, r.sublayer) for r in records] == [
-        (slot, block, loop, sublayer)
+    assert [(r.visit, r.sublayer) for r in records] == [
+        (Visit(slot, block, loop), sublayer)
         for slot, (block, loop) in enumerate([(0, 0), (1, 0), (1, 1), (2, 0)])
         for sublayer in ("mixer", "mlp")
     ]
@@ -119,9 +112,11 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_a_view_with_other_loops_is_recorded() -> None:
     model = build()
     records = record(model.with_loops(3), IDS)
-    assert [r.loop for r in records[2:8]] == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(OuroborosError, match="call model.with_loops"), forced(model, 0, "mlp", 1.0):
-        model(IDS, loops=3)
+    assert [r.visit.loop for r in records[2:8]] == [0, 0, 1, 1, 2, 2]
+    slots: list[int] = []
+    with torch.no_grad(), watching(model, lambda visit, *use: slots.append(visit.slot)):
+        model.eval()(IDS, loops=3, use_cache=False)
+    assert slots == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_registers_are_not_in_the_record() -> None:
@@ -157,37 +152,18 @@ def test_amounts_of_one_record() -> None:
     torch.testing.assert_close(r.discrepancy_after, torch.tensor([[0.5, 0.95]]))
     torch.testing.assert_close(r.erased, torch.tensor([[1.5, 2.0]]))
     torch.testing.assert_close(r.written, torch.tensor([[1.0, 7.9]]))
-    control = one(erase=False)
+    control = one(spec=DeltaSpec(erase=False))
     assert (control.eigenvalue == 1).all() and (control.erased == 0).all()
     torch.testing.assert_close(one(direction=0.5 * torch.eye(4)[None, :2]).eigenvalue, torch.tensor([[0.875, 0.5]]))
 
 
-def test_summary_of_one_record() -> None:
-    s = summarise(one())
-    assert s.regimes == (0.0, 0.5, 0.5) and s.fine_regimes == (0.0, 0.5, 0.0, 0.0, 0.5)
-    assert s.median_beta == 1.25 and s.eigenvalue[2] == -0.25
-    assert (s.gate_closed, s.gate_open) == (0.0, 0.5)
-    assert (s.value_low, s.value_high, s.h_small) == (0.0, 0.5, 0.5)
-    assert summarise(one(beta=torch.tensor([[5e-4, 1.0]]))).gate_closed == 0.5
-    assert summarise(one(value=torch.tensor([[[0.09], [1.0]]]))).value_low == 0.5
-    assert summarise(one(value_scale=None)).value_low is None
-    assert (s.erased, s.written) == pytest.approx((1.75, 4.45))
-    assert (s.discrepancy, s.discrepancy_after) == pytest.approx((1.975, 0.725))
-
-
 def test_shares_and_quantiles() -> None:
     values = torch.tensor([0.1, 0.5, 1.4, 1.5, 1.9])
-    assert shares(values, CUTS) == pytest.approx((0.2, 0.4, 0.4))
-    assert shares(values, FINE_CUTS) == pytest.approx((0.2, 0.2, 0.0, 0.4, 0.2))
+    assert shares(values, (0.5, 1.5)) == pytest.approx([0.2, 0.4, 0.4])
+    assert shares(values, (0.3, 0.7, 1.3, 1.7)) == pytest.approx([0.2, 0.2, 0.0, 0.4, 0.2])
     draws = torch.rand(101)
     expected = torch.quantile(draws.double(), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]).double())
     assert quantiles(draws) == pytest.approx(expected.tolist())
-
-
-def test_headline_counts_medians() -> None:
-    summaries = [summarise(one(beta=torch.full((1, 2), b))) for b in (0.1, 0.49, 0.5, 1.2, 1.5, 1.9)]
-    h = headline(summaries)
-    assert h == (6, 2, 2, 2)
 
 
 def loss(model: OuroborosForCausalLM, ids: Tensor = IDS) -> float:

@@ -15,14 +15,15 @@ import torch
 
 from ouroboros.api import build
 from ouroboros.config import Recipe, to_json
-from ouroboros.data import open_prepared, prepare
+from ouroboros.data.prepared import open_prepared
+from ouroboros.data.shards import prepare
 from ouroboros.recipes import recipe
 from ouroboros.report import report_from_run
 from ouroboros.report.page import to_html
 from ouroboros.report.run import Run
 from ouroboros.schedule import parse
 from ouroboros.systems.delta import report as module
-from ouroboros.systems.delta.measure import record, summarise
+from ouroboros.systems.delta.measure import record
 from ouroboros.systems.delta.report import Look, headline, lead, look_at, sample_size, section, table
 from ouroboros.train.rundir import RunDirectory
 
@@ -83,7 +84,7 @@ def test_large_models_are_looked_at_on_less(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_uses_are_placed_by_visit_and_sublayer(look: Look) -> None:
-    assert [(one.slot, one.sublayer) for one in look.records[:3]] == [(0, "mixer"), (0, "mlp"), (1, "mixer")]
+    assert [(one.visit.slot, one.sublayer) for one in look.records[:3]] == [(0, "mixer"), (0, "mlp"), (1, "mixer")]
     numbers, places = look.drawn()
     assert numbers == list(range(6)) and places.tolist() == [-0.25, 0.25, 0.75, 1.25, 1.75, 2.25]
     numbers, places = look.drawn("mlp")
@@ -104,10 +105,13 @@ def test_readings_of_every_compressor(delta_model: DeltaModel, look: Look) -> No
 def test_before_training_is_a_new_model_of_the_seed(delta_model: DeltaModel, look: Look) -> None:
     model, made, ids = delta_model("1 (1)x2", values=3)
     state = torch.get_rng_state()
-    found = look_at(model, made, ids).before
+    found = look_at(model, made, ids)
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(made.train.seed)
-    assert look.before == found == [summarise(one) for one in record(build(made), ids)]
+    start = record(build(made), ids)
+    assert look.gates_before == found.gates_before
+    assert found.gates_before == pytest.approx([one.beta.double().quantile(0.5).item() for one in start])
+    assert found.lengths_before == [one.state_norm_after.mean().item() for one in start]
 
 
 def test_forced_gates_within_a_budget(delta_model: DeltaModel, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +129,8 @@ def test_forced_gates_within_a_budget(delta_model: DeltaModel, look: Look, monke
 
 def test_headline_counts_residuals(look: Look) -> None:
     def gates(*medians: float) -> str:
-        uses = [
-            dataclasses.replace(use, beta=(0.0, 0.0, b, 2.0, 2.0)) for use, b in zip(look.uses, medians, strict=False)
-        ]
         other = dataclasses.replace(look)
-        vars(other)["uses"] = uses
+        vars(other)["median_gates"] = medians
         return headline(other)
 
     assert gates(0.1, 0.7, 1.2, 1.6) == (
@@ -156,6 +157,13 @@ def test_lead_says_what_was_looked_at(look: Look) -> None:
     assert "at even distances" not in text and "left out" not in text
     assert "visits" not in lead(dataclasses.replace(look, schedule=parse("3")), "x")
     assert "Of the 40 visits 32 at even distances" in lead(dataclasses.replace(look, schedule=parse("40")), "x")
+
+
+def test_amounts_and_shares_of_all_uses(look: Look) -> None:
+    assert look.means("written") == [one.written.mean().item() for one in look.records]
+    gates = torch.stack([one.beta for one in look.records])
+    assert look.share(lambda one: one.beta < 0.7) == pytest.approx((gates < 0.7).double().mean().item())
+    assert look.quantiles("beta")[2][2] == look.median_gates[2] == pytest.approx(gates[2].double().quantile(0.5).item())
 
 
 def test_table_has_a_line_for_each_residual(look: Look) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from probe_tasks import IGNORED, Batch, Copy, Needle, Probe, Recall
 
 from ouroboros.errors import OuroborosError
-from ouroboros.systems.osam.probes import IGNORED, Batch, Copy, Needle, Probe, Recall
 
 SEEDS = st.one_of(st.integers(0, 2**40), st.tuples(st.integers(0, 9), st.integers(0, 9)))
 

@@ -1,0 +1,84 @@
+"""Vocabularies of byte-level BPE (Sennrich et al. 2016): what may be merged, and their training."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ouroboros.data.lossless import byte_alphabet
+
+# Units inside which BPE may merge, for prose and code alike: a word with one leading mark or space; up to three
+# digits; a run of punctuation with the line break and indentation that often follow it (so "):" + newline + eight
+# spaces can be one token); line breaks with their indentation; other white space.
+PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+    r"|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?"
+    r"|\s*[\r\n]+[ \t]*"
+    r"|[^\S\r\n]+(?!\S)"
+    r"|\s+"
+)
+LONGEST_UNIT = 1024
+"""Letters, marks or spaces in a row beyond which a vocabulary is trained on pieces: training takes time with the square
+of a unit's length, and no ordinary text has such units."""
+# PATTERN always ends a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
+SAFE_CUT = re.compile(rb"[A-Za-z]\n")
+
+
+def train(texts: Iterable[str], entries: int, *, shows_progress: bool) -> Tokenizer:
+    """A vocabulary of at most ``entries`` entries, the bytes among them; Ctrl-C ends its training."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = _units(_bounded(PATTERN))
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries,
+        initial_alphabet=sorted(byte_alphabet()),
+        special_tokens=[],
+        show_progress=shows_progress and sys.stderr.isatty(),
+    )
+    _interruptible(
+        lambda stopped: backend.train_from_iterator(itertools.takewhile(lambda _: not stopped(), texts), trainer)
+    )
+    backend.pre_tokenizer = _units(PATTERN)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _interruptible(work: Callable[[Callable[[], bool]], object]) -> None:
+    """Do ``work``, which does not listen to Ctrl-C, in a thread, and wait for it here, where an interruption is heard.
+
+    ``work`` is given a function that says whether it was interrupted. What it still does then goes on in the
+    background, without effect, until it has finished or the process ends. What it raises is raised here.
+    """
+    stopped, result = threading.Event(), Future[object]()
+
+    def run() -> None:
+        try:
+            result.set_result(work(stopped.is_set))
+        except BaseException as error:  # it belongs to the thread that waits
+            result.set_exception(error)
+
+    try:
+        threading.Thread(target=run, daemon=True).start()
+        result.result()
+    except BaseException:
+        stopped.set()
+        raise
+
+
+def _units(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _bounded(pattern: str) -> str:
+    """``pattern`` with at most :data:`LONGEST_UNIT` repetitions in place of any number."""
+    for sign, least in (("+", 1), ("*", 0)):
+        pattern = pattern.replace(f"]{sign}", f"]{{{least},{LONGEST_UNIT}}}")
+        pattern = pattern.replace(rf"\s{sign}", rf"\s{{{least},{LONGEST_UNIT}}}")
+    return pattern

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from ouroboros.data import bpe
+from ouroboros.data.tokenize import train_bpe
+
+CODE = (
+    b'def f(x):\n    """Doc."""\n    if x > 10:\n        return {"a": x, "b": [1, 2, 345678]}\n\n\nclass A:\r\n\tpass\n'
+)
+PROSE = "It's 1838 \u2013 na\u00efve caf\u00e9s, \u65e5\u672c\u8a9e \U0001f600!\n\n  The end.  ".encode()
+
+
+def test_pattern_covers_the_cut_rule() -> None:
+    """The cut between a letter and a line feed is safe only while no alternative spans it."""
+    letters = bpe.PATTERN.split("|")[0]
+    assert letters.endswith(r"[\p{L}\p{M}]+")
+    assert re.search(r"\[A-Za-z\]\\n", bpe.SAFE_CUT.pattern.decode())
+
+
+def test_long_units_are_trained_in_pieces_and_encoded_whole() -> None:
+    letters = "".join(random.Random(1).choices("ACGT", k=60_000)).encode()
+    for text in (letters, b"=" * 60_000, b" " * 60_000 + b"x", "\u00e9".encode() * 30_000):
+        start = time.process_time()
+        made = train_bpe([text], 300)
+        ids = made.encode(text)
+        # The square of the length took 1.4 s for the letters, and 119 s for ten times as many.
+        assert time.process_time() - start < 1.0
+        assert made.decode(ids) == text and len(ids) < len(text) / 2
+
+
+def test_units_of_ordinary_length_train_the_same_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PROSE + CODE * 9 + b"=" * 1000 + b"\n" * 900 + b" " * 1000 + b"x" * 1023 + b" y"
+    bounded = train_bpe([text], 400)
+    monkeypatch.setattr(bpe, "_bounded", lambda pattern: pattern)
+    assert train_bpe([text], 400).fingerprint == bounded.fingerprint
+    assert json.loads(bounded.backend.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {
+        "Regex": bpe.PATTERN
+    }
+
+
+def test_work_is_done_and_its_error_raised() -> None:
+    done = []
+    bpe._interruptible(lambda stopped: done.append(stopped()))
+    assert done == [False]
+
+    def fail(stopped: Callable[[], bool]) -> None:
+        raise LookupError("none")
+
+    with pytest.raises(LookupError, match="none"):
+        bpe._interruptible(fail)
+
+
+def test_an_interruption_is_heard_while_the_work_goes_on() -> None:
+    ended = threading.Event()
+
+    def work(stopped: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stopped():
+            time.sleep(0.01)
+        ended.set()
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        bpe._interruptible(work)
+    assert time.monotonic() - start < 5
+    assert ended.wait(5)
