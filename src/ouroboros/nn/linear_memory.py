@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, N chunks of C tokens, D coordinates, E value channels
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -93,13 +94,12 @@ def read_and_write(
         The sums of keys (B, R, 2, D); what the queries read, ``Re(q S)`` (B, R, E) or None; the state or None.
     """
     B, T, _ = keys.size.shape
-    ones = keys.size.new_ones(B, T, 1)
-    written = ones if v_BTE is None else torch.cat((v_BTE, ones), dim=-1)
     if state is not None:
         state = state.expand(B, -1, -1)  # that of a common prefix
     if T == 1:
-        return _step(q_BR2D, keys, written, turn, state, padding)
-    chunk = chunk or (CHUNK if turn.decay_D is None else FADING_CHUNK)
+        return _step(q_BR2D, keys, v_BTE, turn, state, padding)
+    if chunk is None:
+        chunk = CHUNK if turn.decay_D is None else FADING_CHUNK
     if turn.decay_D is not None and chunk < min(every, T):
         # In chunks as long as the distance of two readings the powers of the decay would overflow: all tokens read.
         q_BT2D = None if q_BR2D is None else _spread(q_BR2D, T, every)
@@ -111,18 +111,18 @@ def read_and_write(
     at, length = _clock(key.size, T, padding)
     middle = 0.0 if turn.decay_D is None else size / 2
     local_k = _since_start(key, turn, at, middle)
-    v = _chunks(written, size)
+    v = None if v_BTE is None else _chunks(v_BTE, size)
     starts, final = _carry(local_k, v, turn, length, middle, state, wants_state=wants_state)
 
     reads = at[..., ::every]
     before = torch.ones(size, size, dtype=local_k.dtype, device=local_k.device).tril(-1)[::every]
     sums = rotate_by((before @ local_k.flatten(-2)).unflatten(-1, (2, -1)), turn, reads, -middle)
     if starts is not None:
-        sums = sums + rotate_by(_pair(starts[..., -1])[:, :, None], turn, reads)
+        sums = sums + rotate_by(starts.sums[:, :, None], turn, reads)
     read = None
-    if q_BR2D is not None and v_BTE is not None:
+    if q_BR2D is not None and v is not None:
         q = _chunks(q_BR2D, -(-size // every))
-        read = _read_values(q, local_k, v, turn, reads, middle, before, starts).flatten(1, 2)[:, :rows, :-1]
+        read = _read_values(q, local_k, v, turn, reads, middle, before, starts).flatten(1, 2)[:, :rows]
     return sums.flatten(1, 2)[:, :rows], read, final
 
 
@@ -141,7 +141,7 @@ def _read_values(
     reads: Tensor,
     middle: float,
     before: Tensor,
-    starts: Tensor | None,
+    starts: _Run | None,
 ) -> Tensor:
     """``Re(q S)`` of queries (B, N, R, 2, D): from their own chunk and from the state before it, (B, N, R, E)."""
     # Re(q k) = Re q Re k - Im q Im k
@@ -149,23 +149,40 @@ def _read_values(
     conjugate = turn._replace(frequency_D=-turn.frequency_D)  # of the flipped imaginary part
     turned = rotate_by(q, conjugate, reads, -middle)
     read = (turned.flatten(-2) @ local_k.flatten(-2).mT * before) @ v
-    if starts is not None:
+    if starts is not None and starts.values is not None:
         turned = turned if turn.decay_D is None else rotate_by(q, conjugate, reads)
-        read = read + turned.flatten(-2) @ starts
+        read = read + turned.flatten(-2) @ starts.values
     return read
 
 
+class _Run(NamedTuple):
+    """A state in two parts."""
+
+    sums: Tensor
+    """(..., 2, D)."""
+    values: Tensor | None
+    """(..., 2 D, E)."""
+
+
 def _step(
-    q_B12D: Tensor | None, keys: Keys, written_B1E: Tensor, turn: Turn, state: Tensor | None, padding: Tensor | None
+    q_B12D: Tensor | None,
+    keys: Keys,
+    v_B1E: Tensor | None,
+    turn: Turn,
+    state: Tensor | None,
+    padding: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One token: one product, one rank-one update and one turn."""
-    k_B12D, read = phased(*keys), None
+    k_B12D = phased(*keys)
+    ones = keys.size.new_ones(len(keys.size), 1, 1)
+    v_B1E = ones if v_B1E is None else torch.cat((v_B1E, ones), dim=-1)
     if state is None:
-        state = k_B12D.new_zeros(len(k_B12D), k_B12D[0].numel(), written_B1E.shape[-1])
+        state = k_B12D.new_zeros(k_B12D.shape[0], k_B12D[0].numel(), v_B1E.shape[-1])
+    read = None
     if q_B12D is not None:
         read = (q_B12D * k_B12D.new_tensor((1.0, -1.0))[:, None]).flatten(-2) @ state[..., :-1]
     # Elementwise, so that a compiled step updates, turns and writes in one pass.
-    grown = torch.addcmul(state, k_B12D.flatten(-2).mT, written_B1E)
+    grown = torch.addcmul(state, k_B12D.flatten(-2).mT, v_B1E)
     steps = keys.size.new_ones(1, 1) if padding is None else padding.to(keys.size.dtype)
     # A copy of the sums: the caller may write the new state where the old one is.
     return _pair(state[..., -1].clone())[:, None], read, turn_rows(grown, turn, steps)
@@ -193,32 +210,57 @@ def _since_start(key: Keys, turn: Turn, at: Tensor, middle: float) -> Tensor:
 
 def _carry(
     local_k: Tensor,
-    written_BNCE: Tensor,
+    v_BNCE: Tensor | None,
     turn: Turn,
     length: Tensor,
     middle: float,
     state: Tensor | None,
     *,
     wants_state: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """States before every chunk, (B, N, 2 D, E), None when all are empty, and that behind the last if it is wanted."""
+) -> tuple[_Run | None, Tensor | None]:
+    """States before every chunk, (B, N, ..), None when all are empty, and the one behind the last if it is wanted."""
     N = local_k.shape[1]
+    given = None
+    if state is not None:
+        given = _Run(_pair(state[..., -1]), None if v_BNCE is None else state[..., :-1])
+    if N == 1 and not wants_state:
+        if given is None:
+            return None, None
+        return _Run(given.sums[:, None], None if given.values is None else given.values[:, None]), None
     used = N if wants_state else N - 1
-    added = local_k[:, :used].flatten(-2).mT @ written_BNCE[:, :used]
-    runs = [state]
+    new_sums = local_k[:, :used].sum(2)
+    new_values = None if v_BNCE is None else local_k[:, :used].flatten(-2).mT @ v_BNCE[:, :used]
+    zero = _Run(torch.zeros_like(new_sums[:, 0]), None if new_values is None else torch.zeros_like(new_values[:, 0]))
+    run, runs = given, [given or zero]
     for index in range(used):
-        # What a chunk adds is faded to its middle.
-        run, new, steps = runs[-1], added[:, index], length[:, index]
-        if run is None:
-            runs.append(turn_rows(new, turn, steps, -middle))
-        elif turn.decay_D is None:
-            runs.append(turn_rows(run + new, turn, steps))
-        else:
-            runs.append(turn_rows(run, turn, steps) + turn_rows(new, turn, steps, -middle))
+        steps, values = length[:, index], None
+        sums = _advance(None if run is None else run.sums, new_sums[:, index], turn, steps, middle, rotate_by)
+        if new_values is not None:
+            old = None if run is None else run.values
+            values = _advance(old, new_values[:, index], turn, steps, middle, turn_rows)
+        run = _Run(sums, values)
+        runs.append(run)
     starts = None
-    if N > 1 or state is not None:
-        starts = torch.stack([torch.zeros_like(added[:, 0]) if run is None else run for run in runs[:N]], dim=1)
-    return starts, runs[-1] if wants_state else None
+    if N > 1 or given is not None:
+        before = [run.values for run in runs[:N] if run.values is not None]
+        stacked = torch.stack(before, dim=1) if before else None
+        starts = _Run(torch.stack([run.sums for run in runs[:N]], dim=1), stacked)
+    final = None
+    if wants_state:
+        column = runs[-1].sums.flatten(-2)[..., None]
+        final = column if runs[-1].values is None else torch.cat((runs[-1].values, column), dim=-1)
+    return starts, final
+
+
+def _advance(
+    old: Tensor | None, new: Tensor, turn: Turn, steps: Tensor, middle: float, turned: Callable[..., Tensor]
+) -> Tensor:
+    """A state behind a chunk, from that before it (None: empty) and what the chunk adds, faded to its middle."""
+    if old is None:
+        return turned(new, turn, steps, -middle)
+    if turn.decay_D is None:
+        return turned(old + new, turn, steps)
+    return turned(old, turn, steps) + turned(new, turn, steps, -middle)
 
 
 def _pair(sum_key: Tensor) -> Tensor:
