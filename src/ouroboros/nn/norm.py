@@ -52,7 +52,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, once: bool) -> Tensor:
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or (torch.is_grad_enabled() and not once):
         return F.rms_norm(x, weight.shape, weight, eps)
-    return _RMSNorm.apply(x, weight, eps)
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return _RMSNorm.apply(x, weight, eps)
+    return torch.mul(x, _inverse_rms(x, eps)).mul_(weight)  # the same numbers; the function around them costs more
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """``1 / sqrt(mean(x^2) + eps)``, (..., 1)."""
+    return torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -62,7 +69,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # the inputs are float32, and the inner product would be rounded
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return torch.mul(x, scale).mul_(weight)
 
