@@ -73,6 +73,15 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         distinct = list(dict.fromkeys(tables))
         self.rotary = nn.ModuleList(Rope(*table) for table in distinct)
         self.rotary_of_block = [distinct.index(table) for table in tables]
+        mixers = [block.mixer for block in spec.blocks]
+        self._filters_tokens = bool(outer_values(spec) or any(recent_values(block, width) for block in spec.blocks))
+        """Whether filters over tokens remember something from call to call."""
+        self._carries_tokens = self._filters_tokens or any(mixer.keeps == "state" for mixer in mixers)
+        """Whether a part other than attention brings something from earlier tokens to later ones."""
+        self._rebuilds_keys = any(mixer.rebuilds_keys for mixer in mixers)
+        """Whether cached latents become keys anew at every step, which then needs the positions of all keys."""
+        self._attends = any(mixer.keeps != "state" for mixer in mixers)
+        """Whether a mixer needs a mask; states are causal by themselves."""
         self.gradient_checkpointing = False
         # What a part keeps in float32 when the model is cast, transformers has to keep when it reads a file.
         precise = {name for module in self.modules() for name in getattr(type(module), "PRECISE", ())}
@@ -256,22 +265,6 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         decode = functools.partial(self.decoder, schedule=self.schedule)
         return self.norm(self._through(x_BTD, decode, shared, self._tables(at), keys, memory_of))
 
-    @property
-    def _carries_tokens(self) -> bool:
-        """Whether a part other than attention brings something from earlier tokens to later ones."""
-        return any(block.mixer.keeps == "state" for block in self.spec.blocks) or self._filters_tokens
-
-    @property
-    def _filters_tokens(self) -> bool:
-        """Whether filters over tokens remember something from call to call."""
-        spec = self.spec
-        return bool(outer_values(spec) or any(recent_values(block, spec.hidden_size) for block in spec.blocks))
-
-    @property
-    def _rebuilds_keys(self) -> bool:
-        """Whether cached latents become keys anew at every step, which then needs the positions of all keys."""
-        return any(block.mixer.rebuilds_keys for block in self.spec.blocks)
-
     def _embed(self, tokens: Tensor, shared: VisitContext, memory_of: MemoryOf) -> Tensor:
         """Ids (B, T) or embeddings (B, T, D) through the stem; (B, T, D)."""
         ids = tokens if tokens.ndim == 2 else None
@@ -307,7 +300,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
     def _mask(self, x_BTD: Tensor, mask: Tensor | None, positions: Tensor, store: Cache | None) -> Tensor | None:
         """What tokens may attend to, registers first; None: plain causal."""
         R = self.spec.registers
-        if all(block.mixer.keeps == "state" for block in self.spec.blocks):  # causal by themselves
+        if not self._attends:
             return None
         attend_to: Any = create_causal_mask(
             config=self.config,

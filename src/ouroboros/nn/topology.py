@@ -30,8 +30,8 @@ class RunBlock(NamedTuple):
         on.block(self)
 
 
-class EnterLoop(NamedTuple):
-    """The loop parts of a looped segment act on the state that enters a loop."""
+class _LoopBoundary(NamedTuple):
+    """Where a loop begins or ends."""
 
     segment: int
     """Index among all segments."""
@@ -39,21 +39,20 @@ class EnterLoop(NamedTuple):
     """Index among the looped ones."""
     loop: int
     left: int
+    """Loops of the segment from this one to the end."""
     stream: str = MAIN
+
+
+class EnterLoop(_LoopBoundary):
+    """The loop parts of a looped segment act on the state that enters a loop."""
 
     def run(self, on: Any) -> None:
         """Run on the executor."""
         on.enter(self)
 
 
-class LeaveLoop(NamedTuple):
+class LeaveLoop(_LoopBoundary):
     """The loop parts act on the state that a loop has produced."""
-
-    segment: int
-    looped: int
-    loop: int
-    left: int
-    stream: str = MAIN
 
     def run(self, on: Any) -> None:
         """Run on the executor."""

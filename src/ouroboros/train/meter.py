@@ -9,6 +9,7 @@ from typing import Any
 from ouroboros.train.log import Status
 from ouroboros.train.precision import matmul_peak
 from ouroboros.train.stop import share_done
+from ouroboros.train.threads import Window
 from ouroboros.train.trainer import StepResult, Trainer
 
 WINDOW_SECONDS, WINDOW_STEPS = 5.0, 5
@@ -22,7 +23,7 @@ class Meter:
         self.trainer = trainer
         self.peak = matmul_peak(trainer.device.type, trainer.dtype) * trainer.workers.world_size
         self._seconds, self._tokens = trainer.counters.seconds, trainer.counters.tokens
-        self._window: list[tuple[float, float]] = []
+        self._window = Window(WINDOW_SECONDS, WINDOW_STEPS)
         self._window_processor = time.process_time()
         self._best, self._warned = 0.0, False
 
@@ -81,14 +82,12 @@ class Meter:
         Only steps are looked at, not validation between them; a step of more loops counts for more. The line is said
         once, and again after the throughput has recovered meanwhile.
         """
-        self._window.append((result.seconds, self.trainer.visits(result.loops)))
-        seconds = sum(passed for passed, _ in self._window)
-        if seconds < WINDOW_SECONDS or len(self._window) < WINDOW_STEPS:
+        rate = self._window.rate(result.seconds, self.trainer.visits(result.loops))
+        if rate is None:
             return None
-        rate = sum(done for _, done in self._window) / seconds
         now = time.process_time()
-        share = (now - self._window_processor) / seconds
-        self._window, self._window_processor = [], now
+        share = (now - self._window_processor) / self._window.took
+        self._window_processor = now
         self._best = max(self._best, rate)
         slow, before = rate < 0.5 * self._best, self._warned
         self._warned = slow or (before and rate < 0.8 * self._best)

@@ -57,6 +57,36 @@ def using_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Window:
+    """Steps in a row that are judged together.
+
+    Args:
+        seconds: that they take, at least.
+        steps: how many there are, at least.
+    """
+
+    def __init__(self, seconds: float, steps: int) -> None:
+        self.seconds, self.steps = seconds, steps
+        self.took = 0.0
+        """Seconds of the last full window."""
+        self._seconds, self._work, self._steps = 0.0, 0.0, 0
+
+    def rate(self, seconds: float, work: float, *, short: bool = False) -> float | None:
+        """Count a step; the work per second of the window if that fills it, and a new one begins.
+
+        Args:
+            seconds: that the step took.
+            work: what it did, in any unit that makes steps comparable, for example visits of blocks.
+            short: the number of steps suffices.
+        """
+        self._seconds, self._work, self._steps = self._seconds + seconds, self._work + work, self._steps + 1
+        if self._steps < self.steps or (self._seconds < self.seconds and not short):
+            return None
+        self.took, rate = self._seconds, self._work / self._seconds
+        self._seconds, self._work, self._steps = 0.0, 0.0, 0
+        return rate
+
+
 class Threads:
     """The number of threads of a run, fewer while other programs use the processor.
 
@@ -76,8 +106,7 @@ class Threads:
 
     def __init__(self, chosen: int, now: int | None = None) -> None:
         self.chosen, self.now = chosen, chosen if now is None else now
-        self._seconds, self._work, self._steps = 0.0, 0.0, 0
-        self._rate = 0.0
+        self._window, self._rate = Window(self.WINDOW, self.STEPS), 0.0
         self._best: dict[int, float] = {}
         self._back_to: int | None = None
         self._waited = self._wait = self.PATIENCE
@@ -87,17 +116,16 @@ class Threads:
 
         Args:
             seconds: that the step took.
-            work: what it did, in any unit that makes steps comparable, for example visits of blocks.
+            work: what it did, see :meth:`Window.rate`.
         """
         if self.chosen == 1:
             return None
-        self._seconds, self._work, self._steps = self._seconds + seconds, self._work + work, self._steps + 1
         self._waited += seconds
         trying = self._back_to is not None
-        if self._steps < self.STEPS or (self._seconds < self.WINDOW and not trying):
+        rate = self._window.rate(seconds, work, short=trying)
+        if rate is None:
             return None
-        before, rate = self._rate, self._work / self._seconds
-        self._seconds, self._work, self._steps, self._rate = 0.0, 0.0, 0, rate
+        before, self._rate = self._rate, rate
         if trying:
             return self._judge(rate, before)
         self._best[self.now] = max(rate, self._best.get(self.now, 0.0))
