@@ -160,6 +160,8 @@ class Heads(NamedTuple):
 class MixerPart(Part):
     """What mixes tokens over time."""
 
+    reads_other: ClassVar[bool] = False
+    """Whether it also looks at another stream, which the topology names."""
     keeps: ClassVar[Literal["keys", "state"]] = "keys"
     """What a cache keeps of a visit: keys and values that grow with the text and need a mask, or a state of constant
     size, which is causal by itself."""
