@@ -34,7 +34,7 @@ from ouroboros.config.parts.loop import (
     RecurrenceGateSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
-from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec, NgramSpec, SmearSpec
 from ouroboros.eval.harness import CHECKS, run_harness
 from ouroboros.recipes import RECIPES, recipe
 
@@ -113,6 +113,11 @@ VARIANTS = {
     "rope half, untied": model(
         mixer(rope=RopeSpec(fraction=0.5, base=500.0)), tie_embeddings=False, stem=(EmbeddingNormSpec(),)
     ),
+    "bigrams": model(stem=(NgramSpec(buckets=40, width=6),)),
+    "trigrams, smear, boundary, registers": model(
+        stem=(NgramSpec(width=32, trigram=True, boundary=5), EmbeddingNormSpec(), SmearSpec(boundary=5)), registers=2
+    ),
+    "smear, share last kv": model({"share_last_kv": True}, stem=(NgramSpec(), SmearSpec(start=-1.0))),
     "rope scaled, zero outputs": model(mixer(rope=RopeSpec(scale=4.0)), zero_init_outputs=True, init_std=0.05),
     "loop norm": model(loop(LoopNormSpec())),
     "loop embedding": model(loop(LoopEmbeddingSpec(rows=3))),

@@ -35,7 +35,7 @@ SHIPPED = {
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta"},
     LoopPart: {"inject", "embedding", "norm", "gate", "contractive"},
-    StemPart: {"norm", "positions"},
+    StemPart: {"ngram", "norm", "positions", "smear"},
     HeadPart: {"linear"},
     TopologyPart: {"chain"},
 }
