@@ -85,8 +85,9 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         block = spec.blocks[visit.block]
         total += block.mixer.flops(width, context, registers) + block.ffn.flops(width)
         total += block.sublayers * block.residual.flops(width)
-    loops = sum(segment.loops for segment in schedule.segments if segment.looped)
-    return total + loops * spec.block.residual.channels * sum(part.flops(width) for part in spec.loop)
+    looped = [segment for segment in schedule.segments if segment.looped]
+    between = sum(part.flops(width, segment.loops) for segment in looped for part in spec.loop)
+    return total + spec.block.residual.channels * between
 
 
 def loop_parameters(spec: ModelSpec) -> int:

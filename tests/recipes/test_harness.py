@@ -27,10 +27,15 @@ from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.config.parts.loop import (
+    AnchorSpec,
     ContractiveStepSpec,
+    FlowSpec,
+    HyperSpec,
     InjectionSpec,
     LoopEmbeddingSpec,
+    LoopGainSpec,
     LoopNormSpec,
+    LoopSmearSpec,
     RecurrenceGateSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
@@ -42,10 +47,15 @@ BASE = ModelSpec(layout="1 (1)x2", vocab_size=67, hidden_size=32, max_position_e
     mixer=AttentionSpec(num_heads=4), ffn=FeedForwardSpec(intermediate_size=48)
 )
 ALL_LOOP_PARTS = (
+    FlowSpec(rank=6),
     InjectionSpec(mode="concat"),
     LoopEmbeddingSpec(),
+    LoopSmearSpec(),
+    AnchorSpec(width=5),
+    HyperSpec(streams=2),
     LoopNormSpec(),
     RecurrenceGateSpec(),
+    LoopGainSpec(form="channel"),
     ContractiveStepSpec(),
 )
 LEARNED = (LearnedPositionsSpec(),)
@@ -124,6 +134,11 @@ VARIANTS = {
     "loop inject add": model(loop(InjectionSpec())),
     "loop inject concat": model(loop(InjectionSpec(mode="concat"))),
     "loop gate": model(loop(RecurrenceGateSpec(bias=-1.0))),
+    "loop flow, gain": model(loop(FlowSpec(), LoopGainSpec(form="scalar"))),
+    "loop smear, anchor, two loops": model(
+        loop(LoopSmearSpec(start=-1.0), AnchorSpec(), LoopGainSpec(form="rms")), layout="(1)x2 1 (2)x3", registers=2
+    ),
+    "loop hyper": model(loop(HyperSpec())),
     "loop contractive": model(loop(ContractiveStepSpec(step=0.25))),
     "loop all": model(loop=ALL_LOOP_PARTS),
     "loop all, registers, gqa": model(mixer(num_kv_heads=2), loop=ALL_LOOP_PARTS, registers=2),

@@ -283,8 +283,8 @@ class LoopPart(Part):
         """Trainable numbers for a segment of ``loops`` loops."""
         return 0
 
-    def flops(self, width: int) -> int:
-        """Operations of one loop for one token and each channel of the stream."""
+    def flops(self, width: int, loops: int) -> int:
+        """Operations in a segment of ``loops`` loops for one token and each channel of the stream."""
         return 0
 
 

@@ -38,6 +38,8 @@ class Started(nn.Module):
     """
 
     PARAMETER_ROLES: ClassVar[Mapping[str, str]] = {}
+    PARAMETERS_BY_LOOP: ClassVar[bool] = False
+    """Whether some parameters act in some loops alone, so that a step of fewer loops gives them no gradient."""
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Set the parameters that are not of modules inside to their start.
