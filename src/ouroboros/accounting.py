@@ -87,8 +87,7 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         total += block.sublayers * block.residual.flops(width)
     looped = [segment for segment in schedule.segments if segment.looped]
     for segment, parts in zip(looped, spec.loop_parts, strict=True):
-        entering = sum(segment.loops * part.flops(width) + part.flops_once(width) for part in parts)
-        total += spec.block.residual.channels * entering
+        total += spec.block.residual.channels * sum(part.flops(width, segment.loops) for part in parts)
     return total
 
 

@@ -334,12 +334,8 @@ class LoopPart(Part):
         """Trainable numbers for a segment of ``loops`` loops."""
         return 0
 
-    def flops(self, width: int) -> int:
-        """Operations of one loop for one token and each channel of the stream."""
-        return 0
-
-    def flops_once(self, width: int) -> int:
-        """Operations before the first loop for one token."""
+    def flops(self, width: int, loops: int) -> int:
+        """Operations in a segment of ``loops`` loops for one token and each channel of the stream."""
         return 0
 
 

@@ -109,7 +109,7 @@ class AttentionSpec(HeadedPart):
     exclusive: bool = False
     """Exclusive self-attention: take from what each head returns its component along the token's own value."""
     value_embedding: bool = False
-    """Add the token's row of the table of values that the stem part ``value_embedding`` looks up, with a learned factor."""
+    """Add to the values what the stem part ``value_embedding`` looks up for the token, with a learned factor."""
     value_residual: float | None = None
     """Mix the first block's values into each later visit's, with learned factors that start at this number and one
     minus it (value residual, arXiv 2410.17897); None leaves it out."""
