@@ -18,10 +18,10 @@ _SIZES = {
 
 def _settings(size: str) -> Published:
     """The published form at a size of ours, with nothing in it that would never train."""
-    hidden, heads, kv_heads, flats, *_ = _SIZES[size]
+    hidden, heads, kv_heads, flats, tokenizer, *_ = _SIZES[size]
     return Published(
         num_flat_layers=flats,
-        vocab_size=4096,
+        vocab_size=257 if tokenizer == "bytes" else int(tokenizer.removeprefix("bpe:")),
         model_dim=hidden,
         num_heads=heads,
         num_kv_heads=kv_heads,
