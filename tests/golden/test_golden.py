@@ -58,6 +58,7 @@ KINDS: dict[str, Check] = {
     **kinds_of("osam_sampling"),
     **kinds_of("osam_data"),
     **kinds_of("crawler_model"),
+    **kinds_of("crawler_delta_rule"),
 }
 """The check of every kind of case."""
 
