@@ -162,11 +162,9 @@ def parse(layout: str) -> Schedule:
     def take(expected: str, why: str) -> tuple[str, int]:
         nonlocal position
         text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
-        fits = text.isdigit() if expected == "number" else text == expected
-        if not fits:
-            found = repr(text) if text else "the end"
+        if not (text.isdigit() if expected == "number" else text == expected):
             wanted = "a number" if expected == "number" else repr(expected)
-            raise _error(layout, column, f"expected {wanted} {why}, found {found}")
+            raise _error(layout, column, f"expected {wanted} {why}, found {repr(text) if text else 'the end'}")
         position += 1
         return text, column
 

@@ -13,7 +13,7 @@ from ouroboros.config.codec import to_dict
 from ouroboros.config.part import FeedForwardPart, LoopPart, StemPart, TopologyPart
 from ouroboros.config.parts.choke import ChokeSpec
 from ouroboros.config.parts.head import LinearHeadSpec
-from ouroboros.config.parts.helix import CrossSpec, HelixSpec, SplitAttentionSpec
+from ouroboros.config.parts.helix import CrossSpec, HelixSpec
 from ouroboros.config.parts.loop import (
     AnchorSpec,
     ContractiveStepSpec,
@@ -108,7 +108,7 @@ class Published:
             check(settings.pop(name, off) == off, f"{name}: no published result used it, and it is not read here")
         for name in settings:
             check(name in fields, f"unknown setting {name!r}{nearest(name, fields)}")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return cls(**values)
 
     @property
@@ -199,8 +199,8 @@ class Published:
     def _ffn(self, multiple: float, slope: float) -> FeedForwardSpec:
         check(self.mlp_act in _ACTIVATIONS, f"unknown mlp_act {self.mlp_act!r}{nearest(self.mlp_act, _ACTIVATIONS)}")
         kind: Any = _ACTIVATIONS[self.mlp_act]
-        leaky = {"negative_slope": slope} if kind == "leaky_relu2" else {}
-        return FeedForwardSpec(kind=kind, intermediate_size=int(multiple * self.model_dim), **leaky)
+        plain = FeedForwardSpec(kind=kind, intermediate_size=int(multiple * self.model_dim))
+        return plain.replace(negative_slope=slope) if kind == "leaky_relu2" else plain
 
     def _overrides(self) -> list[BlockOverride]:
         """What single blocks have of their own: the depth, which the program counts in its own order, and the rest."""
@@ -237,9 +237,7 @@ class Published:
         """Options of a shared block, as those of an attention with split heads where there are some."""
         if not self.cross_heads:
             return own
-        crossed = min(self.cross_heads, self.num_heads)
-        values = {k: v for k, v in to_dict(self._block().mixer).items() if k != "kind"}
-        mixer = to_dict(SplitAttentionSpec(**{**values, "rope": self._block().mixer.rope, "cross_heads": crossed}))
+        mixer = to_dict(self._block().mixer) | {"kind": "split", "cross_heads": min(self.cross_heads, self.num_heads)}
         return {"mixer": mixer, **own}
 
     def _shared_ffn(self) -> FeedForwardPart:
@@ -259,17 +257,17 @@ class Published:
 
     def _topology(self) -> TopologyPart:
         if self.helix_enabled:
-            return HelixSpec(
+            helix = HelixSpec(
                 stream="crawler",
-                bridges="attention" if self.helix_cross_attn else "linear",
                 merge="sigmoid",
                 merge_cap=self.helix_merge_cap or None,
                 hint_cap=self.helix_inject_cap or None,
                 visit_embedding="halves" if self.helix_fire_embed else "none",
                 skip_after_hint=self.skip_taken_after_hint,
                 skip_gate=self.confidence_gated_skips,
-                **({} if self.helix_cross_attn else {"bridge_width": self.helix_dim}),
             )
+            attention = self.helix_cross_attn
+            return helix.replace(bridges="attention") if attention else helix.replace(bridge_width=self.helix_dim)
         return UNetSpec() if self.flats > 1 else ChainSpec()
 
     def _stem(self) -> list[StemPart]:
