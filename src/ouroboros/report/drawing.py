@@ -205,53 +205,33 @@ def level(axes: Axes, value: float, name: str, color: str = "faint") -> None:
 
 
 def heat(
-    axes: Axes,
-    values: np.ndarray,
-    extent: tuple[float, float, float, float],
-    color: str | Sequence[str] = "arm0",
-    negative: str = "arm1",
+    axes: Axes, values: np.ndarray, extent: tuple[float, float, float, float], color: str | Sequence[str] = "arm0"
 ) -> None:
     """A heat map: the stronger a value, the less transparent its cell.
 
     Args:
         axes: to draw on.
-        values: in [-1, 1], (rows, columns), the lowest row first.
+        values: in [0, 1], (rows, columns), the lowest row first.
         extent: left, right, lower and upper end.
-        color: of positive values, by name: one for all columns, or one for each.
-        negative: of negative values.
+        color: by name: one for all columns, or one for each.
     """
-    values = np.clip(values, -1, 1)
-    names = [color] if isinstance(color, str) else color
-    positive = np.array([_middle(name) for name in names])
+    # Halfway between the light and the dark colour, because no style sheet reaches pixels.
+    codes = [COLORS[name] for name in ([color] if isinstance(color, str) else color)]
     picture = np.empty((*values.shape, 4))
-    picture[..., :3] = np.where(values[..., None] < 0, _middle(negative), positive)
-    picture[..., 3] = abs(values)
+    picture[..., :3] = np.array([[list(bytes.fromhex(code[1:])) for code in pair] for pair in codes]).mean(1) / 255
+    picture[..., 3] = np.clip(values, 0, 1)
     axes.imshow(picture, extent=extent, origin="lower", aspect="auto", interpolation="none", zorder=0.6)
 
 
-def matrix(axes: Axes, values: np.ndarray, across: Sequence[str], down: Sequence[str]) -> None:
-    """A heat map of values in [-1, 1] as a matrix is written: the first row on top, rows and columns with names."""
-    rows, columns = values.shape
-    heat(axes, values, (-0.5, columns - 0.5, -0.5, rows - 0.5))
-    for names, set_ticks in ((across, axes.set_xticks), (down, axes.set_yticks)):
-        shown = evenly(range(len(names)), len(names) if len(names) <= 12 else 8)
+def matrix(axes: Axes, values: np.ndarray, names: Sequence[str]) -> None:
+    """A heat map of a square matrix of values in [0, 1] as it is written: the first row on top."""
+    last = len(names) - 0.5
+    heat(axes, values, (-0.5, last, -0.5, last))
+    shown = evenly(range(len(names)), 8)
+    for set_ticks in (axes.set_xticks, axes.set_yticks):
         set_ticks(shown, [names[at] for at in shown])
-    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set_ylim(last, -0.5)
     axes.grid(visible=False)
-
-
-def _middle(name: str) -> np.ndarray:
-    """Red, green and blue between the light and the dark colour, for pixels, which no style sheet reaches."""
-    return np.array([[int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)] for code in COLORS[name]]).mean(0)
-
-
-def spread(axes: Axes, places: np.ndarray, quantiles: Sequence[Sequence[float]], color: str, name: str) -> None:
-    """Five quantiles at each place: a thin line from the first to the last, a thick one, and a dot in the middle."""
-    low, lower, middle, upper, high = zip(*quantiles, strict=True)
-    size = min(1.0, 16 / len(places))
-    axes.vlines(places, low, high, color=LIGHT[color], linewidth=0.7 + 0.5 * size, alpha=0.6)
-    axes.vlines(places, lower, upper, color=LIGHT[color], linewidth=4 * size, alpha=0.5)
-    axes.plot(places, middle, "o", markersize=2 + 2.5 * size, color=LIGHT[color], label=name)
 
 
 def shown_visits(schedule: Schedule) -> list[int]:

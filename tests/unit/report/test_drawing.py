@@ -31,7 +31,6 @@ from ouroboros.report.drawing import (
     matrix,
     scale_colors,
     shown_visits,
-    spread,
     styled_figure,
 )
 from ouroboros.schedule import parse
@@ -129,32 +128,22 @@ def on_axes(draw: Callable[[Any], None]) -> Any:
         return axes
 
 
-def test_heat_is_transparent_where_nothing_is_and_coloured_by_sign_and_column() -> None:
-    values = np.array([[0.0, 1.0], [-0.5, 7.0]])
+def test_heat_is_transparent_where_nothing_is_and_coloured_by_column() -> None:
+    values = np.array([[0.0, 1.0], [0.5, 7.0]])
     axes = on_axes(lambda axes: heat(axes, values, (0, 2, 0, 2), ["arm0", "arm2"]))
     (image,) = axes.images
     picture = image.get_array()
     assert picture[..., 3].tolist() == [[0, 1], [0.5, 1]]
-    green, orange, violet = picture[0, 0, :3], picture[1, 0, :3], picture[0, 1, :3]
-    assert green.argmax() == 1 and orange.argmax() == 0 and violet.argmax() == 2
+    assert picture[0, 0, :3].argmax() == 1 and picture[0, 1, :3].argmax() == 2
     assert image.get_extent() == [0, 2, 0, 2]
 
 
 def test_matrix_has_names_and_begins_on_top() -> None:
-    axes = on_axes(lambda axes: matrix(axes, np.eye(2, 3), ["a", "b", "c"], ["x", "y"]))
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a", "b", "c"]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["x", "y"]
+    axes = on_axes(lambda axes: matrix(axes, np.eye(3), ["a", "b", "c"]))
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == ["a", "b", "c"]
     low, high = axes.get_ylim()
     assert low > high
-
-
-def test_spread_draws_lines_and_dots() -> None:
-    axes = on_axes(lambda axes: spread(axes, np.arange(2), [(0, 1, 2, 3, 4), (1, 2, 3, 4, 5)], "arm0", "name"))
-    thin, thick = (lines.get_segments() for lines in axes.collections)
-    assert len(thin) == len(thick) == 2
-    assert thin[0][:, 1].tolist() == [0, 4] and thick[1][:, 1].tolist() == [2, 4]
-    (dots,) = axes.lines
-    assert list(dots.get_ydata()) == [2, 3] and dots.get_color() == LIGHT["arm0"]
 
 
 def test_level_is_a_named_line() -> None:
