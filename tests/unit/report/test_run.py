@@ -175,7 +175,7 @@ def test_page_of_a_run_with_data(run_dir: Path, tmp_path: Path, monkeypatch: pyt
         assert wanted in html, wanted
     assert "a<b>" not in html and str(tmp_path) not in html
     assert html.count("<figcaption>Length of the documents") == 2 and html.count('class="numbers"') == 2
-    assert [section.ident for section in report.sections] == ["data", "rhrm"]
+    assert [section.ident for section in report.sections] == ["data"]
     assert html == to_html(report)
 
 
@@ -185,7 +185,7 @@ def test_one_plain_text_has_no_table_and_no_charts(run_dir: Path, tmp_path: Path
     write_data(run_dir, str(text))
     html = to_html(report_from_run(run_dir))
     assert 'id="data"' in html and "nothing was dropped" in html and "plain text" in html
-    assert 'class="numbers"' not in html and "Length of the documents" not in html and 'id="rhrm"' not in html
+    assert 'class="numbers"' not in html and "Length of the documents" not in html
 
 
 def test_page_without_data_or_with_damaged_data_lacks_the_section(
@@ -197,7 +197,7 @@ def test_page_without_data_or_with_damaged_data_lacks_the_section(
     (run_dir / "data" / "manifest.json").write_text('{"format_version": 1}')
     report = report_from_run(run_dir)
     assert report.sections == [] and "the part about the data is left out" in caplog.text
-    lost = "says nothing of the data or the published R-HRM pipeline: files of the run that this takes are missing"
+    lost = "says nothing of the data: files of the run that this takes are missing"
     assert any(lost in note for note in report.notes)
     assert str(tmp_path) not in to_html(report)
 
