@@ -1,20 +1,18 @@
 """Draws a chart of the page as one image: an SVG with its own style sheet, light or dark as the reader's screen.
 
-A chart is a row of a table: what it is called, what is drawn, what its axes mean. What belongs to one section is drawn
-there, on matplotlib's axes, in the colours of :data:`LIGHT`; the style sheet of the image replaces each of them by its
-counterpart of :data:`DARK` where the reader's screen is dark.
+A section draws on matplotlib's axes in the colours of :data:`LIGHT`; the style sheet of the image replaces each of them
+by its counterpart of :data:`DARK` where the reader's screen is dark.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +54,6 @@ SIZE_INCHES = (5.0, 3.3)
 DASHED = (0, (4, 3))
 MAX_VISITS = 32
 """More visits would not be told apart on an axis; of more, this many at even distances are shown."""
-MAX_MARKED_LOOPS = 8
 
 _STYLE: dict[str, Any] = {
     # Text stays text, in the reader's font; names may hold dollar signs.
@@ -67,25 +64,14 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 10.5,
-    "axes.edgecolor": LIGHT["line"],
-    "axes.labelcolor": LIGHT["soft"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), LIGHT["line"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), LIGHT["soft"]),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 0.8,
     "text.color": LIGHT["ink"],
-    "xtick.color": LIGHT["line"],
-    "ytick.color": LIGHT["line"],
-    "xtick.labelcolor": LIGHT["soft"],
-    "ytick.labelcolor": LIGHT["soft"],
-    "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.handlelength": 1.6,
     "legend.fontsize": 10,
-    "legend.columnspacing": 1.2,
 }
 
 
@@ -97,31 +83,17 @@ class Chart:
     draw: Callable[[Axes], None]
     """Draws it on empty axes; artists with a label appear in the legend."""
     x: str = ""
-    """Name of the horizontal axis, with its unit."""
     y: str = ""
     schedule: Schedule | None = None
-    """If given, the horizontal axis is the order of its visits; see :func:`depth_axis`."""
+    """If given, the horizontal axis is the order of its visits; what a loop repeats is shaded."""
     legend: int = 0
     """Columns of the legend above the drawing; 0 puts it inside, where it hides least."""
     words: str = ""
     """How to read the picture; stands below it."""
 
 
-class Picture(NamedTuple):
-    """A drawn chart."""
-
-    svg: str
-    description: str
-    """Title and axes, for readers who do not see it."""
-
-    @property
-    def address(self) -> str:
-        """The picture itself as a ``data:`` address for ``<img src>``."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
-
-
-def drawn(chart: Chart) -> Picture:
-    """Draws a chart; the same chart gives the same text.
+def drawn(chart: Chart) -> str:
+    """The chart as SVG text; the same chart gives the same text.
 
     Raises:
         OuroborosError: matplotlib is not installed.
@@ -132,12 +104,11 @@ def drawn(chart: Chart) -> Picture:
         axes.set_xlabel(chart.x)
         axes.set_ylabel(chart.y)
         if chart.schedule is not None:
-            depth_axis(axes, chart.schedule)
-        if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
+            _depth_axis(axes, chart.schedule)
+        if axes.get_legend_handles_labels()[0]:
             above = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0), "ncols": chart.legend}
             axes.legend(**(above if chart.legend else {"loc": "best"}))
-        sides = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
-        return Picture(themed_svg(figure), f"{chart.title}: {sides}")
+        return themed_svg(figure)
 
 
 @contextmanager
@@ -223,40 +194,24 @@ def heat(
     axes.imshow(picture, extent=extent, origin="lower", aspect="auto", interpolation="none", zorder=0.6)
 
 
-def matrix(axes: Axes, values: np.ndarray, names: Sequence[str]) -> None:
-    """A heat map of a square matrix of values in [0, 1] as it is written: the first row on top."""
-    last = len(names) - 0.5
-    heat(axes, values, (-0.5, last, -0.5, last))
-    shown = evenly(range(len(names)), 8)
-    for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks(shown, [names[at] for at in shown])
-    axes.set_ylim(last, -0.5)
-    axes.grid(visible=False)
-
-
 def shown_visits(schedule: Schedule) -> list[int]:
     """The visits that an axis over depth shows, at the places 0, 1, 2 and so on."""
     return evenly(range(schedule.num_visits), MAX_VISITS)
 
 
-def depth_axis(axes: Axes, schedule: Schedule) -> None:
-    """Visits in order as the horizontal axis: what is repeated is shaded, with a line where a loop begins again."""
+def _depth_axis(axes: Axes, schedule: Schedule) -> None:
+    """Visits in order as the horizontal axis; what is repeated is shaded."""
     slots = shown_visits(schedule)
-    where = {slot: index for index, slot in enumerate(slots)}
     repeated, first = [], 0
     for segment in schedule.segments:
         last = first + segment.num_blocks * segment.loops
-        inside = [where[slot] for slot in slots if first <= slot < last]
+        inside = [place for place, slot in enumerate(slots) if first <= slot < last]
         if segment.looped and inside:
             repeated.append(f"\u00d7{segment.loops}")
             axes.axvspan(inside[0] - 0.5, inside[-1] + 0.5, color=LIGHT["wash"], linewidth=0, zorder=-1)
-            starts = range(first + segment.num_blocks, last, segment.num_blocks)
-            # More lines would cut the picture to pieces.
-            for start in [slot for slot in starts if slot in where and segment.loops <= MAX_MARKED_LOOPS]:
-                axes.axvline(where[start] - 0.5, color=LIGHT["faint"], linewidth=0.8, linestyle=(0, (2, 2)))
         first = last
-    ticks = slots[:: math.ceil(len(slots) / 12)]
-    axes.set_xticks([where[slot] for slot in ticks], [str(slot) for slot in ticks])
+    ticks = range(0, len(slots), math.ceil(len(slots) / 12))
+    axes.set_xticks(ticks, [str(slots[place]) for place in ticks])
     axes.set_xlim(-0.5, len(slots) - 0.5)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel(f"visit, in order (shaded: loop {' and '.join(repeated)})" if repeated else "block, in order")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.nn.operators import coherence, product_singular_values
-from ouroboros.report.drawing import DASHED, LIGHT, Chart, evenly, heat, matrix, shown_visits
+from ouroboros.report.drawing import DASHED, LIGHT, Chart, evenly, heat, shown_visits
 from ouroboros.report.text import percent, plural
 from ouroboros.schedule import Schedule
 from ouroboros.systems.delta.measure import ResidualRecord
@@ -158,9 +158,17 @@ def _directions(look: Look) -> Chart:
         f" each other through this number alone. Unrelated directions of width {width:,} would give"
         f" {math.sqrt(2 / math.pi / width):.2f}. It does not say whether two residuals write the same values."
     )
+
+    def draw(axes: Axes) -> None:
+        last, shown = len(names) - 0.5, evenly(range(len(names)), 8)
+        heat(axes, products[::-1], (-0.5, last, last, -0.5))
+        axes.set_xticks(shown, [names[at] for at in shown])
+        axes.set_yticks(shown, [names[at] for at in shown])
+        axes.grid(visible=False)
+
     return Chart(
         title="Do residuals use the same directions?",
-        draw=lambda axes: matrix(axes, products, names),
+        draw=draw,
         x="visit: attention | feed-forward",
         y="feed-forward | attention",
         words=words,

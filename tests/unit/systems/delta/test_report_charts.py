@@ -27,7 +27,7 @@ def by_title(look: Look) -> dict[str, Chart]:
 
 
 def texts(chart: Chart) -> set[str]:
-    return {e.text or "" for e in ElementTree.fromstring(drawn(chart).svg).iter() if e.tag.endswith("text")}
+    return {e.text or "" for e in ElementTree.fromstring(drawn(chart)).iter() if e.tag.endswith("text")}
 
 
 def test_every_chart_has_words(look: Look) -> None:
