@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import alternate, autocast, build, cross_entropy, load, parser, progress, ratio, report, set_threads, spread
+from common import alternate, autocast, load, parser, progress, ratio, report, set_threads, spread
 
 COMMIT = "979f7907d5d159fcb315f136e05eee1c3e5a1ac4"
 FILE = "records/track_non_record_16mb/2026-04-03_Ouroboros_Crawler_Research_8xH100/train_gpt.py"
@@ -193,13 +193,13 @@ def published_model(program: Any, settings: Any) -> Any:
 
 def ours_of(program: Any, settings: Any, model: Any) -> Any:
     """Our model with the published one's weights."""
-    from ouroboros.systems.crawler.checkpoint import convert_state
+    from ouroboros.systems.crawler.checkpoint import to_model
+    from ouroboros.systems.crawler.published import Published
 
     names = inspect.signature(program.CrawlerGPT).parameters
-    spec, tensors = convert_state(model.state_dict(), {name: getattr(settings, name) for name in names})
-    ours = build(spec)
-    ours.load_state_dict(tensors)
-    return ours.train()
+    given = {name: getattr(settings, name) for name in names}
+    # The rotation is not scaled: sequences are shorter than the length from which the program scales it.
+    return to_model(model.state_dict(), Published.read(given | {"keep_unconnected": True}), context=1).train()
 
 
 def losses_differ(program: Any, settings: Any, model: Any, batches: Sequence[Any]) -> float:
@@ -217,14 +217,13 @@ def losses_differ(program: Any, settings: Any, model: Any, batches: Sequence[Any
         return max(abs(float(our_loss(ours)(windows) - published_loss(theirs)(windows))) for windows in batches)
 
 
-def our_loss(model: Any, dtype: Any = None, loss_of: Callable[..., Any] = cross_entropy) -> Callable[[Any], Any]:
+def our_loss(model: Any, dtype: Any = None) -> Callable[[Any], Any]:
     """Our loss of windows; without ``dtype`` in float32."""
     import torch
 
     def loss(windows: Any) -> Any:
         with autocast(torch.device("cpu"), dtype or torch.float32):
-            logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-        return loss_of(logits, windows[:, 1:])
+            return model(input_ids=windows[:, :-1], use_cache=False, targets=windows[:, 1:]).loss
 
     return loss
 
@@ -261,7 +260,7 @@ def our_arm(program: Any, settings: Any, model: Any, *, compiled: bool) -> Arm:
     loss = our_loss(ours)
     if compiled:
         compile_blocks(ours.model.decoder.layers, made.train, device, float("inf"))
-        loss = our_loss(ours, choose_dtype(made.train, device), torch.compile(cross_entropy, dynamic=False))
+        loss = our_loss(ours, choose_dtype(made.train, device))
     return Arm(loss, update_of(ours, build_optimizers(ours, made.optim), settings.grad_clip_norm))
 
 
