@@ -8,6 +8,7 @@ with direct parameters that the rules cannot place, or that are scalars, declare
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import time
 from collections import Counter
@@ -91,13 +92,29 @@ def untrained_parameters(model: nn.Module) -> set[str]:
     return found
 
 
+def left_out_parameters(model: nn.Module, spec: OptimSpec) -> set[str]:
+    """Names of the parameters that ``spec.left_out`` keeps out of every optimiser; a tied one under its first name.
+
+    Raises:
+        OuroborosError: a pattern that no parameter's name matches.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in spec.left_out:
+        matching = fnmatch.filter(names, pattern)
+        check(bool(matching), f"optim.left_out: {pattern!r} is the name of no parameter{nearest(pattern, names)}")
+        found.update(matching)
+    return found
+
+
 def build_optimizers(
     model: nn.Module, spec: OptimSpec, *, muon_dtype: torch.dtype | None = None
 ) -> list[torch.optim.Optimizer]:
     """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
 
-    Every trainable parameter is in exactly one group. Groups carry ``role`` and ``peak_lr``; :func:`set_learning_rate`
-    scales the latter. Only matrices are decayed, or every group with ``decay="all"``.
+    Every trainable parameter that ``spec.left_out`` does not name is in exactly one group. Groups carry ``role`` and
+    ``peak_lr``; :func:`set_learning_rate` scales the latter. Only matrices are decayed, or every group with
+    ``decay="all"``.
 
     Args:
         model: parameters that do not require a gradient or are untrained by specification are left out.
@@ -108,7 +125,7 @@ def build_optimizers(
     Raises:
         OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
     """
-    trainable = _trainable(model)
+    trainable = _trainable(model, spec)
     vector_lr = spec.vector_lr or spec.lr
     rates = {
         "matrix": spec.lr,
@@ -124,12 +141,21 @@ def build_optimizers(
         if name in trainable:
             groups[role]["params"].append(trainable[name])
     groups = {role: group for role, group in groups.items() if group["params"]}
-    check(bool(groups), "the model has no parameter that requires a gradient: nothing to train")
+    without = " and that optim.left_out does not name" if spec.left_out else ""
+    check(bool(groups), f"the model has no parameter that requires a gradient{without}: nothing to train")
     optimizers: list[torch.optim.Optimizer] = []
     if spec.matrix_optimizer == "muon" and "matrix" in groups:
         dtype = choose_muon_dtype(model, spec) if muon_dtype is None else muon_dtype
-        settings = {"momentum": spec.muon_momentum, "ns_steps": spec.muon_steps}
-        optimizers.append(BatchedMuon([groups.pop("matrix")], dtype=dtype, **settings))
+        optimizers.append(
+            BatchedMuon(
+                [groups.pop("matrix")],
+                momentum=spec.muon_momentum,
+                coefficients=muon_coefficients(spec),
+                rows=spec.muon_rows,
+                original=spec.muon_form == "original",
+                dtype=dtype,
+            )
+        )
     if groups:
         # One kernel for a step where torch has it: 5 times as fast on a CPU.
         fused = {p.device.type for group in groups.values() for p in group["params"]} <= {"cpu", "cuda"}
@@ -137,25 +163,67 @@ def build_optimizers(
     return optimizers
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def _trainable(model: nn.Module, spec: OptimSpec) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
-    untrained = untrained_parameters(model)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and name not in untrained}
+    others = untrained_parameters(model) | left_out_parameters(model, spec)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and name not in others}
+
+
+Polynomial = tuple[float, float, float]
+"""``(a, b, c)``: a singular value ``x`` becomes ``a x + b x^3 + c x^5``."""
+
+QUINTIC: Polynomial = (3.4445, -4.7750, 2.0315)
+"""Jordan et al. 2024."""
+POLAR_EXPRESS: tuple[Polynomial, ...] = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+"""The best polynomial for each iteration where singular values are between 0.001 and 1 (Amsel et al. 2025, Algorithm
+1); the last one is that of all further iterations."""
+
+
+def muon_coefficients(spec: OptimSpec) -> tuple[Polynomial, ...]:
+    """The polynomial of each Newton-Schulz iteration.
+
+    As in the paper, values are divided by 1.01 before each one of Polar Express but the converged last, and once more
+    at the start, so that rounding takes none of them out of the range where the next polynomial holds.
+    """
+    if spec.muon_coefficients == "quintic":
+        return (QUINTIC,) * spec.muon_steps
+    *first, last = POLAR_EXPRESS
+    scaled = [_of_smaller(polynomial, 1.01) for polynomial in first]
+    scaled[0] = _of_smaller(scaled[0], 1.01)
+    return (*scaled, *[last] * spec.muon_steps)[: spec.muon_steps]
+
+
+def _of_smaller(polynomial: Polynomial, factor: float) -> Polynomial:
+    """The polynomial of ``x / factor``."""
+    a, b, c = polynomial
+    return a / factor, b / factor**3, c / factor**5
 
 
 class BatchedMuon(torch.optim.Muon):
     """``torch.optim.Muon`` that orthogonalises matrices of equal shape together, in a precision of choice.
 
-    The mathematics and the state are those of ``torch.optim.Muon`` with Nesterov momentum and the learning rate
-    matched to AdamW's RMS (Jordan et al. 2024; Liu et al. 2025, section 2.2). Stacking lets the products of small
+    The mathematics and the state are those of ``torch.optim.Muon`` with Nesterov momentum and, by default, the learning
+    rate matched to AdamW's RMS (Jordan et al. 2024; Liu et al. 2025, section 2.2). Stacking lets the products of small
     matrices use all cores: see docs/benchmarks.md.
 
     Args:
         params: two-dimensional parameters or groups of them.
         lr: peak update RMS is ``0.2 * lr``, as with AdamW.
         weight_decay: decoupled, multiplied by the learning rate.
-        momentum: of the running average of gradients.
-        ns_steps: Newton-Schulz iterations.
+        momentum: coefficient of the running average of gradients.
+        coefficients: the polynomial of each Newton-Schulz iteration.
+        rows: whether each row of the averaged gradient is divided by its length before.
+        original: as first published: gradients are summed instead of averaged, the update is multiplied by
+            ``sqrt(max(1, rows / columns))`` instead of ``0.2 sqrt(max(rows, columns))``, and every product is rounded.
         dtype: in which they are computed; ``torch.optim.Muon`` always takes bfloat16.
     """
 
@@ -168,12 +236,14 @@ class BatchedMuon(torch.optim.Muon):
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
-        ns_steps: int = 5,
+        coefficients: tuple[Polynomial, ...] = (QUINTIC,) * 5,
+        rows: bool = False,
+        original: bool = False,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
-        super().__init__(params, **settings, adjust_lr_fn="match_rms_adamw")
-        self.dtype = dtype
+        scale = "original" if original else "match_rms_adamw"
+        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn=scale)
+        self.coefficients, self.rows, self.original, self.dtype = coefficients, rows, original, dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -198,48 +268,70 @@ class BatchedMuon(torch.optim.Muon):
         """Update parameters of one shape (R, C)."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         buffers = [self._momentum(parameter) for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
-        stack_NRC = torch.stack(list(updates)).to(self.dtype)
-        tall = stack_NRC.size(1) > stack_NRC.size(2)
-        stack_NRC = orthogonalize(
-            stack_NRC.mT.contiguous() if tall else stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"]
-        ).to(parameters[0].dtype)
-        rate = 0.2 * math.sqrt(max(parameters[0].shape)) * group["lr"]
+        momentum = group["momentum"]
+        if self.original:
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, gradients)
+            updates = torch._foreach_add(gradients, buffers, alpha=momentum)
+        else:
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+            updates = torch._foreach_lerp(gradients, buffers, momentum)
+        stack_NRC = torch.stack(list(updates))
+        if self.rows:
+            stack_NRC = stack_NRC / stack_NRC.norm(dim=2, keepdim=True).clamp(min=group["eps"])
+        stack_NRC = stack_NRC.to(self.dtype)
+        rows, columns = stack_NRC.shape[1:]
+        tall = rows > columns
+        wide_NRC = stack_NRC.mT.contiguous() if tall else stack_NRC
+        wide_NRC = orthogonalize(wide_NRC, self.coefficients, group["eps"], fused=not self.original)
+        stack_NRC = (wide_NRC.mT if tall else wide_NRC).to(parameters[0].dtype)
+        scale = math.sqrt(max(1, rows / columns)) if self.original else 0.2 * math.sqrt(max(rows, columns))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(stack_NRC.mT if tall else stack_NRC), alpha=-rate)
+        torch._foreach_add_(parameters, list(stack_NRC), alpha=-scale * group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
-        """The running average of the parameter's gradients, zero at first."""
+        """The running average or sum of the parameter's gradients, zero at first."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state["momentum_buffer"]
 
 
-def orthogonalize(x_NRC: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def orthogonalize(x_NRC: Tensor, coefficients: tuple[Polynomial, ...], eps: float, *, fused: bool = True) -> Tensor:
     """Newton-Schulz iteration of N matrices (N, R, C), R <= C: singular values go to about 1 (Jordan et al. 2024).
 
-    One step is ``X <- M X`` with ``M = a I + b A + c A A`` and ``A = X X^T``; the Frobenius norm scales X to spectral
-    norm <= 1. Matrices at least twice as wide as high are not touched between the steps where float32 or better keeps
-    small singular values apart: ``M`` and ``A`` commute, so ``A <- M A M`` gives the next ``A``, and the product of all
-    ``M`` is applied once at the end. This takes 2 C/R + 17 instead of 10 C/R + 5 products of R x R matrices.
+    One step, for each of ``coefficients``, is ``X <- M X`` with ``M = a I + b A + c A A`` and ``A = X X^T``; the
+    Frobenius norm, at least ``eps``, scales X to spectral norm <= 1. Matrices at least twice as wide as high are not
+    touched between the steps where float32 or better keeps small singular values apart: ``M`` and ``A`` commute, so
+    ``A <- M A M`` gives the next ``A``, and the product of all ``M`` is applied once at the end. This takes 2 C/R + 17
+    instead of 10 C/R + 5 products of R x R matrices.
+
+    Args:
+        x_NRC: the matrices.
+        coefficients: the polynomial of each iteration.
+        eps: smallest norm that divides.
+        fused: add to a product before it is rounded. False rounds every product and sum, as programs did at first: in
+            bfloat16 singular values then differ by up to 0.05, and the iteration takes up to 2.5 times as long.
     """
-    a, b, c = coefficients
     x_NRC = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     rows, columns = x_NRC.shape[1:]
+    if not fused:
+        for a, b, c in coefficients:
+            gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
+            x_NRC = a * x_NRC + torch.bmm(b * gram_NRR + torch.bmm(c * gram_NRR, gram_NRR), x_NRC)
+        return x_NRC
     if columns < 2 * rows or torch.finfo(x_NRC.dtype).bits < 32:
-        for _ in range(steps):
+        for a, b, c in coefficients:
             gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
             update_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
             x_NRC = torch.baddbmm(x_NRC, update_NRR, x_NRC, beta=a)
         return x_NRC
     gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
     product_NRR = torch.eye(rows, dtype=x_NRC.dtype, device=x_NRC.device).expand_as(gram_NRR)
-    for step in range(steps):
+    for step, (a, b, c) in enumerate(coefficients, 1):
         update_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
         product_NRR = torch.baddbmm(product_NRR, update_NRR, product_NRR, beta=a)
-        if step < steps - 1:
+        if step < len(coefficients):
             half_NRR = torch.baddbmm(gram_NRR, update_NRR, gram_NRR, beta=a)
             gram_NRR = torch.baddbmm(half_NRR, half_NRR, update_NRR, beta=a)
     return torch.bmm(product_NRR, x_NRC)
@@ -254,7 +346,7 @@ def choose_muon_dtype(model: nn.Module, spec: OptimSpec) -> torch.dtype:
     """
     if spec.muon_precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.muon_precision]
-    roles, trainable = parameter_roles(model), _trainable(model)
+    roles, trainable = parameter_roles(model), _trainable(model, spec)
     matrices = [p for name, p in trainable.items() if roles[name] == "matrix"]
     if spec.matrix_optimizer != "muon" or not matrices or matrices[0].device.type == "meta":
         return torch.float32
@@ -278,7 +370,7 @@ def _faster_dtype(shape: tuple[int, int], device: torch.device) -> torch.dtype:
                     continue
                 stack = torch.ones(2, *shape, dtype=dtype, device=device)
                 begun = time.perf_counter()
-                orthogonalize(stack, (3.4445, -4.775, 2.0315), 2, 1e-7)[0, 0, 0].item()  # waits for the device
+                orthogonalize(stack, (QUINTIC, QUINTIC), 1e-7)[0, 0, 0].item()  # waits for the device
                 if turn:  # the first turn warms up
                     fastest[dtype] = min(seconds, time.perf_counter() - begun)
     finally:
@@ -290,10 +382,10 @@ def learning_rate(progress: float, spec: OptimSpec, steps: float = math.inf) -> 
     """The share of the peak rate at ``progress`` in [0, 1] through the run; values outside are clipped.
 
     All schedules but ``one_cycle`` rise linearly over ``warmup_fraction``. ``wsd`` is then flat and falls linearly to
-    ``final_lr`` over the last ``decay_fraction`` (Hu et al. 2024); ``cosine`` falls to ``final_lr`` by a half cosine
-    (Loshchilov and Hutter 2017); ``constant`` stays. The rate is 0 at progress 0 with warm-up, and ``final_lr`` at 1:
-    pass the middle of the step about to be taken, for example ``(step + 0.5) / steps``, so that neither end wastes a
-    step.
+    ``final_lr`` over the last ``decay_fraction`` or ``decay_steps`` (Hu et al. 2024), from a lower rate where the run
+    has fewer steps; ``cosine`` falls to ``final_lr`` by a half cosine (Loshchilov and Hutter 2017); ``constant`` stays.
+    The rate is 0 at progress 0 with warm-up, and ``final_lr`` at 1: pass the middle of the step about to be taken, for
+    example ``(step + 0.5) / steps``, so that neither end wastes a step.
 
     ``one_cycle`` (Smith and Topin 2019) rises from ``start_lr`` to the peak and falls to ``final_lr``, by half cosines,
     in the steps of ``torch.optim.lr_scheduler.OneCycleLR``: the first step has exactly ``start_lr``, the peak lies at
@@ -302,23 +394,22 @@ def learning_rate(progress: float, spec: OptimSpec, steps: float = math.inf) -> 
     Args:
         progress: the middle of a step as a share of the run.
         spec: shape of the schedule.
-        steps: of the whole run, known or estimated; ``one_cycle`` alone asks. Infinity is the limit of many steps.
+        steps: of the whole run, known or estimated; ``one_cycle`` and ``decay_steps`` alone ask. Infinity is the limit
+            of many steps.
     """
     progress = min(max(progress, 0.0), 1.0)
     if spec.schedule == "one_cycle":
         rising, share = _one_cycle(progress, spec, steps)
         return _half_cosine(spec.start_lr, 1.0, share) if rising else _half_cosine(1.0, spec.final_lr, share)
-    if progress < spec.warmup_fraction:
-        return progress / spec.warmup_fraction
-    if spec.schedule == "constant":
-        return 1.0
-    if spec.schedule == "cosine":
-        span = 1.0 - spec.warmup_fraction
-        return _half_cosine(1.0, spec.final_lr, (progress - spec.warmup_fraction) / span if span > 0 else 1.0)
-    remaining = 1.0 - progress
-    if remaining >= spec.decay_fraction:
-        return 1.0
-    return spec.final_lr + (1.0 - spec.final_lr) * remaining / spec.decay_fraction
+    rise = progress / spec.warmup_fraction if progress < spec.warmup_fraction else 1.0
+    if spec.schedule == "wsd":
+        remaining, share = 1.0 - progress, spec.decay_fraction if spec.decay_steps is None else spec.decay_steps / steps
+        falls = remaining < share
+        return min(rise, spec.final_lr + (1.0 - spec.final_lr) * remaining / share) if falls else rise
+    if spec.schedule == "constant" or progress < spec.warmup_fraction:
+        return rise
+    span = 1.0 - spec.warmup_fraction
+    return _half_cosine(1.0, spec.final_lr, (progress - spec.warmup_fraction) / span if span > 0 else 1.0)
 
 
 def first_beta(progress: float, spec: OptimSpec, steps: float = math.inf) -> float:
@@ -332,6 +423,14 @@ def first_beta(progress: float, spec: OptimSpec, steps: float = math.inf) -> flo
     low, high = spec.momentum_cycle
     rising, share = _one_cycle(min(max(progress, 0.0), 1.0), spec, steps)
     return _half_cosine(high, low, share) if rising else _half_cosine(low, high, share)
+
+
+def muon_momentum(step: int, spec: OptimSpec) -> float:
+    """Muon's coefficient at optimiser step ``step`` (0-based), which may rise from ``muon_momentum_start``."""
+    if step >= spec.muon_momentum_warmup:
+        return spec.muon_momentum
+    share = step / spec.muon_momentum_warmup
+    return (1.0 - share) * spec.muon_momentum_start + share * spec.muon_momentum
 
 
 def _one_cycle(progress: float, spec: OptimSpec, steps: float) -> tuple[bool, float]:
@@ -361,6 +460,14 @@ def set_first_beta(optimizers: Iterable[torch.optim.Optimizer], beta: float) -> 
         if isinstance(optimizer, torch.optim.AdamW):
             for group in optimizer.param_groups:
                 group["betas"] = (beta, group["betas"][1])
+
+
+def set_muon_momentum(optimizers: Iterable[torch.optim.Optimizer], momentum: float) -> None:
+    """Set the coefficient of Muon's running average of the gradient."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, BatchedMuon):
+            for group in optimizer.param_groups:
+                group["momentum"] = momentum
 
 
 @torch.no_grad()

@@ -20,10 +20,14 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
+    left_out_parameters,
+    muon_coefficients,
+    muon_momentum,
     orthogonalize,
     parameter_roles,
     set_first_beta,
     set_learning_rate,
+    set_muon_momentum,
     untrained_parameters,
 )
 
@@ -171,6 +175,22 @@ def test_what_is_declared_untrained_is_in_no_group_and_never_moves():
     assert same == untrained_parameters(model)
 
 
+def test_what_is_left_out_is_in_no_group():
+    model = nn.Sequential(Toy(), Memory())
+    spec = OptimSpec(left_out=("*.bias", "1.?_proj.weight"))
+    out = {"0.up.bias", "0.norm.bias", "1.q_proj.weight", "1.k_proj.weight"}
+    assert left_out_parameters(model, spec) == out and left_out_parameters(model, OptimSpec()) == set()
+    held = {
+        p for optimizer in build_optimizers(model, spec) for group in optimizer.param_groups for p in group["params"]
+    }
+    names = {name for name, p in model.named_parameters() if p in held}
+    assert names == {name for name, _ in model.named_parameters()} - out - {"1.theta_k_raw"}
+    with pytest.raises(OuroborosError, match=r"optim\.left_out: '0\.up\.bia' is the name of no.*mean '0\.up\.bias'"):
+        build_optimizers(model, OptimSpec(left_out=("0.up.bia",)))
+    with pytest.raises(OuroborosError, match=r"that optim\.left_out does not name: nothing to train"):
+        build_optimizers(model, OptimSpec(left_out=("*",)))
+
+
 def test_untrained_names_are_checked_and_tied_ones_known_by_their_first_name():
     model = nn.Sequential(nn.Linear(8, 8, bias=False), Memory())
     model[1].k_proj.weight = model[0].weight
@@ -214,7 +234,7 @@ def test_batched_muon_equals_torch_muon(dtype, monkeypatch):
     # Stacks of five: the seven matrices need two.
     monkeypatch.setattr(BatchedMuon, "CHUNK_BYTES", 2000 * dtype.itemsize)
     ours, theirs = matrices(0), matrices(0)
-    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.2, momentum=0.9, ns_steps=5, dtype=dtype)
+    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.2, momentum=0.9, dtype=dtype)
     single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
@@ -233,18 +253,87 @@ def test_batched_muon_equals_torch_muon(dtype, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 24), (3, 16, 32), (1, 8, 72), (2, 1, 5)])
 @pytest.mark.parametrize("smallest", [1e-1, 1e-6])
-def test_wide_matrices_are_orthogonalised_as_the_definition_says(shape, smallest):
+@pytest.mark.parametrize(("kind", "fused"), [("quintic", True), ("quintic", False), ("polar_express", True)])
+def test_wide_matrices_are_orthogonalised_as_the_definition_says(shape, smallest, kind, fused):
+    x, coefficients = of_condition(shape, smallest), muon_coefficients(OptimSpec(muon_coefficients=kind))
+    expected = x.double() / x.double().norm(dim=(1, 2), keepdim=True)
+    for a, b, c in coefficients:
+        gram = expected @ expected.mT
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    found = orthogonalize(x, coefficients, 1e-7, fused=fused)
+    torch.testing.assert_close(found.double(), expected, atol=2e-3 if kind == "polar_express" else 5e-4, rtol=0)
+
+
+def of_condition(shape, smallest):
+    """Matrices with singular values from 1 to ``smallest``."""
     generator = torch.Generator().manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
     values = torch.logspace(0, math.log10(smallest), shape[1])
-    x = left @ torch.diag_embed(values.expand(shape[0], -1)) @ right
-    a, b, c = 3.4445, -4.775, 2.0315
-    expected = x.double() / x.double().norm(dim=(1, 2), keepdim=True)
-    for _ in range(5):
-        gram = expected @ expected.mT
-        expected = a * expected + (b * gram + c * gram @ gram) @ expected
-    found = orthogonalize(x, (a, b, c), 5, 1e-7)
-    torch.testing.assert_close(found.double(), expected, atol=5e-4, rtol=0)
+    return left @ torch.diag_embed(values.expand(shape[0], -1)) @ right
+
+
+@pytest.mark.parametrize(("kind", "steps", "far"), [("quintic", 9, 0.4), ("polar_express", 9, 1e-3)])
+def test_polar_express_converges_where_one_polynomial_does_not(kind, steps, far):
+    coefficients = muon_coefficients(OptimSpec(muon_coefficients=kind, muon_steps=steps))
+    assert len(coefficients) == steps
+    values = torch.linalg.svdvals(orthogonalize(of_condition((2, 16, 16), 1e-2), coefficients, 1e-7))
+    error = (values - 1).abs().max().item()
+    assert error < far and (kind == "polar_express" or error > 0.1)
+
+
+def test_each_iteration_of_polar_express_is_as_published():
+    """As in the paper: the norm times 1.01 divides first, and every polynomial but the last is of ``x / 1.01``."""
+    first, second, *rest = muon_coefficients(OptimSpec(muon_coefficients="polar_express", muon_steps=10))
+    for x in (0.001, 0.3, 1.0):
+        y = x / 1.01 / 1.01
+        value = first[0] * x + first[1] * x**3 + first[2] * x**5
+        assert value == pytest.approx(8.28721201814563 * y - 23.595886519098837 * y**3 + 17.300387312530933 * y**5)
+    assert second[0] == pytest.approx(4.107059111542203 / 1.01)
+    assert rest[5:] == [(1.875, -1.25, 0.375)] * 3
+    assert muon_coefficients(OptimSpec(muon_steps=3)) == ((3.4445, -4.775, 2.0315),) * 3
+
+
+def test_rows_of_the_gradient_count_alike_where_that_is_asked_for():
+    gradient = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    lengths = torch.logspace(0, 4, 6)[:, None]
+
+    def update(gradient: torch.Tensor, rows: bool) -> torch.Tensor:
+        parameter = nn.Parameter(torch.zeros(6, 9))
+        parameter.grad = gradient.clone()
+        BatchedMuon([parameter], lr=1.0, weight_decay=0.0, rows=rows, dtype=torch.float32).step()
+        return parameter.detach()
+
+    torch.testing.assert_close(update(lengths * gradient, True), update(gradient, True), atol=1e-4, rtol=0)
+    assert (update(lengths * gradient, False) - update(gradient, False)).abs().max() > 0.1
+    tall = update(gradient, True)
+    normal = gradient / gradient.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(tall, update(normal, False), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((8, 32), 1.0), ((32, 8), 2.0), ((16, 16), 1.0)])
+def test_the_form_first_published_sums_gradients_and_scales_by_rows_to_columns(shape, factor):
+    """At a constant momentum the sum has the direction of the average."""
+    found = {}
+    for original in (True, False):
+        parameter = nn.Parameter(torch.zeros(shape))
+        muon = BatchedMuon([parameter], lr=1.0, weight_decay=0.0, original=original, dtype=torch.float32)
+        for seed in range(3):
+            parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            muon.step()
+        found[original] = parameter.detach(), muon.state[parameter]["momentum_buffer"]
+    torch.testing.assert_close(found[True][0] / factor, found[False][0] / (0.2 * max(shape) ** 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[True][1], found[False][1] / 0.05)
+
+
+def test_the_momentum_of_muon_rises_over_its_steps_and_adamw_has_none():
+    spec = OptimSpec(muon_momentum=0.99, muon_momentum_warmup=4, muon_momentum_start=0.91)
+    found = [muon_momentum(step, spec) for step in range(6)]
+    assert found == pytest.approx([0.91, 0.93, 0.95, 0.97, 0.99, 0.99])
+    assert muon_momentum(0, OptimSpec(muon_momentum=0.9)) == 0.9
+    muon, adamw = build_optimizers(Toy(), spec)
+    assert muon.param_groups[0]["momentum"] == 0.99
+    set_muon_momentum([muon, adamw], 0.5)
+    assert muon.param_groups[0]["momentum"] == 0.5 and all("momentum" not in group for group in adamw.param_groups)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -388,6 +477,24 @@ def test_other_schedules_do_not_ask_for_the_steps_and_leave_momentum_alone(sched
     for index in range(21):
         assert learning_rate(index / 20, spec, steps) == learning_rate(index / 20, spec)
         assert first_beta(index / 20, spec, steps) == 0.7
+
+
+@given(st.integers(1, 50), st.integers(0, 50), st.floats(0, 1), st.floats(0, 0.5))
+def test_a_decay_counted_in_steps_is_that_of_their_share(steps, decay, final, warmup):
+    share = decay / steps
+    assume(warmup + share <= 1)
+    counted = OptimSpec(decay_steps=decay, final_lr=final, warmup_fraction=warmup)
+    shared = OptimSpec(decay_fraction=share, final_lr=final, warmup_fraction=warmup)
+    for step in range(steps):
+        here = (step + 0.5) / steps
+        assert learning_rate(here, counted, steps) == pytest.approx(learning_rate(here, shared))
+
+
+def test_a_decay_longer_than_the_run_begins_at_once_and_meets_the_warm_up():
+    spec = OptimSpec(decay_steps=200, warmup_fraction=0.1)
+    found = [learning_rate(progress, spec, 100) for progress in (0.0, 0.05, 0.2, 0.6, 1.0)]
+    assert found == pytest.approx([0.0, 0.475, 0.4, 0.2, 0.0])
+    assert learning_rate(0.3, spec) == 1.0  # no step taken yet: the run seems endless
 
 
 def test_decay_of_all_parameters_and_the_first_coefficient_of_adamw_alone():

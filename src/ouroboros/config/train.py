@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ouroboros.config.needs import needs, positive
+from ouroboros.config.needs import all_of, needs, positive
 from ouroboros.errors import check
+
+MUON = needs("matrix_optimizer", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,27 @@ class OptimSpec:
     """AdamW's coefficients of the running averages of the gradient and of its square."""
     eps: float = 1e-8
     """AdamW's addend to the root of the second average."""
-    muon_momentum: float = field(default=0.95, metadata=needs("matrix_optimizer", "muon"))
+    left_out: tuple[str, ...] = ()
+    """Patterns, with ``*`` and ``?``, of the names of parameters that no optimiser holds: they keep their start, and
+    their gradients do not count in the norm that is clipped. For comparisons with programs that forgot some."""
+    muon_momentum: float = field(default=0.95, metadata=MUON)
     """Coefficient of Muon's running average of the gradient."""
-    muon_steps: int = field(default=5, metadata=needs("matrix_optimizer", "muon"))
+    muon_momentum_warmup: int = field(default=0, metadata=MUON)
+    """Optimiser steps in which that coefficient rises linearly to ``muon_momentum``; 0 is off."""
+    muon_momentum_start: float = field(default=0.85, metadata=all_of(MUON, needs("muon_momentum_warmup", positive)))
+    """The coefficient at the first step, if it rises."""
+    muon_steps: int = field(default=5, metadata=MUON)
     """Newton-Schulz iterations of Muon."""
-    muon_precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=needs("matrix_optimizer", "muon"))
+    muon_coefficients: Literal["quintic", "polar_express"] = field(default="quintic", metadata=MUON)
+    """Polynomials of these iterations: the same in each, which brings singular values near 1 quickly and leaves them
+    between 0.7 and 1.2 (Jordan et al. 2024), or the best one for each, which converges (Amsel et al. 2025)."""
+    muon_rows: bool = field(default=False, metadata=MUON)
+    """Divide each row of the averaged gradient by its length before Muon orthogonalises it (MuonEq-R)."""
+    muon_form: Literal["matched", "original"] = field(default="matched", metadata=MUON)
+    """Muon's update: of the gradients' average, times ``0.2 sqrt(max(rows, columns))``, so that one rate serves AdamW
+    too; or as first published, of their sum, times ``sqrt(max(1, rows / columns))``, with rates about ten times as high
+    and the rounding of those programs."""
+    muon_precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=MUON)
     """In what Muon orthogonalises; ``auto`` is what is measured to be faster for the model's shapes on this device, and
     a resumed run keeps it."""
     schedule: Literal["wsd", "cosine", "constant", "one_cycle"] = "wsd"
@@ -44,8 +62,11 @@ class OptimSpec:
     the one-cycle schedule of Smith and Topin (2019)."""
     warmup_fraction: float = 0.02
     """Share of the run in which the rate rises."""
-    decay_fraction: float = field(default=0.4, metadata=needs("schedule", "wsd"))
+    decay_fraction: float = field(default=0.4, metadata=all_of(needs("schedule", "wsd"), needs("decay_steps", None)))
     """Share of the run spent in the final linear decay of ``wsd``."""
+    decay_steps: int | None = field(default=None, metadata=needs("schedule", "wsd"))
+    """Optimiser steps spent in that decay, in place of ``decay_fraction``. A run of so many minutes counts them at the
+    pace so far, so a slow machine begins to decay earlier, or at once. Null means the fraction."""
     final_lr: float = field(default=0.0, metadata=needs("schedule", "wsd", "cosine", "one_cycle"))
     """Rate at the end as a share of the peak."""
     start_lr: float = field(default=0.0, metadata=needs("schedule", "one_cycle"))
@@ -64,8 +85,11 @@ class OptimSpec:
             value = getattr(self, name)
             check(0 <= value <= 1, f"optim.{name} must be in [0, 1], got {value}")
         check(
-            self.warmup_fraction + self.decay_fraction <= 1, "optim.warmup_fraction + optim.decay_fraction must be <= 1"
+            self.decay_steps is not None or self.warmup_fraction + self.decay_fraction <= 1,
+            "optim.warmup_fraction + optim.decay_fraction must be <= 1",
         )
+        for name in ("decay_steps", "muon_momentum_warmup"):
+            check((getattr(self, name) or 0) >= 0, f"optim.{name} must be >= 0, got {getattr(self, name)}")
         check(self.weight_decay >= 0, f"optim.weight_decay must be >= 0, got {self.weight_decay}")
         check(self.clip_norm >= 0, f"optim.clip_norm must be >= 0, got {self.clip_norm}")
         check(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1), got {self.betas}")
@@ -75,7 +99,8 @@ class OptimSpec:
             f"optim.momentum_cycle must be two numbers in [0, 1), the smaller first, with optim.schedule one_cycle;"
             f" got {cycle} with {self.schedule}",
         )
-        check(0 <= self.muon_momentum < 1, f"optim.muon_momentum must be in [0, 1), got {self.muon_momentum}")
+        for name in ("muon_momentum", "muon_momentum_start"):
+            check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
         check(1 <= self.muon_steps < 100, f"optim.muon_steps must be in 1..99, got {self.muon_steps}")
 
 

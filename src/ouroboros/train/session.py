@@ -18,7 +18,7 @@ from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError
 from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
-from ouroboros.optim import untrained_parameters
+from ouroboros.optim import left_out_parameters, untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
 from ouroboros.train.log import MetricsLog, Progress
@@ -167,7 +167,8 @@ def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     """One line that says what is about to run and what was chosen for it."""
     parameters = {name: p.numel() for name, p in trainer.model.named_parameters()}
-    untrained = sum(parameters[name] for name in untrained_parameters(trainer.model))
+    frozen = untrained_parameters(trainer.model) | left_out_parameters(trainer.model, trainer.recipe.optim)
+    untrained = sum(parameters[name] for name in frozen)
     never = f" ({untrained:,} of them never trained)" if untrained else ""
     begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
     total = f"{sum(parameters.values()):,} parameters{never}"

@@ -33,8 +33,10 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
+    muon_momentum,
     set_first_beta,
     set_learning_rate,
+    set_muon_momentum,
 )
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler
@@ -128,6 +130,9 @@ class Trainer:
         self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
         self.choices = self._choose() if choices is None else self._keep(choices)
         self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype)
+        held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
+        self.optimized = [p for p in model.parameters() if p in held]
         self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
@@ -269,6 +274,8 @@ class Trainer:
         set_learning_rate(self.optimizers, factor)
         if self.recipe.optim.momentum_cycle is not None:
             set_first_beta(self.optimizers, beta)
+        if self.recipe.optim.muon_momentum_warmup:
+            set_muon_momentum(self.optimizers, muon_momentum(c.step, self.recipe.optim))
         # Dropout masks depend on seed, process and step alone, so a resumed run needs no generator state.
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
@@ -276,7 +283,7 @@ class Trainer:
         records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         loss = self._gradients(batch, loops, probe)
-        norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
+        norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
         bad = self.workers.any(not (math.isfinite(loss) and math.isfinite(norm)))
         if not bad:
             for optimizer in self.optimizers:

@@ -195,7 +195,8 @@ VALIDATED = dataclasses.replace(
 )
 """At this rate no weight moves, and no validation is better than the first."""
 OTHERS = {
-    "optim": {"betas": ((0.5, 0.95), (0.9, 0.5)), "momentum_cycle": ((0.5, 0.9),), "muon_precision": ("bf16",)},
+    "optim": {"betas": ((0.5, 0.95), (0.9, 0.5)), "momentum_cycle": ((0.5, 0.9),), "muon_precision": ("bf16",)}
+    | {"left_out": (("*o_proj.weight",),)},
     "train": {
         "curriculum": (((0.0, 1), (0.5, 3)),),
         "backprop": (1,),
@@ -208,6 +209,7 @@ STARTS = {
     "optim": [
         TRAINED,
         with_("optim", matrix_optimizer="adamw"),
+        with_("optim", muon_momentum_warmup=4),
         with_("optim", schedule="one_cycle", warmup_fraction=0.4),
         with_("optim", schedule="constant"),
         with_("optim", weight_decay=0.0),
