@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
@@ -20,11 +19,12 @@ from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
 from ouroboros.optim import left_out_parameters, untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
+from ouroboros.train.begin import Begun
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.meter import Meter
 from ouroboros.train.rundir import RECIPE, STATE, WEIGHTS, RunDirectory
-from ouroboros.train.state import copy_tensors, pack_optimizers, unpack_optimizers
+from ouroboros.train.state import copy_tensors, model_tensors, pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import Counters, StopControl
 from ouroboros.train.threads import Threads, using_threads
 from ouroboros.train.trainer import NotFinite, SourceFailed, StepResult, Trainer
@@ -57,8 +57,17 @@ class RunResult:
     """The step whose weights are exported: the last one, or the best validation's with ``train.patience``."""
 
 
-def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at: int | None) -> RunResult:
+def train(
+    trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at: int | None, begun: Begun | None = None
+) -> RunResult:
     """Train until the budget is spent, validation ends the run or a signal asks to stop; checkpoint and log on the way.
+
+    Args:
+        trainer: where the run is.
+        run: its directory.
+        progress: where progress is shown.
+        resumed_at: the step of the checkpoint that the run goes on from.
+        begun: what a new run took from another model, for the records.
 
     Raises:
         OuroborosError: losses stayed non-finite, or validation kept failing; what was trained before is saved.
@@ -72,6 +81,9 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
         stack.enter_context(using_threads(trainer.choices.threads_now or trainer.choices.threads))
         validator = Validator(trainer, metrics, shown)
         shown.message(_opening(trainer, resumed_at) + validator.goal())
+        if begun is not None:
+            shown.message(begun.describe())
+            metrics.write(begun.record())
         meter = Meter(trainer)
         seconds = trainer.warm_up()
         if seconds > 1:
@@ -212,12 +224,6 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
         checkpoints.save(run.checkpoints, trainer.counters.step, files=files, documents=documents, extra=extra)
         retain(run.checkpoints, trainer.recipe.train.keep_last, trainer.counters.best_step)
     trainer.workers.barrier()
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, each once, and the buffers that belong to a checkpoint; by name, not copied."""
-    parameters, kept = dict(model.named_parameters()), model.state_dict().keys()
-    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
