@@ -63,9 +63,7 @@ def train(
     """Train until the budget is spent, validation ends the run or a signal asks to stop; checkpoint and log on the way.
 
     Args:
-        trainer: where the run is.
-        run: its directory.
-        progress: where progress is shown.
+        trainer, run, progress: of the run, its directory, and where progress is shown.
         resumed_at: the step of the checkpoint that the run goes on from.
         begun: what a new run took from another model, for the records.
 

@@ -119,8 +119,8 @@ def _source(options: TrainOptions, recipe: Recipe) -> tuple[Source, Recipe]:
 
     opened = open_model(options.source or Path())
     source = Source(str(options.source), opened.model, options.from_blocks, options.from_partly)
-    # Bytes need no file, so the run does not depend on one.
-    name = "bytes" if opened.tokenizer.kind == "bytes" else str(opened.directory)
+    bytes_alone = opened.recipe is not None and opened.recipe.data.tokenizer == "bytes"  # they need no file
+    name = "bytes" if bytes_alone else str(opened.directory)
     return source, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=name))
 
 
