@@ -167,7 +167,14 @@ class TrainSpec:
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights that are evaluated and exported; 0 is off."""
+    """Evaluate and export an exponential average of the weights with this decay; 0 is off."""
+    average_every: int = 0
+    """Evaluate and export the plain mean of the weights after every so many steps (SWA); 0 is off."""
+    average_start: float | None = field(
+        default=None, metadata=needs("averages", say="--train.ema-decay or --train.average-every")
+    )
+    """Share of the run after which weights are averaged, and before which they are evaluated as they are. Null is 0 for
+    ``ema_decay`` and 0.8 for ``average_every``."""
     label_smoothing: float = 0.0
     """Share of the target's probability that is spread over the vocabulary in the training loss. Validation, and every
     loss that is reported as one, is without it."""
@@ -205,7 +212,7 @@ class TrainSpec:
         positive = ("batch_size", "accumulation", "keep_last", "log_every", "eval_bytes")
         for name in (*positive, "max_bad_steps", "max_bad_validations"):
             check(getattr(self, name) >= 1, f"train.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience"):
+        for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience", "average_every"):
             check(getattr(self, name) >= 0, f"train.{name} must be >= 0, got {getattr(self, name)}")
         check(self.threads is None or self.threads >= 1, f"train.threads must be >= 1, got {self.threads}")
         check(
@@ -223,3 +230,16 @@ class TrainSpec:
         for name in ("label_smoothing", "corruption"):
             check(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
         check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
+        check(not (self.ema_decay and self.average_every), "train.ema_decay and train.average_every exclude each other")
+        check(0 <= self.averages_from <= 1, f"train.average_start must be in [0, 1], got {self.average_start}")
+
+    @property
+    def averages(self) -> bool:
+        """Whether weights are averaged."""
+        return bool(self.ema_decay or self.average_every)
+
+    @property
+    def averages_from(self) -> float:
+        """The share of the run after which they are."""
+        usual = 0.8 if self.average_every else 0.0
+        return usual if self.average_start is None else self.average_start

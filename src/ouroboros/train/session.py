@@ -161,6 +161,8 @@ def _saved(trainer: Trainer, run: RunDirectory, error: OuroborosError, hint: str
 def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:
     """The step whose weights are exported: with ``train.patience`` the best validation's, which are then loaded."""
     c = trainer.counters
+    if trainer.average is not None and not trainer.average.updates:
+        logger.warning("the run ended before any weights were averaged; the last ones are exported")
     if not trainer.recipe.train.patience or c.best_step is None or c.best_step == c.step:
         return c.step
     try:
@@ -210,8 +212,8 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
     if trainer.workers.is_main:
         tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
         files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
-        if trainer.ema is not None:
-            files[AVERAGES] = trainer.ema.state_tensors()
+        if trainer.average is not None:
+            files[AVERAGES] = trainer.average.state_tensors()
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:
@@ -240,9 +242,9 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
     """
     weights = todays_names(saved.tensors(WEIGHTS, trainer.device))
     copy_tensors(model_tensors(trainer.model), weights, f"{saved.path}: its weights belong to another model")
-    if trainer.ema is not None:
+    if trainer.average is not None:
         averages = todays_names(saved.tensors(AVERAGES, trainer.device))
-        trainer.ema.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])
+        trainer.average.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])
 
 
 def export(trainer: Trainer, run: RunDirectory) -> None:

@@ -38,9 +38,9 @@ from ouroboros.optim import (
     set_learning_rate,
     set_muon_momentum,
 )
+from ouroboros.train.average import Average
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler
-from ouroboros.train.ema import Ema
 from ouroboros.train.precision import (
     COMPILED,
     Choices,
@@ -133,7 +133,7 @@ class Trainer:
         held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
         self.optimized = [p for p in model.parameters() if p in held]
-        self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
+        self.average = Average(model, spec) if spec.averages else None
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
@@ -288,8 +288,8 @@ class Trainer:
         if not bad:
             for optimizer in self.optimizers:
                 optimizer.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
+            if self.average is not None:
+                self.average.follow(self.model, c.step + 1, progress)
         if probe is not None:
             records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
@@ -405,8 +405,8 @@ class Trainer:
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
         """The model as it is evaluated and exported: averaged weights if there are any, blocks uncompiled."""
-        if self.ema is not None:
-            yield self.ema.module  # pyrefly: ignore (a copy of the model)
+        if self.average is not None and self.average.updates:
+            yield self.average.module  # pyrefly: ignore (a copy of the model)
             return
         # Compiled programs are made for the training shape; every other shape would be compiled anew.
         with uncompiled(self.blocks):
@@ -418,7 +418,7 @@ class Trainer:
             "counters": dataclasses.asdict(self.counters),
             "loader": self.loader.state_dict(),
             "next_batch": self._next_batch_hash(),
-            "ema_updates": self.ema.updates if self.ema is not None else 0,
+            "ema_updates": self.average.updates if self.average is not None else 0,
             **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
 

@@ -202,6 +202,7 @@ OTHERS = {
         "backprop": (1,),
         "compile": ("auto",),
         "ema_decay": (0.5,),
+        "average_start": (0.25,),
         "precision": ("bf16",),
     },
 }
@@ -218,6 +219,7 @@ STARTS = {
     "train": [
         TRAINED,
         *(VALIDATED, POISSON, UNIFORM),
+        with_("train", average_every=2, average_start=0.5),
         with_("train", steps=None, tokens=512),
         with_("train", steps=None, minutes=0.1),
     ],

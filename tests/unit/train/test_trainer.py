@@ -298,7 +298,7 @@ def test_a_non_finite_step_is_skipped_counted_and_logged(factor, make, trainer_o
     poison(trainer, {1}, monkeypatch, factor)
     result = trainer.step()
     assert result.skipped and not math.isfinite(result.loss)
-    assert equal(before, weights(trainer)) and trainer.ema.updates == 1
+    assert equal(before, weights(trainer)) and trainer.average.updates == 1
     for then, now in zip(optimizer_before, [o.state_dict()["state"] for o in trainer.optimizers], strict=True):
         assert all(torch.equal(then[i][k], now[i][k]) for i in then for k in then[i])
     assert (trainer.counters.skipped, trainer.counters.bad_in_a_row, trainer.counters.step) == (1, 1, 2)
