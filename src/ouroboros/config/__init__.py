@@ -27,7 +27,7 @@ from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
 from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
 from ouroboros.config.parts.rope import RopeSpec
-from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
+from ouroboros.config.train import LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
 
 __all__ = [
     "AttentionSpec",
@@ -47,6 +47,7 @@ __all__ = [
     "NormPart",
     "OptimSpec",
     "Part",
+    "QuantizedTraining",
     "RMSNormSpec",
     "Recipe",
     "ResidualPart",

@@ -141,6 +141,36 @@ class LoopTraining:
         )
 
 
+QUANTIZED = needs("mode", "round", "noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTraining:
+    """Training with quantised weights, so that little is lost when the model is packed."""
+
+    mode: Literal["off", "round", "noise"] = "off"
+    """Compute the training loss with weights that are rounded to their codes, or that have noise as large as the error
+    of rounding. Gradients pass to the weights themselves, which validation and export have as they are."""
+    where: tuple[str, ...] = field(default=(), metadata=QUANTIZED)
+    """Patterns, with ``*`` and ``?``, of the names of the matrices and tables that this is for; none means every matrix
+    that is no table."""
+    start: float = field(default=0.0, metadata=QUANTIZED)
+    """Share of the run after which it begins."""
+    bits: int = field(default=6, metadata=QUANTIZED)
+    """Bits of a code."""
+    clip: float = field(default=0.9995, metadata=needs("mode", "round"))
+    """Quantile of a row's magnitudes that the largest code stands for; 1 is the largest magnitude."""
+    smallest: float = field(default=0.0, metadata=needs("mode", "round"))
+    """Least difference between neighbouring codes, whatever the weights. Published programs had 1/31, which leaves rows
+    of small weights few levels; 0 leaves each row its own."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.start <= 1, f"train.quantize.start must be in [0, 1], got {self.start}")
+        check(2 <= self.bits <= 8, f"train.quantize.bits must be in 2..8, got {self.bits}")
+        check(0 < self.clip <= 1, f"train.quantize.clip must be in (0, 1], got {self.clip}")
+        check(self.smallest >= 0, f"train.quantize.smallest must be >= 0, got {self.smallest}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """One training run. Exactly one of ``steps``, ``tokens`` and ``minutes`` says when it ends."""
@@ -182,6 +212,7 @@ class TrainSpec:
     """Probability that an input token is replaced by one drawn from the vocabulary, itself included; targets stay.
     Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
     loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
+    quantize: QuantizedTraining = field(default_factory=QuantizedTraining)
     eval_every: int = 200
     """Steps between validations; 0 is off."""
     eval_bytes: int = field(default=65_536, metadata=needs("eval_every", positive))

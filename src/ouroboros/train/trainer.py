@@ -50,6 +50,7 @@ from ouroboros.train.precision import (
     matmul_peak,
     uncompiled,
 )
+from ouroboros.train.quantize import Quantizer
 from ouroboros.train.stop import Counters, EarlyStop, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
@@ -134,6 +135,7 @@ class Trainer:
         # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
         self.optimized = [p for p in model.parameters() if p in held]
         self.average = Average(model, spec) if spec.averages else None
+        self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
@@ -282,7 +284,8 @@ class Trainer:
         batch = self._next_batch()
         records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
-        loss = self._gradients(batch, loops, probe)
+        with self.quantizer.acting(c.step, progress) if self.quantizer is not None else contextlib.nullcontext():
+            loss = self._gradients(batch, loops, probe)
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
         bad = self.workers.any(not (math.isfinite(loss) and math.isfinite(norm)))
         if not bad:

@@ -20,7 +20,17 @@ import pytest
 import torch
 
 from ouroboros.accounting import cost
-from ouroboros.config import AttentionSpec, DataSpec, FilterSpec, LoopTraining, ModelSpec, OptimSpec, Recipe, TrainSpec
+from ouroboros.config import (
+    AttentionSpec,
+    DataSpec,
+    FilterSpec,
+    LoopTraining,
+    ModelSpec,
+    OptimSpec,
+    QuantizedTraining,
+    Recipe,
+    TrainSpec,
+)
 from ouroboros.config.codec import type_hints
 from ouroboros.config.needs import idle
 from ouroboros.config.part import (
@@ -203,6 +213,7 @@ OTHERS = {
         "compile": ("auto",),
         "ema_decay": (0.5,),
         "average_start": (0.25,),
+        "where": (("*o_proj*",),),
         "precision": ("bf16",),
     },
 }
@@ -219,7 +230,8 @@ STARTS = {
     "train": [
         TRAINED,
         *(VALIDATED, POISSON, UNIFORM),
-        with_("train", average_every=2, average_start=0.5),
+        with_("train", average_every=2, average_start=0.2),
+        with_("train", quantize=QuantizedTraining(mode="round")),
         with_("train", steps=None, tokens=512),
         with_("train", steps=None, minutes=0.1),
     ],
@@ -294,8 +306,11 @@ def test_every_option_of_training_acts_or_is_refused(
             assert not (name in refused and here), f"{name} acts, but is refused in {given}"
             acts[name] = acts.get(name, False) or here
     assert {name for name, some in acts.items() if not some} == (WHEN_IT_FAILS.keys() if section == "train" else set())
-    nested = {f"loops.{field.name}" for field in dataclasses.fields(LoopTraining)} if section == "train" else set()
-    every = {field.name for field in dataclasses.fields(getattr(TRAINED, section))} - {"loops"} | nested
+    fields = dataclasses.fields(getattr(TRAINED, section))
+    groups = {field.name: getattr(getattr(TRAINED, section), field.name) for field in fields}
+    groups = {name: value for name, value in groups.items() if dataclasses.is_dataclass(value)}
+    nested = {f"{name}.{field.name}" for name, value in groups.items() for field in dataclasses.fields(value)}
+    every = {field.name for field in fields} - groups.keys() | nested
     assert acts.keys() == every - SAME_NUMBERS.keys()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import LoopTraining, OptimSpec, TrainSpec
+from ouroboros.config import LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
 from ouroboros.errors import OuroborosError
 
 BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
@@ -27,6 +27,10 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (LoopTraining, {"curriculum": ((0.1, 2),)}, "begin at fraction 0.0"),
     (LoopTraining, {"curriculum": ((0.0, 0),)}, "loops >= 1"),
     (LoopTraining, {"curriculum": ((0.0, 1),), "sampling": "uniform"}, "exclude each other"),
+    (QuantizedTraining, {"bits": 1}, "train.quantize.bits"),
+    (QuantizedTraining, {"clip": 0.0}, "train.quantize.clip"),
+    (QuantizedTraining, {"start": 1.5}, "train.quantize.start"),
+    (QuantizedTraining, {"smallest": -1.0}, "train.quantize.smallest"),
     (TrainSpec, {"batch_size": 0}, "train.batch_size"),
     (TrainSpec, {"batch_size": 6, "accumulation": 4}, "multiple of train.accumulation"),
     (TrainSpec, {"eval_every": -1}, "train.eval_every"),
