@@ -212,7 +212,7 @@ OTHERS = {
         "backprop": (1,),
         "compile": ("auto",),
         "ema_decay": (0.5,),
-        "average_start": (0.25,),
+        "average_start": (0.9,),
         "where": (("*o_proj*",),),
         "precision": ("bf16",),
     },
