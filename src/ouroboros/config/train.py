@@ -171,6 +171,30 @@ class QuantizedTraining:
         check(self.smallest >= 0, f"train.quantize.smallest must be >= 0, got {self.smallest}")
 
 
+DISTILLED = needs("fraction", positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledTraining:
+    """The last phase of a run, in which the weights learn from a frozen copy of their average and the text at once. The
+    learning-rate schedule ends before it, and what is evaluated and exported in it are the weights themselves."""
+
+    fraction: float = 0.0
+    """Share of the run that this phase takes at its end; 0 is off. It needs ``ema_decay`` or ``average_every``."""
+    temperature: float = field(default=1.5, metadata=DISTILLED)
+    """What divides the logits of both before they are compared."""
+    alpha: float = field(default=0.6, metadata=DISTILLED)
+    """Weight of the loss on the text; the divergence from the average has the rest."""
+    lr: float = field(default=0.02, metadata=DISTILLED)
+    """Learning rate as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.fraction < 1, f"train.distill.fraction must be in [0, 1), got {self.fraction}")
+        check(self.temperature > 0, f"train.distill.temperature must be > 0, got {self.temperature}")
+        check(0 <= self.alpha <= 1, f"train.distill.alpha must be in [0, 1], got {self.alpha}")
+        check(self.lr > 0, f"train.distill.lr must be > 0, got {self.lr}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """One training run. Exactly one of ``steps``, ``tokens`` and ``minutes`` says when it ends."""
@@ -213,6 +237,7 @@ class TrainSpec:
     Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
     loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
     quantize: QuantizedTraining = field(default_factory=QuantizedTraining)
+    distill: DistilledTraining = field(default_factory=DistilledTraining)
     eval_every: int = 200
     """Steps between validations; 0 is off."""
     eval_bytes: int = field(default=65_536, metadata=needs("eval_every", positive))
@@ -262,6 +287,12 @@ class TrainSpec:
             check(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
         check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         check(not (self.ema_decay and self.average_every), "train.ema_decay and train.average_every exclude each other")
+        teaches = 1.0 - self.distill.fraction
+        check(
+            teaches == 1.0 or (self.averages and self.averages_from < teaches),
+            "train.distill.fraction needs an average to learn from, which begins before: set train.ema_decay, or"
+            " train.average_every and train.average_start",
+        )
         check(0 <= self.averages_from <= 1, f"train.average_start must be in [0, 1], got {self.average_start}")
 
     @property

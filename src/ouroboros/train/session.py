@@ -32,8 +32,9 @@ from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER, AVERAGES = "optimizer.safetensors", "ema.safetensors"
-"""In a checkpoint, beside the weights: the state of the optimisers, and the averaged weights if there are any."""
+OPTIMIZER, AVERAGES, TEACHER = "optimizer.safetensors", "ema.safetensors", "teacher.safetensors"
+"""In a checkpoint, beside the weights: the state of the optimisers, and the averaged weights and those that are learned
+from in a last phase, if there are any."""
 GROUPS = "optimizer.json"
 """Which parameters and settings :data:`OPTIMIZER` belongs to."""
 
@@ -214,6 +215,8 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
         files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
         if trainer.average is not None:
             files[AVERAGES] = trainer.average.state_tensors()
+        if trainer.teacher is not None:
+            files[TEACHER] = trainer.teacher.state_tensors()
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:
@@ -235,7 +238,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
 
 
 def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
-    """Put the model's weights, and their average if there is one, where the checkpoint's are.
+    """Put the model's weights, their average and what they learn from, if there are such, where the checkpoint's are.
 
     Raises:
         OuroborosError: the checkpoint is of another model.
@@ -245,6 +248,9 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
     if trainer.average is not None:
         averages = todays_names(saved.tensors(AVERAGES, trainer.device))
         trainer.average.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])
+    trainer.teacher = None
+    if (saved.path / TEACHER).is_file():
+        trainer.teach(trainer.model).load(saved.tensors(TEACHER, trainer.device))
 
 
 def export(trainer: Trainer, run: RunDirectory) -> None:

@@ -39,6 +39,7 @@ from ouroboros.optim import (
     set_muon_momentum,
 )
 from ouroboros.train.average import Average
+from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler
 from ouroboros.train.precision import (
@@ -135,6 +136,7 @@ class Trainer:
         # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
         self.optimized = [p for p in model.parameters() if p in held]
         self.average = Average(model, spec) if spec.averages else None
+        self.teacher: Teacher | None = None
         self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
@@ -272,7 +274,7 @@ class Trainer:
         progress = self.progress(0.5)
         # Steps of the whole run at the pace so far: exact for a budget of steps or tokens, an estimate for minutes.
         steps = (c.step + 0.5) / progress if progress > 0 else math.inf
-        factor, beta = (schedule(progress, self.recipe.optim, steps) for schedule in (learning_rate, first_beta))
+        factor, beta = self._rates(progress, steps)
         set_learning_rate(self.optimizers, factor)
         if self.recipe.optim.momentum_cycle is not None:
             set_first_beta(self.optimizers, beta)
@@ -291,7 +293,7 @@ class Trainer:
         if not bad:
             for optimizer in self.optimizers:
                 optimizer.step()
-            if self.average is not None:
+            if self.average is not None and self.teacher is None:
                 self.average.follow(self.model, c.step + 1, progress)
         if probe is not None:
             records = {"loops": probe.collect(), **records}
@@ -310,6 +312,23 @@ class Trainer:
                 shown(batch)[0],
             )
         return result
+
+    def _rates(self, progress: float, steps: float) -> tuple[float, float]:
+        """The share of the peak rate, and AdamW's first coefficient. The last phase begins where it is due."""
+        spec, optim = self.recipe.train.distill, self.recipe.optim
+        before = 1.0 - spec.fraction
+        if spec.fraction and progress >= before:
+            if self.teacher is None:
+                with self.evaluation_weights() as model:
+                    self.teach(model)
+            return spec.lr, first_beta(1.0, optim)
+        there, steps = progress / before, steps * before
+        return learning_rate(there, optim, steps), first_beta(there, optim, steps)
+
+    def teach(self, model: nn.Module) -> Teacher:
+        """Let the weights learn from a copy of ``model`` from now on."""
+        self.teacher = Teacher(model, self.recipe.train.distill)
+        return self.teacher
 
     def _next_batch(self) -> np.ndarray:
         """This process's part of the next batch. A source that fails ends the run on all processes at the same step."""
@@ -399,6 +418,9 @@ class Trainer:
         smoothing = self.recipe.train.label_smoothing
         watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), watched:
+            if self.teacher is not None:
+                logits = self.wrapped(**arguments).logits
+                return self.teacher.losses(logits, inputs_BT, targets_BT, loops=loops, smoothing=smoothing)
             if self._criterion is None:
                 found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
                 return found.loss, found.unsmoothed_loss
@@ -407,8 +429,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
-        """The model as it is evaluated and exported: averaged weights if there are any, blocks uncompiled."""
-        if self.average is not None and self.average.updates:
+        """The model as it is evaluated and exported: averaged weights if there are any and no last phase has gone on
+        from them, blocks uncompiled."""
+        if self.average is not None and self.average.updates and self.teacher is None:
             yield self.average.module  # pyrefly: ignore (a copy of the model)
             return
         # Compiled programs are made for the training shape; every other shape would be compiled anew.

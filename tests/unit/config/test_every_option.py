@@ -23,6 +23,7 @@ from ouroboros.accounting import cost
 from ouroboros.config import (
     AttentionSpec,
     DataSpec,
+    DistilledTraining,
     FilterSpec,
     LoopTraining,
     ModelSpec,
@@ -232,6 +233,7 @@ STARTS = {
         *(VALIDATED, POISSON, UNIFORM),
         with_("train", average_every=2, average_start=0.2),
         with_("train", quantize=QuantizedTraining(mode="round")),
+        with_("train", ema_decay=0.5, distill=DistilledTraining(fraction=0.5)),
         with_("train", steps=None, tokens=512),
         with_("train", steps=None, minutes=0.1),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
+from ouroboros.config import DistilledTraining, LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
 from ouroboros.errors import OuroborosError
 
 BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
@@ -31,6 +31,12 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (QuantizedTraining, {"clip": 0.0}, "train.quantize.clip"),
     (QuantizedTraining, {"start": 1.5}, "train.quantize.start"),
     (QuantizedTraining, {"smallest": -1.0}, "train.quantize.smallest"),
+    (DistilledTraining, {"fraction": 1.0}, "train.distill.fraction"),
+    (DistilledTraining, {"temperature": 0.0}, "train.distill.temperature"),
+    (DistilledTraining, {"alpha": 1.5}, "train.distill.alpha"),
+    (DistilledTraining, {"lr": 0.0}, "train.distill.lr"),
+    (TrainSpec, {"distill": DistilledTraining(fraction=0.1)}, "needs an average to learn from"),
+    (TrainSpec, {"distill": DistilledTraining(fraction=0.3), "average_every": 2}, "which begins before"),
     (TrainSpec, {"batch_size": 0}, "train.batch_size"),
     (TrainSpec, {"batch_size": 6, "accumulation": 4}, "multiple of train.accumulation"),
     (TrainSpec, {"eval_every": -1}, "train.eval_every"),
