@@ -59,6 +59,7 @@ KINDS: dict[str, Check] = {
     **kinds_of("osam_data"),
     **kinds_of("crawler_model"),
     **kinds_of("crawler_delta_rule"),
+    **kinds_of("crawler_training"),
 }
 """The check of every kind of case."""
 
