@@ -51,6 +51,9 @@ def test_windows_strides_splits_and_loops(cli, trained, text):
     sliding = cli("eval", trained, "--json", "--window", "16", "--stride", "4").json
     assert (plain["window"], plain["stride"], sliding["stride"]) == (16, 16, 4)
     assert plain["bytes"] == sliding["bytes"] and plain["bits_per_byte"] != sliding["bits_per_byte"]
+    rolling = cli("eval", trained, "--json", "--window", "16", "--stride", "4", "--rolling").json
+    assert rolling["rolling"] and not sliding["rolling"] and rolling["bytes"] == sliding["bytes"]
+    assert 0 < abs(rolling["bits_per_byte"] - sliding["bits_per_byte"]) < 0.5
     several = cli("eval", trained, "--json", "--loops", "1,2,4").json
     assert [score["loops"] for score in several["scores"]] == [1, 2, 4] and several["loops"] == 1
     assert len({score["bits_per_byte"] for score in several["scores"]}) == 3

@@ -47,6 +47,9 @@ class EvalOptions:
     stride: int | None = None
     """How many tokens one window begins behind the one before. The default is the window, so that windows do not
     overlap; a smaller stride scores every token with more context, and takes longer."""
+    rolling: bool = False
+    """With a smaller stride: keep what the model remembers of a window's earlier tokens in place of reading them again.
+    Every token is read once, which is faster, and another way to read, with a score of its own."""
     loops: str | None = None
     """The loop counts to score, for example 1,2,4,8; by default the one that the model was trained with."""
     max_bytes: int | None = None
@@ -67,6 +70,10 @@ def eval(arguments: Sequence[str]) -> int:
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops: Any = parse_loops(options.loops)
     check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
+    check(
+        not options.rolling or options.stride is not None,
+        "eval: --rolling changes nothing without --stride, because windows do not overlap; give a stride",
+    )
     log_to_stderr()
     quiet_transformers()
     import torch
@@ -93,6 +100,7 @@ def eval(arguments: Sequence[str]) -> int:
             loops,
             window=window,
             stride=options.stride,
+            rolling=options.rolling,
             model_name=str(options.model),
             amp=torch.bfloat16 if options.precision == "bf16" else None,
         )
@@ -248,7 +256,8 @@ def as_json(scores: Sequence[Score], cheap: Sequence[Baseline]) -> dict:
 def show_scores(scores: Sequence[Score], cheap: Sequence[Baseline]) -> None:
     """A table, best understood beside the baselines."""
     first = scores[0]
-    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}")
+    rolling = ", rolling" if first.rolling else ""
+    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}{rolling}")
     say(f"{'':<16}{'bits/byte':>10}  {'95 % interval':<18}")
     for score in scores:
         name = "model" if score.loops is None or len(scores) == 1 else f"loops {score.loops}"

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import check
-from ouroboros.eval.score import evaluating, next_token_nats
+from ouroboros.eval.score import next_token_nats
 from ouroboros.eval.stats import ratio_interval
+from ouroboros.eval.windows import evaluating
 from ouroboros.nn.delta import DeltaResidual
 from ouroboros.schedule import Visit
 
