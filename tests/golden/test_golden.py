@@ -57,6 +57,7 @@ KINDS: dict[str, Check] = {
     **kinds_of("osam_model"),
     **kinds_of("osam_sampling"),
     **kinds_of("osam_data"),
+    **kinds_of("crawler_score"),
 }
 """The check of every kind of case."""
 
