@@ -1,11 +1,13 @@
 """Adapting a model to the text that it is scored on, without using a target before it is scored.
 
 Systems bring adaptations through the place ``adaptations`` of the registry: an entry NAME is a class of procedures
-(:data:`~ouroboros.eval.windows.Procedure`), built as :class:`ScoreFirst` is and offered as ``eval --adapt NAME``.
+(:data:`~ouroboros.eval.windows.Procedure`), a dataclass that is built as :class:`ScoreFirst` is, with ``batch_size``
+where windows are read together, and offered as ``eval --adapt NAME``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ouroboros.errors import check, nearest
+from ouroboros.eval.finding import Finding
+from ouroboros.eval.legality import check_procedure
 from ouroboros.eval.windows import Procedure, Scored, device_of, spans
 from ouroboros.registry import found, load
 
@@ -70,6 +74,23 @@ def check_adaptation(steps: int, lr: float) -> None:
     """
     check(steps >= 1, f"adapt: steps must be >= 1, got {steps}")
     check(lr > 0, f"adapt: the learning rate must be > 0, got {lr}")
+
+
+PROBE_WINDOW, PROBE_STRIDE, PROBE_BATCH, PROBE_IDS = 8, 2, 4, 49
+"""How :func:`judge` tries an adaptation: in several batches of small windows."""
+
+
+def judge(model: Any, name: str, **options: Any) -> list[Finding]:
+    """Whether the adaptation ``name`` is a fair one for ``model``, tried on random ids in small windows.
+
+    Raises:
+        OuroborosError: as :func:`adaptation`.
+    """
+    procedure: Any = adaptation(name, PROBE_WINDOW, PROBE_STRIDE, **options)
+    if hasattr(procedure, "batch_size"):
+        procedure = dataclasses.replace(procedure, batch_size=PROBE_BATCH)
+    generator = torch.Generator().manual_seed(0)
+    return check_procedure(model, procedure, torch.randint(model.config.vocab_size, (PROBE_IDS,), generator=generator))
 
 
 def adaptation(name: str, window: int, stride: int, **options: Any) -> Procedure:

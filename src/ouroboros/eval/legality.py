@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,11 +79,12 @@ class _Trial:
     def changes(self) -> list[tuple[int, Tensor, Tensor]]:
         """For some targets: its number, the distributions when all later ids are changed, and when it itself is."""
         generator = torch.Generator().manual_seed(self.seed)
-        size = len(self.ids) - 1
+        edges = [part * (len(self.ids) - 1) // PLACES for part in range(PLACES + 1)]
+        places = {
+            int(torch.randint(low, max(low + 1, high), (1,), generator=generator)) for low, high in pairwise(edges)
+        }
         found = []
-        for part in range(PLACES):
-            low, high = part * size // PLACES, (part + 1) * size // PLACES
-            target = int(torch.randint(low, max(low + 1, high), (1,), generator=generator))
+        for target in sorted(places):
             shift = torch.randint(1, self.vocabulary, self.ids.shape, generator=generator)
             other = (self.ids + shift) % self.vocabulary
             later, itself = self.ids.clone(), self.ids.clone()

@@ -34,7 +34,6 @@ from ouroboros.eval.stats import Record, ratio_interval, unit_edges, unit_size
 from ouroboros.eval.windows import (
     Predict,
     Procedure,
-    Rolling,
     Windows,
     check_windows,
     device_of,
@@ -75,8 +74,8 @@ class Score(Record):
     """Loop count; ``None`` when the model does not tell."""
     window: int
     stride: int
-    rolling: bool
-    """Whether a cache kept what the model remembered of a window's earlier tokens."""
+    reading: str
+    """How the documents were read: ``windows``, or the name of another procedure, such as an adaptation."""
     bos_rule: str
     data_sha256: str
     model: str
@@ -193,7 +192,8 @@ def score_loops(
     model_name: str = "",
     amp: torch.dtype | None = None,
     predict: Predict | None = None,
-    rolling: bool = False,
+    procedure: Procedure | None = None,
+    reading: str = "windows",
 ) -> list[Score]:
     """Score ``documents`` in bits per byte at each loop count; the module's docstring says how.
 
@@ -210,8 +210,9 @@ def score_loops(
         model_name: recorded as ``model``.
         amp: autocast type, for example ``torch.bfloat16``; None leaves autocast alone.
         predict: log-probabilities of a batch, for models that are not a plain softmax over logits.
-        rolling: keep what the model remembers of a window's earlier tokens in place of reading them again, see
-            :class:`~ouroboros.eval.windows.Rolling`.
+        procedure: how the documents are read instead, for example a :class:`~ouroboros.eval.windows.Rolling` window or
+            an adaptation (:mod:`ouroboros.eval.adapt`), made for the same window and stride.
+        reading: recorded, says which procedure that is.
 
     Raises:
         OuroborosError: nothing to score, a window or stride out of range, a tokenizer that is not lossless or
@@ -219,19 +220,16 @@ def score_loops(
     """
     stride = window if stride is None else stride
     check_windows(model, window, stride)
-    check(not rolling or predict is None, "rolling: a predict of your own sees whole windows; leave one of them out")
     text = _prepare(tokenizer, documents, max_bytes)
     _check_vocabulary(model, max(int(sequence.max()) for sequence in text.sequences))
-    procedure: Procedure = Windows(window, stride, batch_size, predict)
-    if rolling:
-        procedure = Rolling(window, stride, batch_size)
+    procedure = Windows(window, stride, batch_size, predict) if procedure is None else procedure
     found = []
     for count in loops:
         view = at_loops(model, count)
         with evaluating(view), nullcontext() if amp is None else torch.autocast(device_of(model).type, dtype=amp):
             nats = _document_nats(view, text.sequences, procedure)
         used = count if count is not None else getattr(getattr(view, "schedule", None), "loops", None)
-        found.append(_summary(text, nats, loops=used, window=window, stride=stride, rolling=rolling, model=model_name))
+        found.append(_summary(text, nats, loops=used, window=window, stride=stride, reading=reading, model=model_name))
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.adapt import ScoreFirst, adaptation
+from ouroboros.eval.adapt import ScoreFirst, adaptation, judge
 from ouroboros.eval.subject import build_perturbed
 from ouroboros.eval.windows import Procedure, Windows, evaluating, target_nats
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -66,6 +66,11 @@ def test_weights_are_put_back_when_scoring_stops_early(model: OuroborosForCausal
         assert any(not torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
         scoring.close()  # pyrefly: ignore
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_adaptations_are_judged(model: OuroborosForCausalLM) -> None:
+    for name, legal in (("ttt", True), ("slot", True), ("slot-published", False)):
+        assert [finding.ok for finding in judge(model, name, lr=0.1)] == [legal] * 4
 
 
 def test_adaptations_by_name() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -95,7 +94,7 @@ LEGAL: dict[str, Procedure] = {
     "sliding": Windows(W, S),
     "rolling": Rolling(W, S),
     "slot for each window": Slot(W, S, batch_size=8),
-    "published slot, one window at a time": functools.partial(Slot, published=True, batch_size=1)(W, W),
+    "slot with one vector, one window at a time": Slot(W, S, shared=True, batch_size=1),
     "score-first training": ScoreFirst(W, S, lr=0.01),
 }
 ILLEGAL: dict[str, tuple[Procedure, list[str]]] = {

@@ -49,6 +49,11 @@ class Slot:
 
     def __post_init__(self) -> None:
         check_adaptation(self.steps, self.lr)
+        check(
+            self.stride < self.window,
+            f"slot fits a vector to what a window holds before its {self.stride} targets, but windows have"
+            f" {self.window} tokens: give a stride below that",
+        )
 
     def __call__(self, model: Any, sequences: Sequence[Tensor]) -> Iterator[Scored]:
         """Score ``sequences`` in their order.
