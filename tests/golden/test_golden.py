@@ -60,6 +60,7 @@ KINDS: dict[str, Check] = {
     **kinds_of("crawler_model"),
     **kinds_of("crawler_delta_rule"),
     **kinds_of("crawler_training"),
+    **kinds_of("crawler_score"),
 }
 """The check of every kind of case."""
 
