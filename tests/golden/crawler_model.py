@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from ouroboros.accounting import cost
 from ouroboros.model.executor import observe
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.nn.quantize import quantized, straight_through
 from ouroboros.systems.crawler.checkpoint import our_tensors, to_model
 from ouroboros.systems.crawler.published import Published
 
@@ -57,27 +61,26 @@ def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
     settings, quantised = settings_of(case)
     ids, targets = tensors["ids"].long(), tensors["targets"].long()
     model = build(case, path, ids.shape[1])
-    if quantised:
-        quantise(model)
     within, slopes = limits(case["tolerance"]["logits"]), limits(case["tolerance"]["grads"])
     streams: dict[str, Tensor] = {}
 
     def keep(block: nn.Module, visit: Any, before: Tensor, after: Tensor) -> None:
         streams[name_of(settings, visit.visit.block, visit.visit.loop)] = after
 
-    with observe(model, keep):
-        hidden = model.model(ids, use_cache=False).last_hidden_state
-    logits = model.logits(hidden)
-    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(logits, tensors["logits"], **within)
-    torch.testing.assert_close(loss.detach(), torch.tensor(case["loss"]), rtol=1e-5, atol=1e-5)
-    recorded = below(tensors, "act/")
-    assert {name for name in recorded if name not in ("x0", "final")} <= set(streams)
-    for name, expected in recorded.items():
-        found = {"final": hidden}.get(name, streams.get(name))
-        if found is not None:
-            torch.testing.assert_close(found, expected, **within, msg=lambda text, name=name: f"{name}: {text}")
-    loss.backward()
+    with quantised_weights(model) if quantised else contextlib.nullcontext():
+        with observe(model, keep):
+            hidden = model.model(ids, use_cache=False).last_hidden_state
+        logits = model.logits(hidden)
+        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        torch.testing.assert_close(logits, tensors["logits"], **within)
+        torch.testing.assert_close(loss.detach(), torch.tensor(case["loss"]), rtol=1e-5, atol=1e-5)
+        recorded = below(tensors, "act/")
+        assert {name for name in recorded if name not in ("x0", "final")} <= set(streams)
+        for name, expected in recorded.items():
+            found = {"final": hidden}.get(name, streams.get(name))
+            if found is not None:
+                torch.testing.assert_close(found, expected, **within, msg=lambda text, name=name: f"{name}: {text}")
+        loss.backward()
     unread = set(case["unreached_parameters"])
     published = below(tensors, "grad/")
     assert all(not published[name].any() for name in unread)
@@ -101,9 +104,18 @@ def name_of(settings: Published, block: int, loop: int) -> str:
     return f"flat{flats.index(block)}" if block in flats else f"bridge{block}"
 
 
-def quantise(model: OuroborosForCausalLM) -> None:
-    """The published rule of fake quantisation in every matrix of a block."""
-    raise NotImplementedError
+def quantised_weights(model: OuroborosForCausalLM) -> AbstractContextManager[None]:
+    """The published rule of fake quantisation in every matrix of a block, and of those that map bigrams and values."""
+    names = [
+        name for name, p in model.named_parameters() if p.ndim == 2 and re.search(r"layers.*proj|stem.*proj", name)
+    ]
+    rule = functools.partial(quantized, bits=6, clip=0.9995, smallest=1 / 31)
+    return straight_through([model.get_parameter(name) for name in names], rule)
+
+
+def build_from_golden(hyperparameters: dict[str, Any], tensors: dict[str, Tensor]) -> OuroborosForCausalLM:
+    """The model of another kind of case, whose sequences are too short for the rotation to be scaled."""
+    return to_model(below(tensors, "param/"), Published.read(hyperparameters), context=1)
 
 
 KINDS = {"model": whole_model}
