@@ -99,14 +99,22 @@ def liveness(recipe: Recipe, model: OuroborosForCausalLM | None = None, *, seed:
         model: trained weights to start from; they are left as they are. By default the recipe's own start.
         seed: of the start, noise and inputs. The global random state is restored.
     """
+    parameters = parameter_lives(recipe, model, seed=seed)
+    with torch.random.fork_rng():
+        return Report(parameters, tuple(model_switches(recipe.model, context=recipe.data.sequence_length)))
+
+
+def parameter_lives(
+    recipe: Recipe, model: OuroborosForCausalLM | None = None, *, seed: int = 0
+) -> tuple[ParameterLife, ...]:
+    """The part of :func:`liveness` about parameters, in the order of the model; arguments as there."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if model is None:
             model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model))
         else:
             model = copy.deepcopy(model).float()
-        parameters = tuple(_lives(model, recipe))
-        return Report(parameters, tuple(model_switches(recipe.model, context=recipe.data.sequence_length)))
+        return tuple(_lives(model, recipe))
 
 
 def _lives(model: OuroborosForCausalLM, recipe: Recipe) -> Iterable[ParameterLife]:

@@ -38,6 +38,8 @@ OTHERS: Mapping[str, tuple[Any, ...]] = {
     "compile": ("auto",),
     "curriculum": (((0.0, 1), (0.5, 3)),),
     "ema_decay": (0.5,),
+    "max": (2, 4),
+    "min": (3, 6),
     "momentum_cycle": ((0.5, 0.9),),
     "muon_precision": ("bf16",),
     "precision": ("bf16",),

@@ -114,8 +114,15 @@ def _liveness(options: CheckOptions, path: Path) -> int:
     if not options.quick:
         report = dataclasses.replace(report, switches=report.switches + training_switches(checked))
     if options.json:
-        lives, switches = ([one.to_dict() for one in all_] for all_ in (report.parameters, report.switches))
-        emit_json({"subject": options.subject, "ok": report.ok, "parameters": lives, "switches": switches})
+        emit_json(
+            {
+                "subject": options.subject,
+                "ok": report.ok,
+                "dead_parameters": _numbers(report.dead_parameters),
+                "parameters": [life.to_dict() for life in report.parameters],
+                "switches": [switch.to_dict() for switch in report.switches],
+            }
+        )
     else:
         _tell(report)
     return 0 if report.ok else 1
