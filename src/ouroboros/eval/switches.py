@@ -102,8 +102,7 @@ def _is_set(spec: Any, name: str) -> bool:
     """Whether an option has a value that is neither the default nor off."""
     *parents, last = name.split(".")
     for parent in parents:
-        listed = isinstance(spec, tuple)
-        spec = next(part for part in spec if part.kind == parent) if listed else getattr(spec, parent)
+        spec = {part.kind: part for part in spec}[parent] if isinstance(spec, tuple) else getattr(spec, parent)
     field = next(field for field in dataclasses.fields(spec) if field.name == last)
     return bool(getattr(spec, last)) and getattr(spec, last) != field.default
 
