@@ -50,7 +50,7 @@ def test_what_is_neither(subject, cli):
 
 
 def test_liveness_of_a_recipe(cli):
-    table = cli("check", "--liveness", "gpt")
+    table = cli("check", "--liveness", "gpt", "--size", "tiny")
     assert table.status == 0 and "DEAD" not in table.out
     assert "ok    model.embed_tokens.weight" in table.out and "16,448 numbers: changes logits" in table.out
     assert re.search(r"^ok +optim\.lr +changes training$", table.out, flags=re.MULTILINE)
@@ -74,13 +74,13 @@ def test_what_is_dead_is_an_error(cli, monkeypatch):
         return [one for one in build_optimizers(model, *arguments, **options) if isinstance(one, torch.optim.Muon)]
 
     monkeypatch.setattr("ouroboros.eval.liveness.build_optimizers", built)
-    table = cli("check", "--liveness", "gpt", "--quick")
+    table = cli("check", "--liveness", "gpt", "--size", "tiny", "--quick")
     assert table.status == 1
     assert re.search(
         r"^DEAD +model\.decoder\.layers\.\*\.input_layernorm\.weight +192 numbers: no optimiser", table.out, re.M
     )
     assert table.out.splitlines()[-1].startswith("16,896 of 176,640 parameters are dead; ")
-    found = cli("check", "--liveness", "gpt", "--quick", "--json")
+    found = cli("check", "--liveness", "gpt", "--size", "tiny", "--quick", "--json")
     assert found.status == 1 and found.json["dead_parameters"] == 16_896 and not found.json["ok"]
 
 

@@ -28,8 +28,9 @@ class CheckOptions:
 
     subject: tyro.conf.Positional[str]
     """What to check: a run directory, a transformers directory or the name of a recipe."""
-    size: str = "tiny"
-    """The size to check a recipe at, see `ouroboros recipes`."""
+    size: str | None = None
+    """The size to check a recipe at, see `ouroboros recipes`; by default tiny, and with --liveness the one that `train`
+    and `show` take."""
     liveness: bool = False
     """Prove instead that every parameter changes the function, gets a gradient, is in an optimiser group and moves
     within ten steps of training, and that every option changes something; what does not is named."""
@@ -64,7 +65,7 @@ def _recipe(options: CheckOptions) -> Recipe:
     if options.subject not in RECIPES:
         hint = nearest(options.subject, RECIPES)
         raise OuroborosError(f"{options.subject!r} is neither a model directory nor a recipe{hint}")
-    return recipe(options.subject, options.size)
+    return recipe(options.subject, options.size or ("small" if options.liveness else "tiny"))
 
 
 def _check_recipe(options: CheckOptions) -> list[Finding]:
