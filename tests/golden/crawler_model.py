@@ -106,9 +106,8 @@ def name_of(settings: Published, block: int, loop: int) -> str:
 
 def quantised_weights(model: OuroborosForCausalLM) -> AbstractContextManager[None]:
     """The published rule of fake quantisation in every matrix of a block, and of those that map bigrams and values."""
-    names = [
-        name for name, p in model.named_parameters() if p.ndim == 2 and re.search(r"layers.*proj|stem.*proj", name)
-    ]
+    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
+    names = [name for name in matrices if re.search(r"(layers|stem)\..*proj", name)]
     rule = functools.partial(quantized, bits=6, clip=0.9995, smallest=1 / 31)
     return straight_through([model.get_parameter(name) for name in names], rule)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Suppress, arg
 
 from ouroboros.config.migrate import from_before_blocks, written_before_blocks
-from ouroboros.config.needs import needs, positive
+from ouroboros.config.needs import needs, positive, untried
 from ouroboros.config.part import (
     FeedForwardPart,
     HeadPart,
@@ -92,7 +92,7 @@ class ModelSpec:
     """Tokens of the vocabulary; training takes the tokenizer's."""
     hidden_size: int = 256
     """Width of the stream."""
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int = field(default=4096, metadata=untried("limits the length of a text"))
     """Longest context the model accepts, in tokens."""
     block: Annotated[BlockSpec, arg(name="")] = field(default_factory=BlockSpec)
     overrides: Suppress[Fixed[tuple[BlockOverride, ...]]] = ()

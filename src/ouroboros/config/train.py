@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ouroboros.config.needs import all_of, needs, positive
+from ouroboros.config.needs import all_of, needs, positive, untried
 from ouroboros.errors import check
 
 MUON = needs("matrix_optimizer", "muon")
@@ -195,30 +195,36 @@ class DistilledTraining:
         check(self.lr > 0, f"train.distill.lr must be > 0, got {self.lr}")
 
 
+BUDGET = untried("says how long a run is")
+SAME_NUMBERS = untried("changes memory or time, and numbers by rounding alone")
+RECORDS = untried("changes what a run records, or when it ends")
+VALIDATION = needs("eval_every", positive) | RECORDS
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """One training run. Exactly one of ``steps``, ``tokens`` and ``minutes`` says when it ends."""
 
-    steps: int | None = None
+    steps: int | None = field(default=None, metadata=BUDGET)
     """Stop after this many optimiser steps."""
-    tokens: int | None = None
+    tokens: int | None = field(default=None, metadata=BUDGET)
     """Stop after this many training tokens."""
-    minutes: float | None = None
+    minutes: float | None = field(default=None, metadata=BUDGET)
     """Stop after this many minutes."""
     batch_size: int = 16
     """Sequences per optimiser step, over all processes and accumulation steps."""
-    accumulation: int = 1
+    accumulation: int = field(default=1, metadata=SAME_NUMBERS)
     """Parts into which each process divides its sequences of a step, to save memory."""
     seed: int = 0
     """Seed of initialisation, order, dropout and loop counts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward and backward pass; ``auto`` takes bfloat16 where it is measured to be much faster."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=SAME_NUMBERS)
     """Threads of each process on a CPU. None measures, when the run begins, whether fewer than all are as fast, and
     takes fewer while other programs slow the run down."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = field(default="auto", metadata=SAME_NUMBERS)
     """Compile each block with ``torch.compile``; ``auto`` does so where the run is long enough for it to pay."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = field(default=False, metadata=SAME_NUMBERS)
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: float = 0.0
     """Evaluate and export an exponential average of the weights with this decay; 0 is off."""
@@ -238,25 +244,25 @@ class TrainSpec:
     loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
     quantize: QuantizedTraining = field(default_factory=QuantizedTraining)
     distill: DistilledTraining = field(default_factory=DistilledTraining)
-    eval_every: int = 200
+    eval_every: int = field(default=200, metadata=RECORDS)
     """Steps between validations; 0 is off."""
-    eval_bytes: int = field(default=65_536, metadata=needs("eval_every", positive))
+    eval_bytes: int = field(default=65_536, metadata=VALIDATION)
     """Validation bytes scored at each validation."""
-    target_loss: float | None = field(default=None, metadata=needs("eval_every", positive))
+    target_loss: float | None = field(default=None, metadata=VALIDATION)
     """Stop when validation is surely at or below this many nats per token: its mean plus two standard errors."""
-    patience: int = field(default=0, metadata=needs("eval_every", positive))
+    patience: int = field(default=0, metadata=VALIDATION)
     """Stop after this many validations in a row without a new best; 0 never does."""
-    max_bad_validations: int = field(default=3, metadata=needs("eval_every", positive))
+    max_bad_validations: int = field(default=3, metadata=VALIDATION)
     """Stop with an error after this many validations in a row that failed; each one is reported."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = field(default=500, metadata=RECORDS)
     """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""
-    keep_last: int = 2
+    keep_last: int = field(default=2, metadata=RECORDS)
     """Checkpoints that are kept besides the one of the best validation."""
-    log_every: int = 10
+    log_every: int = field(default=10, metadata=RECORDS)
     """Steps between records of the loss in ``metrics.jsonl``."""
-    telemetry_every: int = 0
+    telemetry_every: int = field(default=0, metadata=RECORDS)
     """Steps between telemetry records of loops and of parts that have some, such as memories; 0 is off."""
-    max_bad_steps: int = 10
+    max_bad_steps: int = field(default=10, metadata=RECORDS)
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 
     def __post_init__(self) -> None:

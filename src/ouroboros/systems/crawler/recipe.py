@@ -97,7 +97,21 @@ def crawler_published(size: str = "default") -> Recipe:
         description="crawler as published: parts of it never trained",
         model=settings.model(2048),
         data=DataSpec(tokenizer="bpe:1024", sequence_length=2048 if size == "default" else 64),
-        optim=OptimSpec(lr=0.03, embedding_lr=0.035, vector_lr=0.025, weight_decay=0.04, decay="all", clip_norm=0.3),
+        optim=OptimSpec(
+            lr=0.03,
+            embedding_lr=0.035,
+            vector_lr=0.025,
+            weight_decay=0.04,
+            decay="all",
+            muon_momentum=0.99,
+            muon_momentum_start=0.92,
+            muon_momentum_warmup=1500,
+            muon_scale="original",
+            warmup_fraction=0.0,
+            decay_steps=2000,
+            clip_norm=0.3,
+            left_out=("*.loops.*.flow.*",),
+        ),
         train=TrainSpec(batch_size=384 if size == "default" else 8),
     )
 
