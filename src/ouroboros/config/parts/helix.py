@@ -84,7 +84,7 @@ class HelixSpec(UNetSpec):
         for name in self.bridge_names:
             looks = all(model.blocks[block].mixer.reads_other for block in model.schedule.blocks_at(name))
             check(
-                looks, f"topology.bridges attention: the segment {name!r} needs --model.at.{name}.mixer cross; {hint}"
+                looks, f"topology.bridges attention: {name!r} needs --model.at.{name}.mixer cross; {hint}"
             )
 
     def crossed(self, model: ModelSpec) -> frozenset[int]:
