@@ -6,6 +6,7 @@ from ouroboros.optim.groups import (
     choose_muon_dtype,
     clip_and_norm,
     left_out_parameters,
+    matching,
     parameter_roles,
     untrained_parameters,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "first_beta",
     "learning_rate",
     "left_out_parameters",
+    "matching",
     "muon_coefficients",
     "muon_momentum",
     "orthogonalize",

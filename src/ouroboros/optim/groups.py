@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -98,13 +98,22 @@ def left_out_parameters(model: nn.Module, spec: OptimSpec) -> set[str]:
     Raises:
         OuroborosError: a pattern that no parameter's name matches.
     """
-    names = [name for name, _ in model.named_parameters()]
-    found: set[str] = set()
-    for pattern in spec.left_out:
-        matching = fnmatch.filter(names, pattern)
-        check(bool(matching), f"optim.left_out: {pattern!r} is the name of no parameter{nearest(pattern, names)}")
-        found.update(matching)
-    return found
+    return set(matching([name for name, _ in model.named_parameters()], spec.left_out, "optim.left_out"))
+
+
+def matching(names: Sequence[str], patterns: Iterable[str], option: str) -> list[str]:
+    """Those of ``names`` that match any of ``patterns``, in their order.
+
+    Raises:
+        OuroborosError: a pattern of ``option`` that matches none.
+    """
+    for pattern in patterns:
+        hint = f"a name is, for example, {names[0]}" if names else "there is none"
+        check(
+            any(fnmatch.fnmatchcase(name, pattern) for name in names),
+            f"{option}: {pattern!r} is the name of no such parameter; {hint}",
+        )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def build_optimizers(

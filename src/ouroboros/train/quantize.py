@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import functools
 from contextlib import AbstractContextManager
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import QuantizedTraining
-from ouroboros.errors import check, nearest
+from ouroboros.errors import check
 from ouroboros.nn.quantize import noisy, quantized, straight_through
-from ouroboros.optim import parameter_roles
+from ouroboros.optim import matching, parameter_roles
 
 
 class Quantizer:
@@ -57,9 +56,4 @@ def _chosen(model: nn.Module, spec: QuantizedTraining) -> list[str]:
         check(bool(matrices), "train.quantize: the model has no matrix")
         return matrices
     names = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
-    for pattern in spec.where:
-        check(
-            bool(fnmatch.filter(names, pattern)),
-            f"train.quantize.where: {pattern!r} is the name of no two-dimensional parameter{nearest(pattern, names)}",
-        )
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in spec.where)]
+    return matching(names, spec.where, "train.quantize.where")
