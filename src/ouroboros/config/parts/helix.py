@@ -83,9 +83,7 @@ class HelixSpec(UNetSpec):
         )
         for name in self.bridge_names:
             looks = all(model.blocks[block].mixer.reads_other for block in model.schedule.blocks_at(name))
-            check(
-                looks, f"topology.bridges attention: {name!r} needs --model.at.{name}.mixer cross; {hint}"
-            )
+            check(looks, f"topology.bridges attention: {name!r} needs --model.at.{name}.mixer cross; {hint}")
 
     def crossed(self, model: ModelSpec) -> frozenset[int]:
         named = (self.stream, *self.bridge_names)
