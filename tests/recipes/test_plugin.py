@@ -73,7 +73,7 @@ class Tanh(nn.Module):
         super().__init__()
         self.inner, self.out = Projection(width, spec.inner, bias=False), Projection(spec.inner, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visit: VisitContext) -> Tensor:
         return self.out(torch.tanh(self.inner(x)))
 
 

@@ -95,15 +95,7 @@ def eval(arguments: Sequence[str]) -> int:
 
     opened = open_model(options.model)
     model, tokenizer = opened.model, opened.tokenizer
-    trained = trained_length(options.model)
-    window = options.window or default_window(options.model, model.config.max_position_embeddings)
-    if trained is not None and window > trained:
-        logger.warning(
-            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
-            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
-            *(window, trained),
-        )
-
+    window = _window(options, model.config.max_position_embeddings)
     procedure, reading = _procedure(options, window, options.stride or window)
     criteria = _criteria(options, model)
 
@@ -136,6 +128,19 @@ def eval(arguments: Sequence[str]) -> int:
     else:
         show_scores(scores, cheap)
     return 0
+
+
+def _window(options: EvalOptions, longest: int) -> int:
+    """Tokens of a window; longer ones than in training are told."""
+    trained = trained_length(options.model)
+    window = options.window or default_window(options.model, longest)
+    if trained is not None and window > trained:
+        logger.warning(
+            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
+            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
+            *(window, trained),
+        )
+    return window
 
 
 def _procedure(options: EvalOptions, window: int, stride: int) -> tuple[Procedure | None, str]:
