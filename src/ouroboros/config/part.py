@@ -261,7 +261,7 @@ class NormPart(Part):
     @property
     def factor(self) -> float:
         """What is multiplied to the result."""
-        return 1.0 if self.depth is None else self.depth**-0.5
+        return self.depth**-0.5 if self.depth_scale and self.depth is not None else 1.0
 
     def parameters(self, width: int) -> int:
         """Trainable numbers of one norm."""

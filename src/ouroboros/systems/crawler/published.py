@@ -207,13 +207,13 @@ class Published:
         found: list[BlockOverride] = []
         listed = [int(item) for item in self.ve_layers.split(",")] if self.ve_enabled and self.ve_layers else []
         for index in range(2 if self.flat_weight_share else self.flats):
-            own: dict[str, Any] = {"norm.depth": index + 1} if self.ln_scale else {}
+            own = self._depth(index + 1, self.flat_block(index))
             if self.shared == 0:
                 own |= self._chosen(index, self.flats, listed)
             found.append(BlockOverride(where=str(self.flat_block(index)), set=own))
         for index in range(self.shared):
             own = {"ffn": to_dict(self._shared_ffn()), **self._chosen(index, self.shared, listed)}
-            own |= {"norm.depth": self.flats + index + 1} if self.ln_scale else {}
+            own |= self._depth(self.flats + index + 1, self.shared_block(index))
             scales = self.crawler_loop_rope_scales[: 1 if self.helix_enabled else self.crawler_loops]
             if any(scale != 1 for scale in self.crawler_loop_rope_scales):
                 own |= {"mixer.rope.loop_scales": list(scales), "mixer.rope.original_context": None}
@@ -227,6 +227,10 @@ class Published:
             }
             found += [BlockOverride(where=name, set=bridge) for name in ("up", "down")]
         return [override for override in found if override.set]
+
+    def _depth(self, depth: int, block: int) -> dict[str, Any]:
+        """The depth of a block by the program's count, where it is not the block's number counted from 1."""
+        return {"norm.depth": depth} if self.ln_scale and depth != block + 1 else {}
 
     def _chosen(self, index: int, count: int, listed: list[int]) -> dict[str, Any]:
         """What only some of ``count`` blocks have."""
