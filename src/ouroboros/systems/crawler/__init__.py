@@ -8,6 +8,10 @@ SYSTEM = System(
     name="crawler",
     title="Crawler",
     entries={
+        "scorings": {
+            "challenge": "ouroboros.systems.crawler.score:challenge",
+            "challenge-published": "ouroboros.systems.crawler.score:CHALLENGE_PUBLISHED",
+        },
         "adaptations": {
             "slot": "ouroboros.systems.crawler.slot:Slot",
             "slot-published": "ouroboros.systems.crawler.slot:PUBLISHED",

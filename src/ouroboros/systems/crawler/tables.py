@@ -168,6 +168,23 @@ def tables_for(tokenizer: TextTokenizer, vocab_size: int, *, published: bool = F
     return ByteTables(sizes, np.zeros(vocab_size, bool), sizes == 0)
 
 
+def check_known(tokenizer: TextTokenizer, ids: np.ndarray) -> None:
+    """Refuse a stream with a token that stands for text which the tokenizer does not know.
+
+    Raises:
+        OuroborosError: names the first one.
+    """
+    unknown = [index for index, piece in enumerate(pieces_of(tokenizer)) if piece.kind == "unknown"]
+    places = np.flatnonzero(np.isin(ids, unknown))
+    if len(places):
+        before = tokenizer.decode(ids[max(0, places[0] - 10) : places[0]])
+        raise OuroborosError(
+            f"id {ids[places[0]]} at place {places[0]} of the stream, behind {before.decode(errors='replace')!r},"
+            " stands for text that the tokenizer does not know, whose bytes nobody can count; use a tokenizer with byte"
+            " fallback"
+        )
+
+
 def check_byte_counts(
     tables: ByteTables, encode: Callable[[bytes], np.ndarray], texts: Iterable[bytes], *, boundary: int
 ) -> None:
