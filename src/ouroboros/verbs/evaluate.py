@@ -100,15 +100,7 @@ def eval(arguments: Sequence[str]) -> int:
 
     opened = open_model(options.model)
     model, tokenizer = opened.model, opened.tokenizer
-    trained = trained_length(options.model)
-    window = options.window or default_window(options.model, model.config.max_position_embeddings)
-    if trained is not None and window > trained:
-        logger.warning(
-            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
-            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
-            *(window, trained),
-        )
-
+    window = _window(options, model.config.max_position_embeddings)
     procedure, reading = _procedure(options, window, options.stride or window)
     criteria = _criteria(options, model)
 
@@ -170,6 +162,18 @@ def _check(options: EvalOptions) -> None:
         for name in ("split", "max_bytes", "baselines", "by_source"):
             option = f"--{name.replace('_', '-')}"
             check(not getattr(options, name), f"eval: {option} has no meaning with --scoring; leave it out")
+
+
+def _window(options: EvalOptions, limit: int) -> int:
+    """Tokens of a window; one that is longer than in training comes with a word."""
+    trained, window = trained_length(options.model), options.window or default_window(options.model, limit)
+    if trained is not None and window > trained:
+        logger.warning(
+            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
+            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
+            *(window, trained),
+        )
+    return window
 
 
 def _procedure(options: EvalOptions, window: int, stride: int) -> tuple[Procedure | None, str]:
