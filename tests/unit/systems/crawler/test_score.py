@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ouroboros.data.sentencepieces import Piece
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.windows import Windows, spans
 from ouroboros.systems.crawler.score import CHALLENGE_PUBLISHED, challenge, published_part, published_spans
-from ouroboros.systems.crawler.tables import Piece
 
 
 class Table(nn.Module):
