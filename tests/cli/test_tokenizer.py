@@ -64,7 +64,7 @@ def test_texts_become_shards_that_are_trained_on_and_scored(cli, text, tiny, tmp
         (["--data", f"shards:{text}"], "so it is no token shard"),
     ):
         assert words in cli("eval", run, "--scoring", "challenge", *extra).error()
-    assert "unknown scoring 'chalenge'; did you mean" in cli("eval", run, "--scoring", "chalenge").error()
+    assert "unknown scoring 'chall'; did you mean" in cli("eval", run, "--scoring", "chall").error()
     options[1] = "bpe:300"
     assert "name its directory" in cli("train", "gpt", "--data", train, *options, "--out", tmp_path / "no").error()
 
