@@ -49,7 +49,7 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     first = spec.block.residual
     embeddings = spec.vocab_size * width * (1 if spec.tie_embeddings else 2)
     parameters = embeddings + sum(block_parameters(block, width) for block in spec.blocks) + loop_parameters(spec)
-    parameters += spec.block.norm.parameters(width) + spec.registers * width
+    parameters += spec.block.norm.final.parameters(width) + spec.registers * width
     parameters += first.reader_parameters(width) + first.start_parameters(width)
     parameters += sum(part.parameters(spec) for part in (*spec.stem, spec.head, spec.topology))
     flops = visit_flops(spec, run, context, spec.registers) + sum(part.flops(spec) for part in (*spec.stem, spec.head))
@@ -74,7 +74,7 @@ def block_parameters(block: BlockSpec, width: int) -> int:
     """Parameters of one block."""
     norms = {"final": 0, "pre": 1, "sandwich": 2}[block.norm.placement]
     joined = norms * block.norm.parameters(width) + block.residual.parameters(width)
-    reading = block.residual.reader_parameters(width)
+    reading = block.residual.reader_parameters(width) + block.residual.entrance_parameters(width)
     return block.mixer.parameters(width) + block.ffn.parameters(width) + block.sublayers * joined + reading
 
 
@@ -85,14 +85,17 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         block = spec.blocks[visit.block]
         total += block.mixer.flops(width, context, registers) + block.ffn.flops(width)
         total += block.sublayers * block.residual.flops(width)
-    loops = sum(segment.loops for segment in schedule.segments if segment.looped)
-    return total + loops * spec.block.residual.channels * sum(part.flops(width) for part in spec.loop)
+    looped = [segment for segment in schedule.segments if segment.looped]
+    for segment, parts in zip(looped, spec.loop_parts, strict=True):
+        total += spec.block.residual.channels * sum(part.flops(width, segment.loops) for part in parts)
+    return total
 
 
 def loop_parameters(spec: ModelSpec) -> int:
     """Parameters of the loop parts, summed over looped segments."""
     looped = [segment for segment in spec.schedule.segments if segment.looped]
-    return sum(part.parameters(spec.hidden_size, segment.loops) for segment in looped for part in spec.loop)
+    parts = zip(looped, spec.loop_parts, strict=True)
+    return sum(part.parameters(spec.hidden_size, s.loops) for s, here in parts for part in here)
 
 
 def recent_values(block: BlockSpec, width: int) -> int:

@@ -8,6 +8,7 @@ Depth is a static list of :class:`Visit`. A short notation writes it:
 ``8 (1)x8 8``  eight blocks (prelude), one block eight times, eight more (coda)
 ``(2)x3``      two blocks A B, visited A B A B A B
 ``3 w:(1)x2``  the loop is named ``w``, for options of its blocks alone
+``a:2 3 a``    the blocks named ``a`` run again at the end, without their loop if they have one
 =============  =======================================================
 
 Parameters are a sum over blocks; arithmetic and cache are sums over visits (:mod:`ouroboros.accounting`).
@@ -21,7 +22,9 @@ from dataclasses import dataclass, replace
 
 from ouroboros.errors import OuroborosError
 
-_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*:|\(|\)|x|\d+|\S)")
+_NAME = r"[A-Za-z_][A-Za-z0-9_-]*"
+_TOKEN = re.compile(rf"\s*({_NAME}:|(?<!\S)(?!x\d*(?:\s|$)){_NAME}|\(|\)|x|\d+|\S)")
+"""A word by itself is a name; the ``x`` of a loop count is none."""
 _MAX_VISITS = 100_000
 
 
@@ -47,6 +50,8 @@ class Segment:
     looped: bool
     name: str = ""
     """By which options of its blocks alone are given; empty for none."""
+    again: bool = False
+    """Whether these are the blocks of an earlier segment of this name, visited once more."""
 
     @property
     def blocks(self) -> range:
@@ -54,6 +59,8 @@ class Segment:
 
     @property
     def notation(self) -> str:
+        if self.again:
+            return self.name
         blocks = f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
         return f"{self.name}:{blocks}" if self.name else blocks
 
@@ -68,16 +75,27 @@ class Schedule:
     def visits(self) -> tuple[Visit, ...]:
         """Every application of a block, in order."""
         out: list[Visit] = []
+        used = [0] * self.num_blocks
         for segment in self.segments:
-            for loop in range(segment.loops):
-                first = len(out)
-                out += [Visit(first + i, block, loop) for i, block in enumerate(segment.blocks)]
+            for block in [*segment.blocks] * segment.loops:
+                out.append(Visit(len(out), block, used[block]))
+                used[block] += 1
         return tuple(out)
+
+    @property
+    def last_slots(self) -> frozenset[int]:
+        """The slot of every block's last visit."""
+        return frozenset({visit.block: visit.slot for visit in self.visits}.values())
+
+    @property
+    def stored(self) -> tuple[Segment, ...]:
+        """The segments that bring blocks of their own."""
+        return tuple(segment for segment in self.segments if not segment.again)
 
     @property
     def num_blocks(self) -> int:
         """Distinct blocks: what is stored."""
-        return sum(segment.num_blocks for segment in self.segments)
+        return sum(segment.num_blocks for segment in self.stored)
 
     @property
     def num_visits(self) -> int:
@@ -135,56 +153,71 @@ def parse(layout: str) -> Schedule:
     Raises:
         OuroborosError: says what is wrong, at which column, and how to write it.
     """
-    tokens = [(m.group(1), m.start(1) + 1) for m in _TOKEN.finditer(layout)]
-    if not tokens:
+    reader = _Reader(layout)
+    if not reader.tokens:
         raise _error(layout, 1, "is empty; write for example '6' or '2 (2)x3 2'")
     segments: list[Segment] = []
-    position = block = 0
-
-    def take(expected: str, why: str) -> tuple[str, int]:
-        nonlocal position
-        text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
-        fits = text.isdigit() if expected == "number" else text == expected
-        if not fits:
-            found = repr(text) if text else "the end"
-            wanted = "a number" if expected == "number" else repr(expected)
-            raise _error(layout, column, f"expected {wanted} {why}, found {found}")
-        position += 1
-        return text, column
-
-    def count(why: str) -> int:
-        text, column = take("number", why)
-        if int(text) < 1:
-            raise _error(layout, column, f"the number {why} must be at least 1")
-        return int(text)
-
-    while position < len(tokens):
-        text, column = tokens[position]
-        name = ""
-        if text.endswith(":"):
-            name = text[:-1]
-            if name in {segment.name for segment in segments}:
-                raise _error(layout, column, f"the name {name!r} is given twice")
-            position += 1
-            text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
-        if text == "(":
-            position += 1
-            if position < len(tokens) and tokens[position][0] == "(":
-                raise _error(layout, tokens[position][1], "loops cannot be nested; write one level, as in '2 (2)x3 2'")
-            blocks = count("of blocks in a loop")
-            take(")", "to close the loop")
-            take("x", "and a loop count after ')', as in '(2)x3'")
-            segment = Segment(block, blocks, count("of loops"), True, name)
-        elif text.isdigit():
-            segment = Segment(block, count("of blocks"), 1, False, name)
+    while reader.position < len(reader.tokens):
+        text, column = reader.present
+        named = {segment.name: segment for segment in segments if segment.name}
+        if re.fullmatch(_NAME, text) and text != "x":
+            if text not in named:
+                raise _error(layout, column, f"no segment before it is named {text!r}; name one as in '{text}:2'")
+            segments.append(replace(named[text], loops=1, looped=False, again=True))
+            reader.position += 1
         else:
-            found = f"unexpected {text!r}" if text else "found the end behind a name"
-            raise _error(layout, column, f"{found}; write for example '6' or '2 (2)x3 2'")
-        segments.append(segment)
-        block += segment.num_blocks
+            name = text[:-1] if text.endswith(":") else ""
+            if name in named:
+                raise _error(layout, column, f"the name {name!r} is given twice")
+            reader.position += bool(name)
+            segments.append(reader.segment(sum(s.num_blocks for s in segments if not s.again), name))
         if sum(s.num_blocks * s.loops for s in segments) > _MAX_VISITS:
             raise _error(layout, column, f"has more than {_MAX_VISITS} visits")
     return Schedule(tuple(segments))
+
+
+class _Reader:
+    """Reads a layout word by word."""
+
+    def __init__(self, layout: str) -> None:
+        self.layout, self.position = layout, 0
+        self.tokens = [(m.group(1), m.start(1) + 1) for m in _TOKEN.finditer(layout)]
+
+    @property
+    def present(self) -> tuple[str, int]:
+        """The word at hand and its column."""
+        return self.tokens[self.position] if self.position < len(self.tokens) else ("", len(self.layout) + 1)
+
+    def take(self, expected: str, why: str) -> tuple[str, int]:
+        text, column = self.present
+        if not (text.isdigit() if expected == "number" else text == expected):
+            wanted = "a number" if expected == "number" else repr(expected)
+            raise _error(self.layout, column, f"expected {wanted} {why}, found {repr(text) if text else 'the end'}")
+        self.position += 1
+        return text, column
+
+    def count(self, why: str) -> int:
+        text, column = self.take("number", why)
+        if int(text) < 1:
+            raise _error(self.layout, column, f"the number {why} must be at least 1")
+        return int(text)
+
+    def segment(self, block: int, name: str) -> Segment:
+        """The segment that begins here, with ``block`` as its first."""
+        text, column = self.present
+        if text == "(":
+            self.position += 1
+            inner, place = self.present
+            if inner == "(":
+                raise _error(self.layout, place, "loops cannot be nested; write one level, as in '2 (2)x3 2'")
+            blocks = self.count("of blocks in a loop")
+            self.take(")", "to close the loop")
+            self.take("x", "and a loop count after ')', as in '(2)x3'")
+            return Segment(block, blocks, self.count("of loops"), True, name)
+        if text.isdigit():
+            return Segment(block, self.count("of blocks"), 1, False, name)
+        found = f"unexpected {text!r}" if text else "found the end behind a name"
+        raise _error(self.layout, column, f"{found}; write for example '6' or '2 (2)x3 2'")
 
 
 def _error(layout: str, column: int, what: str) -> OuroborosError:

@@ -81,9 +81,11 @@ SIZES = [
 LOOPS = [
     *("--train.loops.sampling", "uniform", "--train.loops.min", "1", "--train.loops.max", "3"),
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
-    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
+    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2", "--model.loop.flow.rank", "4"),
+    *("--model.loop.anchor.width", "4", "--model.loop.hyper.streams", "2"),
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
+STAGES = ["--train.quantize.mode", "noise", "--train.distill.fraction", "0.4", "--train.distill.lr", "1"]
 
 PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1e-30", "--optim.embedding-lr", "1e-30"]
 """At these rates no weight moves and no score gets better, on any processor."""
@@ -133,6 +135,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "shards": (train("shards"), None),
         "loops": (train("loops", *LOOPS), None),
         "noise": (train("noise", *NOISE), None),
+        "stages": (train("stages", *STAGES), None),
         "dropout": (train("dropout", "--model.dropout", "0.1"), None),
         "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
@@ -167,8 +170,11 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
 
 
+CASES = [("plain", []), ("shards", []), ("loops", LOOPS), ("noise", NOISE), ("stages", STAGES)]
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("name", "more"), [("plain", []), ("shards", []), ("loops", LOOPS), ("noise", NOISE)])
+@pytest.mark.parametrize(("name", "more"), CASES)
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
     run = outcomes / name
     assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()

@@ -125,7 +125,7 @@ def test_a_loop_of_one_is_still_a_loop() -> None:
         ("2 x3", 3, "unexpected 'x'"),
         ("-1", 1, "unexpected '-'"),
         ("1.5", 2, "unexpected '.'"),
-        ("2 two", 3, "unexpected 't'"),
+        ("2 two", 3, "no segment before it is named 'two'"),
         ("(1)x2 (2)y3", 10, "expected 'x'.*found 'y'"),
         ("(1)x999999999", 1, "more than 100000 visits"),
         ("5 99999999999999999999", 3, "more than 100000 visits"),
