@@ -33,11 +33,7 @@ class LoopDecoder(ABC):
     def generate(
         self, model: OuroborosForCausalLM, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any
     ) -> Tensor:
-        """Prompt and new tokens, (1, T); ``options`` are those of ``model.generate``.
-
-        Raises:
-            OuroborosError: something was asked for that this loop does not serve.
-        """
+        """Prompt and new tokens, (1, T); ``options`` are those of ``model.generate``."""
         # generate() shows the prompt to the streamer but does not hand it on to a loop that is not its own.
         return model.generate(  # pyrefly: ignore
             input_ids, custom_generate=self._write, streamer=streamer, token_streamer=streamer, **options
@@ -47,7 +43,11 @@ class LoopDecoder(ABC):
     def begin(
         self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
     ) -> Advance:
-        """Refuse what is not served; return what gives the logits of one token after another."""
+        """What gives the logits of one token after another.
+
+        Raises:
+            OuroborosError: something was asked for that this loop does not serve.
+        """
 
     def _write(
         self,
@@ -61,7 +61,7 @@ class LoopDecoder(ABC):
     ) -> Tensor:
         """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
         advance = self.begin(model, input_ids, generation_config, prepared)
-        end, token_B1, done = _End(stopping_criteria), None, False
+        reached, token_B1, done = _end(stopping_criteria), None, False
         text, length = input_ids, input_ids.shape[1]
         while not done:
             # Processors see the whole text, and may change the scores in place.
@@ -77,7 +77,7 @@ class LoopDecoder(ABC):
             text[:, length : length + 1] = token_B1
             length += 1
             input_ids = text[:, :length]
-            done = end.reached(input_ids, token_B1)
+            done = reached(input_ids, token_B1)
             if token_streamer is not None:
                 token_streamer.put(token_B1[0].cpu())
         if token_streamer is not None:
@@ -85,44 +85,38 @@ class LoopDecoder(ABC):
         return input_ids
 
 
-class _End:
-    """When to stop. Length and end tokens cost a comparison of numbers; criteria of other kinds are called."""
+def _end(criteria: StoppingCriteriaList) -> Callable[[Tensor, Tensor], bool]:
+    """Whether a token, the last of all ids, was the last one to write.
 
-    def __init__(self, criteria: StoppingCriteriaList) -> None:
-        self.length, self.tokens, self.others = math.inf, set[int](), StoppingCriteriaList()
-        for criterion in criteria:
-            # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
-            known = getattr(criterion, "max_position_embeddings", None) or math.inf
-            if type(criterion) is MaxLengthCriteria and criterion.max_length <= known:
-                self.length = min(self.length, criterion.max_length)
-            elif type(criterion) is EosTokenCriteria:
-                self.tokens.update(criterion.eos_token_id.flatten().tolist())
-            else:
-                self.others.append(criterion)
+    Length and end tokens cost a comparison of numbers; criteria of other kinds are called.
+    """
+    most, ends, others = math.inf, set[int](), StoppingCriteriaList()
+    for criterion in criteria:
+        # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
+        known = getattr(criterion, "max_position_embeddings", None) or math.inf
+        if type(criterion) is MaxLengthCriteria and criterion.max_length <= known:
+            most = min(most, criterion.max_length)
+        elif type(criterion) is EosTokenCriteria:
+            ends.update(criterion.eos_token_id.flatten().tolist())
+        else:
+            others.append(criterion)
 
-    def reached(self, ids_1T: Tensor, token_11: Tensor) -> bool:
-        """Whether ``token_11``, the last of ``ids_1T``, was the last one to write."""
-        if ids_1T.shape[1] >= self.length or (self.tokens and int(token_11) in self.tokens):
+    def reached(ids_1T: Tensor, token_11: Tensor) -> bool:
+        if ids_1T.shape[1] >= most or (ends and int(token_11) in ends):
             return True
-        return bool(self.others and self.others(ids_1T, None).all())  # pyrefly: ignore
+        return bool(others and others(ids_1T, None).all())  # pyrefly: ignore
+
+    return reached
 
 
 class WindowDecoder(LoopDecoder):
-    """Shows the model only the last tokens of a text of any length, counted from position 0 at every step.
+    """Shows the model only the last ``window`` tokens of a text of any length, counted from position 0 at every step.
 
     Every position changes with every token past the window, so nothing can be cached: each step runs the whole window.
-
-    Args:
-        window: tokens that the model sees.
     """
 
     def __init__(self, window: int) -> None:
         self.window = window
-
-    def check_fits(self, model: OuroborosForCausalLM) -> None:
-        """Refuse a window longer than the model's context."""
-        limit = model.config.max_position_embeddings
-        check(self.window <= limit, f"the window is {self.window} tokens but the model's context holds {limit}")
 
     def begin(
         self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
@@ -130,8 +124,7 @@ class WindowDecoder(LoopDecoder):
         """Run the window anew for every token.
 
         Raises:
-            OuroborosError: there are several sequences, or the window is longer than the model's context.
+            OuroborosError: there are several sequences.
         """
-        self.check_fits(model)
         check(len(input_ids) == 1, f"a window serves one sequence at a time, got {len(input_ids)}")
         return lambda ids, token: model(ids[:, -self.window :], use_cache=False, logits_to_keep=1).logits[:, -1]

@@ -56,10 +56,9 @@ class Continuation:
         earlier: Sequence[bytes] = (),
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        ids = sampling.read(text_ids(tokenizer, prompt, earlier))
+        ids, context = sampling.read(text_ids(tokenizer, prompt, earlier)), model.config.max_position_embeddings
+        self.decoder, self.room = decoder, context - len(ids)
         if sampling.window is None:
-            context = model.config.max_position_embeddings
-            self.room = context - len(ids)
             check(
                 self.room >= 1,
                 f"the prompt has {len(ids)} tokens but the model's context holds {context};"
@@ -67,9 +66,9 @@ class Continuation:
             )
         else:
             check(decoder is None, "a window needs the whole of it at every step, which fast decoding does not serve")
-            decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
-            decoder.check_fits(model)
-        self.decoder = decoder
+            fits = sampling.window <= context
+            check(fits, f"the window is {sampling.window} tokens but the model's context holds {context}")
+            self.decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
         self.input_ids = torch.tensor([ids], device=model.device)
         self._cancelled = False
         self.text = b""
@@ -108,8 +107,7 @@ class Continuation:
             thread.join()
 
     def _write(self, queue: Queue[bytes | Exception | None]) -> None:
-        stop = [text.encode() for text in self.sampling.stop]
-        streamer = _ByteStreamer(self.tokenizer, self.input_ids.shape[1], stop, queue.put)
+        streamer = _ByteStreamer(self.tokenizer, self.input_ids.shape[1], self.sampling.stop, queue.put)
         generate: Any = self.model.generate
         if self.decoder is not None:
             generate = functools.partial(self.decoder.generate, self.model)
@@ -117,8 +115,7 @@ class Continuation:
         def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
             return ids_BT.new_full(ids_BT.shape[:1], self._cancelled or streamer.stopped, dtype=torch.bool)
 
-        options = self.sampling.options()
-        options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
+        options = {**self.sampling.options(), "max_new_tokens": min(self.sampling.max_new_tokens, self.room)}
         try:
             generate(
                 self.input_ids,
@@ -144,12 +141,13 @@ def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] =
 
 
 class _ByteStreamer(BaseStreamer):
-    """Passes on the bytes of new tokens; holds back what could be the beginning of a stop string."""
+    """Passes on the bytes of new tokens."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, prompt_tokens: int, stop: list[bytes], send: Callable[[bytes], Any]
+        self, tokenizer: TextTokenizer, prompt_tokens: int, stop: Sequence[str], send: Callable[[bytes], Any]
     ) -> None:
-        self.tokenizer, self.skip, self.stop_strings, self.send = tokenizer, prompt_tokens, stop, send
+        self.tokenizer, self.skip, self.send = tokenizer, prompt_tokens, send
+        self.stop_strings = [text.encode() for text in stop]
         self.text, self.sent, self.stopped = b"", 0, False
         self.tokens, self.first, self.last = 0, 0.0, 0.0
 

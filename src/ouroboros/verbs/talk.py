@@ -83,7 +83,7 @@ def generate(arguments: Sequence[str]) -> int:
         raise OuroborosError("generate: give --prompt TEXT ('' starts a new document, '-' reads standard input)")
     check(options.count >= 1, f"generate: --count must be >= 1, got {options.count}")
     log_to_stderr()
-    from ouroboros.serve.template import find_template
+    from ouroboros.serve.chat import find_template
 
     decoder, template = options.decoder(), find_template(options.template)
     model, tokenizer = options.load()
@@ -145,8 +145,7 @@ def chat(arguments: Sequence[str]) -> int:
     import torch
 
     from ouroboros.data.templates import chat_format
-    from ouroboros.serve.chat import Chat, converse
-    from ouroboros.serve.template import find_template
+    from ouroboros.serve.chat import Chat, converse, find_template
     from ouroboros.serve.transcript import Transcript
 
     decoder = options.decoder()
@@ -203,7 +202,7 @@ def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
 def _published(cls: type[_O], model: Path) -> _O:
     """Options without a model, at the defaults of the style published with the system of ``model``."""
     from ouroboros.api import open_model
-    from ouroboros.serve.styles import published_sampling
+    from ouroboros.serve.sampling import published_sampling
 
     return cls(model=tyro.MISSING, sampling=published_sampling(open_model(model).spec))
 
@@ -216,7 +215,7 @@ def _write(text: str) -> None:
 def _trained_template(path: Path) -> TextFormat | None:
     """The template of the text that a run was trained on; a recipe that cannot be read is no reason not to talk."""
     from ouroboros.api import open_model
-    from ouroboros.serve.template import recipe_template
+    from ouroboros.serve.chat import recipe_template
 
     opened = open_model(path)
     try:

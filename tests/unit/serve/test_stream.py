@@ -93,7 +93,7 @@ def test_no_cut_of_the_text_into_tokens_changes_where_it_stops(words, stop):
     expected = text.split(stop.encode())[0]
     for ids in (list(tokenizer.encode(text)), [token for byte in text for token in _single(tokenizer, byte)]):
         sent: list[bytes] = []
-        streamer = _ByteStreamer(tokenizer, 1, [stop.encode()], sent.append)
+        streamer = _ByteStreamer(tokenizer, 1, [stop], sent.append)
         streamer.put(torch.tensor([[tokenizer.eos_id]]))
         for token in ids:
             streamer.put(torch.tensor([token]))
@@ -109,7 +109,7 @@ def _single(tokenizer, byte: int) -> list[int]:
 
 def test_a_long_token_may_contain_a_stop_string_and_more(tokenizer):
     sent: list[bytes] = []
-    streamer = _ByteStreamer(tokenizer, 2, [b"bc"], sent.append)
+    streamer = _ByteStreamer(tokenizer, 2, ["bc"], sent.append)
     streamer.put(torch.tensor([[256, 97]]))
     streamer.put(torch.tensor(list(b"abcd")))
     streamer.put(torch.tensor(list(b"more")))
