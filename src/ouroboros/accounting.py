@@ -49,9 +49,9 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     first = spec.block.residual
     embeddings = spec.vocab_size * width * (1 if spec.tie_embeddings else 2)
     parameters = embeddings + sum(_block_parameters(block, width) for block in spec.blocks)
-    looped = [segment for segment in spec.schedule.segments if segment.looped]
-    parameters += sum(part.parameters(width, segment.loops) for segment in looped for part in spec.loop)
-    parameters += spec.block.norm.parameters(width) + spec.registers * width
+    looped = zip((s for s in spec.schedule.segments if s.looped), spec.loop_parts, strict=True)
+    parameters += sum(part.parameters(width, segment.loops) for segment, parts in looped for part in parts)
+    parameters += spec.block.norm.final.parameters(width) + spec.registers * width
     parameters += first.reader_parameters(width) + first.start_parameters(width)
     parameters += sum(part.parameters(spec) for part in (*spec.stem, spec.head, spec.topology))
     flops = visit_flops(spec, run, context, spec.registers) + sum(part.flops(spec) for part in (*spec.stem, spec.head))
@@ -76,7 +76,7 @@ def cached_blocks(spec: ModelSpec, schedule: Schedule) -> list[int]:
 def _block_parameters(block: BlockSpec, width: int) -> int:
     norms = {"final": 0, "pre": 1, "sandwich": 2}[block.norm.placement]
     joined = norms * block.norm.parameters(width) + block.residual.parameters(width)
-    reading = block.residual.reader_parameters(width)
+    reading = block.residual.reader_parameters(width) + block.residual.entrance_parameters(width)
     return block.mixer.parameters(width) + block.ffn.parameters(width) + block.sublayers * joined + reading
 
 
@@ -87,8 +87,10 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         block = spec.blocks[visit.block]
         total += block.mixer.flops(width, context, registers) + block.ffn.flops(width)
         total += block.sublayers * block.residual.flops(width)
-    loops = sum(segment.loops for segment in schedule.segments if segment.looped)
-    return total + loops * spec.block.residual.channels * sum(part.flops(width) for part in spec.loop)
+    for segment, parts in zip((s for s in schedule.segments if s.looped), spec.loop_parts, strict=True):
+        entering = sum(segment.loops * part.flops(width) + part.flops_once(width) for part in parts)
+        total += spec.block.residual.channels * entering
+    return total
 
 
 def recent_values(block: BlockSpec, width: int) -> int:

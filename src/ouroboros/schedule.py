@@ -8,6 +8,7 @@ Depth is a static list of :class:`Visit`. A short notation writes it:
 ``8 (1)x8 8``  eight blocks (prelude), one block eight times, eight more (coda)
 ``(2)x3``      two blocks A B, visited A B A B A B
 ``3 w:(1)x2``  the loop is named ``w``, for options of its blocks alone
+``a:2 3 a``    the blocks named ``a`` run again at the end, without their loop if they have one
 =============  =======================================================
 
 Parameters are a sum over blocks; arithmetic and cache are sums over visits (:mod:`ouroboros.accounting`).
@@ -21,9 +22,10 @@ from dataclasses import dataclass, replace
 
 from ouroboros.errors import OuroborosError, check
 
+_NAME = "[A-Za-z_][A-Za-z0-9_-]*"
 _SEGMENT = re.compile(
-    r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_-]*):\s*)?"
-    r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+))"
+    rf"\s*(?:(?P<again>{_NAME})(?!\S)|(?:(?P<name>{_NAME}):\s*)?"
+    r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+)))"
 )
 _MAX_VISITS = 100_000
 
@@ -50,6 +52,8 @@ class Segment:
     looped: bool
     name: str = ""
     """By which options of its blocks alone are given; empty for none."""
+    again: bool = False
+    """Whether these are the blocks of an earlier segment of this name, visited once more."""
 
     @property
     def blocks(self) -> range:
@@ -57,6 +61,8 @@ class Segment:
 
     @property
     def notation(self) -> str:
+        if self.again:
+            return self.name
         blocks = f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
         return f"{self.name}:{blocks}" if self.name else blocks
 
@@ -71,16 +77,27 @@ class Schedule:
     def visits(self) -> tuple[Visit, ...]:
         """Every application of a block, in order."""
         out: list[Visit] = []
+        used = [0] * self.num_blocks
         for segment in self.segments:
-            for loop in range(segment.loops):
-                first = len(out)
-                out += [Visit(first + i, block, loop) for i, block in enumerate(segment.blocks)]
+            for block in [*segment.blocks] * segment.loops:
+                out.append(Visit(len(out), block, used[block]))
+                used[block] += 1
         return tuple(out)
+
+    @property
+    def last_slots(self) -> frozenset[int]:
+        """The slot of every block's last visit."""
+        return frozenset({visit.block: visit.slot for visit in self.visits}.values())
+
+    @property
+    def stored(self) -> tuple[Segment, ...]:
+        """The segments that bring blocks of their own."""
+        return tuple(segment for segment in self.segments if not segment.again)
 
     @property
     def num_blocks(self) -> int:
         """Distinct blocks: what is stored."""
-        return sum(segment.num_blocks for segment in self.segments)
+        return sum(segment.num_blocks for segment in self.stored)
 
     @property
     def num_visits(self) -> int:
@@ -144,19 +161,24 @@ def parse(layout: str) -> Schedule:
         where = f"layout {layout!r}, column {column}"
         match = _SEGMENT.match(layout, end)
         if match is None:
-            raise OuroborosError(
-                f"{where}: expected a number of blocks or a loop, loops not nested;"
-                " write for example '6', '2 (2)x3 2' or '2 middle:(2)x3 2'"
-            )
-        for group in ("plain", "blocks", "loops"):
+            rest = layout[end:].split()
+            found = f"unexpected {rest[0]!r}" if rest else "is empty"
+            hint = "write blocks or a loop, not nested, as in '6', '2 (2)x3 2' or '2 middle:(2)x3 2'"
+            raise OuroborosError(f"{where}: {found}; {hint}")
+        for group, what in (("plain", "blocks"), ("blocks", "blocks"), ("loops", "loops")):
             fits = match[group] is None or int(match[group]) >= 1
-            check(fits, f"layout {layout!r}, column {match.start(group) + 1}: the number must be at least 1")
-        name, end = match["name"] or "", match.end()
-        check(not name or all(name != segment.name for segment in segments), f"{where}: {name!r} is given twice")
-        looped = match["plain"] is None
-        segment = Segment(block, int(match["plain"] or match["blocks"]), int(match["loops"] or 1), looped, name)
+            check(fits, f"layout {layout!r}, column {match.start(group) + 1}: the number of {what} must be at least 1")
+        name, again, end = match["name"] or "", match["again"], match.end()
+        named = {segment.name: segment for segment in segments if segment.name}
+        check(name not in named, f"{where}: the name {name!r} is given twice")
+        if again is not None:
+            check(again in named, f"{where}: no segment before it is named {again!r}; name one as in '{again}:2'")
+            segment = replace(named[again], loops=1, looped=False, again=True)
+        else:
+            blocks, loops = int(match["plain"] or match["blocks"]), int(match["loops"] or 1)
+            segment = Segment(block, blocks, loops, match["plain"] is None, name)
+            block += blocks
         segments.append(segment)
-        block += segment.num_blocks
         visits += segment.num_blocks * segment.loops
         check(visits <= _MAX_VISITS, f"{where}: has more than {_MAX_VISITS} visits")
     return Schedule(tuple(segments))

@@ -69,7 +69,7 @@ def test_help_shows_the_options_of_the_recipe_that_is_named(cli):
         (["--size", "tiny", "lop"], 1, "unknown recipe 'lop'"),
         (["loop", "--size", "smaall"], 1, "unknown size 'smaall'; did you mean 'small'?"),
         (["loop", "--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5"),
-        (["loop", "--model.layout", "((1)x2"], 2, "loops cannot be nested"),
+        (["loop", "--model.layout", "((1)x2"], 2, "column 1: unexpected '((1)x2'"),
         (["loop", "--model.layout", ""], 2, "layout '', column 1: is empty"),
         (["loop", "--loops", "0"], 1, "loops must be >= 1"),
         (["gpt", "--loops", "2"], 1, "layout '6' has no loop"),

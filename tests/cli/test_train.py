@@ -156,7 +156,7 @@ def test_a_run_stopped_early_says_why_everywhere(cli, tiny, tmp_path):
         (["--model.hidden-size", "17"], 2, "hidden_size (17) must be a multiple of mixer.num_heads (2)"),
         (["--seed", str(2**63)], 1, "train.seed must be within 63 bits"),
         (["--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5: the number of loops must be at least 1"),
-        (["--model.layout", "((1)x2"], 2, "layout '((1)x2', column 2: loops cannot be nested"),
+        (["--model.layout", "((1)x2"], 2, "layout '((1)x2', column 1: unexpected '((1)x2'"),
         (["--model.layout", ""], 2, "layout '', column 1: is empty"),
         (["--model.layout", "(2"], 2, "expected ')' to close the loop, found the end"),
         (["--train.loops.backprop", "1"], 1, "train.loops.backprop=1 leaves the blocks before the loop"),

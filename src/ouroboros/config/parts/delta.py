@@ -81,6 +81,10 @@ class DeltaSpec(ResidualPart):
         return self.values > 1
 
     @property
+    def form(self) -> str:
+        return f"{self.values} vectors" if self.expanded else "vector"
+
+    @property
     def channels(self) -> int:
         return self.values
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ouroboros.config.part import TopologyPart, part
+from ouroboros.errors import check
+from ouroboros.schedule import Schedule, Visit
+
+if TYPE_CHECKING:
+    from ouroboros.config.model import ModelSpec
 
 
 @part(module="ouroboros.nn.topology:Chain")
@@ -14,3 +19,58 @@ class ChainSpec(TopologyPart):
     """Blocks one after the other; looped segments repeat, with loop parts at their boundaries."""
 
     kind: Literal["chain"] = "chain"
+
+
+@part(module="ouroboros.nn.unet:UNet")
+@dataclass(frozen=True, kw_only=True)
+class UNetSpec(TopologyPart):
+    """Skip connections from the first half of the visits outside of loops to the second, in reverse order, as in a
+    U-net (Ronneberger et al. 2015); a learned factor for each channel, 1 at the start."""
+
+    kind: Literal["unet"] = "unet"
+    skips: int | None = None
+    """Skip connections; None means half of the visits outside of loops."""
+    gated: bool = False
+    """Multiply each skip by ``sigmoid`` of a learned map of it to one number, 0.88 at the start."""
+
+    def __post_init__(self) -> None:
+        check(self.skips is None or self.skips >= 0, f"topology.skips must be >= 0 or null, got {self.skips}")
+
+    def count(self, model: ModelSpec) -> int:
+        """Skip connections, resolved."""
+        return len(outside(model.schedule)) // 2 if self.skips is None else self.skips
+
+    def check(self, model: ModelSpec) -> None:
+        most = len(outside(model.schedule)) // 2
+        check(
+            self.count(model) <= most,
+            f"topology.skips ({self.skips}): layout {model.layout!r} has {2 * most} visits outside of loops to pair, so"
+            f" at most {most} skips",
+        )
+        check(
+            most > 0,
+            f"topology unet needs two blocks outside of loops to connect, layout {model.layout!r} has fewer: write for"
+            " example '2 (1)x2 2'",
+        )
+        check(
+            model.block.residual.channels == 1,
+            "topology unet needs a residual whose stream is one vector for each token",
+        )
+
+    def parameters(self, model: ModelSpec) -> int:
+        width = model.hidden_size
+        return self.count(model) * width + (width + 1 if self.gated else 0)
+
+    def flops(self, model: ModelSpec, schedule: Schedule) -> int:
+        return 2 * model.hidden_size * self.count(model) if self.gated else 0
+
+
+def outside(schedule: Schedule) -> list[Visit]:
+    """The visits outside of loops."""
+    visits = iter(schedule.visits)
+    return [
+        visit
+        for segment in schedule.segments
+        for visit in [next(visits) for _ in range(segment.num_blocks * segment.loops)]
+        if not segment.looped
+    ]

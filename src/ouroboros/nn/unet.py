@@ -1,0 +1,79 @@
+"""Skip connections from early visits to late ones. Shapes: S skips, D model width."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ouroboros.config import ModelSpec
+from ouroboros.config.parts.topology import UNetSpec, outside
+from ouroboros.nn.part import Init, Started
+from ouroboros.nn.topology import MAIN, Event, RunBlock, Step, segment_steps
+from ouroboros.schedule import Schedule
+
+
+class Skips(Started):
+    """``x + w_i * saved`` with a learned factor for each channel of each skip, and optionally a gate."""
+
+    PARAMETER_ROLES = {"weight": "vector"}
+
+    def __init__(self, count: int, width: int, *, gated: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(count, width))
+        self.gate = SkipGate(width) if gated else None
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """One."""
+        nn.init.ones_(self.weight)
+
+    def save(self, index: int, streams: dict[str, Tensor]) -> None:
+        """Keep the stream for the decoder visit ``index``."""
+        streams[f"skip.{index}"] = streams[MAIN]
+
+    def add(self, index: int, streams: dict[str, Tensor]) -> None:
+        """Add what was kept for the decoder visit ``index``."""
+        x, saved = streams[MAIN], streams.pop(f"skip.{index}")
+        if self.gate is not None:
+            saved = saved * torch.sigmoid(self.gate(saved))
+        streams[MAIN] = torch.addcmul(x, self.weight[index].to(x.dtype), saved)
+
+
+class SkipGate(Started, nn.Linear):
+    """One number of each state; the same for all at the start, where its sigmoid is 0.88."""
+
+    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Weight zero, bias two."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, 2.0)
+
+
+class UNet(nn.Module):
+    """Blocks one after the other; what the first visits outside of loops return is added before the last ones."""
+
+    def __init__(self, spec: UNetSpec, model: ModelSpec) -> None:
+        super().__init__()
+        self.count = spec.count(model)
+        self.skips = Skips(self.count, model.hidden_size, gated=spec.gated)
+
+    def steps(self, schedule: Schedule) -> Iterator[Step]:
+        """The visits in order, with a skip saved after early ones and added before late ones."""
+        slots = [visit.slot for visit in outside(schedule)]
+        early, late = slots[: len(slots) // 2], slots[len(slots) // 2 :]
+        # The last early visit is saved for the first late one.
+        saving = {slot: index for index, slot in enumerate(early[::-1][: self.count])}
+        adding = {slot: index for index, slot in enumerate(late[: self.count])}
+        for step in segment_steps(schedule):
+            slot = step.visit.slot if isinstance(step, RunBlock) else None
+            if slot in adding:
+                yield Event(functools.partial(self.skips.add, adding[slot]))
+            yield step
+            if slot in saving:
+                yield Event(functools.partial(self.skips.save, saving[slot]))
