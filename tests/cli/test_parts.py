@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from ouroboros.config import (
+    AttentionSpec,
     BlockOverride,
     DataSpec,
     FeedForwardSpec,
@@ -15,6 +16,7 @@ from ouroboros.config import (
     OptimSpec,
     Recipe,
     RMSNormSpec,
+    RopeSpec,
     TrainSpec,
     to_dict,
 )
@@ -29,14 +31,15 @@ from ouroboros.config.parts.loop import (
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
 from ouroboros.errors import OuroborosError, UsageError
-from ouroboros.verbs.parts import refuse_idle, take_parts
+from ouroboros.verbs.parts import refuse_idle, take_model
 
+WITH_BIAS = FeedForwardSpec(intermediate_size=48, bias=True)
 BASE = ModelSpec(layout="1 wide:(1)x2 1", hidden_size=64).replace(ffn=FeedForwardSpec(intermediate_size=48))
 
 
 def taken(text: str, model: ModelSpec = BASE) -> ModelSpec:
     """``model`` after the options in ``text``, all of which choose parts."""
-    rest, changed = take_parts(text.split(), model)
+    rest, changed = take_model(text.split(), model)
     assert rest == []
     return changed.replace()  # which checks it
 
@@ -68,6 +71,25 @@ def of_some(**changes) -> ModelSpec:
     ],
 )
 def test_a_part_is_chosen(text, expected):
+    assert taken(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--model.layout 6 --model.hidden-size=32", of_blocks(layout="6", hidden_size=32)),
+        ("--model.no-tie-embeddings --model.ffn.bias", of_blocks(tie_embeddings=False, ffn=WITH_BIAS)),
+        ("--model.ffn.bias True --model.tie_embeddings=False", of_blocks(tie_embeddings=False, ffn=WITH_BIAS)),
+        ("--model.embedding-std 0.5 --model.embedding-std None", BASE),
+        ("--model.mixer.rope.base 100", of_blocks(mixer=AttentionSpec(rope=RopeSpec(base=100.0)))),
+        ("--model.residual.values 4 --model.residual delta", of_blocks(residual=DeltaSpec(values=4))),
+        (
+            "--model.mixer.time-scales 2 9 --model.mixer osam --model.mixer.decay",
+            of_blocks(mixer=OsamSpec(time_scales=(2.0, 9.0), decay=True)),
+        ),
+    ],
+)
+def test_options_are_set_in_any_order(text, expected):
     assert taken(text) == expected
 
 
@@ -154,12 +176,16 @@ def test_overrides_of_the_recipe_come_first():
         ("--model.at.0 none", "--model.at.0: expected --model.at.WHERE.OPTION, for example --model.at.0-1.ffn.bias"),
         ("--model.at.0.ffn.intermediate-size", "--model.at.0.ffn.intermediate-size: expected a value"),
         ("--model.residual.values 4", "--model.residual.values changes nothing here; it needs --model.residual delta"),
+        ("--model.ffn.bais", "unknown option --model.ffn.bais; did you mean '--model.ffn.bias'?"),
+        ("--model.ffn.bias.more 1", "unknown option --model.ffn.bias.more"),
+        ("--model.mixer.rope.bse 1", "unknown option --model.mixer.rope.bse; did you mean '--model.mixer.rope.base'?"),
+        ("--model.hidden-size big", "--model: hidden_size: Input should be a valid integer"),
         ("--model.mixer.no-decay", "--model.mixer.no-decay changes nothing here; it needs --model.mixer osam"),
     ],
 )
 def test_wrong_words_are_named_with_the_nearest_right_one(text, message):
     with pytest.raises(UsageError) as caught:
-        take_parts(text.split(), BASE)
+        take_model(text.split(), BASE)
     assert message in str(caught.value)
 
 
@@ -174,7 +200,10 @@ def test_wrong_words_are_named_with_the_nearest_right_one(text, message):
             "--model.at.0.ffn.intermediate-size=wide",
             "overrides: ffn.intermediate_size: Input should be a valid integer",
         ),
-        ("--model.at.0.residual=delta", "every block must have the same kind of residual"),
+        (
+            "--model.at.0.residual=delta --model.at.0.residual.values=4",
+            "residuals of all blocks must join to the same form of stream",
+        ),
     ],
 )
 def test_a_wrong_override_is_found_with_the_model(option, message):
@@ -188,14 +217,14 @@ def test_other_words_stay_in_order():
         *("loop", "--model.layout", "1 (1)x2 1", "--model.loop.gate", "--data", "a b.txt=0.5", "--out=x=y", "-h"),
         *("--model.residual", "delta", "--model.residual.values", "4", "--optim.lr", "-1"),
     ]
-    rest, model = take_parts(words, BASE)
-    assert rest == [word for word in words if word not in ("--model.loop.gate", "--model.residual", "delta")]
-    assert model == BASE.replace(loop=(RecurrenceGateSpec(),), residual=DeltaSpec())
+    rest, model = take_model(words, BASE)
+    assert rest == ["loop", "--data", "a b.txt=0.5", "--out=x=y", "-h", "--optim.lr", "-1"]
+    assert model == BASE.replace(layout="1 (1)x2 1", loop=(RecurrenceGateSpec(),), residual=DeltaSpec(values=4))
 
 
 def test_a_word_of_the_verb_is_no_value():
-    assert take_parts(["--model.loop.gate", "loop"], BASE, ["loop"])[0] == ["loop"]
-    assert take_parts(["--model.at.0.ffn.bias", "run"], BASE)[0] == ["run"]
+    assert take_model(["--model.loop.gate", "loop"], BASE, ["loop"])[0] == ["loop"]
+    assert take_model(["--model.at.0.ffn.bias", "run"], BASE)[0] == ["run"]
 
 
 @pytest.mark.parametrize(

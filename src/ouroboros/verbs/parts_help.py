@@ -23,11 +23,6 @@ AT = (
 LIST = " A part with one option takes its value directly, as in --model.loop.inject concat."
 
 
-def unchecked(model: ModelSpec, /, **changes: Any) -> Any:
-    """A copy of ``model`` with other options, which are checked when a model is made of all options."""
-    return _copied(type(model), vars(model) | changes)
-
-
 def _copied(cls: type[ModelSpec], values: dict[str, Any]) -> Any:
     copy: Any = object.__new__(cls)
     for field in dataclasses.fields(cls):
