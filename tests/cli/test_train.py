@@ -158,7 +158,7 @@ def test_a_run_stopped_early_says_why_everywhere(cli, tiny, tmp_path):
         (["--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5: the number of loops must be at least 1"),
         (["--model.layout", "((1)x2"], 2, "layout '((1)x2', column 1: unexpected '((1)x2'"),
         (["--model.layout", ""], 2, "layout '', column 1: is empty"),
-        (["--model.layout", "(2"], 2, "expected ')' to close the loop, found the end"),
+        (["--model.layout", "(2"], 2, "column 1: unexpected '(2'"),
         (["--train.loops.backprop", "1"], 1, "train.loops.backprop=1 leaves the blocks before the loop"),
         (["--data.sequence-length", "99999"], 1, "one window needs 100000; set data.sequence_length to at most"),
         (["--data.tokenizer", "byts"], 1, "data.tokenizer 'byts': not a directory; did you mean 'bytes'?"),

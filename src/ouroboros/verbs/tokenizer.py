@@ -7,17 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.config import DataSpec
-from ouroboros.errors import OuroborosError
-from ouroboros.verbs.options import (
-    Json,
-    SkipBadRecords,
-    TextField,
-    collect,
-    emit_json,
-    log_to_stderr,
-    parse,
-    say,
-)
+from ouroboros.errors import check
+from ouroboros.verbs.options import Json, SkipBadRecords, TextField, collect, emit_json, log_to_stderr, parse, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +35,9 @@ def tokenizer(arguments: Sequence[str]) -> int:
     from ouroboros.data.splits import split_documents
     from ouroboros.data.tokenize import decode_utf8, train_bpe
 
-    if options.out.exists():
-        raise OuroborosError(f"{options.out} exists; choose another --out")
-    given = DataSpec(
-        sources=tuple(options.data), text_field=options.text_field, skip_bad_records=options.skip_bad_records
-    )
-    spec = name_formats(given)
+    check(not options.out.exists(), f"{options.out} exists; choose another --out")
+    reading = {"text_field": options.text_field, "skip_bad_records": options.skip_bad_records}
+    spec = name_formats(DataSpec(sources=tuple(options.data), **reading))
     texts: list[bytes] = []
     for ref in parse_sources(spec.sources):
         documents = list(read_documents(ref, spec))
