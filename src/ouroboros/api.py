@@ -49,8 +49,7 @@ class OpenedModel:
 
     Args:
         path: as the user gave it.
-        directory: the transformers directory with the weights. Of a run it is the run directory itself, or its newest
-            good checkpoint.
+        directory: the transformers directory with the weights; of a run itself, or its newest good checkpoint.
         run: the run directory, if ``path`` is one.
     """
 

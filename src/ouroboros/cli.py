@@ -71,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except (OuroborosError, OSError) as error:
-        of_file = isinstance(error, OSError) and error.filename is not None
-        text = f"{error.filename}: {error.strerror}" if of_file else str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
         sys.stderr.write(f"error: {' '.join(text.split()) or type(error).__name__}\n")
         _give_up_output()
         return 2 if isinstance(error, UsageError) else 1

@@ -91,22 +91,16 @@ def training_rate(recipe: Recipe) -> float:
 
 def speed_up(recipe: Recipe, seconds: float) -> float:
     """How many times as fast as measured the training of ``seconds`` will be: what the compiler brings, if any."""
-    device = choose_device()
-    dtype = choose_dtype(recipe.train, device)
-    compiles = seconds >= PAYS_AFTER[dtype] and missing_compiler(device) is None
+    dtype = choose_dtype(recipe.train, choose_device())
+    compiles = seconds >= PAYS_AFTER[dtype] and missing_compiler(choose_device()) is None
     return COMPILED[dtype] if compiles else 1.0
 
 
 def looped_minutes(recipe: Recipe, seconds: float, rate: float, train_bytes: int) -> float:
-    """Minutes of training for the looped model, when ``seconds`` are left for everything.
+    """Minutes of training for the looped model of ``recipe``, when ``seconds`` are left for everything.
 
-    Its twin is trained for as many steps, which cost less; scoring, the baselines, samples and the page come after.
-
-    Args:
-        recipe: the looped one.
-        seconds: left.
-        rate: measured training tokens per second of ``recipe``.
-        train_bytes: of the training text, which the baselines read.
+    Its twin is trained for as many steps, which cost less; scoring, samples, the page and the baselines, which read
+    ``train_bytes``, come after. ``rate`` is the measured training tokens per second of ``recipe``.
     """
     flops, of_twin = (
         cost(model, context=recipe.data.sequence_length // 2).training_flops_per_token

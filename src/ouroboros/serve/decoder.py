@@ -86,10 +86,7 @@ class LoopDecoder(ABC):
 
 
 def _end(criteria: StoppingCriteriaList) -> Callable[[Tensor, Tensor], bool]:
-    """Whether a token, the last of all ids, was the last one to write.
-
-    Length and end tokens cost a comparison of numbers; criteria of other kinds are called.
-    """
+    """Whether a token, the last of all ids, was the last one to write; only unusual criteria are called."""
     most, ends, others = math.inf, set[int](), StoppingCriteriaList()
     for criterion in criteria:
         # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
@@ -110,10 +107,7 @@ def _end(criteria: StoppingCriteriaList) -> Callable[[Tensor, Tensor], bool]:
 
 
 class WindowDecoder(LoopDecoder):
-    """Shows the model only the last ``window`` tokens of a text of any length, counted from position 0 at every step.
-
-    Every position changes with every token past the window, so nothing can be cached: each step runs the whole window.
-    """
+    """Shows the model only the last ``window`` tokens of a text, from position 0 at every step, without a cache."""
 
     def __init__(self, window: int) -> None:
         self.window = window

@@ -1,9 +1,8 @@
 """Fast decoding of one sequence: memories at fixed addresses, and a step for one token compiled into one program.
 
 ``FastDecoder().generate(model, ids, ...)`` writes the tokens that ``model.generate(ids, ...)`` writes, greedy or
-sampled with the same seed: options, logits processors and stopping criteria are prepared by ``generate`` itself. At
-batch size one a step is bound by reading every weight once; what is saved is all that surrounds it. Keys and values
-have room for more tokens than there are; a state of constant size is read and written whole.
+sampled with the same seed. At batch size one a step is bound by reading every weight once; what is saved is all that
+surrounds it. Keys and values have room for more tokens than there are; a state of constant size is written whole.
 
 Shapes: B = 1 sequence, K key/value heads, S preallocated positions, R registers, C channels per head, V vocabulary.
 """
@@ -80,11 +79,8 @@ def next_logits(
     recent: list[Recent],
     prefix: list[Prefix] | None,
 ) -> Tensor:
-    """Logits (1, V) after one more token, at position ``at``, shape (1,).
-
-    ``held`` and ``recent`` then include the token, and ``at`` is one more: whatever the compiled program does of it
-    need not be done between its calls.
-    """
+    """Logits (1, V) after one more token, at position ``at``, shape (1,); ``held`` and ``recent`` then include it, and
+    ``at`` is one more, so that nothing is left to do between calls of the compiled program."""
     inner = model.model
     share = inner.spec.share_last_kv
 
@@ -123,9 +119,7 @@ def compiled_step() -> Step:
 
 
 class FastDecoder(LoopDecoder):
-    """A decoding loop of our own in place of the one of ``generate``: one sequence, greedy or sampled.
-
-    One decoder serves a model and its ``with_loops`` views; each loop count is compiled on its first use.
+    """Decodes one sequence, greedy or sampled, with a step compiled for each loop count on its first use.
 
     Args:
         compile: compile the step (10 to 40 seconds on two cores). Without it, or without a compiler on the machine, the

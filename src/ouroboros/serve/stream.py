@@ -1,9 +1,8 @@
 """Streaming: continuations as text that arrives while the model writes.
 
 Text is kept as bytes, because a token may end inside a character, and what could begin a stop string is held back until
-that is known. transformers' ``TextIteratorStreamer`` and ``stop_strings`` do not serve that: the one gives whole words
-of decoded text, from which the bytes cannot be told; the other ends the writing behind a stop string, which has been
-shown by then, and also at one that began in the prompt.
+that is known. transformers' ``TextIteratorStreamer`` gives decoded words, and its ``stop_strings`` ends the writing
+once the string has been shown, also at one that began in the prompt.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class Continuation:
 
     @property
     def rate(self) -> str:
-        """What was written, and how fast: ``64 tokens, 533 tokens/s``; without a speed if there was but one token."""
+        """What was written, and how fast: ``64 tokens, 533 tokens/s``; one token has no speed."""
         count = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
         return f"{count}, {(self.tokens - 1) / self.seconds:,.0f} tokens/s" if self.seconds > 0 else count
 
@@ -166,7 +165,10 @@ class _ByteStreamer(BaseStreamer):
         found = [at for s in self.stop_strings if (at := self.text.find(s, max(before - len(s) + 1, 0))) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
-        self._flush(len(self.text) - (0 if found else self._possible_stop()))
+        # The longest ending of the text that begins a stop string is held back.
+        sizes = range(0 if found else max(map(len, self.stop_strings), default=1) - 1, 0, -1)
+        held = next((n for n in sizes if any(s.startswith(self.text[-n:]) for s in self.stop_strings)), 0)
+        self._flush(len(self.text) - held)
 
     def end(self) -> None:
         """Send what was held back."""
@@ -176,8 +178,3 @@ class _ByteStreamer(BaseStreamer):
         if until > self.sent:
             self.send(self.text[self.sent : until])
             self.sent = until
-
-    def _possible_stop(self) -> int:
-        """Length of the longest ending of the text that begins a stop string."""
-        sizes = range(max(map(len, self.stop_strings), default=1) - 1, 0, -1)
-        return next((n for n in sizes if any(s.startswith(self.text[-n:]) for s in self.stop_strings)), 0)

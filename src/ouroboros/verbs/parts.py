@@ -138,7 +138,7 @@ def _plain(text: str) -> Any:
 def _assign(values: dict[str, Any], option: str, path: list[str], setting: Any) -> None:
     """Set an option of the model given as JSON values; where it is a part, another one of its family."""
     owner, home = (BlockSpec, values["block"]) if path[0] in values["block"] else (ModelSpec, values)
-    family = type_hints(owner).get(path[0])
+    family: Any = type_hints(owner).get(path[0])
     if is_family(family) and path[1:] in ([], ["kind"]):
         present = home[path[0]]
         try:
