@@ -57,7 +57,7 @@ class Chat:
         sampling: starting controls; answers also end where the template says, without one at a blank line unless
             ``sampling.stop`` says otherwise.
         write: receives text as it is written.
-        decoder: writes the tokens; None leaves it to ``model.generate``.
+        decoder: writes the tokens; None takes a growing cache.
         template: makes a prompt of each line; None for plain conversation.
         transcript: is given every turn.
         history: False lets the model continue each line by itself, as it was typed and without a line break behind it.
@@ -89,7 +89,6 @@ class Chat:
                 written += piece
                 self.write(piece)
         except KeyboardInterrupt:
-            answer.cancel()
             stopped = True
             self.write(" [stopped]")
         self.write(f"\n[{answer.rate}]\n" if self.shows_rate else "\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,6 @@ from ouroboros.errors import check
 if TYPE_CHECKING:
     from transformers import GenerationConfig
     from transformers.generation import LogitsProcessorList
-    from transformers.generation.streamers import BaseStreamer
 
     from ouroboros.model.modeling import OuroborosForCausalLM
 
@@ -30,14 +29,13 @@ Advance = Callable[[Tensor, Tensor | None], Tensor]
 class LoopDecoder(ABC):
     """Writes one sequence, greedy or sampled; a subclass says where the next logits come from."""
 
-    def generate(
-        self, model: OuroborosForCausalLM, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any
-    ) -> Tensor:
-        """Prompt and new tokens, (1, T); ``options`` are those of ``model.generate``."""
-        # generate() shows the prompt to the streamer but does not hand it on to a loop that is not its own.
-        return model.generate(  # pyrefly: ignore
-            input_ids, custom_generate=self._write, streamer=streamer, token_streamer=streamer, **options
-        )
+    def tokens(self, model: OuroborosForCausalLM, input_ids: Tensor, **options: Any) -> Iterator[Tensor]:
+        """New tokens (1, 1), each as soon as it is chosen; ``options`` are those of ``model.generate``."""
+        return model.generate(input_ids, custom_generate=self._write, **options)  # pyrefly: ignore
+
+    def generate(self, model: OuroborosForCausalLM, input_ids: Tensor, **options: Any) -> Tensor:
+        """Prompt and new tokens, (1, T)."""
+        return torch.cat((input_ids, *self.tokens(model, input_ids, **options)), dim=1)
 
     @abstractmethod
     def begin(
@@ -49,6 +47,7 @@ class LoopDecoder(ABC):
             OuroborosError: something was asked for that this loop does not serve.
         """
 
+    @torch.no_grad()
     def _write(
         self,
         model: OuroborosForCausalLM,
@@ -56,9 +55,8 @@ class LoopDecoder(ABC):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        token_streamer: BaseStreamer | None = None,
         **prepared: Any,
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
         advance = self.begin(model, input_ids, generation_config, prepared)
         reached, token_B1, done = _end(stopping_criteria), None, False
@@ -77,12 +75,8 @@ class LoopDecoder(ABC):
             text[:, length : length + 1] = token_B1
             length += 1
             input_ids = text[:, :length]
+            yield token_B1
             done = reached(input_ids, token_B1)
-            if token_streamer is not None:
-                token_streamer.put(token_B1[0].cpu())
-        if token_streamer is not None:
-            token_streamer.end()
-        return input_ids
 
 
 def _end(criteria: StoppingCriteriaList) -> Callable[[Tensor, Tensor], bool]:
@@ -104,6 +98,17 @@ def _end(criteria: StoppingCriteriaList) -> Callable[[Tensor, Tensor], bool]:
         return bool(others and others(ids_1T, None).all())  # pyrefly: ignore
 
     return reached
+
+
+class CachedDecoder(LoopDecoder):
+    """Shows the model every token once; the cache that ``generate`` has prepared grows with the text."""
+
+    def begin(
+        self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
+    ) -> Advance:
+        """Read the prompt with the first call."""
+        options: Any = {"past_key_values": prepared["past_key_values"], "use_cache": True, "logits_to_keep": 1}
+        return lambda ids, token: model(ids if token is None else token, **options).logits[:, -1]
 
 
 class WindowDecoder(LoopDecoder):

@@ -45,7 +45,7 @@ class TalkOptions:
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
     def decoder(self) -> FastDecoder | None:
-        """The decoder that was asked for; None leaves the writing to ``model.generate``."""
+        """The decoder that was asked for; None for a growing cache."""
         if not self.fast:
             return None
         window = self.sampling.window
