@@ -88,8 +88,7 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         total += block.mixer.flops(width, context, registers) + block.ffn.flops(width)
         total += block.sublayers * block.residual.flops(width)
     for segment, parts in zip((s for s in schedule.segments if s.looped), spec.loop_parts, strict=True):
-        entering = sum(segment.loops * part.flops(width) + part.flops_once(width) for part in parts)
-        total += spec.block.residual.channels * entering
+        total += spec.block.residual.channels * sum(part.flops(width, segment.loops) for part in parts)
     return total
 
 

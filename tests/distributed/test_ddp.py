@@ -79,7 +79,8 @@ SIZES = [
 LOOPS = [
     *("--train.loops.sampling", "uniform", "--train.loops.min", "1", "--train.loops.max", "3"),
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
-    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
+    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2", "--model.loop.flow.rank", "4"),
+    *("--model.loop.anchor.width", "4", "--model.loop.hyper.streams", "2"),
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
 

@@ -160,6 +160,8 @@ class Heads(NamedTuple):
 class MixerPart(Part):
     """What mixes tokens over time."""
 
+    reads_other: ClassVar[bool] = False
+    """Whether it also looks at another stream, which the topology names."""
     keeps: ClassVar[Literal["keys", "state"]] = "keys"
     """What a cache keeps of a visit: keys and values that grow with the text and need a mask, or a state of constant
     size, which is causal by itself."""
@@ -332,12 +334,8 @@ class LoopPart(Part):
         """Trainable numbers for a segment of ``loops`` loops."""
         return 0
 
-    def flops(self, width: int) -> int:
-        """Operations of one loop for one token and each channel of the stream."""
-        return 0
-
-    def flops_once(self, width: int) -> int:
-        """Operations before the first loop for one token."""
+    def flops(self, width: int, loops: int) -> int:
+        """Operations in a segment of ``loops`` loops for one token and each channel of the stream."""
         return 0
 
 

@@ -217,11 +217,15 @@ def check_neutral(subject: Subject) -> str:
     if not subject.schedule.is_looped:
         return "skipped: the layout has no loop"
     shown = []
-    for kind, member in kinds(LoopPart).items():
+    for kind, member in ((kind, member) for kind, member in kinds(LoopPart).items() if member.neutral()):
         others = tuple(other for other in subject.spec.loop if type(other) is not member)
+        absent = logits_of(_with_loop_parts(subject, others), subject.ids)
         for part in member.neutral():
-            absent = logits_of(_with_loop_parts(subject, others), subject.ids)
-            neutral = logits_of(_with_loop_parts(subject, (*others, part), fresh=kind), subject.ids)
+            try:
+                added = _with_loop_parts(subject, (*others, part), fresh=kind)
+            except OuroborosError:  # the part does not fit the layout
+                continue
+            neutral = logits_of(added, subject.ids)
             require(torch.equal(neutral, absent), f"{part} at its starting values is not neutral")
             shown.append(kind)
     return f"{', '.join(dict.fromkeys(shown))}: bit for bit equal to their absence"

@@ -99,14 +99,7 @@ class Attention(Started):
         q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, visit.rotary)
         if spec.query_gain is not None:
             q_BHTC = q_BHTC * self.query_gain.to(q_BHTC.dtype)[:, None, None]
-        own_BKTC = v_BKTC
-        if memory is not None:
-            k_BKTC, v_BKTC = memory.extend(k_BKTC, v_BKTC)
-        dropout = spec.dropout if self.training else 0.0
-        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, visit.mask, dropout, once=self.training)
-        if spec.exclusive:
-            y_BHTC = exclude(y_BHTC, own_BKTC)
-        y_BTHC = y_BHTC.transpose(1, 2)
+        y_BTHC = self._attended(q_BHTC, k_BKTC, v_BKTC, visit).transpose(1, 2)
         if spec.normalises_heads:
             y_BTHC = self.head_norm(y_BTHC)
         if spec.output_gate:
@@ -114,6 +107,13 @@ class Attention(Started):
         if spec.head_gate:
             y_BTHC = y_BTHC * (2 * torch.sigmoid(self.head_gate(x_BTD)))[..., None]
         return self.o_proj(y_BTHC.reshape(B, T, -1))
+
+    def _attended(self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, visit: VisitContext) -> Tensor:
+        """What all heads return, (B, H, T, C)."""
+        keys, values = (k_BKTC, v_BKTC) if visit.memory is None else visit.memory.extend(k_BKTC, v_BKTC)
+        dropout = self.spec.dropout if self.training else 0.0
+        y_BHTC = attend(q_BHTC, keys, values, visit.mask, dropout, once=self.training)
+        return exclude(y_BHTC, v_BKTC) if self.spec.exclusive else y_BHTC
 
     def _values(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Values of all heads, (B, T, K C), with what the stem and the first block add to them."""

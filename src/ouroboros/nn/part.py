@@ -38,6 +38,8 @@ class Started(nn.Module):
     """
 
     PARAMETER_ROLES: ClassVar[Mapping[str, str]] = {}
+    PARAMETERS_BY_LOOP: ClassVar[bool] = False
+    """Whether some parameters act in some loops alone, so that a step of fewer loops gives them no gradient."""
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Set the parameters that are not of modules inside to their start.
@@ -52,14 +54,15 @@ class Projection(nn.Linear):
 
 
 class ZeroProjection(Started, Projection):
-    """A linear map without a bias that starts at zero, so that what it adds is nothing at the start."""
+    """A linear map that starts at zero, so that what it adds is nothing at the start."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Zero."""
-        nn.init.zeros_(self.weight)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class Residual(Started):

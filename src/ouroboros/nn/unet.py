@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
-from ouroboros.config.parts.topology import UNetSpec, outside
+from ouroboros.config.parts.topology import UNetSpec
 from ouroboros.nn.part import Init, Started
 from ouroboros.nn.topology import MAIN, Event, RunBlock, Step, segment_steps
 from ouroboros.schedule import Schedule
@@ -56,24 +56,31 @@ class SkipGate(Started, nn.Linear):
 
 
 class UNet(nn.Module):
-    """Blocks one after the other; what the first visits outside of loops return is added before the last ones."""
+    """Blocks one after the other; what early visits return is added before late ones."""
 
     def __init__(self, spec: UNetSpec, model: ModelSpec) -> None:
         super().__init__()
-        self.count = spec.count(model)
+        self.spec, self.count = spec, spec.count(model)
         self.skips = Skips(self.count, model.hidden_size, gated=spec.gated)
+
+    def events(self, schedule: Schedule) -> tuple[dict[int, Event], dict[int, Event]]:
+        """What adds a skip before visits and what saves one after visits, by slot."""
+        slots = [visit.slot for visit in self.spec.paired(schedule)]
+        half = len(slots) // 2
+        early, late = slots[:half][::-1], slots[half:]  # the last early visit is saved for the first late one
+        adding, saving = {}, {}
+        for index, (first, second) in enumerate(zip(early[: self.count], late[: self.count], strict=True)):
+            saving[first] = Event(functools.partial(self.skips.save, index))
+            adding[second] = Event(functools.partial(self.skips.add, index))
+        return adding, saving
 
     def steps(self, schedule: Schedule) -> Iterator[Step]:
         """The visits in order, with a skip saved after early ones and added before late ones."""
-        slots = [visit.slot for visit in outside(schedule)]
-        early, late = slots[: len(slots) // 2], slots[len(slots) // 2 :]
-        # The last early visit is saved for the first late one.
-        saving = {slot: index for index, slot in enumerate(early[::-1][: self.count])}
-        adding = {slot: index for index, slot in enumerate(late[: self.count])}
+        adding, saving = self.events(schedule)
         for step in segment_steps(schedule):
-            slot = step.visit.slot if isinstance(step, RunBlock) else None
+            slot = step.visit.slot if isinstance(step, RunBlock) else -1
             if slot in adding:
-                yield Event(functools.partial(self.skips.add, adding[slot]))
+                yield adding[slot]
             yield step
             if slot in saving:
-                yield Event(functools.partial(self.skips.save, saving[slot]))
+                yield saving[slot]

@@ -41,7 +41,9 @@ class ValueEmbedding(Started):
         Raises:
             OuroborosError: there are embeddings instead of ids.
         """
-        check(ids_BT is not None, "a model with stem.values looks tokens up: give input_ids, not inputs_embeds")
+        check(
+            ids_BT is not None, "a model with stem.value_embedding looks tokens up: give input_ids, not inputs_embeds"
+        )
         assert visit.carried is not None and ids_BT is not None
         visit.carried["values"] = self.scale.to(x_BTD.dtype) * self.proj(self.embed(ids_BT))
         return x_BTD

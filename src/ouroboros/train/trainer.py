@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.accounting import cost
-from ouroboros.config import Recipe
+from ouroboros.config import LoopTraining, Recipe
 from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
@@ -137,7 +137,8 @@ class Trainer:
         self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(logits_loss, dynamic=False)
-        self.wrapped = workers.wrap(model)
+        by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
+        self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
         self.bytes_per_token = data.train_bytes / max(data.count("train", "tokens"), 1)

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
-from ouroboros.config import BlockOverride, BlockSpec, ModelSpec, Recipe, fields_by_path, from_dict, to_dict
+from ouroboros.config import BlockSpec, ModelSpec, Recipe, fields_by_path, from_dict, to_dict
 from ouroboros.config.codec import type_hints
 from ouroboros.config.needs import idle
 from ouroboros.config.part import is_family, kinds, of_kind
@@ -81,7 +81,7 @@ def take_model(arguments: Sequence[str], model: ModelSpec, others: Collection[st
                 settings.append((option, *reader.setting(owner, [first, *names])))
         except OuroborosError as error:
             raise UsageError(f"{option}: {error}") from None
-    if not settings and not at and values == to_dict(model):
+    if len(rest) == len(arguments):
         return rest, model
     for option, path, setting in sorted(settings, key=lambda each: len(each[1])):  # a part before its options
         _assign(values, option, path, setting)
@@ -199,49 +199,38 @@ def _types(owner: Any, path: list[str]) -> set[Any]:
     return {kind for hint in hints if path[0] in hint for kind in _types(hint[path[0]], path[1:])}
 
 
-def refuse_idle(recipe: Recipe, default: Recipe) -> None:
-    """Refuse an option that differs from the recipe's and changes nothing, because another one is off.
+def refuse_idle(recipe: Recipe, default: Recipe, arguments: Sequence[str]) -> None:
+    """Refuse an option that changes nothing, because another one is off.
+
+    That is an option of the model in ``arguments``, and one of data, optimiser or training that differs from the
+    ``default``.
 
     Raises:
         UsageError: the option, and what would give it an effect.
     """
-    for section in ("model", "data", "optim", "train"):
+    options = [word.partition("=")[0] for word in arguments if word.startswith(PREFIX)]
+    for path, why in idle(recipe.model):
+        for option in options:
+            name = option.removeprefix(PREFIX).replace("-", "_").replace(".no_", ".")
+            if _within(name, path.removeprefix("block.")):
+                _refuse(option.removesuffix(".kind"), _needed("model", why))
+    for override in recipe.model.overrides:
+        section, blocks = f"model.{OVERRIDE}.{override.where}", recipe.model.schedule.blocks_at(override.where)
+        needed = [dict(idle(recipe.model.blocks[index])) for index in blocks]
+        for path in override.set if override not in default.model.overrides else ():
+            if all(path in block for block in needed):
+                _refuse(_option(section, path), _needed(section, needed[0][path]))
+    for section in ("data", "optim", "train"):
         spec, usual = getattr(recipe, section), fields_by_path(getattr(default, section))
         values = fields_by_path(spec)
-        usual = _defaults(spec) | usual
         for path, why in idle(spec, recipe=recipe):
-            below = [name for name in values if name == path or name.startswith(f"{path}.")]
-            for name in below or [path]:
+            for name in [name for name in values if _within(name, path)] or [path]:
                 if values.get(name) != usual.get(name):
                     _refuse(_option(section, name), _needed(section, why))
-    for override in recipe.model.overrides:
-        if override not in default.model.overrides:
-            _refuse_idle_override(recipe.model, override)
 
 
-def _defaults(spec: Any, prefix: str = "") -> dict[str, Any]:
-    """The options that a part has when it is chosen, by path, and not that it is chosen."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(spec):
-        value = getattr(spec, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            path = f"{prefix}{field.name}."
-            if hasattr(part, "kind"):
-                path += f"{part.kind}." if isinstance(value, tuple) else ""
-                usual = fields_by_path(type(part)(kind=part.kind))
-                found |= {path + name: item for name, item in usual.items() if name != "kind"}
-            elif dataclasses.is_dataclass(part):
-                found |= _defaults(part, path)
-    return found
-
-
-def _refuse_idle_override(model: ModelSpec, override: BlockOverride) -> None:
-    """Refuse it if an option of it changes nothing in any block that it is for."""
-    needed = [dict(idle(model.blocks[index])) for index in model.schedule.blocks_at(override.where)]
-    section = f"model.{OVERRIDE}.{override.where}"
-    for path in override.set:
-        if all(path in block for block in needed):
-            _refuse(_option(section, path), _needed(section, needed[0][path]))
+def _within(name: str, path: str) -> bool:
+    return name == path or name.startswith(f"{path}.")
 
 
 def _refuse(option: str, needed: str) -> None:

@@ -66,7 +66,7 @@ def show(arguments: Sequence[str]) -> int:
     if options.recipe != chosen.name:  # the recipe came after an option
         chosen = recipe(options.recipe, options.size)
         options = _parse(arguments, chosen)
-    refuse_idle(dataclasses.replace(chosen, model=options.model), chosen)
+    refuse_idle(dataclasses.replace(chosen, model=options.model), chosen, arguments)
     model = options.model
     if options.loops is not None:
         model = dataclasses.replace(model, layout=model.schedule.with_loops(options.loops).notation)

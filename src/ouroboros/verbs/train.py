@@ -78,7 +78,7 @@ def train(arguments: Sequence[str]) -> int:
         optim=options.optim,
         train=dataclasses.replace(options.train, **given),
     )
-    refuse_idle(recipe, default)
+    refuse_idle(recipe, default, arguments)
     log_to_stderr()
     quiet_transformers()
     from torch.distributed import get_node_local_rank
@@ -153,7 +153,7 @@ def resume(arguments: Sequence[str]) -> int:
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
     )
-    refuse_idle(recipe, saved)
+    refuse_idle(recipe, saved, arguments)
     log_to_stderr()
     quiet_transformers()
     result = resume_run(

@@ -109,7 +109,7 @@ class AttentionSpec(HeadedPart):
     exclusive: bool = False
     """Exclusive self-attention: take from what each head returns its component along the token's own value."""
     value_embedding: bool = False
-    """Add the token's row of the table of values that the stem part ``values`` looks up, with a learned factor."""
+    """Add to the values what the stem part ``value_embedding`` looks up for the token, with a learned factor."""
     value_residual: float | None = None
     """Mix the first block's values into each later visit's, with learned factors that start at this number and one
     minus it (value residual, arXiv 2410.17897); None leaves it out."""
@@ -129,7 +129,7 @@ class AttentionSpec(HeadedPart):
         if self.value_embedding:
             check(
                 any(part.provides == "values" for part in model.stem),
-                "mixer.value_embedding needs the stem part that looks values up: --model.stem.values",
+                "mixer.value_embedding needs the stem part that looks values up: --model.stem.value_embedding",
             )
         if self.value_residual is not None:
             first = model.blocks[0].mixer

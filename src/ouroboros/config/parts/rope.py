@@ -34,7 +34,7 @@ class RopeSpec:
 
     def rotated(self, channels: int) -> int:
         """Channels that are rotated, of as many per head."""
-        return int(channels * self.fraction) // 2 * 2
+        return int(channels * self.fraction + 1e-9) // 2 * 2  # a share is rarely exact
 
     def by_use(self, channels: int, context: int) -> tuple[RopeSpec, ...]:
         """The plain rotation for each use of a block, in a model of ``context`` tokens."""

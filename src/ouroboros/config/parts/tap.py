@@ -59,8 +59,5 @@ class TapSpec(LoopPart):
         tapped = self.width * len(self.watches)
         return width * tapped * (1 + (loops if self.per_loop else 1))
 
-    def flops(self, width: int) -> int:
-        return 2 * width * self.width * len(self.watches)
-
-    def flops_once(self, width: int) -> int:
-        return 2 * width * self.width * len(self.watches)
+    def flops(self, width: int, loops: int) -> int:
+        return (1 + loops) * 2 * width * self.width * len(self.watches)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ouroboros.config.part import TopologyPart, part
 from ouroboros.errors import check
-from ouroboros.schedule import Schedule, Visit
+from ouroboros.schedule import Schedule, Segment, Visit
 
 if TYPE_CHECKING:
     from ouroboros.config.model import ModelSpec
@@ -36,25 +36,38 @@ class UNetSpec(TopologyPart):
     def __post_init__(self) -> None:
         check(self.skips is None or self.skips >= 0, f"topology.skips must be >= 0 or null, got {self.skips}")
 
+    def paired(self, schedule: Schedule) -> list[Visit]:
+        """The visits of which early ones are connected with late ones."""
+        visits = iter(schedule.visits)
+        return [
+            visit
+            for segment in schedule.segments
+            for visit in [next(visits) for _ in range(segment.num_blocks * segment.loops)]
+            if self.pairs(segment)
+        ]
+
+    def pairs(self, segment: Segment) -> bool:
+        """Whether visits of a segment are among them."""
+        return not segment.looped
+
     def count(self, model: ModelSpec) -> int:
         """Skip connections, resolved."""
-        return len(outside(model.schedule)) // 2 if self.skips is None else self.skips
+        return len(self.paired(model.schedule)) // 2 if self.skips is None else self.skips
 
     def check(self, model: ModelSpec) -> None:
-        most = len(outside(model.schedule)) // 2
+        most = len(self.paired(model.schedule)) // 2
         check(
             self.count(model) <= most,
-            f"topology.skips ({self.skips}): layout {model.layout!r} has {2 * most} visits outside of loops to pair, so"
-            f" at most {most} skips",
+            f"topology.skips is {self.skips}, but layout {model.layout!r} has {most} pairs of visits to connect",
         )
         check(
-            most > 0,
-            f"topology unet needs two blocks outside of loops to connect, layout {model.layout!r} has fewer: write for"
-            " example '2 (1)x2 2'",
+            most > 0 or self.skips == 0,
+            f"topology {self.kind} connects blocks outside of loops in pairs, and layout {model.layout!r} has none:"
+            " write for example '2 (1)x2 2'",
         )
         check(
             model.block.residual.channels == 1,
-            "topology unet needs a residual whose stream is one vector for each token",
+            f"topology {self.kind} needs a residual whose stream is one vector for each token",
         )
 
     def parameters(self, model: ModelSpec) -> int:
@@ -63,14 +76,3 @@ class UNetSpec(TopologyPart):
 
     def flops(self, model: ModelSpec, schedule: Schedule) -> int:
         return 2 * model.hidden_size * self.count(model) if self.gated else 0
-
-
-def outside(schedule: Schedule) -> list[Visit]:
-    """The visits outside of loops."""
-    visits = iter(schedule.visits)
-    return [
-        visit
-        for segment in schedule.segments
-        for visit in [next(visits) for _ in range(segment.num_blocks * segment.loops)]
-        if not segment.looped
-    ]

@@ -20,18 +20,18 @@ class ValueEmbeddingSpec(StemPart):
 
     provides: ClassVar[str] = "values"
 
-    kind: Literal["values"] = "values"
+    kind: Literal["value_embedding"] = "value_embedding"
     width: int = 128
     """Numbers per token in the table; a linear map makes values of all key/value heads of them."""
 
     def __post_init__(self) -> None:
-        check(self.width >= 1, f"stem.values.width must be >= 1, got {self.width}")
+        check(self.width >= 1, f"stem.value_embedding.width must be >= 1, got {self.width}")
 
     def check(self, model: ModelSpec) -> None:
         widths = {self.values(model)} | {
             heads.cached * heads.width for heads in (b.mixer.heads(model.hidden_size) for b in model.blocks)
         }
-        check(len(widths) == 1, "stem.values needs the same key/value heads in every block")
+        check(len(widths) == 1, "stem.value_embedding needs the same key/value heads in every block")
 
     def values(self, model: ModelSpec) -> int:
         """Numbers in the values of all heads."""
