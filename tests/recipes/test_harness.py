@@ -24,6 +24,7 @@ from ouroboros.config import (
 )
 from ouroboros.config.part import family, is_family, kinds
 from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.delta_rule import DeltaRuleSpec
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.config.parts.loop import (
@@ -80,6 +81,11 @@ def bottleneck(**changes: Any) -> dict[str, Any]:
 def osam(**changes: Any) -> dict[str, Any]:
     """A memory of constant size, in every gradient."""
     return {"mixer": OsamSpec(**{"buckets": 300, "readout_hidden": 24, "detach_state": False, **changes})}
+
+
+def delta_rule(**changes: Any) -> dict[str, Any]:
+    """A memory of constant size that corrects itself."""
+    return {"mixer": DeltaRuleSpec(**changes)}
 
 
 def ffn(**changes: Any) -> dict[str, Any]:
@@ -242,6 +248,12 @@ VARIANTS = {
     "osam, delta token": model(osam(), delta(values=2, compressor="token", embedding_conv=True)),
     "osam frozen, layer norm sandwich": model(
         osam(freeze_phase=True), norm=LayerNormSpec(placement="sandwich", eps=1e-5)
+    ),
+    "delta rule": model(delta_rule()),
+    "delta rule, filter, registers": model(delta_rule(conv=4, num_heads=2, head_dim=9), registers=3),
+    "delta rule, filter, share last kv": model(delta_rule(conv=3), {"share_last_kv": True}, registers=2),
+    "delta rule behind the block of a loop, loop all": model(
+        layout="1 (2)x2 1", loop=ALL_LOOP_PARTS, overrides=(other("2", mixer="delta_rule", ffn="none"),)
     ),
     "no feed-forward, layer norm": model(
         {"ffn": NoFeedForwardSpec()}, norm=LayerNormSpec(eps=1e-4), layout="1 (1)x2 1"

@@ -266,4 +266,4 @@ def table(page: Report) -> list[str]:
     for row in page.rows:
         interval = "" if row.low is None or row.high is None else f"{row.low:.4f} .. {row.high:.4f}"
         lines.append(f"{row.name:<{width}}  {row.bits_per_byte:>9.4f}  {interval}")
-    return [*lines, "", page.verdict, *page.notes, ""]
+    return [*lines, "", page.headline, *page.notes, ""]

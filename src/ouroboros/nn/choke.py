@@ -26,6 +26,7 @@ class ChokedFeedForward(Started):
 
     OUTPUT_PROJECTIONS = ("bypass",)
     PARAMETER_ROLES = {"group_down": "vector"}
+    PARAMETERS_BY_LOOP = True
 
     def __init__(self, spec: ChokeSpec, width: int) -> None:
         super().__init__()

@@ -12,11 +12,36 @@ from ouroboros.config import ModelSpec
 from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.nn.part import Init, Projection, Started, ZeroProjection
 from ouroboros.nn.topology import MAIN, Event, RunBlock, Step
-from ouroboros.nn.unet import UNet
+from ouroboros.nn.unet import Skips, UNet
 from ouroboros.schedule import Schedule
 
 SECOND, UP, DOWN = "second", "up", "down"
 """The second stream, which begins as the first; what it is told of the first, and the first of it."""
+
+
+class GatedSkips(Skips):
+    """Skips that are multiplied by one number of the second stream, the same for all tokens at the start."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__(count, width)
+        self.gate = SkipGate(width)
+
+    def weighed(self, saved: Tensor, streams: dict[str, Tensor]) -> Tensor:
+        return saved * torch.sigmoid(self.gate(streams[SECOND]))
+
+
+class SkipGate(Started, Projection):
+    """A map to one number, whose sigmoid is 0.88 at the start."""
+
+    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Weight zero, bias two."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, 2.0)
 
 
 class Helix(UNet):
@@ -28,6 +53,8 @@ class Helix(UNet):
 
     def __init__(self, spec: HelixSpec, model: ModelSpec) -> None:
         super().__init__(spec, model)
+        if spec.skip_gate:
+            self.skips = GatedSkips(self.count, model.hidden_size)
         self.helix = spec
         self.exchange = Exchange(spec, model.hidden_size, spec.rows(model.schedule))
         self.reading = {block for block, parts in enumerate(model.blocks) if parts.mixer.reads_other}

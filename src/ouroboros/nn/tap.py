@@ -12,6 +12,8 @@ from ouroboros.nn.part import LoopModule, Projection, ZeroProjection
 class Tap(LoopModule):
     """``x + U_l [Q_1 e_1; Q_2 e_2; ...]`` with the outputs ``e`` of blocks before the loop; zero at the start."""
 
+    PARAMETERS_BY_LOOP = True
+
     def __init__(self, spec: TapSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
         self.blocks = spec.watches

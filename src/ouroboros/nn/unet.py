@@ -16,43 +16,30 @@ from ouroboros.schedule import Schedule
 
 
 class Skips(Started):
-    """``x + w_i * saved`` with a learned factor for each channel of each skip, and optionally a gate."""
+    """``x + w_i * saved`` with a learned factor for each channel of each skip."""
 
     PARAMETER_ROLES = {"weight": "vector"}
 
-    def __init__(self, count: int, width: int, *, gated: bool) -> None:
+    def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(count, width))
-        self.gate = SkipGate(width) if gated else None
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """One."""
         nn.init.ones_(self.weight)
 
     def save(self, index: int, streams: dict[str, Tensor]) -> None:
-        """Keep the stream for the decoder visit ``index``."""
+        """Keep the stream for the late visit ``index``."""
         streams[f"skip.{index}"] = streams[MAIN]
 
     def add(self, index: int, streams: dict[str, Tensor]) -> None:
-        """Add what was kept for the decoder visit ``index``."""
-        x, saved = streams[MAIN], streams.pop(f"skip.{index}")
-        if self.gate is not None:
-            saved = saved * torch.sigmoid(self.gate(saved))
+        """Add what was kept for the late visit ``index``."""
+        x, saved = streams[MAIN], self.weighed(streams.pop(f"skip.{index}"), streams)
         streams[MAIN] = torch.addcmul(x, self.weight[index].to(x.dtype), saved)
 
-
-class SkipGate(Started, nn.Linear):
-    """One number of each state; the same for all at the start, where its sigmoid is 0.88."""
-
-    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1)
-
-    def reset_parameters(self, init: Init | None = None) -> None:
-        """Weight zero, bias two."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, 2.0)
+    def weighed(self, saved: Tensor, streams: dict[str, Tensor]) -> Tensor:
+        """What is added of ``saved``, (B, T, D), before the factor."""
+        return saved
 
 
 class UNet(nn.Module):
@@ -61,7 +48,7 @@ class UNet(nn.Module):
     def __init__(self, spec: UNetSpec, model: ModelSpec) -> None:
         super().__init__()
         self.spec, self.count = spec, spec.count(model)
-        self.skips = Skips(self.count, model.hidden_size, gated=spec.gated)
+        self.skips = Skips(self.count, model.hidden_size)
 
     def events(self, schedule: Schedule) -> tuple[dict[int, Event], dict[int, Event]]:
         """What adds a skip before visits and what saves one after visits, by slot."""

@@ -30,7 +30,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.schedule import parse
 
 SHIPPED = {
-    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam"},
+    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"},
     FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "none"},
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta"},

@@ -131,6 +131,10 @@ class AttentionSpec(HeadedPart):
                 any(part.provides == "values" for part in model.stem),
                 "mixer.value_embedding needs the stem part that looks values up: --model.stem.value_embedding",
             )
+            check(
+                self.heads(width)[1:] == model.block.mixer.heads(width)[1:],
+                "mixer.value_embedding needs the key/value heads of the other blocks: the table is made for those",
+            )
         if self.value_residual is not None:
             first = model.blocks[0].mixer
             fits = isinstance(first, AttentionSpec) and first.value_residual is not None

@@ -44,6 +44,8 @@ class HelixSpec(UNetSpec):
     visit_embedding: Literal["none", "each", "halves"] = "none"
     """Add a learned vector to the second stream each time it runs: one for every time, or one for every time in the
     first half of the blocks and one more for the second half, as published."""
+    skip_gate: bool = False
+    """Multiply each skip by ``sigmoid`` of a learned map of the second stream to one number, 0.88 at the start."""
     skip_after_hint: bool = False
     """Save the U-net's skips behind the hints of the second stream instead of before."""
 
@@ -90,11 +92,12 @@ class HelixSpec(UNetSpec):
     def parameters(self, model: ModelSpec) -> int:
         width = model.hidden_size
         bridges = 4 * width * self.bridge_width if self.bridges == "linear" else 0
-        return super().parameters(model) + bridges + width * (1 + self.rows(model.schedule))
+        gate = width + 1 if self.skip_gate else 0
+        return super().parameters(model) + gate + bridges + width * (1 + self.rows(model.schedule))
 
     def flops(self, model: ModelSpec, schedule: Schedule) -> int:
         bridges = 8 * model.hidden_size * self.bridge_width if self.bridges == "linear" else 0
-        return super().flops(model, schedule) + bridges * self.times(schedule)
+        return bridges * self.times(schedule) + (2 * model.hidden_size * self.count(model) if self.skip_gate else 0)
 
 
 @part(module="ouroboros.nn.cross:CrossAttention")

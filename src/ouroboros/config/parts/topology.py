@@ -30,8 +30,6 @@ class UNetSpec(TopologyPart):
     kind: Literal["unet"] = "unet"
     skips: int | None = None
     """Skip connections; None means half of the visits outside of loops."""
-    gated: bool = False
-    """Multiply each skip by ``sigmoid`` of a learned map of it to one number, 0.88 at the start."""
 
     def __post_init__(self) -> None:
         check(self.skips is None or self.skips >= 0, f"topology.skips must be >= 0 or null, got {self.skips}")
@@ -71,8 +69,4 @@ class UNetSpec(TopologyPart):
         )
 
     def parameters(self, model: ModelSpec) -> int:
-        width = model.hidden_size
-        return self.count(model) * width + (width + 1 if self.gated else 0)
-
-    def flops(self, model: ModelSpec, schedule: Schedule) -> int:
-        return 2 * model.hidden_size * self.count(model) if self.gated else 0
+        return self.count(model) * model.hidden_size

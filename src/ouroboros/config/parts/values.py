@@ -27,12 +27,6 @@ class ValueEmbeddingSpec(StemPart):
     def __post_init__(self) -> None:
         check(self.width >= 1, f"stem.value_embedding.width must be >= 1, got {self.width}")
 
-    def check(self, model: ModelSpec) -> None:
-        widths = {self.values(model)} | {
-            heads.cached * heads.width for heads in (b.mixer.heads(model.hidden_size) for b in model.blocks)
-        }
-        check(len(widths) == 1, "stem.value_embedding needs the same key/value heads in every block")
-
     def values(self, model: ModelSpec) -> int:
         """Numbers in the values of all heads."""
         heads = model.block.mixer.heads(model.hidden_size)

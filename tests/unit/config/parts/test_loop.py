@@ -20,6 +20,7 @@ from ouroboros.config.parts.loop import (
     LoopSmearSpec,
     RecurrenceGateSpec,
 )
+from ouroboros.config.parts.tap import TapSpec
 from ouroboros.errors import OuroborosError
 
 
@@ -48,6 +49,7 @@ def test_neutral_settings() -> None:
         "embedding": (LoopEmbeddingSpec(),),
         "anchor": (AnchorSpec(),),
         "hyper": (HyperSpec(),),
+        "tap": (TapSpec(),),
         "gain": (LoopGainSpec(form="scalar"), LoopGainSpec(form="channel")),
         "contractive": (ContractiveStepSpec(step=1.0),),
     }
