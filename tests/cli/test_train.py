@@ -41,6 +41,28 @@ def test_train_reports_in_one_line_or_one_object(train, tmp_path):
     assert facts["best_bits_per_byte"] > 1
 
 
+def test_a_run_begins_from_another_model_with_its_tokenizer(train, cli, tiny, text, tmp_path):
+    first = tmp_path / "first"
+    assert train("--data.tokenizer", "chars", out=first, recipe="gpt").status == 0
+    looped = ["--model.layout", "1 (1)x2 1", "--model.loop.embedding", "--model.loop.inject", "add"]
+    begun = cli("train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "a", "--steps", "1", *tiny)
+    assert "begins from" not in begun.err
+    warm = [
+        *("train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "b", "--steps", "1"),
+        *tiny,
+        *looped,
+    ]
+    result = cli(*warm, "--from", first)
+    assert result.status == 0 and f"begins from {first}: " in result.err and "2 begin anew" in result.err
+    recipes = [json.loads((tmp_path / name / "recipe.json").read_text()) for name in ("first", "b")]
+    assert recipes[0]["model"]["vocab_size"] == recipes[1]["model"]["vocab_size"] != 257
+    said = train("--from", first, "--data.tokenizer", "bpe:300", recipe="gpt").error()
+    assert said == "train: --from brings the tokenizer of its model; leave --data.tokenizer out"
+    assert "they need --from MODEL" in train("--from-partly").error()
+    assert "no such model directory" in train("--from", tmp_path / "nothing").error()
+    assert "--from-blocks 0-1,new,2" in train("--from", first, "--model.layout", "4", recipe="gpt").error()
+
+
 def test_progress_goes_to_standard_error(cli, tiny, text, tmp_path):
     result = cli(
         "train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "r", "--steps", "2", *tiny, "--json"

@@ -83,6 +83,7 @@ LOOPS = [
     *("--model.loop.anchor.width", "4", "--model.loop.hyper.streams", "2"),
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
+STAGES = ["--train.quantize.mode", "noise", "--train.distill.fraction", "0.4", "--train.distill.lr", "1"]
 
 PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1e-30", "--optim.embedding-lr", "1e-30"]
 """At these rates no weight moves and no score gets better, on any processor."""
@@ -124,6 +125,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "plain": (train("plain"), None),
         "loops": (train("loops", *LOOPS), None),
         "noise": (train("noise", *NOISE), None),
+        "stages": (train("stages", *STAGES), None),
         "dropout": (train("dropout", "--model.dropout", "0.1"), None),
         "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
@@ -159,7 +161,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS), ("noise", NOISE)])
+@pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS), ("noise", NOISE), ("stages", STAGES)])
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
     run = outcomes / name
     assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()

@@ -59,6 +59,8 @@ KINDS: dict[str, Check] = {
     **kinds_of("osam_data"),
     **kinds_of("crawler_model"),
     **kinds_of("crawler_delta_rule"),
+    **kinds_of("crawler_training"),
+    **kinds_of("crawler_score"),
 }
 """The check of every kind of case."""
 

@@ -27,7 +27,9 @@ from ouroboros.verbs.options import (
 
 if TYPE_CHECKING:
     from ouroboros.eval.baselines import Baseline
+    from ouroboros.eval.finding import Finding
     from ouroboros.eval.score import Score
+    from ouroboros.eval.windows import Procedure
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,16 @@ class EvalOptions:
     stride: int | None = None
     """How many tokens one window begins behind the one before. The default is the window, so that windows do not
     overlap; a smaller stride scores every token with more context, and takes longer."""
+    rolling: bool = False
+    """With a smaller stride: keep what the model remembers of a window's earlier tokens in place of reading them again.
+    Every token is read once, which is faster, and another way to read, with a score of its own."""
+    adapt: str | None = None
+    """Adapt the model to the text while it is scored: ttt trains on each window once it is scored, slot fits a vector
+    to what stands before each window's targets. The result says so, and whether the score is a fair one."""
+    adapt_steps: int | None = None
+    """With --adapt: optimiser steps for each window."""
+    adapt_lr: float | None = None
+    """With --adapt: the learning rate."""
     loops: str | None = None
     """The loop counts to score, for example 1,2,4,8; by default the one that the model was trained with."""
     max_bytes: int | None = None
@@ -67,6 +79,13 @@ def eval(arguments: Sequence[str]) -> int:
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops: Any = parse_loops(options.loops)
     check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
+    check(
+        not options.rolling or options.stride is not None,
+        "eval: --rolling changes nothing without --stride, because windows do not overlap; give a stride",
+    )
+    check(not (options.rolling and options.adapt), "eval: --rolling and --adapt are two ways to read; leave one out")
+    for name, value in (("steps", options.adapt_steps), ("lr", options.adapt_lr)):
+        check(value is None or options.adapt is not None, f"eval: --adapt-{name} changes nothing without --adapt")
     log_to_stderr()
     quiet_transformers()
     import torch
@@ -85,6 +104,9 @@ def eval(arguments: Sequence[str]) -> int:
             *(window, trained),
         )
 
+    procedure, reading = _procedure(options, window, options.stride or window)
+    criteria = _criteria(options, model)
+
     def score_all(documents: list[bytes]) -> list[Score]:
         return score_loops(
             model,
@@ -93,6 +115,8 @@ def eval(arguments: Sequence[str]) -> int:
             loops,
             window=window,
             stride=options.stride,
+            procedure=procedure,
+            reading=reading,
             model_name=str(options.model),
             amp=torch.bfloat16 if options.precision == "bf16" else None,
         )
@@ -104,14 +128,49 @@ def eval(arguments: Sequence[str]) -> int:
     if options.max_bytes is not None:  # cut here, so that baselines are given the same bytes
         documents = with_text(documents, options.max_bytes)
     scores = score_all(documents)
-    if not options.data and options.split in (None, "test") and options.max_bytes is None:
+    if not options.data and options.split in (None, "test") and options.max_bytes is None and procedure is None:
         _keep(options.model, scores)
     cheap = _baselines(options.model, documents) if options.baselines else []
     if options.json:
-        emit_json(as_json(scores, cheap))
+        emit_json(as_json(scores, cheap) | _legality(criteria))
     else:
         show_scores(scores, cheap)
     return 0
+
+
+def _procedure(options: EvalOptions, window: int, stride: int) -> tuple[Procedure | None, str]:
+    """How the text is read, and what results call it; None: in windows, each by itself."""
+    from ouroboros.eval.adapt import adaptation
+    from ouroboros.eval.windows import Rolling
+
+    if options.rolling:
+        return Rolling(window, stride), "rolling"
+    if options.adapt is None:
+        return None, "windows"
+    procedure = adaptation(options.adapt, window, stride, steps=options.adapt_steps, lr=options.adapt_lr)
+    steps, lr = (getattr(procedure, name) for name in ("steps", "lr"))
+    return procedure, f"adapted by {options.adapt} ({steps} steps at {lr:g})"
+
+
+def _criteria(options: EvalOptions, model: Any) -> list[Finding]:
+    """Whether the chosen adaptation is a fair one, nothing without one."""
+    if options.adapt is None:
+        return []
+    from ouroboros.eval.adapt import judge
+
+    findings = judge(model, options.adapt, steps=options.adapt_steps, lr=options.adapt_lr)
+    for finding in findings:
+        if not finding.ok:
+            logger.warning("--adapt %s is not fair by criterion %s: %s", options.adapt, finding.name, finding.detail)
+    return findings
+
+
+def _legality(criteria: Sequence[Finding]) -> dict[str, Any]:
+    """What JSON says of an adaptation."""
+    if not criteria:
+        return {}
+    found = [finding.to_dict() for finding in criteria]
+    return {"legal": all(finding.ok for finding in criteria), "criteria": found}
 
 
 def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[Score]]) -> int:
@@ -248,7 +307,8 @@ def as_json(scores: Sequence[Score], cheap: Sequence[Baseline]) -> dict:
 def show_scores(scores: Sequence[Score], cheap: Sequence[Baseline]) -> None:
     """A table, best understood beside the baselines."""
     first = scores[0]
-    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}")
+    reading = "" if first.reading == "windows" else f", {first.reading}"
+    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}{reading}")
     say(f"{'':<16}{'bits/byte':>10}  {'95 % interval':<18}")
     for score in scores:
         name = "model" if score.loops is None or len(scores) == 1 else f"loops {score.loops}"

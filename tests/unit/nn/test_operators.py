@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.score import evaluating
+from ouroboros.eval.windows import evaluating
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.operators import (

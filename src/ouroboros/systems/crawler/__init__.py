@@ -15,5 +15,9 @@ SYSTEM = System(
             "helix": "ouroboros.systems.crawler.recipe:HELIX",
         },
         "readers": {"crawler": "ouroboros.systems.crawler.checkpoint:READER"},
+        "adaptations": {
+            "slot": "ouroboros.systems.crawler.slot:Slot",
+            "slot-published": "ouroboros.systems.crawler.slot:PUBLISHED",
+        },
     },
 )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.errors import check
-from ouroboros.eval.score import evaluating
+from ouroboros.eval.windows import evaluating
 from ouroboros.schedule import Visit
 
 Sublayer = Literal["mixer", "mlp"]

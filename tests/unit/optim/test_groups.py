@@ -1,14 +1,11 @@
-"""Parameter groups, the batched Muon, schedules, clipping."""
+"""Parameter groups, what is left out of them, clipping."""
 
-import dataclasses
 import math
 import time
 from collections import Counter
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from torch import nn
 
 from ouroboros.config import OptimSpec
@@ -18,9 +15,7 @@ from ouroboros.optim import (
     BatchedMuon,
     build_optimizers,
     clip_and_norm,
-    first_beta,
-    learning_rate,
-    orthogonalize,
+    left_out_parameters,
     parameter_roles,
     set_first_beta,
     set_learning_rate,
@@ -171,6 +166,22 @@ def test_what_is_declared_untrained_is_in_no_group_and_never_moves():
     assert same == untrained_parameters(model)
 
 
+def test_what_is_left_out_is_in_no_group():
+    model = nn.Sequential(Toy(), Memory())
+    spec = OptimSpec(left_out=("*.bias", "1.?_proj.weight"))
+    out = {"0.up.bias", "0.norm.bias", "1.q_proj.weight", "1.k_proj.weight"}
+    assert left_out_parameters(model, spec) == out and left_out_parameters(model, OptimSpec()) == set()
+    held = {
+        p for optimizer in build_optimizers(model, spec) for group in optimizer.param_groups for p in group["params"]
+    }
+    names = {name for name, p in model.named_parameters() if p in held}
+    assert names == {name for name, _ in model.named_parameters()} - out - {"1.theta_k_raw"}
+    with pytest.raises(OuroborosError, match=r"optim\.left_out: '0\.up\.bia' is the name of no.*mean '0\.up\.bias'"):
+        build_optimizers(model, OptimSpec(left_out=("0.up.bia",)))
+    with pytest.raises(OuroborosError, match=r"that optim\.left_out does not name: nothing to train"):
+        build_optimizers(model, OptimSpec(left_out=("*",)))
+
+
 def test_untrained_names_are_checked_and_tied_ones_known_by_their_first_name():
     model = nn.Sequential(nn.Linear(8, 8, bias=False), Memory())
     model[1].k_proj.weight = model[0].weight
@@ -203,50 +214,6 @@ def test_models_of_matrices_alone_or_vectors_alone_build():
     assert len(build_optimizers(nn.LayerNorm(4), OptimSpec())) == 1
 
 
-def matrices(seed: int) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(16, 24)] * 7 + [(24, 16)] * 3 + [(16, 16)] * 2 + [(1, 5), (5, 1)]
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_batched_muon_equals_torch_muon(dtype, monkeypatch):
-    # Stacks of five: the seven matrices need two.
-    monkeypatch.setattr(BatchedMuon, "CHUNK_BYTES", 2000 * dtype.itemsize)
-    ours, theirs = matrices(0), matrices(0)
-    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.2, momentum=0.9, ns_steps=5, dtype=dtype)
-    single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw")
-    for step in range(3):
-        generator = torch.Generator().manual_seed(step)
-        for index, (a, b) in enumerate(zip(ours, theirs)):
-            gradient = torch.randn(a.shape, generator=generator)
-            a.grad, b.grad = (None, None) if index == 4 else (gradient, gradient.clone())
-        batched.step()
-        single.step()
-    for a, b in zip(ours, theirs):
-        # The update's RMS is 0.2 lr; torch's has the 8 bits of bfloat16, in which five iterations lose half of them.
-        torch.testing.assert_close(a, b, atol=3 * 0.02 * (2**-6 if dtype == torch.bfloat16 else 2**-5), rtol=0)
-        if "momentum_buffer" in single.state[b]:
-            assert torch.equal(batched.state[a]["momentum_buffer"], single.state[b]["momentum_buffer"])
-    assert torch.equal(ours[4], matrices(0)[4]) and not batched.state.get(ours[4])
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 24), (3, 16, 32), (1, 8, 72), (2, 1, 5)])
-@pytest.mark.parametrize("smallest", [1e-1, 1e-6])
-def test_wide_matrices_are_orthogonalised_as_the_definition_says(shape, smallest):
-    generator = torch.Generator().manual_seed(0)
-    left, _, right = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
-    values = torch.logspace(0, math.log10(smallest), shape[1])
-    x = left @ torch.diag_embed(values.expand(shape[0], -1)) @ right
-    a, b, c = 3.4445, -4.775, 2.0315
-    expected = x.double() / x.double().norm(dim=(1, 2), keepdim=True)
-    for _ in range(5):
-        gram = expected @ expected.mT
-        expected = a * expected + (b * gram + c * gram @ gram) @ expected
-    found = orthogonalize(x, (a, b, c), 5, 1e-7)
-    torch.testing.assert_close(found.double(), expected, atol=5e-4, rtol=0)
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_muon_takes_the_precision_that_is_asked_for(precision, dtype):
     optimizer = build_optimizers(nn.Linear(4, 8), OptimSpec(muon_precision=precision))[0]
@@ -262,132 +229,12 @@ def test_muon_takes_the_precision_that_is_measured_to_be_faster(slow, chosen, mo
         time.sleep(0.02 if x.dtype == slow else 0.001)
         return x
 
-    monkeypatch.setattr("ouroboros.optim.orthogonalize", timed)
+    monkeypatch.setattr("ouroboros.optim.muon.orthogonalize", timed)
     layers = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 8))
     optimizer = build_optimizers(layers, OptimSpec())[0]
     assert isinstance(optimizer, BatchedMuon) and optimizer.dtype == chosen
     assert {tuple(x.shape[1:]) for x in asked} == {(128, 128)}  # tiny shapes are timed at this size
     assert sum(x.dtype == slow for x in asked) == 2  # a hopeless precision is not tried again and again
-
-
-def test_muon_update_has_the_rms_of_adamw():
-    parameter = nn.Parameter(torch.zeros(64, 256))
-    parameter.grad = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
-    BatchedMuon([parameter], lr=1.0, weight_decay=0.0).step()
-    assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
-
-
-def test_muon_of_a_zero_gradient_moves_nothing():
-    parameter = nn.Parameter(torch.ones(4, 8))
-    parameter.grad = torch.zeros(4, 8)
-    BatchedMuon([parameter], lr=0.1, weight_decay=0.0).step()
-    assert torch.equal(parameter, torch.ones(4, 8))
-
-
-def test_muon_step_runs_a_closure():
-    parameter = nn.Parameter(torch.ones(4, 8))
-    optimizer = BatchedMuon([parameter])
-
-    def closure() -> torch.Tensor:
-        loss = parameter.square().sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 32
-    assert not torch.equal(parameter, torch.ones(4, 8))
-
-
-specs = st.builds(
-    OptimSpec,
-    schedule=st.sampled_from(["wsd", "cosine", "constant", "one_cycle"]),
-    warmup_fraction=st.floats(0, 0.5),
-    decay_fraction=st.floats(0, 0.5),
-    final_lr=st.floats(0, 1),
-)
-
-
-@given(specs, st.floats(-0.5, 1.5), st.floats(-0.5, 1.5))
-def test_schedules_stay_in_range_rise_then_fall(spec, p, q):
-    low, high = sorted((p, q))
-    a, b = learning_rate(low, spec), learning_rate(high, spec)
-    assert 0 <= a <= 1 and 0 <= b <= 1
-    if high < spec.warmup_fraction:
-        assert a <= b
-    if low >= spec.warmup_fraction:
-        assert a >= b - 1e-12
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("wsd", {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 1.0, 0.8: 0.55, 1.0: 0.1, 2.0: 0.1}),
-        ("cosine", {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.4: 0.55 + 0.45 * math.sqrt(0.5), 0.6: 0.55, 1.0: 0.1, 2.0: 0.1}),
-        ("constant", {-1.0: 0.0, 0.1: 0.5, 0.2: 1.0, 1.0: 1.0}),
-    ],
-)
-def test_schedule_values(schedule, expected):
-    spec = OptimSpec(schedule=schedule, warmup_fraction=0.2, decay_fraction=0.4, final_lr=0.1)
-    assert {progress: learning_rate(progress, spec) for progress in expected} == pytest.approx(expected)
-
-
-@given(
-    steps=st.integers(2, 60),
-    warmup=st.floats(0, 1),
-    start=st.floats(2, 50),
-    end=st.floats(2, 1e5),
-    low=st.floats(0, 0.9),
-)
-def test_one_cycle_is_that_of_torch(steps, warmup, start, end, low):
-    assume(abs(warmup * steps - 1) > 1e-6 and warmup < 1 - 1e-6)  # torch divides by zero there
-    high = low + 0.09
-    spec = OptimSpec(
-        schedule="one_cycle",
-        warmup_fraction=warmup,
-        decay_fraction=0.0,
-        start_lr=1 / start,
-        final_lr=1 / start / end,
-        momentum_cycle=(low, high),
-    )
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        1.0,
-        steps,
-        pct_start=warmup,
-        div_factor=start,
-        final_div_factor=end,
-        base_momentum=low,
-        max_momentum=high,
-    )
-    for step in range(steps):
-        group = optimizer.param_groups[0]
-        middle = (step + 0.5) / steps
-        assert learning_rate(middle, spec, steps) == pytest.approx(group["lr"], abs=1e-12)
-        assert first_beta(middle, spec, steps) == pytest.approx(group["betas"][0], abs=1e-12)
-        if step + 1 < steps:
-            optimizer.step()
-            scheduler.step()
-
-
-def test_one_cycle_of_many_steps_or_of_few():
-    spec = OptimSpec(schedule="one_cycle", warmup_fraction=0.25, start_lr=0.1, final_lr=0.2, momentum_cycle=(0.8, 0.9))
-    found = {progress: learning_rate(progress, spec) for progress in (-1.0, 0.0, 0.125, 0.25, 0.625, 1.0, 2.0)}
-    assert list(found.values()) == pytest.approx([0.1, 0.1, 0.55, 1.0, 0.6, 0.2, 0.2])
-    assert learning_rate(0.3, spec, 10**9) == pytest.approx(learning_rate(0.3, spec), abs=1e-8)
-    assert first_beta(0.0, spec) == 0.9 and first_beta(0.25, spec) == pytest.approx(0.8)
-    assert learning_rate(0.5, spec, 1) == 0.2  # one step is the last
-    rise = dataclasses.replace(spec, warmup_fraction=1.0, decay_fraction=0.0)
-    for steps in (1, 3, 7, 49):
-        assert learning_rate((steps - 0.5) / steps, rise, steps) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
-@pytest.mark.parametrize("steps", [1, 7, math.inf])
-def test_other_schedules_do_not_ask_for_the_steps_and_leave_momentum_alone(schedule, steps):
-    spec = OptimSpec(schedule=schedule, betas=(0.7, 0.9))
-    for index in range(21):
-        assert learning_rate(index / 20, spec, steps) == learning_rate(index / 20, spec)
-        assert first_beta(index / 20, spec, steps) == 0.7
 
 
 def test_decay_of_all_parameters_and_the_first_coefficient_of_adamw_alone():
@@ -404,14 +251,6 @@ def test_decay_of_all_parameters_and_the_first_coefficient_of_adamw_alone():
     parts = [group for optimizer in build_optimizers(model, OptimSpec()) for group in optimizer.param_groups]
     others = {"embedding": 0.0, "vector": 0.0, "scalar": 0.0}
     assert {group["role"]: group["weight_decay"] for group in parts} == {"matrix": 0.1, **others}
-
-
-@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
-def test_schedules_without_warmup_or_decay(schedule):
-    spec = OptimSpec(schedule=schedule, warmup_fraction=0.0, decay_fraction=0.0)
-    assert learning_rate(0.0, spec) == 1.0
-    whole = OptimSpec(schedule=schedule, warmup_fraction=1.0, decay_fraction=0.0)
-    assert learning_rate(0.5, whole) == 0.5
 
 
 def test_clipping_returns_the_norm_before_and_scales_to_the_limit():
