@@ -55,6 +55,7 @@ class HelixSpec(UNetSpec):
         for name in ("merge_cap", "hint_cap"):
             value = getattr(self, name)
             check(value is None or value > 0, f"topology.{name} must be > 0 or null, got {value}")
+        check((self.merge_cap or 0) <= 1, f"topology.merge_cap must be <= 1 or null, got {self.merge_cap}")
 
     def pairs(self, segment: Segment) -> bool:
         return segment.name not in (self.stream, *self.bridge_names)
@@ -80,6 +81,13 @@ class HelixSpec(UNetSpec):
             f"topology helix: in layout {model.layout!r} the segments {', '.join(map(repr, self.bridge_names))} must"
             f" stand before each {self.stream!r}; {hint}",
         )
+        for name in self.bridge_names:
+            looks = all(model.blocks[block].mixer.reads_other for block in model.schedule.blocks_at(name))
+            check(looks, f"topology.bridges attention: {name!r} needs --model.at.{name}.mixer cross; {hint}")
+
+    def crossed(self, model: ModelSpec) -> frozenset[int]:
+        named = (self.stream, *self.bridge_names)
+        return frozenset(b for segment in model.schedule.stored if segment.name in named for b in segment.blocks)
 
     def times(self, schedule: Schedule) -> int:
         """How often the second stream's blocks run."""
