@@ -8,7 +8,7 @@ import torch
 from ouroboros.config import ModelSpec
 from ouroboros.config.part import build
 from ouroboros.config.parts.topology import ChainSpec
-from ouroboros.nn.topology import MAIN, EnterLoop, Event, LeaveLoop, RunBlock, Step, segment_steps
+from ouroboros.nn.topology import MAIN, EnterLoop, Event, LeaveLoop, RunBlock, Step
 from ouroboros.schedule import Visit, parse
 
 LAYOUTS = ["3", "(1)x3", "(2)x2", "1 (1)x2 1", "1 (1)x2 1 (2)x3 1", "(1)x2 (1)x4"]
