@@ -20,11 +20,13 @@ import functools
 import re
 from dataclasses import dataclass, replace
 
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 
-_NAME = r"[A-Za-z_][A-Za-z0-9_-]*"
-_TOKEN = re.compile(rf"\s*({_NAME}:|(?<!\S)(?!x\d*(?:\s|$)){_NAME}|\(|\)|x|\d+|\S)")
-"""A word by itself is a name; the ``x`` of a loop count is none."""
+_NAME = "[A-Za-z_][A-Za-z0-9_-]*"
+_SEGMENT = re.compile(
+    rf"\s*(?:(?P<again>(?!x[0-9]*(?!\S)){_NAME})(?!\S)|(?:(?P<name>{_NAME}):\s*)?"
+    r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+)))"
+)
 _MAX_VISITS = 100_000
 
 
@@ -100,7 +102,7 @@ class Schedule:
     @property
     def num_visits(self) -> int:
         """Applications of blocks: what is computed and cached."""
-        return sum(segment.num_blocks * segment.loops for segment in self.segments)
+        return len(self.visits)
 
     @property
     def is_looped(self) -> bool:
@@ -121,10 +123,9 @@ class Schedule:
         Raises:
             OuroborosError: ``loops`` < 1, or the layout has no looped segment.
         """
-        if loops < 1:
-            raise OuroborosError(f"loops must be >= 1, got {loops}")
-        if not self.is_looped:
-            raise OuroborosError(f"layout {self.notation!r} has no loop, so its loop count cannot be set to {loops}")
+        check(loops >= 1, f"loops must be >= 1, got {loops}")
+        no_loop = f"layout {self.notation!r} has no loop, so its loop count cannot be set to {loops}"
+        check(self.is_looped, no_loop)
         return Schedule(tuple(replace(s, loops=loops if s.looped else 1) for s in self.segments))
 
     def blocks_at(self, where: str) -> range:
@@ -141,8 +142,8 @@ class Schedule:
             named = ", ".join(s.name for s in self.segments if s.name) or "none is named"
             raise OuroborosError(f"layout {self.notation!r} has no segment {where!r} ({named})")
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-        if not first <= last < self.num_blocks:
-            raise OuroborosError(f"layout {self.notation!r} has blocks 0 to {self.num_blocks - 1}, not {where}")
+        fits = first <= last < self.num_blocks
+        check(fits, f"layout {self.notation!r} has blocks 0 to {self.num_blocks - 1}, not {where}")
         return range(first, last + 1)
 
 
@@ -153,72 +154,31 @@ def parse(layout: str) -> Schedule:
     Raises:
         OuroborosError: says what is wrong, at which column, and how to write it.
     """
-    reader = _Reader(layout)
-    if not reader.tokens:
-        raise _error(layout, 1, "is empty; write for example '6' or '2 (2)x3 2'")
     segments: list[Segment] = []
-    while reader.position < len(reader.tokens):
-        text, column = reader.present
+    end, block, visits = 0, 0, 0
+    while not segments or layout[end:].strip():
+        column = len(layout) - len(layout[end:].lstrip()) + 1
+        where = f"layout {layout!r}, column {column}"
+        match = _SEGMENT.match(layout, end)
+        if match is None:
+            rest = layout[end:].split()
+            found = f"unexpected {rest[0]!r}" if rest else "is empty"
+            hint = "write blocks or a loop, not nested, as in '6', '2 (2)x3 2' or '2 middle:(2)x3 2'"
+            raise OuroborosError(f"{where}: {found}; {hint}")
+        for group, what in (("plain", "blocks"), ("blocks", "blocks"), ("loops", "loops")):
+            fits = match[group] is None or int(match[group]) >= 1
+            check(fits, f"layout {layout!r}, column {match.start(group) + 1}: the number of {what} must be at least 1")
+        name, again, end = match["name"] or "", match["again"], match.end()
         named = {segment.name: segment for segment in segments if segment.name}
-        if re.fullmatch(_NAME, text) and text != "x":
-            if text not in named:
-                raise _error(layout, column, f"no segment before it is named {text!r}; name one as in '{text}:2'")
-            segments.append(replace(named[text], loops=1, looped=False, again=True))
-            reader.position += 1
+        check(name not in named, f"{where}: the name {name!r} is given twice")
+        if again is not None:
+            check(again in named, f"{where}: no segment before it is named {again!r}; name one as in '{again}:2'")
+            segment = replace(named[again], loops=1, looped=False, again=True)
         else:
-            name = text[:-1] if text.endswith(":") else ""
-            if name in named:
-                raise _error(layout, column, f"the name {name!r} is given twice")
-            reader.position += bool(name)
-            segments.append(reader.segment(sum(s.num_blocks for s in segments if not s.again), name))
-        if sum(s.num_blocks * s.loops for s in segments) > _MAX_VISITS:
-            raise _error(layout, column, f"has more than {_MAX_VISITS} visits")
+            blocks, loops = int(match["plain"] or match["blocks"]), int(match["loops"] or 1)
+            segment = Segment(block, blocks, loops, match["plain"] is None, name)
+            block += blocks
+        segments.append(segment)
+        visits += segment.num_blocks * segment.loops
+        check(visits <= _MAX_VISITS, f"{where}: has more than {_MAX_VISITS} visits")
     return Schedule(tuple(segments))
-
-
-class _Reader:
-    """Reads a layout word by word."""
-
-    def __init__(self, layout: str) -> None:
-        self.layout, self.position = layout, 0
-        self.tokens = [(m.group(1), m.start(1) + 1) for m in _TOKEN.finditer(layout)]
-
-    @property
-    def present(self) -> tuple[str, int]:
-        """The word at hand and its column."""
-        return self.tokens[self.position] if self.position < len(self.tokens) else ("", len(self.layout) + 1)
-
-    def take(self, expected: str, why: str) -> tuple[str, int]:
-        text, column = self.present
-        if not (text.isdigit() if expected == "number" else text == expected):
-            wanted = "a number" if expected == "number" else repr(expected)
-            raise _error(self.layout, column, f"expected {wanted} {why}, found {repr(text) if text else 'the end'}")
-        self.position += 1
-        return text, column
-
-    def count(self, why: str) -> int:
-        text, column = self.take("number", why)
-        if int(text) < 1:
-            raise _error(self.layout, column, f"the number {why} must be at least 1")
-        return int(text)
-
-    def segment(self, block: int, name: str) -> Segment:
-        """The segment that begins here, with ``block`` as its first."""
-        text, column = self.present
-        if text == "(":
-            self.position += 1
-            inner, place = self.present
-            if inner == "(":
-                raise _error(self.layout, place, "loops cannot be nested; write one level, as in '2 (2)x3 2'")
-            blocks = self.count("of blocks in a loop")
-            self.take(")", "to close the loop")
-            self.take("x", "and a loop count after ')', as in '(2)x3'")
-            return Segment(block, blocks, self.count("of loops"), True, name)
-        if text.isdigit():
-            return Segment(block, self.count("of blocks"), 1, False, name)
-        found = f"unexpected {text!r}" if text else "found the end behind a name"
-        raise _error(self.layout, column, f"{found}; write for example '6' or '2 (2)x3 2'")
-
-
-def _error(layout: str, column: int, what: str) -> OuroborosError:
-    return OuroborosError(f"layout {layout!r}, column {column}: {what}")

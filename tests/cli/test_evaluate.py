@@ -76,7 +76,7 @@ def test_adaptation_is_said_and_judged(cli, trained, text, caplog):
         assert facts["bits_per_byte"] != plain["bits_per_byte"]
         assert ("is not fair by criterion 1 past only" in caplog.text) is not legal
     shown = cli("eval", trained, *arguments, "--adapt", "ttt", "--adapt-steps", "2").out
-    assert "window 16, stride 8, adapted by ttt (2 steps at 0.0001)" in shown
+    assert "window 16, stride 8, adapted by ttt (2 steps at 0.0003)" in shown
     assert cli("eval", trained, *arguments, "--json").json["bits_per_byte"] == plain["bits_per_byte"]
 
 

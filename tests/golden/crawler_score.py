@@ -14,10 +14,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ouroboros.data.sentencepieces import Piece
 from ouroboros.eval.windows import Procedure, Windows
 from ouroboros.systems.crawler.score import StreamScore, published_part, published_spans, score_stream
 from ouroboros.systems.crawler.slot import Slot
-from ouroboros.systems.crawler.tables import ByteTables, Piece, tables_of
+from ouroboros.systems.crawler.tables import ByteTables, tables_of
 
 Tensors = dict[str, Tensor]
 

@@ -1,10 +1,11 @@
 """Checks of the crawler's training: Muon, its orthogonalisation, the schedule of the rate.
 
-A case holds several groups of tensors, each with a check of its own; a group that has none yet is named.
+A case holds several groups of tensors, each with a check of its own, here or in a file beside this one.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -82,21 +83,27 @@ def schedule(case: dict[str, Any]) -> None:
         assert learning_rate(progress, spec, steps) == pytest.approx(row["lr_multiplier"], rel=1e-9, abs=1e-12), row
 
 
-GROUPS: dict[str, Callable[[dict[str, Any], Tensors], None]] = {"muon": muon, "ns": ns}
-"""The check of each group of tensors, by the beginning of their names."""
+def groups_of(name: str) -> dict[str, Callable[[dict[str, Any], Tensors], None]]:
+    """``GROUPS`` of the file ``name`` beside this one."""
+    spec = importlib.util.spec_from_file_location(f"golden_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.GROUPS
+
+
+GROUPS = {"muon": muon, "ns": ns, **groups_of("crawler_stem"), **groups_of("crawler_data")}
+"""The check of each group of tensors, by the beginning of their names; it is given all tensors of the case."""
 
 
 def training(case: dict[str, Any], path: Path, work: Path) -> None:
     """Every group of a case."""
     schedule(case)
-    groups: dict[str, Tensors] = {}
-    for name, tensor in load_file(path.with_suffix(".safetensors")).items():
-        groups.setdefault(re.split(r"[\d.]", name)[0], {})[name] = tensor
-    for group in GROUPS.keys() & groups.keys():
-        GROUPS[group](case, groups[group])
-    unchecked = sorted(groups.keys() - GROUPS.keys())
-    if unchecked:
-        pytest.skip(f"{path.name}: no check yet of {', '.join(unchecked)}; the others hold")
+    tensors = load_file(path.with_suffix(".safetensors"))
+    groups = {re.split(r"[\d.]", name)[0] for name in tensors}
+    assert groups <= GROUPS.keys(), f"{path.name}: no check of {', '.join(sorted(groups - GROUPS.keys()))}"
+    for group in sorted(groups):
+        GROUPS[group](case, tensors)
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {"training": training}

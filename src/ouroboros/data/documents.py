@@ -22,6 +22,7 @@ from ouroboros.data.records import BAD, Anchor, Document, Skip, read_hub, read_r
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
 from ouroboros.data.textfile import look, open_text
+from ouroboros.data.token_shards import read_shards, shard_tokenizer
 from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,9 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: 
         raise OuroborosError(
             f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}"
         )
+    if ref.is_shards:
+        yield from read_shards(files, shard_tokenizer(spec.tokenizer), Skip(start))
+        return
     if ref.made is not None and not start:
         yield Document(ref.kind, ref.made())
     notes: dict[str, list[str]] = {}

@@ -37,6 +37,7 @@ from ouroboros.data.records import Document
 from ouroboros.data.sources import SourceRef, parse_sources
 from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
 from ouroboros.data.templates import TemplateChat, source_format
+from ouroboros.data.token_shards import encode_documents
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import remove_leftovers, sha256_of, whole_directory
@@ -230,10 +231,11 @@ def _write_tokens(tokenizer: TextTokenizer, source: _Source, split: str, dtype: 
     """The ids of one part, each document after an end-of-text id; how many there are."""
     stem = f"{source.stem}-{split}"
     eos = np.array([tokenizer.eos_id], dtype=dtype).tobytes()
-    names = [f"{source.ref.text}: {document.name}" for document in source.splits.documents(split)]
+    documents = source.splits.documents(split)
+    names = [f"{source.ref.text}: {document.name}" for document in documents]
     sizes = []
     with Path(f"{stem}.bin").open("wb") as file:
-        for ids in tokenizer.encode_many(raw_documents(Path(stem)), names=names):
+        for ids in encode_documents(tokenizer, documents, raw_documents(Path(stem)), names):
             file.write(eos + ids.astype(dtype).tobytes())
             sizes.append(1 + len(ids))
     return _write_starts(f"{stem}.idx.npy", sizes)

@@ -1,4 +1,4 @@
-"""How sources are named: built-in texts, files, globs, directories, hub streams, and mixtures of several.
+"""How sources are named: built-in texts, files, globs, directories, hub streams, token shards, mixtures of several.
 
 A source is written ``TEXT``, ``TEXT@FORMAT`` or either with ``=WEIGHT``. ``mix:NAME`` stands for several sources with
 formats and weights, streamed from the hub, and ``mix:NAME:DIR`` for the same ones from files of that directory; a
@@ -25,6 +25,7 @@ from ouroboros.data.bundled import bundled_files
 from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files, glob_matches
 from ouroboros.data.formats import find_format, formats
 from ouroboros.data.textfile import text_suffix
+from ouroboros.data.token_shards import PREFIX, shard_files
 from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.registry import found, load
 
@@ -53,7 +54,7 @@ class SourceRef:
     @property
     def path(self) -> Path:
         """The file system path of a local source."""
-        path = Path(os.path.expanduser(self.text))
+        path = Path(os.path.expanduser(self.text.removeprefix(PREFIX)))
         return path if self.base is None else self.base / path
 
     @property
@@ -67,6 +68,11 @@ class SourceRef:
         return self.text.startswith("hf:")
 
     @property
+    def is_shards(self) -> bool:
+        """Whether it is one of token shards, see :mod:`ouroboros.data.token_shards`."""
+        return self.text.startswith(PREFIX)
+
+    @property
     def is_local(self) -> bool:
         """Whether it stands in the file system, or would if it existed."""
         return not (self.is_built_in or self.is_hub)
@@ -74,7 +80,7 @@ class SourceRef:
     @property
     def is_directory(self) -> bool:
         """Whether it is a directory, of which files are chosen by their names."""
-        return self.is_local and self.path.is_dir()
+        return self.is_local and not self.is_shards and self.path.is_dir()
 
     @property
     def is_glob(self) -> bool:
@@ -87,7 +93,7 @@ class SourceRef:
         (also for what does not exist)."""
         if self.is_built_in:
             return self.text.removesuffix(":")
-        answers = {"hf": self.is_hub, "directory": self.is_directory, "glob": self.is_glob}
+        answers = {"hf": self.is_hub, "shards": self.is_shards, "directory": self.is_directory, "glob": self.is_glob}
         otherwise = "records" if is_records(self.path) else "file"
         return next((name for name, is_it in answers.items() if is_it), otherwise)
 
@@ -106,7 +112,7 @@ class SourceRef:
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
         if self.is_glob:
-            return any(True for _ in glob_matches(self.text, self.base))
+            return any(True for _ in glob_matches(self.text.removeprefix(PREFIX), self.base))
         return not self.is_local or self.path.exists()
 
 
@@ -245,6 +251,8 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
     """
     if ref.text == "python:":
         return list(bundled_files())
+    if ref.is_shards:
+        return shard_files(ref.text.removeprefix(PREFIX), ref.base)
     if ref.is_directory:
         return directory_files(ref.text, ref.path, quiet=quiet)
     if ref.is_glob:

@@ -31,6 +31,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.data.records import Anchor, Document, StreamError
 from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import part_of
+from ouroboros.data.token_shards import encode_documents
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, first_line
 
@@ -246,7 +247,9 @@ class TokenStream:
             self._taken.append(next(self._documents))
             size += len(self._taken[-1][1].data)
         names = [f"source {self._documents.name!r}: {document.name}" for _, document in self._taken]
-        encoded = list(self._tokenizer.encode_many([document.data for _, document in self._taken], names=names))
+        documents = [document for _, document in self._taken]
+        texts = [document.data for document in documents]
+        encoded = list(encode_documents(self._tokenizer, documents, texts, names))
         check(
             bool(self._heads) or self._offset <= len(encoded[0]),
             f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",

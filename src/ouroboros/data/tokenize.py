@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from ouroboros.data import bpe
 from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
 from ouroboros.data.lossless import byte_alphabet, is_byte_level, is_byte_model, is_lossless, steps_of
+from ouroboros.data.sentencepieces import read_sentencepieces
 from ouroboros.errors import OuroborosError, check, first_line, nearest
 
 logger = logging.getLogger(__name__)
@@ -333,7 +334,8 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Load a tokenizer from a local directory: one saved here or any fast Hugging Face tokenizer. Never the network.
+    """Load a tokenizer from a local directory: one saved here, any fast Hugging Face tokenizer, or one SentencePiece
+    file (``NAME.model``). Never the network.
 
     Raises:
         OuroborosError: no such directory, no readable tokenizer in it, or one without an end-of-text token.
@@ -346,6 +348,9 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
             return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
     except Exception as error:  # tokenizers raises bare Exception; the general reader below explains or succeeds
         logger.debug("tokenizer %s: not one of ours: %s", path, error)
+    models = sorted(path.glob("*.model"))
+    if len(models) == 1 and not (path / "tokenizer.json").exists():
+        return _of_sentencepieces(models[0])
     from transformers import AutoTokenizer
 
     try:
@@ -360,6 +365,21 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json",
     )
     return tokenizer_of(backend, eos_id=int(eos_id), hf=hf)
+
+
+def _of_sentencepieces(path: Path) -> TextTokenizer:
+    """The tokenizer of a SentencePiece file."""
+    from transformers import PreTrainedTokenizerFast
+
+    found = read_sentencepieces(path)
+    separator, backend = found.separator, found.backend()
+    if separator is None:
+        raise OuroborosError(
+            f"file {str(path)!r}: has no control piece to stand between documents; use another tokenizer"
+        )
+    config = {**_HF_CONFIG, "bos_token": separator, "eos_token": separator, "pad_token": separator}
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
+    return tokenizer_of(hf.backend_tokenizer, eos_id=int(hf.eos_token_id), hf=hf)
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:

@@ -36,7 +36,7 @@ class ScoreFirst:
     stride: int
     steps: int = 1
     """Optimiser steps on each window."""
-    lr: float = 1e-4
+    lr: float = 3e-4
 
     def __post_init__(self) -> None:
         check_adaptation(self.steps, self.lr)

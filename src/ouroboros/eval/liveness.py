@@ -214,7 +214,7 @@ def _restore(model: nn.Module, start: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _acting(model: OuroborosForCausalLM, names: Iterable[str]) -> set[str]:
-    """Those of ``names`` that change logits if noise of their own size is added to them, one after the other.
+    """Those of ``names`` that change logits if a random sign of their own size is added to them, one after the other.
 
     What counts as a change is more than rounding, which is measured: the same logits are computed again, and for each
     sequence by itself.
@@ -228,7 +228,7 @@ def _acting(model: OuroborosForCausalLM, names: Iterable[str]) -> set[str]:
         parameter = parameters[name]
         kept = parameter.clone()
         size = NOISE + float(parameter.square().mean().sqrt())
-        parameter.add_(torch.randn_like(parameter), alpha=size)
+        parameter.add_(torch.randn_like(parameter).sign_(), alpha=size)  # never almost nothing, as a single draw can be
         if limit(logits_of(model, ids)):
             acting.add(name)
         parameter.copy_(kept)

@@ -1,7 +1,14 @@
-"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines."""
+"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines.
+
+Systems bring scores of streams of ids through the place ``scorings`` of the registry, offered as ``--scoring NAME``: a
+function of model, tokenizer and ids, and of ``window``, ``stride``, ``procedure``, ``reading``, ``loops`` and
+``model_name``. It returns a :class:`~ouroboros.eval.stats.Record` with ``bits_per_byte``, ``bytes``, ``tokens``,
+``loops``, ``window``, ``stride`` and ``reading``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import DataSpec
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.registry import found, load
 from ouroboros.verbs.options import (
     Json,
     Model,
@@ -26,6 +34,7 @@ from ouroboros.verbs.options import (
 )
 
 if TYPE_CHECKING:
+    from ouroboros.api import OpenedModel
     from ouroboros.eval.baselines import Baseline
     from ouroboros.eval.finding import Finding
     from ouroboros.eval.score import Score
@@ -59,6 +68,9 @@ class EvalOptions:
     """With --adapt: optimiser steps for each window."""
     adapt_lr: float | None = None
     """With --adapt: the learning rate."""
+    scoring: str | None = None
+    """Score token shards as one stream of ids, by the rules of a challenge: challenge counts the bytes by the table of
+    the tokenizer and every token once, challenge-published repeats the published program."""
     loops: str | None = None
     """The loop counts to score, for example 1,2,4,8; by default the one that the model was trained with."""
     max_bytes: int | None = None
@@ -78,14 +90,7 @@ def eval(arguments: Sequence[str]) -> int:
     """The verb ``eval``."""
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops: Any = parse_loops(options.loops)
-    check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
-    check(
-        not options.rolling or options.stride is not None,
-        "eval: --rolling changes nothing without --stride, because windows do not overlap; give a stride",
-    )
-    check(not (options.rolling and options.adapt), "eval: --rolling and --adapt are two ways to read; leave one out")
-    for name, value in (("steps", options.adapt_steps), ("lr", options.adapt_lr)):
-        check(value is None or options.adapt is not None, f"eval: --adapt-{name} changes nothing without --adapt")
+    _check(options)
     log_to_stderr()
     quiet_transformers()
     import torch
@@ -99,6 +104,11 @@ def eval(arguments: Sequence[str]) -> int:
     procedure, reading = _procedure(options, window, options.stride or window)
     criteria = _criteria(options, model)
 
+    amp = torch.bfloat16 if options.precision == "bf16" else None
+    if options.scoring is not None:
+        given = {"window": window, "stride": options.stride or window, "procedure": procedure, "reading": reading}
+        return _eval_stream(options, opened, loops, amp, _legality(criteria), given)
+
     def score_all(documents: list[bytes]) -> list[Score]:
         return score_loops(
             model,
@@ -110,13 +120,14 @@ def eval(arguments: Sequence[str]) -> int:
             procedure=procedure,
             reading=reading,
             model_name=str(options.model),
-            amp=torch.bfloat16 if options.precision == "bf16" else None,
+            amp=amp,
         )
 
     if options.by_source:
         return _eval_sources(options, score_all)
-    # Conversations are read in the form that the model was trained on.
-    documents = _documents(options, str(opened.directory) if tokenizer.reads_specials else "bytes")
+    # Conversations are read in the form that the model was trained on, and token shards by its tokenizer.
+    by_tokenizer = tokenizer.reads_specials or any(source.startswith("shards:") for source in options.data)
+    documents = _documents(options, str(opened.directory) if by_tokenizer else "bytes")
     if options.max_bytes is not None:  # cut here, so that baselines are given the same bytes
         documents = with_text(documents, options.max_bytes)
     scores = score_all(documents)
@@ -130,10 +141,32 @@ def eval(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _window(options: EvalOptions, longest: int) -> int:
-    """Tokens of a window; longer ones than in training are told."""
-    trained = trained_length(options.model)
-    window = options.window or default_window(options.model, longest)
+def _check(options: EvalOptions) -> None:
+    """Refuse options that change nothing together."""
+    check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
+    check(
+        not options.rolling or options.stride is not None,
+        "eval: --rolling changes nothing without --stride, because windows do not overlap; give a stride",
+    )
+    check(not (options.rolling and options.adapt), "eval: --rolling and --adapt are two ways to read; leave one out")
+    for name, value in (("steps", options.adapt_steps), ("lr", options.adapt_lr)):
+        check(value is None or options.adapt is not None, f"eval: --adapt-{name} changes nothing without --adapt")
+    if options.scoring is not None:
+        known = found("scorings")
+        check(options.scoring in known, f"eval: unknown scoring {options.scoring!r}{nearest(options.scoring, known)}")
+        check(
+            bool(options.data) and all(source.startswith("shards:") for source in options.data),
+            f"eval: --scoring {options.scoring} scores a stream of ids; give it as --data shards:PATH (`ouroboros"
+            " tokenizer --shards` writes them)",
+        )
+        for name in ("split", "max_bytes", "baselines", "by_source"):
+            option = f"--{name.replace('_', '-')}"
+            check(not getattr(options, name), f"eval: {option} has no meaning with --scoring; leave it out")
+
+
+def _window(options: EvalOptions, limit: int) -> int:
+    """Tokens of a window; one that is longer than in training comes with a word."""
+    trained, window = trained_length(options.model), options.window or default_window(options.model, limit)
     if trained is not None and window > trained:
         logger.warning(
             "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
@@ -176,6 +209,44 @@ def _legality(criteria: Sequence[Finding]) -> dict[str, Any]:
         return {}
     found = [finding.to_dict() for finding in criteria]
     return {"legal": all(finding.ok for finding in criteria), "criteria": found}
+
+
+def _eval_stream(
+    options: EvalOptions,
+    opened: OpenedModel,
+    loops: list[int | None],
+    amp: Any,
+    legality: dict[str, Any],
+    given: dict[str, Any],
+) -> int:
+    """The score of a stream of ids by the rules of ``--scoring``, at each loop count; ``given``: how it is read."""
+    import numpy as np
+    import torch
+
+    from ouroboros.data.sources import parse_sources, source_files
+    from ouroboros.data.token_shards import read_stream
+    from ouroboros.eval.score import at_loops
+    from ouroboros.eval.windows import device_of
+
+    vocabulary = opened.tokenizer.vocab_size
+    shards = [ids for ref in parse_sources(options.data) for _, ids in read_stream(source_files(ref), vocabulary)]
+    ids, scoring = np.concatenate(shards), load(found("scorings")[str(options.scoring)])
+    device = device_of(opened.model).type
+    scores = []
+    for count in loops:
+        with contextlib.nullcontext() if amp is None else torch.autocast(device, dtype=amp):
+            view = at_loops(opened.model, count)
+            facts = {"loops": count or opened.model.schedule.loops, "model_name": str(options.model)}
+            scores.append(scoring(view, opened.tokenizer, ids, **given, **facts))
+    if options.json:
+        emit_json(as_json(scores, []) | {"scoring": options.scoring} | legality)
+        return 0
+    first = scores[0]
+    reading = "" if first.reading == "windows" else f", {first.reading}"
+    say(f"{first.tokens:,} tokens, {first.bytes:,} bytes, window {first.window}, stride {first.stride}{reading}")
+    for score in scores:
+        say(f"loops {score.loops:<10}{score.bits_per_byte:>10.4f} bits/byte")
+    return 0
 
 
 def _eval_sources(options: EvalOptions, score_all: Callable[[list[bytes]], list[Score]]) -> int:

@@ -87,7 +87,7 @@ def train(arguments: Sequence[str]) -> int:
         optim=options.optim,
         train=dataclasses.replace(options.train, **given),
     )
-    refuse_idle(recipe, default)
+    refuse_idle(recipe, default, arguments)
     check(
         options.source is not None or not (options.from_blocks or options.from_partly),
         "train: --from-blocks and --from-partly change nothing here; they need --from MODEL",
@@ -186,7 +186,7 @@ def resume(arguments: Sequence[str]) -> int:
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
     )
-    refuse_idle(recipe, saved)
+    refuse_idle(recipe, saved, arguments)
     log_to_stderr()
     quiet_transformers()
     result = resume_run(

@@ -43,7 +43,7 @@ def quiet() -> Progress:
 
 
 def test_the_recipe_is_that_of_the_plan_and_makes_no_checkpoints():
-    plan = Plan(size="tiny", tokenizer="bytes", batch=4, rate=1000.0, tokens=1e5)
+    plan = Plan(size="tiny", tokenizer="bytes", batch=4, rate=1000.0)
     recipe = demo_recipe(DemoOptions(minutes=10, data="x.txt", seed=3), plan)
     assert recipe.name == "loop" and recipe.data.sources == ("x.txt",) and recipe.data.tokenizer == "bytes"
     assert recipe.model.hidden_size == 64 and recipe.train.batch_size == 4

@@ -15,6 +15,10 @@ SYSTEM = System(
             "helix": "ouroboros.systems.crawler.recipe:HELIX",
         },
         "readers": {"crawler": "ouroboros.systems.crawler.checkpoint:READER"},
+        "scorings": {
+            "challenge": "ouroboros.systems.crawler.score:challenge",
+            "challenge-published": "ouroboros.systems.crawler.score:CHALLENGE_PUBLISHED",
+        },
         "adaptations": {
             "slot": "ouroboros.systems.crawler.slot:Slot",
             "slot-published": "ouroboros.systems.crawler.slot:PUBLISHED",

@@ -224,13 +224,13 @@ class Published:
         """What single blocks have of their own: the depth, which the program counts in its own order, and the rest."""
         found: list[BlockOverride] = []
         for index in range(2 if self.flat_weight_share else self.flats):
-            own: dict[str, Any] = {"norm.depth": index + 1} if self.ln_scale else {}
+            own = self._depth(index + 1, self.flat_block(index))
             if self.shared == 0:
                 own |= self._chosen(index, self.flats)
             found.append(BlockOverride(where=str(self.flat_block(index)), set=own))
         for index in range(self.shared):
             own = {"ffn": to_dict(self._shared_ffn()), **self._chosen(index, self.shared)}
-            own |= {"norm.depth": self.flats + index + 1} if self.ln_scale else {}
+            own |= self._depth(self.flats + index + 1, self.shared_block(index))
             scales = self.crawler_loop_rope_scales[: 1 if self.helix_enabled else self.crawler_loops]
             if any(scale != 1 for scale in self.crawler_loop_rope_scales):
                 own |= {"mixer.rope.loop_scales": list(scales), "mixer.rope.original_context": None}
@@ -244,6 +244,10 @@ class Published:
             }
             found += [BlockOverride(where=name, set=bridge) for name in ("up", "down")]
         return [override for override in found if override.set]
+
+    def _depth(self, depth: int, block: int) -> dict[str, Any]:
+        """The depth of a block by the program's count, where it is not the block's number counted from 1."""
+        return {"norm.depth": depth} if self.ln_scale and depth != block + 1 else {}
 
     def _chosen(self, index: int, count: int) -> dict[str, Any]:
         """What only some of ``count`` blocks have."""

@@ -106,6 +106,7 @@ def crawler_published(size: str = "default") -> Recipe:
             muon_momentum=0.99,
             muon_momentum_start=0.92,
             muon_momentum_warmup=1500,
+            muon_form="original",
             warmup_fraction=0.0,
             decay_steps=2000,
             clip_norm=0.3,

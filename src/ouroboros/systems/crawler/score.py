@@ -9,6 +9,7 @@ several times (about 1e-5 of the score on 62 million tokens).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -18,10 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.stats import Record
-from ouroboros.eval.windows import Procedure, Span, evaluating, target_nats
-from ouroboros.systems.crawler.tables import ByteTables
+from ouroboros.eval.windows import Procedure, Span, Windows, check_windows, evaluating, target_nats
+from ouroboros.systems.crawler.tables import ByteTables, check_byte_counts, check_known, tables_for
+
+SAMPLE_IDS = 20_000
+"""Ids at the beginning of a stream on which the tables are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,47 @@ def published_part(ids: np.ndarray, window: int) -> np.ndarray:
     whole = (len(ids) - 1) // window
     check(whole >= 1, f"the stream has {len(ids)} ids, but one window needs {window + 1}; give a smaller window")
     return ids[: whole * window + 1]
+
+
+def challenge(
+    model: Any,
+    tokenizer: TextTokenizer,
+    ids: np.ndarray,
+    *,
+    window: int,
+    stride: int,
+    procedure: Procedure | None = None,
+    published: bool = False,
+    **facts: Any,
+) -> StreamScore:
+    """The scorings ``challenge`` and, with ``published``, ``challenge-published``: those of the registry's place.
+
+    Args:
+        model, ids, facts: as for :func:`score_stream`.
+        tokenizer: the model's own.
+        window: input ids of a window.
+        stride: targets that each window after the first scores.
+        procedure: how the stream is read; None: in windows.
+        published: by the published tables, in the published windows and without what is behind the last whole window.
+
+    Raises:
+        OuroborosError: as :func:`score_stream`; windows out of range; an unknown token in the stream; a tokenizer whose
+            table does not count the bytes of the text.
+    """
+    check_windows(model, window, stride)
+    tables = tables_for(tokenizer, model.config.vocab_size, published=published)
+    check_known(tokenizer, ids)
+    if published:
+        check(procedure is None, "the published score is one of plain windows; leave --rolling and --adapt out")
+        procedure, ids = Windows(window, stride, plan=published_spans), published_part(ids, window)
+    else:
+        sample = tokenizer.decode(ids[:SAMPLE_IDS]).decode(errors="ignore").encode()  # it may end within a character
+        check_byte_counts(tables, tokenizer.encode, [sample], boundary=tokenizer.eos_id)
+    found = procedure or Windows(window, stride)
+    return score_stream(model, ids, tables, found, window=window, stride=stride, **facts)
+
+
+CHALLENGE_PUBLISHED = functools.partial(challenge, published=True)
 
 
 def score_stream(

@@ -12,29 +12,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ouroboros.data.lossless import is_byte_level
+from ouroboros.data.sentencepieces import SPACE, Piece
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
 
-SPACE = "\u2581"
-KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused", 6: "byte"}
-"""Types of pieces in the format of SentencePiece (sentencepiece_model.proto)."""
 _SHOWN = 40
-
-
-class Piece(NamedTuple):
-    """An entry of the vocabulary."""
-
-    text: str
-    kind: str
-    """One of :data:`KINDS`; ``normal`` and ``user_defined`` ones are text."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ def tables_of(pieces: Sequence[Piece], vocab_size: int | None = None, *, publish
         total >= len(pieces), f"the model has {total} ids, but the tokenizer {len(pieces)}: it is not the model's own"
     )
     size, lead, boundary = np.zeros(total, np.int64), np.zeros(total, bool), np.ones(total, bool)
-    for index, (text, kind) in enumerate(pieces):
+    for index, (text, kind, _) in enumerate(pieces):
         if kind == "byte":
             check(
                 re.fullmatch("<0x[0-9A-F]{2}>", text) is not None,
@@ -82,57 +70,6 @@ def tables_of(pieces: Sequence[Piece], vocab_size: int | None = None, *, publish
             rest = text.removeprefix(SPACE)
             size[index] = len((rest if published else rest.replace(SPACE, " ")).encode())
     return ByteTables(size, lead, boundary)
-
-
-def read_pieces(path: Path) -> list[Piece]:
-    """The pieces of a SentencePiece file (``tokenizer.model``), by id.
-
-    Raises:
-        OuroborosError: the file is missing or is no SentencePiece model; names it.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
-    pieces = []
-    try:
-        for number, value in _fields(data):
-            if number == 1 and isinstance(value, bytes):
-                fields = dict(_fields(value))
-                text = fields[1]
-                assert isinstance(text, bytes)
-                pieces.append(Piece(text.decode(), KINDS[int(fields.get(3, 1))]))
-    except (ValueError, KeyError, IndexError, AssertionError):
-        pieces = []
-    check(bool(pieces), f"file {str(path)!r}: is no SentencePiece model; name the tokenizer.model of the data")
-    return pieces
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protocol buffer: a whole number, or bytes (of fixed size or delimited)."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(data):
-        number, form = divmod(varint(), 8)
-        if form == 0:
-            yield number, varint()
-            continue
-        size = {1: 8, 5: 4}[form] if form != 2 else varint()
-        if at + size > len(data):
-            raise ValueError("a field goes beyond the end")
-        yield number, data[at : at + size]
-        at += size
 
 
 def pieces_of(tokenizer: TextTokenizer) -> list[Piece]:
@@ -166,6 +103,23 @@ def tables_for(tokenizer: TextTokenizer, vocab_size: int, *, published: bool = F
     )
     sizes = np.pad(sizes, (0, vocab_size - len(sizes)))
     return ByteTables(sizes, np.zeros(vocab_size, bool), sizes == 0)
+
+
+def check_known(tokenizer: TextTokenizer, ids: np.ndarray) -> None:
+    """Refuse a stream with a token that stands for text which the tokenizer does not know.
+
+    Raises:
+        OuroborosError: names the first one.
+    """
+    unknown = [index for index, piece in enumerate(pieces_of(tokenizer)) if piece.kind == "unknown"]
+    places = np.flatnonzero(np.isin(ids, unknown))
+    if len(places):
+        before = tokenizer.decode(ids[max(0, places[0] - 10) : places[0]])
+        raise OuroborosError(
+            f"id {ids[places[0]]} at place {places[0]} of the stream, behind {before.decode(errors='replace')!r},"
+            " stands for text that the tokenizer does not know, whose bytes nobody can count; use a tokenizer with byte"
+            " fallback"
+        )
 
 
 def check_byte_counts(

@@ -38,7 +38,7 @@ def test_ranges(cls: Any, values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "options", "overrides", "message"),
     [
-        ("1 second:(1)x2 1", {}, (), "topology helix runs layouts without loops, not '1 second:.1.x2 1'; see docs"),
+        ("1 second:(1)x2 1", {}, (), "layout '1 second:.1.x2 1' has no segment 'second', the second stream's"),
         ("4", {}, (), "layout '4' has no segment 'second', the second stream's: write for example '1 second:1 1 sec"),
         ("1 second:1 1 second", {"stream": "third"}, (), "has no segment 'third'"),
         ("1 second:1 second", {}, (), "topology helix connects blocks outside of loops in pairs, and layout"),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from ouroboros.data.sentencepieces import Piece
 from ouroboros.data.tokenize import byte_tokenizer, tokenizer_of, train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.systems.crawler.tables import (
-    KINDS,
     ByteTables,
-    Piece,
     check_byte_counts,
     pieces_of,
-    read_pieces,
     tables_for,
     tables_of,
 )
@@ -27,42 +24,6 @@ PIECES = [
     *(Piece("\u00fc", "normal"), Piece("\u2581", "normal"), Piece("\u2581b\u2581c", "user_defined")),
     *(Piece("\u2581x", "unused"), Piece("a", "normal")),
 ]
-
-
-def varint(value: int) -> bytes:
-    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def sentencepiece(pieces: list[Piece]) -> bytes:
-    types = {name: number for number, name in KINDS.items()}
-    data = b""
-    for text, kind in pieces:
-        score = varint(2 << 3 | 5) + b"\0\0\x80\xbf"
-        entry = field(1, text.encode()) + score + (b"" if kind == "normal" else field(3, types[kind]))
-        data += field(1, entry)
-    return data + field(2, field(3, 300)) + field(9, 1 << 40)
-
-
-def test_pieces_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "tokenizer.model"
-    file.write_bytes(sentencepiece(PIECES))
-    assert read_pieces(file) == PIECES
-
-
-@pytest.mark.parametrize("data", [b"", b"text", bytes(range(256)), sentencepiece(PIECES)[:-2], field(1, field(3, 1))])
-def test_what_is_no_sentencepiece_file_is_refused(data: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "x.model"
-    file.write_bytes(data)
-    with pytest.raises(OuroborosError, match="x.model': is no SentencePiece model"):
-        read_pieces(file)
-    with pytest.raises(OuroborosError, match="nothing.model': cannot be read: No such file"):
-        read_pieces(tmp_path / "nothing.model")
 
 
 def test_a_space_is_charged_behind_text_alone() -> None:
