@@ -122,7 +122,9 @@ class Donor:
                 self.directory, local_files_only=True, trust_remote_code=False, **more, **options
             )
         except Exception as error:  # each kind of file fails in its own way; the user needs one line
-            raise OuroborosError(f"{self.source}: cannot be read: {first_line(error)}") from None
+            problem = "it is damaged, cut short, or of a kind that transformers does not read" if self.gguf else ""
+            reason = f"{problem} ({first_line(error)})" if problem else first_line(error)
+            raise OuroborosError(f"{self.source}: cannot be read: {reason}") from None
 
 
 def _own_tokenizer(directory: Path) -> TextTokenizer:
