@@ -1,4 +1,4 @@
-"""Published checkpoints become model directories of this library.
+"""Published checkpoints, and pretrained models of other libraries, become model directories of this library.
 
 What reads a system's checkpoints is found at the registry's place ``readers``, where an entry is a :class:`Reader`.
 """
@@ -111,7 +111,6 @@ def convert(
             of another vocabulary, an ``out`` that is not free.
     """
     from ouroboros.convert import donors
-    from ouroboros.data.tokenize import load_tokenizer
 
     donor = donors.find(source)
     if donor is not None:
@@ -120,6 +119,13 @@ def convert(
         return _of_donor(donor, out, tokenizer, layout, keep, no_tokenizer)
     for name, value in (("layout", layout), ("keep", keep), ("no-tokenizer", no_tokenizer)):
         check(not value, f"--{name} is for pretrained models of other libraries, and {source} is none: leave it out")
+    return _of_published(source, out, tokenizer, options)
+
+
+def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapping[str, Any]) -> Converted:
+    """As :func:`convert`, of a published checkpoint."""
+    from ouroboros.data.tokenize import load_tokenizer
+
     with new_directory(out) as work:
         text = None if tokenizer is None else load_tokenizer(tokenizer)
         checkpoint = read(source)
