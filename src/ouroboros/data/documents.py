@@ -12,16 +12,14 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
-from ouroboros.data.folders import Files
 from ouroboros.data.formats import FieldFormat, TextFormat, chat_column, find_format
 from ouroboros.data.records import BAD, Anchor, Document, Skip, read_hub, read_records, read_rows
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
-from ouroboros.data.textfile import look, open_text
+from ouroboros.data.textfile import open_text
 from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
@@ -32,8 +30,6 @@ _HOPELESS = 10_000
 """A hub stream of which this many documents were all dropped is not read on: it may have no end."""
 _NAMED = 10
 """Records left out as bad that are named, each in a line; all are counted."""
-_SHOWN = 5
-"""Files in one message."""
 
 
 def head_bytes(spec: DataSpec) -> int | None:
@@ -158,21 +154,16 @@ def name_formats(spec: DataSpec, *, quiet: bool = False) -> DataSpec:
 def _named(text: str, text_field: str, quiet: bool) -> str:
     with contextlib.suppress(OuroborosError):
         ref = parse_source(text)
-        form = None if ref.format else _told_format(ref, text_field)
+        files = () if ref.format else (path for _, path in source_files(ref, quiet=True) if is_records(path))
+        first = next((row.load() for path in files for row in read_rows(path, Skip())), None)
+        form = chat_column(first, text_field) if isinstance(first, dict) else None
         if form is not None:
-            weight = "" if ref.weight == 1 else f"={ref.weight!r}"
             if not quiet:
                 logger.warning(
                     "source %r: has conversations and no %r, read as %s@%s", text, text_field, ref.text, form
                 )
-            return f"{ref.text}@{form}{weight}"
+            return f"{ref.text}@{form}" + ("" if ref.weight == 1 else f"={ref.weight!r}")
     return text
-
-
-def _told_format(ref: SourceRef, text_field: str) -> str | None:
-    files = (path for _, path in source_files(ref, quiet=True) if is_records(path))
-    first = next((row.load() for path in files for row in read_rows(path, Skip())), None)
-    return chat_column(first, text_field) if isinstance(first, dict) else None
 
 
 def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:
@@ -182,42 +173,23 @@ def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: bool) -> Iterator[Document]:
     """What a source on this machine holds, before it is judged."""
     files = source_files(ref, quiet=quiet)
-    if ref.format and not any(is_records(path) for _, path in files):
-        raise OuroborosError(
-            f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}"
-        )
+    check(
+        not ref.format or any(is_records(path) for _, path in files),
+        f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}",
+    )
     if ref.made is not None and not start:
         yield Document(ref.kind, ref.made())
-    notes: dict[str, list[str]] = {}
-    try:
-        yield from _read_files(files, _form_of(ref, spec), Skip(start, spec.skip_bad_records), limit, notes)
-    finally:
-        for note, names in notes.items() if not quiet else ():
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            logger.warning("source %r: %s: %s%s", ref.text, note, ", ".join(names[:_SHOWN]), more)
-
-
-def _read_files(
-    files: Files, form: TextFormat, skip: Skip, limit: int | None, notes: dict[str, list[str]]
-) -> Iterator[Document]:
-    """Everything in ``files``; ``notes`` gets what is to be said of them, with their names."""
+    form, skip, said = _form_of(ref, spec), Skip(start, spec.skip_bad_records), set()
     for name, path in files:
         if not is_records(path) and skip.pass_over(1):
             continue
-        try:
-            note = look(path)
-            data = None if is_records(path) else _read_bytes(path, limit)
-        except OSError as error:
-            raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
-        if note:
-            notes.setdefault(note, []).append(name)
+        with open_text(path) as (file, note):
+            # A few bytes more than the limit, so that the caller sees where the last character ends.
+            data = None if is_records(path) else file.read(-1 if limit is None else limit + 4)
+        if note and note not in said and not quiet:
+            logger.warning("source %r: %s: %s (the first such file)", ref.text, note, name)
+            said.add(note)
         if data is None:
             yield from read_records(path, form, skip, name=name)
         else:
             yield Document(name, data)
-
-
-def _read_bytes(path: Path, limit: int | None) -> bytes:
-    with open_text(path) as file:
-        # A few bytes more than the limit, so that the caller sees where the last character ends.
-        return file.read(-1 if limit is None else limit + 4)

@@ -6,6 +6,7 @@ text of them by a format, and says of each record that has no text, or cannot be
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +17,13 @@ from typing import Any, NamedTuple
 
 from ouroboros.config import DataSpec
 from ouroboros.data.formats import TextFormat
-from ouroboros.data.textfile import open_text, text_suffix
+from ouroboros.data.textfile import StreamError, open_text, text_suffix
 from ouroboros.errors import OuroborosError, check, first_line
 
 BAD, NO_TEXT = "bad record", "no text"
 """Reasons to leave out a record."""
 ANCHOR_ROWS = 1000
 """Rows of a hub stream between two anchors."""
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class StreamError(OuroborosError):
-    """A stream that broke or could not be opened; it may work when opened again."""
 
 
 class Anchor(NamedTuple):
@@ -112,10 +108,7 @@ def read_records(path: Path, form: TextFormat, skip: Skip | None = None, *, name
 
 def read_rows(path: Path, skip: Skip, form: TextFormat | None = None) -> Iterator[Row]:
     """The records of a file before they are made text; of parquet, all columns where no ``form`` asks for some."""
-    try:
-        yield from _parquet_rows(path, skip, form) if text_suffix(path) == ".parquet" else _json_rows(path, skip)
-    except OSError as error:
-        raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or first_line(error)}") from error
+    return _parquet_rows(path, skip, form) if text_suffix(path) == ".parquet" else _json_rows(path, skip)
 
 
 def read_hub(
@@ -130,32 +123,26 @@ def read_hub(
         StreamError: no such data set, no network, the stream broke.
         OuroborosError: neither ``data.stream`` nor ``data.max_bytes``; a row without a column of ``form``.
     """
+    import datasets
+
     name, config, split = (*text.removeprefix("hf:").split(":"), "", "")[:3]
     check(bool(name), f"source {text!r}: no name after 'hf:'; write 'hf:OWNER/NAME'")
     check(
         spec.max_bytes is not None or spec.stream,
         f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000",
     )
-    for number, values, state in _hub_rows(text, (name, config or None, split or "train"), start, anchor):
-        row = Row(number, f"source {text!r}: row {number}", lambda values=values: values)
-        document = _document(row, f"{name}:{number}", form, spec.skip_bad_records)
-        yield replace(document, anchor=Anchor(number, state)) if state else document
-
-
-def _hub_rows(
-    text: str, place: tuple[str, str | None, str], start: int, anchor: Anchor | None
-) -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
-    """The number of each row from ``start`` + 1 on, its columns, and of some the reader's state behind it."""
-    import datasets
-
-    name, config, split = place
     passed = 0 if anchor is None else anchor.record
     try:
-        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         if anchor is not None:
             rows.load_state_dict(anchor.state)
         for number, values in enumerate(itertools.islice(rows, start - passed, None), start + 1):
-            yield number, values, rows.state_dict() if number % ANCHOR_ROWS == 0 else None
+            row = Row(number, f"source {text!r}: row {number}", lambda values=values: values)
+            document = _document(row, f"{name}:{number}", form, spec.skip_bad_records)
+            state = rows.state_dict() if number % ANCHOR_ROWS == 0 else None
+            yield replace(document, anchor=Anchor(number, state)) if state else document
+    except OuroborosError:
+        raise
     except Exception as error:  # network, hub and parser errors share no base class; the user needs one line
         reason = first_line(error, otherwise="")
         raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error
@@ -164,36 +151,32 @@ def _hub_rows(
 def _document(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
     """The text of a record; with ``leave_out`` one that cannot be read is handed on as dropped."""
     try:
-        return _rendered(row, name, form)
-    except OuroborosError as error:
+        values = row.load()
+        check(isinstance(values, dict), f"{row.where}: expected an object with columns, got {type(values).__name__}")
+        found = form.render(values, row.where)
+        if found is None:
+            return Document(name, b"", dropped=NO_TEXT)
+        text, answers = found
+        data = text.encode()
+        if answers and len(data) != len(text):
+            answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
+        group = form.group_of(values, row.where)
+        return Document(name, data, group=group.encode() if group else None, answers=answers)
+    except ValueError as error:
+        fault = str(error)
+        if isinstance(error, UnicodeEncodeError):
+            fault = f"{row.where}: its text has an unpaired surrogate at character {error.start}"
         if leave_out:
-            return Document(name, b"", dropped=BAD, fault=str(error))
+            return Document(name, b"", dropped=BAD, fault=fault)
         # A fault of the first record is one of the format rather than of the record.
         hint = "; data.skip_bad_records leaves such records out" if row.place > 1 else ""
-        raise OuroborosError(f"{error}{hint}") from error.__cause__
-
-
-def _rendered(row: Row, name: str, form: TextFormat) -> Document:
-    values = row.load()
-    check(isinstance(values, dict), f"{row.where}: expected an object with columns, got {type(values).__name__}")
-    found = form.render(values, row.where)
-    if found is None:
-        return Document(name, b"", dropped=NO_TEXT)
-    text, answers = found
-    try:
-        data = text.encode()
-    except UnicodeEncodeError as error:
-        raise OuroborosError(f"{row.where}: its text has an unpaired surrogate at character {error.start}") from None
-    if answers and len(data) != len(text):
-        answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
-    group = form.group_of(values, row.where)
-    return Document(name, data, group=group.encode() if group else None, answers=answers)
+        raise OuroborosError(f"{fault}{hint}") from None
 
 
 def _json_rows(path: Path, skip: Skip) -> Iterator[Row]:
     """Lines; of a ``.json`` file that begins with a bracket, the entries of the array."""
-    with open_text(path) as file:
-        head = file.peek(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    with open_text(path) as (file, _):
+        head = file.peek(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         if text_suffix(path) == ".json" and head.startswith(b"["):
             values = _parse(file.read(), str(path))
             passed = skip.pass_over(len(values))
@@ -208,7 +191,7 @@ def _json_rows(path: Path, skip: Skip) -> Iterator[Row]:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.removeprefix(_BYTE_ORDER_MARK))
+        return json.loads(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
         raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
 
@@ -219,10 +202,10 @@ def _parquet_rows(path: Path, skip: Skip, form: TextFormat | None) -> Iterator[R
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = _wanted(file.schema_arrow.names, form, path)
             row, groups = 0, list(range(file.metadata.num_row_groups))
             while groups and file.metadata.row_group(groups[0]).num_rows <= skip.left:
                 row += skip.pass_over(file.metadata.row_group(groups.pop(0)).num_rows)
+            columns = _wanted(file.schema_arrow.names, form)
             for batch in file.iter_batches(columns=columns, row_groups=groups) if groups else ():
                 passed = skip.pass_over(batch.num_rows)
                 row += passed
@@ -231,16 +214,13 @@ def _parquet_rows(path: Path, skip: Skip, form: TextFormat | None) -> Iterator[R
                     yield Row(row, f"{path}: row {row}", lambda value=value: value)
     except pyarrow.ArrowException as error:
         raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
+    except OSError as error:
+        raise StreamError(f"file {str(path)!r}: cannot be read: {first_line(error)}") from error
 
 
-def _wanted(names: Sequence[str], form: TextFormat | None, path: Path) -> list[str]:
-    """The columns of a parquet file that ``form`` reads: those themselves, or those that their names begin with."""
-    found: list[str] = []
-    if form is not None:
-        for column in (*form.columns, *([form.group] if form.group else [])):
-            start = column.partition(".")[0]
-            whole = start if column not in names and start in names else column
-            if whole not in names:
-                raise form.missing(column, names, str(path))
-            found.append(whole)
-    return list(dict.fromkeys(found or names))
+def _wanted(names: Sequence[str], form: TextFormat | None) -> list[str] | None:
+    """The columns that ``form`` reads, those themselves or what their names begin with; None: all, of which the first
+    record says what it lacks."""
+    read = () if form is None else (*form.columns, *([form.group] if form.group else []))
+    found = dict.fromkeys(column if column in names else column.partition(".")[0] for column in read)
+    return list(found) if found and found.keys() <= set(names) else None

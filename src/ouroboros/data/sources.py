@@ -248,7 +248,7 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
     if ref.is_directory:
         return directory_files(ref.text, ref.path, quiet=quiet)
     if ref.is_glob:
-        return glob_files(ref.text, ref.base, quiet=quiet)
+        return glob_files(ref.text, ref.base)
     if not ref.is_local:
         return []
     _check_file(ref)

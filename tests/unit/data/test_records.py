@@ -57,7 +57,8 @@ def test_lines_in_a_json_file_and_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "place"), [(".jsonl", r"a\.jsonl:1"), (".json", r"a\.json: record 1"), (".parquet", r"a\.parquet")]
+    ("suffix", "place"),
+    [(".jsonl", r"a\.jsonl:1"), (".json", r"a\.json: record 1"), (".parquet", r"a\.parquet: row 1")],
 )
 def test_missing_field_offers_the_nearest(tmp_path: Path, suffix: str, place: str) -> None:
     path = write(tmp_path / f"a{suffix}", [{"texts": "x"}])
