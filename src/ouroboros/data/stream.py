@@ -28,9 +28,10 @@ from ouroboros.data.documents import count_document, judged_documents
 from ouroboros.data.loader import Loader, WindowLoader
 from ouroboros.data.masks import Masks, ends_answered, hide
 from ouroboros.data.prepared import PreparedData
-from ouroboros.data.records import Anchor, Document, StreamError
+from ouroboros.data.records import Anchor, Document
 from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import part_of
+from ouroboros.data.textfile import StreamError
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, first_line
 
@@ -79,19 +80,13 @@ class DocumentStream:
     """
 
     def __init__(
-        self,
-        ref: SourceRef,
-        spec: DataSpec,
-        is_training: Callable[[Document], bool],
-        *,
-        place: Place,
-        restarts: int = 0,
+        self, ref: SourceRef, spec: DataSpec, is_training: Callable[[Document], bool], place: Place, restarts: int
     ) -> None:
         self.name, self.restarts = ref.text, restarts
         self._ref, self._spec, self._is_training = ref, spec, is_training
         self._place = place
         self._documents: Iterator[Document] | None = None
-        self._failures, self._reason = 0, ""
+        self._failures = 0
         self._has_begun = self._has_text = False
 
     def __next__(self) -> tuple[Place, Document]:
@@ -125,45 +120,34 @@ class DocumentStream:
                     place = self._place
                     documents = judged_documents(self._ref, self._spec, start=place.record, anchor=place.anchor)
                 document = next(documents, None)
+                break
             except Exception as error:  # network, hub and parser errors share no base class
                 self._fail(error)
-                continue
-            self._documents, self._failures = documents, 0
-            self._check_first(document)
-            return document
+        self._documents, self._failures = documents, 0
+        check(
+            self._has_begun or self._place == Place() or (document is not None and document.dropped is None),
+            f"source {self.name!r}: record {self._place.record + 1} is not there any more; the source has changed"
+            " since the checkpoint",
+        )
+        self._has_begun = True
+        return document
 
     def _fail(self, error: Exception) -> None:
-        """Wait before the next attempt, or give up: at once where another attempt would find the same."""
-        is_ours, passes = isinstance(error, OuroborosError), is_passing(error)
-        line = first_line(error, otherwise="")
-        reason = line if is_ours else f"{type(error).__name__}: {line}".removesuffix(": ")
-        where = f"source {self.name!r}: reading record {self._place.record + 1} failed"
-        if not self._has_begun or (is_ours and not isinstance(error, StreamError) and not passes):
-            if is_ours and self.name in str(error):
-                raise error
-            what = where if self._has_begun else f"source {self.name!r}: cannot be opened"
-            raise OuroborosError(f"{what}: {reason}") from error
+        """Wait before the next attempt, or give up: at once if the source was never open, or the text is at fault."""
+        is_ours = isinstance(error, OuroborosError)
+        if is_ours and not (self._has_begun and isinstance(error, StreamError)):
+            raise error
+        reason = first_line(error) if is_ours else f"{type(error).__name__}: {first_line(error)}"
+        if not self._has_begun:
+            raise OuroborosError(f"source {self.name!r}: cannot be opened: {reason}") from error
         self._failures += 1
-        is_repeated = self._failures > 1 and self._reason == reason
-        self._reason = reason
-        if is_repeated and not passes:
-            raise OuroborosError(f"{where} twice in the same way: {reason}") from error
+        where = f"source {self.name!r}: reading record {self._place.record + 1} failed"
         if self._failures >= MAX_FAILURES:
             raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
         wait = FIRST_WAIT * 2 ** (self._failures - 1)
         logger.warning("%s (%s); opening it again in %g s", where, reason, wait)
         sleep(wait)
         self.restarts += 1
-
-    def _check_first(self, document: Document | None) -> None:
-        """A restored place must still be there."""
-        if not self._has_begun and self._place != Place():
-            check(
-                document is not None and document.dropped is None,
-                f"source {self.name!r}: record {self._place.record + 1} is not there any more; the source has changed"
-                " since the checkpoint",
-            )
-        self._has_begun = True
 
     def _begin_again(self) -> None:
         check(
@@ -174,25 +158,6 @@ class DocumentStream:
         self._documents, self._has_text = None, False
         self._place = Place(0, self._place.epoch + 1, self._place.counts)
         logger.info("source %r: begins again, pass %d", self.name, self._place.epoch + 1)
-
-
-_NETWORK = ("aiohttp", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
-"""Libraries whose errors are those of a connection, not all of which are of Python's own kind for it."""
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of a connection or a device, which may be gone at the next attempt.
-
-    What a reader of records finds in them is not: it will be there again.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and not isinstance(error, _LASTING):
-            return True
-        if type(error).__module__.partition(".")[0] in _NETWORK:
-            return True
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return False
 
 
 class TokenStream:
@@ -212,14 +177,10 @@ class TokenStream:
         self._taken: list[tuple[Place, Document]] = []
         self._start, self._offset = place, offset
 
-    @property
-    def place(self) -> Place:
-        """The document at which the unread ids begin."""
-        return self._heads[0][0] if self._heads else self._start
-
     def position(self) -> dict[str, Any]:
         """The place of the unread ids, how many ids of its document are used, and restarts, as JSON values."""
-        return {**self.place.to_json(), "offset": self._offset, "restarts": self._documents.restarts}
+        place = self._heads[0][0] if self._heads else self._start
+        return {**place.to_json(), "offset": self._offset, "restarts": self._documents.restarts}
 
     def window(self, start: int, length: int) -> np.ndarray:
         """``length`` ids, ``start`` ids after the position, which stays."""
@@ -287,8 +248,8 @@ class StreamLoader(Loader):
 
     def _stream(self, source: int, place: Place, offset: int, restarts: int = 0) -> TokenStream:
         prepared = self._prepared
-        spec = prepared.reading_spec
-        documents = DocumentStream(prepared.sources[source], spec, self._is_training, place=place, restarts=restarts)
+        ref, spec = prepared.sources[source], prepared.reading_spec
+        documents = DocumentStream(ref, spec, self._is_training, place, restarts)
         return TokenStream(documents, prepared.tokenizer, self._masks, place, offset)
 
     def _is_training(self, document: Document) -> bool:
@@ -317,10 +278,10 @@ class StreamLoader(Loader):
             state.get("positions") is not None, "data position: lacks positions; it is of stored data, not of a stream"
         )
         super().load_state_dict(state)
-        streams = []
-        for source, saved in enumerate(state["positions"]):
-            streams.append(self._stream(source, Place.of_json(saved), saved["offset"], saved["restarts"]))
-        self._streams = streams
+        self._streams = [
+            self._stream(source, Place.of_json(saved), saved["offset"], saved["restarts"])
+            for source, saved in enumerate(state["positions"])
+        ]
 
     def _identity(self) -> dict[str, Any]:
         prepared, spec = self._prepared, self._prepared.spec
@@ -346,20 +307,18 @@ class StreamLoader(Loader):
         """
         self._fill(self._draw()[1])
 
-    def _fill(self, counts: list[int]) -> list[int]:
-        """Read what windows up to ``counts`` need, and the id behind them; how many ids they pass of each source."""
-        passed = [(new - old) * self.sequence_length for new, old in zip(counts, self._counts, strict=True)]
-        for stream, size in zip(self._streams, passed, strict=True):
-            if size:
-                stream.fill(size + 1)
+    def _fill(self, counts: list[int]) -> list[tuple[TokenStream, int]]:
+        """Read what windows up to ``counts`` need, and the id behind them; the sources with what they pass of each."""
+        drawn = zip(self._streams, counts, self._counts, strict=True)
+        passed = [(stream, (new - old) * self.sequence_length) for stream, new, old in drawn if new > old]
+        for stream, size in passed:
+            stream.fill(size + 1)
         return passed
 
     def _advance(self, counts: list[int]) -> None:
-        passed = self._fill(counts)
-        # Nothing below fails, so the sources move together or not at all.
-        for stream, size in zip(self._streams, passed, strict=True):
-            if size:
-                stream.advance(size)
+        # All sources are read before the first one moves, so they move together or not at all.
+        for stream, size in self._fill(counts):
+            stream.advance(size)
         super()._advance(counts)
 
 
