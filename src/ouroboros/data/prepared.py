@@ -16,6 +16,7 @@ Layout of the directory, for source number ``i`` and each split (``train``, ``va
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -32,7 +33,6 @@ from ouroboros.config import DataSpec, from_dict
 from ouroboros.data.documents import read_documents
 from ouroboros.data.records import Document
 from ouroboros.data.sources import SourceRef
-from ouroboros.data.splits import SPLITS
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import sha256_of
@@ -90,11 +90,8 @@ class PreparedData:
 
     def tokens(self, split: str, source: int) -> np.ndarray:
         """The ids of one source and split, a read-only memory map (n,)."""
-        path = self._file(split, source, ".bin")
-        dtype = np.dtype(self.manifest["dtype"])
-        if path.stat().st_size == 0:
-            return np.zeros(0, dtype)
-        return np.memmap(path, dtype=dtype, mode="r")
+        path, dtype = self._file(split, source, ".bin"), np.dtype(self.manifest["dtype"])
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
     def learned(self, source: int) -> np.ndarray | None:
         """Whether training learns each of the training ids, a read-only memory map (n,); None where it learns all."""
@@ -111,8 +108,6 @@ class PreparedData:
         return [document for index in chosen for document in raw_documents(self._file(split, index, ""))]
 
     def _file(self, split: str, source: int, suffix: str) -> Path:
-        check(split in SPLITS, f"split {split!r}: must be one of {', '.join(SPLITS)}")
-        check(0 <= source < len(self.sources), f"source number {source}: there are {len(self.sources)}")
         return self.directory / f"{source}-{split}{suffix}"
 
     def check_sources(self, base: Path | None = None) -> None:
@@ -137,42 +132,38 @@ class PreparedData:
         Raises:
             OuroborosError: names the source that changed, or the streamed one that is gone; an altered file.
         """
-        found = [self._find(ref, entry) for ref, entry in zip(self.sources, self.manifest["sources"], strict=True)]
-        gone = [ref for ref, place in zip(self.sources, found, strict=True) if place is None]
+        found: list[SourceRef] = []
+        gone: list[str] = []
+        for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
+            here = dataclasses.replace(ref, base=Path())
+            is_here = False
+            if ref.is_there():
+                self._refuse_changed(ref, entry)
+            else:
+                with contextlib.suppress(OuroborosError):  # something else of that name
+                    is_here = here.is_there() and self._is_unchanged(here, entry)
+                gone += [] if is_here else [f"source {ref.text!r} at {str(ref.path)!r}"]
+            found.append(here if is_here else ref)
+        check(
+            not gone or not self.spec.stream,
+            f"{', '.join(gone)}: not there any more; a streamed run reads its text while it trains: put it back there,"
+            " or resume in a directory that has it",
+        )
         if gone:
-            check(
-                not self.spec.stream,
-                f"source {gone[0].text!r}: is not at {str(gone[0].path)!r} any more; a streamed run reads its text"
-                " while it trains: put it back there, or resume in a directory that has it",
-            )
             self.verify()
             logger.warning(
                 "%s: not there any more; the run goes on with the text prepared from it, which is intact",
-                ", ".join(f"source {ref.text!r} at {str(ref.path)!r}" for ref in gone),
+                ", ".join(gone),
             )
-        self.sources = tuple(place or ref for ref, place in zip(self.sources, found, strict=True))
+        self.sources = tuple(found)
 
-    def _find(self, ref: SourceRef, entry: dict[str, Any]) -> SourceRef | None:
-        """The source where it was, or the same one in the current directory."""
-        if ref.is_there():
-            self._refuse_changed(ref, entry)
-            return ref
-        here = dataclasses.replace(ref, base=Path())
-        try:
-            return here if here.is_there() and self._fingerprint(here) == entry["fingerprint"] else None
-        except OuroborosError as error:  # something else of that name
-            logger.info("%s", error)
-            return None
-
-    def _fingerprint(self, ref: SourceRef) -> str:
-        return fingerprint_of(read_documents(ref, self.reading_spec))
+    def _is_unchanged(self, ref: SourceRef, entry: dict[str, Any]) -> bool:
+        return fingerprint_of(read_documents(ref, self.reading_spec)) == entry["fingerprint"]
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
-        if ref.is_hub or self.spec.stream:  # it would take too long
-            logger.info("source %r: a stream, not compared again", ref.text)
-            return
         check(
-            self._fingerprint(ref) == entry["fingerprint"],
+            # A stream is not read again, which would take too long.
+            ref.is_hub or self.spec.stream or self._is_unchanged(ref, entry),
             f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
             " restore it, or prepare the data anew in another directory",
         )
@@ -208,16 +199,6 @@ def open_prepared(directory: str | Path) -> PreparedData:
         OuroborosError: no complete preparation there; another format version; a truncated file.
     """
     path = Path(directory)
-    manifest = _read_manifest(path)
-    for name, entry in manifest["files"].items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
-        check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
-    return PreparedData(path, manifest)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -231,7 +212,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     )
     missing = sorted({"spec", "base", "dtype", "tokenizer", "sources", "files"} - manifest.keys())
     check(not missing, f"data {str(path)!r}: {MANIFEST} lacks {', '.join(missing)}; prepare the data anew")
-    return manifest
+    for name, entry in manifest["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+        check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
+    return PreparedData(path, manifest)
 
 
 def raw_documents(stem: Path) -> Iterator[bytes]:

@@ -101,30 +101,17 @@ def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
         prepared.find_sources()
     else:
         prepared.check_sources(Path.cwd())
-    if spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
-        _check_tokenizer(spec, prepared, resumed)
+    # A run that goes on has a copy of its tokenizer.
+    if not resumed and spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
+        given, kept = load_tokenizer(Path(spec.tokenizer).expanduser()), prepared.tokenizer
+        is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
+        check(
+            given.fingerprint == prepared.manifest["tokenizer"]["fingerprint"] and is_same_chat,
+            f"data.tokenizer {spec.tokenizer!r}: has changed since {str(path)!r} was prepared",
+        )
     prepared.spec = dataclasses.replace(prepared.spec, skip_bad_records=spec.skip_bad_records)
     logger.info("data %s: prepared before, reused", path)
     return prepared
-
-
-def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> None:
-    """Refuse a tokenizer directory that has changed. A run that goes on has a copy, so the directory may be gone."""
-    path = Path(spec.tokenizer).expanduser()
-    places = [base / path for base in (prepared.base, Path())] if resumed else [path]
-    place = next((place for place in places if place.is_dir()), None)
-    if place is None and resumed:
-        prepared.verify()
-        logger.warning(
-            "tokenizer %r: is not at %r any more; the run goes on with its own copy", spec.tokenizer, str(places[0])
-        )
-        return
-    given, kept = load_tokenizer(place or path), prepared.tokenizer
-    is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
-    check(
-        given.fingerprint == prepared.manifest["tokenizer"]["fingerprint"] and is_same_chat,
-        f"data.tokenizer {spec.tokenizer!r}: has changed since {str(prepared.directory)!r} was prepared",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +179,6 @@ def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
         "format": ref.format,
         "kind": ref.kind,
         "fingerprint": fingerprint_of(documents),
-        "cut": splits.is_cut,
         "read": counts.pop("read"),
         "kept": counts.pop("kept"),
         "dropped": dict(sorted(counts.items())),
@@ -216,7 +202,7 @@ def _outline(splits: Splits) -> Splits:
     def bare(span: Span) -> Span:
         return dataclasses.replace(span, document=dataclasses.replace(span.document, data=b""))
 
-    return Splits(*(tuple(map(bare, splits.spans(split))) for split in SPLITS), is_cut=splits.is_cut)
+    return Splits(*(tuple(map(bare, spans)) for spans in (splits.train, splits.valid, splits.test)))
 
 
 def _write_raw(documents: Sequence[Document], stem: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ouroboros.data.documents import character_floor
@@ -42,20 +42,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a source, and whether documents were cut to make them."""
+    """The three parts of a source."""
 
     train: tuple[Span, ...]
     valid: tuple[Span, ...]
     test: tuple[Span, ...]
-    is_cut: bool = field(default=False, kw_only=True)
-
-    def spans(self, split: str) -> tuple[Span, ...]:
-        """The part named ``train``, ``valid`` or ``test``."""
-        return getattr(self, split)
 
     def documents(self, split: str) -> list[Document]:
-        """The documents of one part."""
-        return [span.document for span in self.spans(split)]
+        """The documents of the part named ``train``, ``valid`` or ``test``."""
+        return [span.document for span in getattr(self, split)]
 
 
 def fraction_of(data: bytes) -> float:
@@ -181,14 +176,15 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
     test_from = total - round(total * test_fraction)
     valid_from = test_from - round(total * valid_fraction)
     valid_cut, test_cut = _boundary(spans, valid_from), _boundary(spans, test_from)
-    parts = [list(_between(spans, *bounds)) for bounds in ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))]
+    bounds = ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))
+    parts = [tuple(_between(spans, *place)) for place in bounds]
     for name, fraction, part in zip(SPLITS, (1.0, valid_fraction, test_fraction), parts, strict=True):
         check(
             fraction == 0 or bool(part),
             f"too little text: the {name} part of {total} bytes would be empty; use a longer text, or set"
             f" data.{name}_fraction to 0 for none",
         )
-    return Splits(*map(tuple, parts), is_cut=True)
+    return Splits(*parts)
 
 
 def _boundary(spans: list[Span], position: int) -> int:
