@@ -232,7 +232,7 @@ def test_characters_of_a_built_in_text(train, cli, tmp_path, caplog):
     run = tmp_path / "work" / "run"
     result = cli("generate", run, "--prompt", "Tall grass", "--max-new-tokens", "4")
     assert result.status == 0 and result.out.startswith("Tall grass"), result
-    assert caplog.text.count("prompt: 1 of 10 characters are unknown to this tokenizer ('T')") == 1
+    assert caplog.text.count("prompt: 1 of 10 characters are unknown to this tokenizer ('T' x 1)") == 1
     scores = cli("eval", run, "--data", "needle:", "--max-bytes", "2000", "--json").json
     assert (scores["bytes"], scores["tokens"], scores["unknown_tokens"]) == (100, 100, 0)  # the test part
 

@@ -31,23 +31,16 @@ REPLACEMENT = "\ufffd"
 """What an unknown character decodes to: U+FFFD, which Unicode has for this."""
 UNICODE_CHARACTERS = 0x110000 - 0x800
 """Code points that text can have: all but the surrogates."""
-_CHUNK = 1 << 20
 _SHOWN = 5
 """Characters in one message."""
 
 
 class Characters:
-    """A set of characters with their ids.
-
-    Args:
-        characters: the known ones, in any order; at least one.
+    """A set of characters, at least one, with their ids.
 
     Attributes:
         unknown_id: n, the id of every other character.
         unknown_nats: what a score adds for each unknown character, in nats.
-
-    Raises:
-        OuroborosError: no character.
     """
 
     def __init__(self, characters: Iterable[str]) -> None:
@@ -78,14 +71,12 @@ class Characters:
 
     def encode(self, text: str) -> np.ndarray:
         """The id of each character, int32 (n,)."""
-        parts = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
-        ids = [self._ids[np.frombuffer(part.encode("utf-32-le"), dtype="<u4")] for part in parts]
-        return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
+        return self._ids[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
 
     def unknown(self, text: str) -> Counter[str]:
         """How often each unknown character occurs in ``text``."""
         found = Counter(text)
-        return Counter({character: n for character, n in found.items() if self._ids[ord(character)] == self.unknown_id})
+        return Counter({character: found[character] for character in found.keys() - set(self.known)})
 
 
 def _definition(source: Tokenizer | Mapping[str, Any]) -> tuple[Any, ...]:
@@ -96,13 +87,7 @@ def _definition(source: Tokenizer | Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def describe_unknown(unknown: Counter[str]) -> str:
-    """The characters, most frequent first, at most five of them: ``'$' x 3, U+200B, and 2 others``."""
+    """The characters, most frequent first, at most five of them: ``'$' x 3, '\\u200b' x 1 and 2 others``."""
     ranked = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{_named(character)} x {n}" if n > 1 else _named(character) for character, n in ranked[:_SHOWN]]
-    if len(ranked) > _SHOWN:
-        parts.append(f"and {len(ranked) - _SHOWN} others")
-    return ", ".join(parts)
-
-
-def _named(character: str) -> str:
-    return repr(character) if character.isprintable() else f"U+{ord(character):04X}"
+    more = f" and {len(ranked) - _SHOWN} others" if len(ranked) > _SHOWN else ""
+    return ", ".join(f"{character!r} x {count}" for character, count in ranked[:_SHOWN]) + more

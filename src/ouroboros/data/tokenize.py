@@ -8,6 +8,7 @@ normaliser, no prefix space and no post-processor, and reload through ``AutoToke
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -70,9 +71,10 @@ class TextTokenizer:
         self.eos_id = eos_id
         self._state = state
         self._foreign = hf is not None
+        self.reads_specials = False
         if hf is not None:
             self.hf = hf
-        self.reads_specials = bool(hf is not None and hf.init_kwargs.get(_READS_SPECIALS))
+            self.reads_specials = bool(hf.init_kwargs.get(_READS_SPECIALS))
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.is_lossless = is_lossless(state)
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
@@ -137,12 +139,9 @@ class TextTokenizer:
         The exact inverse of :meth:`encode` if the tokenizer is lossless or no character was unknown.
         """
         values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1)
-        return self._decode(values)
-
-    def _decode(self, ids: np.ndarray) -> bytes:
-        if self.is_lossless:
-            return b"".join([self._byte_table[i] for i in ids.tolist()])
-        return str(self.backend.decode(ids.tolist(), skip_special_tokens=not self.reads_specials)).encode()
+        if self.is_lossless or self.unknown_id is not None:
+            return b"".join([self._byte_table[i] for i in values.tolist()])
+        return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:
         """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
@@ -186,10 +185,6 @@ class TextTokenizer:
         For models whose embedding was rounded up; an id that decodes to nothing stands for each of its spare rows.
         """
         spare = [AddedToken(f"<|unused{i}|>", special=True, normalized=False) for i in range(self.vocab_size, entries)]
-        if not self._foreign:
-            backend = Tokenizer.from_str(self.backend.to_str())
-            backend.add_special_tokens(spare)
-            return tokenizer_of(backend, eos_id=self.eos_id)
         hf = copy.deepcopy(self.hf)
         hf.add_tokens(spare, special_tokens=True)
         return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
@@ -217,9 +212,6 @@ class ByteTokenizer(TextTokenizer):
         del names
         for document in documents:
             yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
-
-    def _decode(self, ids: np.ndarray) -> bytes:
-        return ids[ids < 256].astype(np.uint8).tobytes()
 
 
 class CharacterTokenizer(TextTokenizer):
@@ -252,19 +244,13 @@ class CharacterTokenizer(TextTokenizer):
         if unknown.keys() - self._reported:
             self._reported |= unknown.keys()
             logger.warning(
-                "%s%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
-                places[0],
-                f" and {len(places) - 1} more" if len(places) > 1 else "",
-                unknown.total(),
-                total,
-                describe_unknown(unknown),
+                "%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
+                places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else ""),
+                *(unknown.total(), total, describe_unknown(unknown)),
             )
 
     def unknown(self, data: bytes) -> Counter[str]:
         return self._characters.unknown(decode_utf8(data, "text"))
-
-    def _decode(self, ids: np.ndarray) -> bytes:
-        return b"".join([self._byte_table[i] for i in ids.tolist()])
 
     @functools.cached_property
     def _byte_table(self) -> list[bytes]:
@@ -340,12 +326,10 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
     """
     path = Path(directory)
     check(path.is_dir(), f"tokenizer {str(directory)!r}: no such directory")
-    try:
+    with contextlib.suppress(Exception):  # tokenizers raises that itself; the general reader below explains or succeeds
         if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
             backend = Tokenizer.from_file(str(path / "tokenizer.json"))
-            return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
-    except Exception as error:  # tokenizers raises bare Exception; the general reader below explains or succeeds
-        logger.debug("tokenizer %s: not one of ours: %s", path, error)
+            return tokenizer_of(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
     from transformers import AutoTokenizer
 
     try:
@@ -393,14 +377,7 @@ def is_made_of_text(name: str) -> bool:
 
 def _finish(backend: Tokenizer) -> TextTokenizer:
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
-
-
-def _end_of_text_id(backend: Tokenizer) -> int:
-    index = backend.token_to_id(END_OF_TEXT)
-    if index is None:
-        raise OuroborosError(f"tokenizer: has no {END_OF_TEXT}")
-    return index
+    return tokenizer_of(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
 
 
 def decode_utf8(data: bytes, name: str, base: int = 0) -> str:

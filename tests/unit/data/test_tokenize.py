@@ -278,11 +278,11 @@ def test_unknown_characters_are_reported_once(caplog: pytest.LogCaptureFixture) 
     assert tokenizer.unknown(data) == {"$": 2, "\u00e9": 1}
     with caplog.at_level(logging.WARNING):
         assert tokenizer.encode(data, name="prompt").tolist() == [0, 3, 1, 3, 3]
-        assert "prompt: 3 of 5 characters are unknown to this tokenizer ('$' x 2, '\u00e9')" in caplog.text
+        assert "prompt: 3 of 5 characters are unknown to this tokenizer ('$' x 2, '\u00e9' x 1)" in caplog.text
         assert tokenizer.encode(b"$ab", name="prompt").tolist() == [3, 0, 1]
         assert len(caplog.records) == 1
         list(tokenizer.encode_many([b"abc", b"$", b"?a", b"b!"], names=["w", "x", "y", "z"]))
-        assert "x and 2 more: 3 of 8 characters are unknown to this tokenizer ('!', '$', '?')" in caplog.text
+        assert "x and 2 more: 3 of 8 characters are unknown to this tokenizer ('!' x 1, '$' x 1, '?' x 1)" in caplog.text
         assert len(caplog.records) == 2
         tokenizer.encode(b"abccba")
     assert len(caplog.records) == 2
