@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
-from ouroboros.data.formats import FieldFormat, TextFormat, chat_column, find_format
+from ouroboros.data.formats import TextFormat, chat_column, find_format
 from ouroboros.data.records import BAD, Anchor, Document, Skip, read_hub, read_records, read_rows
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
@@ -167,7 +167,11 @@ def _named(text: str, text_field: str, quiet: bool) -> str:
 
 
 def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:
-    return source_format(find_format(ref.format), spec) if ref.format else FieldFormat(spec.text_field)
+    return (
+        source_format(find_format(ref.format), spec)
+        if ref.format
+        else TextFormat("data.text_field", f"{{{spec.text_field}}}")
+    )
 
 
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: bool) -> Iterator[Document]:

@@ -67,29 +67,21 @@ class SourceRef:
         return self.text.startswith("hf:")
 
     @property
-    def is_local(self) -> bool:
-        """Whether it stands in the file system, or would if it existed."""
-        return not (self.is_built_in or self.is_hub)
-
-    @property
     def is_directory(self) -> bool:
         """Whether it is a directory, of which files are chosen by their names."""
-        return self.is_local and self.path.is_dir()
-
-    @property
-    def is_glob(self) -> bool:
-        """Whether it is a pattern; a file that is called like one wins."""
-        return self.is_local and not self.path.exists() and bool(MAGIC & set(self.text))
+        return self.kind == "directory"
 
     @property
     def kind(self) -> str:
-        """What manifests call it: the name of a built-in text, ``hf``, ``directory``, ``glob``, ``records`` or ``file``
-        (also for what does not exist)."""
-        if self.is_built_in:
-            return self.text.removesuffix(":")
-        answers = {"hf": self.is_hub, "directory": self.is_directory, "glob": self.is_glob}
-        otherwise = "records" if is_records(self.path) else "file"
-        return next((name for name, is_it in answers.items() if is_it), otherwise)
+        """What manifests call it: the name of a built-in text, ``hf``, ``directory``, ``glob`` (a file that is called
+        like one wins), ``records`` or ``file`` (also for what does not exist)."""
+        if self.is_built_in or self.is_hub:
+            return "hf" if self.is_hub else self.text.removesuffix(":")
+        if self.path.is_dir():
+            return "directory"
+        if MAGIC & set(self.text) and not self.path.exists():
+            return "glob"
+        return "records" if is_records(self.path) else "file"
 
     @property
     def made(self) -> Callable[[], bytes] | None:
@@ -100,14 +92,13 @@ class SourceRef:
     @property
     def is_filtered(self) -> bool:
         """Whether filters apply: a text that the user chose by itself, or that is made, is taken as it is."""
-        is_one_text = self.is_local and not (self.is_directory or self.is_glob or is_records(self.path))
-        return not is_one_text and self.made is None
+        return self.kind != "file" and self.made is None
 
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
-        if self.is_glob:
+        if self.kind == "glob":
             return any(True for _ in glob_matches(self.text, self.base))
-        return not self.is_local or self.path.exists()
+        return self.is_built_in or self.is_hub or self.path.exists()
 
 
 def built_in() -> tuple[str, ...]:
@@ -138,11 +129,11 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
     name, weight = _split_weight(text)
     name, form = _split_format(name, base)
     check(bool(name), f"source {text!r}: no name before {'@' if form else '='!r}")
-    if form is not None:
-        try:
+    try:
+        if form is not None:
             find_format(form)
-        except OuroborosError as error:
-            raise OuroborosError(f"source {text!r}: {error}") from None
+    except OuroborosError as error:
+        raise OuroborosError(f"source {text!r}: {error}") from None
     return SourceRef(name, weight, base, form)
 
 
@@ -177,31 +168,25 @@ def _expand(text: str, base: Path | None, need_files: bool) -> list[SourceRef]:
     mixtures = found("mixtures")
     check(name in mixtures, f"source {text!r}: unknown mixture {name!r}{nearest(name, mixtures)}")
     check(not sign or bool(directory), f"source {text!r}: no directory after 'mix:{name}:'")
+    folder = SourceRef(directory, base=base)
+    is_missing = bool(directory) and need_files and not folder.is_directory
+    check(not is_missing, f"source {text!r}: no such directory {str(folder.path)!r}")
     refs = []
     for part in load(mixtures[name]):
-        place = f"hf:{part.hub}"
-        if directory:
-            place = _local_file(text, directory, part, base) if need_files else f"{directory}/{part.name}"
+        files = [f"{directory.rstrip('/')}/{part.name}{suffix}" for suffix in _PART_SUFFIXES]
+        there = [file for file in files if not need_files or replace(folder, text=file).path.is_file()]
+        check(
+            not directory or bool(there),
+            f"source {text!r}: part {part.name!r} is missing: no {' or '.join(Path(file).name for file in files)}"
+            f" in {str(folder.path)!r}",
+        )
+        place = there[0] if directory else f"hf:{part.hub}"
         refs.append(SourceRef(place, weight * part.weight, base, part.name))
     return refs
 
 
-def _local_file(text: str, directory: str, part: Part, base: Path | None) -> str:
-    folder = SourceRef(directory, base=base)
-    check(folder.is_directory, f"source {text!r}: no such directory {str(folder.path)!r}")
-    files = [f"{directory.rstrip('/')}/{part.name}{suffix}" for suffix in _PART_SUFFIXES]
-    there = [file for file in files if replace(folder, text=file).path.is_file()]
-    names = " or ".join(part.name + suffix for suffix in _PART_SUFFIXES)
-    check(bool(there), f"source {text!r}: part {part.name!r} is missing: no {names} in {str(folder.path)!r}")
-    return there[0]
-
-
 def _split_weight(text: str) -> tuple[str, float]:
-    """``TEXT=WEIGHT`` as (TEXT, weight), the weight 1 without one.
-
-    Raises:
-        OuroborosError: a weight that is not a positive number.
-    """
+    """``TEXT=WEIGHT`` as (TEXT, weight), the weight 1 without one."""
     name, sign, number = text.rpartition("=")
     # "=" may be part of a template: notes.jsonl@{a} = {b}
     if not sign or ("@" in name and "{" in name and "}" in number):
@@ -209,10 +194,11 @@ def _split_weight(text: str) -> tuple[str, float]:
     try:
         weight = float(number)
     except ValueError:
-        raise OuroborosError(
-            f"source {text!r}: the weight after '=' must be a number, as in 'notes.txt=0.3', got {number!r}"
-        ) from None
-    check(math.isfinite(weight) and weight > 0, f"source {text!r}: the weight must be > 0 and finite, got {number}")
+        weight = math.nan
+    check(
+        math.isfinite(weight) and weight > 0,
+        f"source {text!r}: the weight must be > 0 and finite, as in 'notes.txt=0.3', got {number!r}",
+    )
     return name, weight
 
 
@@ -243,35 +229,23 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
     Raises:
         OuroborosError: nothing to read; what cannot be read.
     """
-    if ref.text == "python:":
-        return list(bundled_files())
+    if ref.is_built_in or ref.is_hub:
+        return list(bundled_files()) if ref.text == "python:" else []
     if ref.is_directory:
         return directory_files(ref.text, ref.path, quiet=quiet)
-    if ref.is_glob:
+    if ref.kind == "glob":
         return glob_files(ref.text, ref.base)
-    if not ref.is_local:
-        return []
-    _check_file(ref)
-    return [(ref.path.name, ref.path)]
+    path = ref.path
+    if not path.exists():
+        names = [entry.name for entry in path.parent.glob("*")]
+        # "needle.txt" is a file that is not there rather than a misspelt "needle:".
+        hints = [nearest(path.name, names), "" if path.suffix else nearest(ref.text, built_in())]
+        close = [hint for hint in hints if hint.startswith("; did")]
+        hint = close[-1] if close else " (a Hugging Face data set is written 'hf:NAME')"
+        raise OuroborosError(f"source {ref.text!r}: no such file or directory{hint}")
+    return [(path.name, path)]  # what is no file is refused where files are opened
 
 
 def is_records(path: Path) -> bool:
     """Whether a file holds records, by its name."""
     return text_suffix(path) in RECORD_SUFFIXES
-
-
-def _check_file(ref: SourceRef) -> None:
-    path = ref.path
-    if path.exists():
-        return  # what is no file is refused where files are opened
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        raise OuroborosError(f"source {ref.text!r}: no such file, and no directory {str(path.parent)!r}") from None
-    hint = nearest(path.name, names) if names else ""
-    # "needle.txt" is a file that is not there rather than a misspelt "needle:".
-    if not path.suffix and nearest(ref.text, built_in()).startswith("; did"):
-        hint = nearest(ref.text, built_in())
-    if not hint.startswith("; did"):
-        hint = " (a Hugging Face data set is written 'hf:NAME')"
-    raise OuroborosError(f"source {ref.text!r}: no such file or directory{hint}")

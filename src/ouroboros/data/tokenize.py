@@ -140,7 +140,7 @@ class TextTokenizer:
         """
         values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1)
         if self.is_lossless or self.unknown_id is not None:
-            return b"".join([self._byte_table[i] for i in values.tolist()])
+            return b"".join([self._byte_table[i] for i in values.tolist() if i < self.vocab_size])
         return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:

@@ -167,7 +167,7 @@ def test_texts_that_are_made(name: str) -> None:
     ("name", "message"),
     [
         ("nots.txt", "no such file or directory; did you mean 'notes.txt'"),
-        ("zzz/q.txt", "no directory"),
+        ("zzz/q.txt", "no such file or directory"),
         ("qqqq", "written 'hf:NAME'"),
         ("pythn:", "did you mean 'python:'"),
         ("neddle:", "did you mean 'needle:'"),

@@ -16,7 +16,7 @@ from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import documents as reading
 from ouroboros.data import records
 from ouroboros.data.documents import judged_documents, read_documents
-from ouroboros.data.formats import FieldFormat, TextFormat, find_format
+from ouroboros.data.formats import TextFormat, find_format
 from ouroboros.data.records import Document, Skip, StreamError, read_records
 from ouroboros.data.shards import prepare
 from ouroboros.data.sources import parse_source
@@ -25,7 +25,7 @@ from ouroboros.errors import OuroborosError
 
 ROWS = [{"text": "one\r\n", "id": 1}, {"text": "", "id": 2}, {"text": "tw\u00f6", "id": 3}]
 EXPECTED = [b"one\r\n", None, "tw\u00f6".encode()]
-TEXT = FieldFormat("text")
+TEXT = TextFormat("data.text_field", "{text}")
 
 
 def epochs(made: StreamLoader) -> list[int]:
@@ -281,7 +281,7 @@ def test_what_a_parser_cannot_take_is_one_line(tmp_path: Path) -> None:
         ("bad.parquet", "parquet"),
     ):
         with pytest.raises(OuroborosError, match=message) as caught:
-            list(read_records(tmp_path / name, FieldFormat("text")))
+            list(read_records(tmp_path / name, TEXT))
         assert "\n" not in str(caught.value)
 
 
@@ -289,10 +289,10 @@ def test_what_a_parser_cannot_take_is_one_line(tmp_path: Path) -> None:
 def test_columns_within_columns(tmp_path: Path, suffix: str) -> None:
     rows = [{"meta": {"n": "1"}, "data": {"text": "a"}}, {"meta": {"n": "2"}, "data": None}]
     path = write(tmp_path / f"a{suffix}", rows)
-    assert texts(path, FieldFormat("data.text")) == [b"a", None]
+    assert texts(path, find_format("{data.text}")) == [b"a", None]
     assert texts(path, find_format("{meta.n}: {data.text}")) == [b"1: a", b"2: "]
     with pytest.raises(OuroborosError, match="no column 'dta.text'"):
-        texts(path, FieldFormat("dta.text"))
+        texts(path, find_format("{dta.text}"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])

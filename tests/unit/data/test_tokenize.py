@@ -282,7 +282,9 @@ def test_unknown_characters_are_reported_once(caplog: pytest.LogCaptureFixture) 
         assert tokenizer.encode(b"$ab", name="prompt").tolist() == [3, 0, 1]
         assert len(caplog.records) == 1
         list(tokenizer.encode_many([b"abc", b"$", b"?a", b"b!"], names=["w", "x", "y", "z"]))
-        assert "x and 2 more: 3 of 8 characters are unknown to this tokenizer ('!' x 1, '$' x 1, '?' x 1)" in caplog.text
+        assert (
+            "x and 2 more: 3 of 8 characters are unknown to this tokenizer ('!' x 1, '$' x 1, '?' x 1)" in caplog.text
+        )
         assert len(caplog.records) == 2
         tokenizer.encode(b"abccba")
     assert len(caplog.records) == 2
