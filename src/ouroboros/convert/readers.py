@@ -47,13 +47,12 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a conversion wrote."""
+    """What a conversion wrote; see :class:`~ouroboros.convert.checkpoint.Published`."""
 
     out: str
     system: str
     parameters: int
     sizes: dict[str, Any]
-    """Sizes and settings under their published names."""
     summary: str
     tokenizer: bool
     """Whether ``out`` holds a tokenizer, without which the model cannot be used on text."""
@@ -71,13 +70,13 @@ def reader_of(checkpoint: Checkpoint) -> Reader:
         OuroborosError: no system is recognised; the message names those there are.
     """
     known = readers()
-    for reader in known:
-        if reader.recognises(checkpoint):
-            return reader
-    raise OuroborosError(
-        f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
-        f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
-    )
+    reader = next((reader for reader in known if reader.recognises(checkpoint)), None)
+    if reader is None:
+        raise OuroborosError(
+            f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
+            f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
+        )
+    return reader
 
 
 def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Converted:
@@ -99,8 +98,12 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
         text = None if tokenizer is None else load_tokenizer(tokenizer)
         checkpoint = read(source)
         reader = reader_of(checkpoint)
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in sorted(given.keys() - reader.options.keys()):
+            others = " or ".join(other.system for other in readers() if name in other.options)
+            fault = f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out"
+            raise OuroborosError(f"{checkpoint.path}: {fault}")
         try:
-            given = _own_options(reader, options)
             made = reader.convert(checkpoint, eos_token_id=None if text is None else text.eos_id, **given)
         except OuroborosError as error:
             raise OuroborosError(f"{checkpoint.path}: {error}") from None
@@ -108,7 +111,7 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
             text is None or made.tokenizer is None,
             f"{checkpoint.path} holds the characters it was trained with: leave --tokenizer out",
         )
-        text = made.tokenizer if text is None else text
+        text = text or made.tokenizer
         if text is not None:
             entries = made.model.config.vocab_size
             padded = entries % _ROUND == 0 and 0 <= entries - text.vocab_size < _ROUND
@@ -118,23 +121,9 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
                 " give the one it was trained with",
             )
             text.padded(entries).save(work)
+        else:
+            logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
-    if text is None:
-        logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
-    return Converted(
-        out=str(out),
-        system=reader.system,
-        parameters=sum(p.numel() for p in made.model.parameters()),
-        sizes=made.sizes,
-        summary=made.summary,
-        tokenizer=text is not None,
-    )
-
-
-def _own_options(reader: Reader, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, all of which must be ``reader``'s."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in sorted(given.keys() - reader.options.keys()):
-        others = " or ".join(other.system for other in readers() if name in other.options)
-        raise OuroborosError(f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out")
-    return given
+    parameters = sum(p.numel() for p in made.model.parameters())
+    facts = {"out": str(out), "system": reader.system, "parameters": parameters, "tokenizer": text is not None}
+    return Converted(**facts, sizes=made.sizes, summary=made.summary)
