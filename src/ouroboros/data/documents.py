@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
 from ouroboros.data.formats import TextFormat, chat_column, find_format
-from ouroboros.data.records import BAD, Anchor, Document, Skip, read_hub, read_records, read_rows
+from ouroboros.data.records import BAD, Anchor, Document, document_of, read_hub, read_rows
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
 from ouroboros.data.textfile import open_text
@@ -32,26 +35,17 @@ _NAMED = 10
 """Records left out as bad that are named, each in a line; all are counted."""
 
 
-def head_bytes(spec: DataSpec) -> int | None:
-    """How many bytes of each source are read before training; None: all."""
-    return spec.max_bytes or (HEAD_BYTES if spec.stream else None)
-
-
 def read_documents(ref: SourceRef, spec: DataSpec, *, counts: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents of a source that have text and pass the filters, in order, as far as :func:`head_bytes`.
+    """The documents of a source that have text and pass the filters, in order, as far as ``data.max_bytes``.
 
     The document that crosses that limit is cut, with ``spec.stream`` kept whole instead, because cut it would be
-    another text with another split.
-
-    Args:
-        ref: the source.
-        spec: text field, filters and limit.
-        counts: is added what :func:`count_document` counts; without it, what was dropped is logged at the end.
+    another text with another split. ``counts`` is added what :func:`count_document` counts; without it, what was
+    dropped is logged at the end.
 
     Raises:
         OuroborosError: as :func:`judged_documents`; a limit below the first character.
     """
-    limit = head_bytes(spec)
+    limit = spec.max_bytes or (HEAD_BYTES if spec.stream else None)
     counted: Counter[str] = Counter() if counts is None else counts
     total = 0
     for document in judged_documents(ref, spec, limit=limit):
@@ -76,8 +70,7 @@ def judged_documents(
 ) -> Iterator[Document]:
     """Every document of a source in order; one that has no text or is filtered out says so (:attr:`Document.dropped`).
 
-    A plain text file named by itself is one document that the user chose, and so is a text that is made; filters do
-    not apply to it.
+    Filters do not apply to a plain text file named by itself, which the user chose, nor to a text that is made.
 
     Args:
         ref: the source.
@@ -144,9 +137,8 @@ def character_floor(data: bytes, position: int) -> int:
 def name_formats(spec: DataSpec, *, quiet: bool = False) -> DataSpec:
     """``spec`` with ``@messages`` or ``@conversations`` behind each source that needs it and has no format.
 
-    Conversations are told by their content: a record with a list of turns and no text. Only the first record is looked
-    at, of several files that of the first one with records. A source that cannot be read stays as it is, because who
-    reads it says why.
+    The first record tells them: one with a list of turns and no text. A source that cannot be read stays as it is,
+    because who reads it says why.
     """
     return dataclasses.replace(spec, sources=tuple(_named(text, spec.text_field, quiet) for text in spec.sources))
 
@@ -155,7 +147,7 @@ def _named(text: str, text_field: str, quiet: bool) -> str:
     with contextlib.suppress(OuroborosError):
         ref = parse_source(text)
         files = () if ref.format else (path for _, path in source_files(ref, quiet=True) if is_records(path))
-        first = next((row.load() for path in files for row in read_rows(path, Skip())), None)
+        first = next((load() for path in files for _, _, load in read_rows(path)), None)
         form = chat_column(first, text_field) if isinstance(first, dict) else None
         if form is not None:
             if not quiet:
@@ -167,33 +159,39 @@ def _named(text: str, text_field: str, quiet: bool) -> str:
 
 
 def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:
-    return (
-        source_format(find_format(ref.format), spec)
-        if ref.format
-        else TextFormat("data.text_field", f"{{{spec.text_field}}}")
-    )
+    if ref.format:
+        return source_format(find_format(ref.format), spec)
+    return TextFormat("data.text_field", f"{{{spec.text_field}}}")
 
 
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: bool) -> Iterator[Document]:
-    """What a source on this machine holds, before it is judged."""
+    """What a source on this machine holds, before it is judged; what is passed over is not parsed."""
     files = source_files(ref, quiet=quiet)
     check(
         not ref.format or any(is_records(path) for _, path in files),
         f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}",
     )
-    if ref.made is not None and not start:
-        yield Document(ref.kind, ref.made())
-    form, skip, said = _form_of(ref, spec), Skip(start, spec.skip_bad_records), set()
-    for name, path in files:
-        if not is_records(path) and skip.pass_over(1):
-            continue
+    form, said = _form_of(ref, spec), set()
+
+    def text(name: str, path: Path) -> Document:
         with open_text(path) as (file, note):
             # A few bytes more than the limit, so that the caller sees where the last character ends.
-            data = None if is_records(path) else file.read(-1 if limit is None else limit + 4)
+            data = file.read(-1 if limit is None else limit + 4)
         if note and note not in said and not quiet:
             logger.warning("source %r: %s: %s (the first such file)", ref.text, note, name)
             said.add(note)
-        if data is None:
-            yield from read_records(path, form, skip, name=name)
-        else:
-            yield Document(name, data)
+        return Document(name, data)
+
+    def readings() -> Iterator[Callable[[], Document]]:
+        made = ref.made
+        if made is not None:
+            yield lambda: Document(ref.kind, made())
+        for name, path in files:
+            if is_records(path):
+                yield from (
+                    partial(document_of, row, name, form, spec.skip_bad_records) for row in read_rows(path, form)
+                )
+            else:
+                yield partial(text, name, path)
+
+    yield from (read() for read in itertools.islice(readings(), start, None))

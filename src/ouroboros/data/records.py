@@ -1,7 +1,7 @@
 """Records: json lines, json arrays, parquet files and Hugging Face streams, each record as a document.
 
-Reading takes two steps. A reader yields rows, each of which can load its columns; :func:`read_records` makes
-text of them by a format, and says of each record that has no text, or cannot be read, why it is left out.
+A reader yields rows, each of which can load its columns; :func:`document_of` makes text of them by a format, and says
+of each record that has no text, or cannot be read, why it is left out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class Anchor(NamedTuple):
     record: int
     """Rows before it."""
     state: dict[str, Any]
-    """The reader's own state there, as JSON values. It names the file of the data set and the row in it, so that of the
-    files before it nothing is fetched."""
+    """The reader's own state there, as JSON values, so that of the files before it nothing is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,51 +63,19 @@ class Document:
         return replace(self, data=self.data[low:high], answers=answers)
 
 
-@dataclass
-class Skip:
-    """What readers leave out."""
-
-    left: int = 0
-    """Records that are still to be passed over; readers count it down."""
-    bad: bool = False
-    """Whether a record that cannot be read is handed on as dropped, where it would otherwise be an error."""
-
-    def pass_over(self, available: int) -> int:
-        """How many of the next ``available`` records are passed over; counts down."""
-        passed = min(self.left, available)
-        self.left -= passed
-        return passed
+Row = tuple[int, str, Callable[[], Any]]
+"""A record that has not been parsed: its line or row, from 1; the same with the file, for messages; what gives its
+columns, or raises :class:`~ouroboros.errors.OuroborosError` for what is no record."""
 
 
-class Row(NamedTuple):
-    """A record that has not been parsed."""
-
-    place: int
-    """Line or row, from 1."""
-    where: str
-    """The same with the file, for messages."""
-    load: Callable[[], Any]
-    """Gives the columns; raises :class:`~ouroboros.errors.OuroborosError` for what is no record."""
-
-
-def read_records(path: Path, form: TextFormat, skip: Skip | None = None, *, name: str = "") -> Iterator[Document]:
-    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order, without the first ``skip.left``.
-
-    Lines that are passed over are not parsed, row groups of parquet not read. Documents are called after ``name``, or
-    the file's own, and their line or row.
+def read_rows(path: Path, form: TextFormat | None = None) -> Iterator[Row]:
+    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order; of parquet, all columns where no ``form``
+    asks for some.
 
     Raises:
-        OuroborosError: not readable, not JSON or parquet, a record without a column of ``form`` or with something
-            else than text there, unless ``skip.bad``; names file and line or row.
+        OuroborosError: not readable, not JSON or parquet; names file and line or row.
     """
-    skip = skip or Skip()
-    for row in read_rows(path, skip, form):
-        yield _document(row, f"{name or path.name}:{row.place}", form, skip.bad)
-
-
-def read_rows(path: Path, skip: Skip, form: TextFormat | None = None) -> Iterator[Row]:
-    """The records of a file before they are made text; of parquet, all columns where no ``form`` asks for some."""
-    return _parquet_rows(path, skip, form) if text_suffix(path) == ".parquet" else _json_rows(path, skip)
+    return _parquet_rows(path, form) if text_suffix(path) == ".parquet" else _json_rows(path)
 
 
 def read_hub(
@@ -116,8 +83,8 @@ def read_hub(
 ) -> Iterator[Document]:
     """Stream ``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT`` (split ``train`` by default).
 
-    Documents are called ``NAME:row`` with rows from 1; the first is row ``start`` + 1, looked for from ``anchor`` on if
-    there is one. Every :data:`ANCHOR_ROWS` rows a document has an anchor for what follows it.
+    The first document is row ``start`` + 1, looked for from ``anchor`` on if there is one. Every :data:`ANCHOR_ROWS`
+    rows a document has an anchor for what follows it.
 
     Raises:
         StreamError: no such data set, no network, the stream broke.
@@ -137,8 +104,8 @@ def read_hub(
         if anchor is not None:
             rows.load_state_dict(anchor.state)
         for number, values in enumerate(itertools.islice(rows, start - passed, None), start + 1):
-            row = Row(number, f"source {text!r}: row {number}", lambda values=values: values)
-            document = _document(row, f"{name}:{number}", form, spec.skip_bad_records)
+            row = (number, f"source {text!r}: row {number}", lambda values=values: values)
+            document = document_of(row, name, form, spec.skip_bad_records)
             state = rows.state_dict() if number % ANCHOR_ROWS == 0 else None
             yield replace(document, anchor=Anchor(number, state)) if state else document
     except OuroborosError:
@@ -148,45 +115,48 @@ def read_hub(
         raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error
 
 
-def _document(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
-    """The text of a record; with ``leave_out`` one that cannot be read is handed on as dropped."""
+def document_of(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
+    """The text of a record, called ``NAME:row``; with ``leave_out`` one that cannot be read is handed on as dropped.
+
+    Raises:
+        OuroborosError: no JSON object, a column of ``form`` is missing or holds no text; names file and line or row.
+    """
+    place, where, load = row
+    name = f"{name}:{place}"
     try:
-        values = row.load()
-        check(isinstance(values, dict), f"{row.where}: expected an object with columns, got {type(values).__name__}")
-        found = form.render(values, row.where)
+        values = load()
+        check(isinstance(values, dict), f"{where}: expected an object with columns, got {type(values).__name__}")
+        found = form.render(values, where)
         if found is None:
             return Document(name, b"", dropped=NO_TEXT)
         text, answers = found
         data = text.encode()
         if answers and len(data) != len(text):
             answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
-        group = form.group_of(values, row.where)
+        group = form.group_of(values, where)
         return Document(name, data, group=group.encode() if group else None, answers=answers)
     except ValueError as error:
         fault = str(error)
         if isinstance(error, UnicodeEncodeError):
-            fault = f"{row.where}: its text has an unpaired surrogate at character {error.start}"
+            fault = f"{where}: its text has an unpaired surrogate at character {error.start}"
         if leave_out:
             return Document(name, b"", dropped=BAD, fault=fault)
         # A fault of the first record is one of the format rather than of the record.
-        hint = "; data.skip_bad_records leaves such records out" if row.place > 1 else ""
+        hint = "; data.skip_bad_records leaves such records out" if place > 1 else ""
         raise OuroborosError(f"{fault}{hint}") from None
 
 
-def _json_rows(path: Path, skip: Skip) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[Row]:
     """Lines; of a ``.json`` file that begins with a bracket, the entries of the array."""
     with open_text(path) as (file, _):
         head = file.peek(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         if text_suffix(path) == ".json" and head.startswith(b"["):
-            values = _parse(file.read(), str(path))
-            passed = skip.pass_over(len(values))
-            for number, value in enumerate(values[passed:], passed + 1):
-                yield Row(number, f"{path}: record {number}", lambda value=value: value)
+            for number, value in enumerate(_parse(file.read(), str(path)), 1):
+                yield number, f"{path}: record {number}", lambda value=value: value
             return
         for number, line in enumerate(file, 1):
-            if not line.isspace() and not skip.pass_over(1):
-                where = f"{path}:{number}"
-                yield Row(number, where, partial(_parse, line, where))
+            if not line.isspace():
+                yield number, f"{path}:{number}", partial(_parse, line, f"{path}:{number}")
 
 
 def _parse(data: bytes, where: str) -> Any:
@@ -196,22 +166,15 @@ def _parse(data: bytes, where: str) -> Any:
         raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
 
 
-def _parquet_rows(path: Path, skip: Skip, form: TextFormat | None) -> Iterator[Row]:
+def _parquet_rows(path: Path, form: TextFormat | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            row, groups = 0, list(range(file.metadata.num_row_groups))
-            while groups and file.metadata.row_group(groups[0]).num_rows <= skip.left:
-                row += skip.pass_over(file.metadata.row_group(groups.pop(0)).num_rows)
-            columns = _wanted(file.schema_arrow.names, form)
-            for batch in file.iter_batches(columns=columns, row_groups=groups) if groups else ():
-                passed = skip.pass_over(batch.num_rows)
-                row += passed
-                for value in batch.slice(passed).to_pylist():
-                    row += 1
-                    yield Row(row, f"{path}: row {row}", lambda value=value: value)
+            batches = file.iter_batches(columns=_wanted(file.schema_arrow.names, form))
+            for row, value in enumerate((value for batch in batches for value in batch.to_pylist()), 1):
+                yield row, f"{path}: row {row}", lambda value=value: value
     except pyarrow.ArrowException as error:
         raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
     except OSError as error:

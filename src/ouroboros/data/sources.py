@@ -243,7 +243,11 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
         close = [hint for hint in hints if hint.startswith("; did")]
         hint = close[-1] if close else " (a Hugging Face data set is written 'hf:NAME')"
         raise OuroborosError(f"source {ref.text!r}: no such file or directory{hint}")
-    return [(path.name, path)]  # what is no file is refused where files are opened
+    check(
+        path.is_file(),
+        f"file {str(path)!r}: is a named pipe or a device, which cannot be read twice; write it to a file first",
+    )
+    return [(path.name, path)]
 
 
 def is_records(path: Path) -> bool:

@@ -12,7 +12,6 @@ import contextlib
 import gzip
 import io
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -71,16 +70,11 @@ def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, str | None]]:
     """The bytes of the text in a file, and what a user must know of how they are read, or None.
 
     Raises:
-        OuroborosError: an archive, another compression, a document that is no text, a named pipe or a device;
-            compressed or encoded data that is cut off or damaged, also while it is read in the body.
+        OuroborosError: an archive, another compression, a document that is no text; compressed or encoded data that
+            is cut off or damaged, also while it is read in the body.
         StreamError: the system refuses it.
     """
     try:
-        mode = path.stat().st_mode  # reading what is neither file nor directory could wait for ever or never end
-        check(
-            stat.S_ISREG(mode) or stat.S_ISDIR(mode),
-            f"file {str(path)!r}: is a named pipe or a device, which cannot be read twice; write it to a file first",
-        )
         with path.open("rb") as file:
             yield _opened(file, path)
     except (EOFError, OSError, zlib.error) as error:
@@ -94,10 +88,6 @@ def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, str | None]]:
 
 def _opened(file: Any, path: Path) -> tuple[io.BufferedReader, str | None]:
     head = file.peek(_HEAD)[:_HEAD]
-    if text_suffix(path) == ".parquet":
-        is_plain = not _GZIP.match(head) and not _ZSTD.match(head)
-        check(is_plain, f"file {str(path)!r}: is compressed, not a parquet file; decompress it")
-        return file, None
     if _GZIP.match(head):
         file = gzip.GzipFile(fileobj=file)
     elif _ZSTD.match(head):

@@ -48,9 +48,7 @@ _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class TextTokenizer:
-    """Bytes to ids and back, over a :class:`tokenizers.Tokenizer`; :func:`tokenizer_of` makes one.
-
-    Of this class itself are byte-level BPE and every existing tokenizer that is neither of the two below.
+    """Bytes to ids and back: byte-level BPE and every existing tokenizer that is neither of the two below.
 
     Attributes:
         vocab_size: number of ids, the special tokens included.
@@ -98,21 +96,16 @@ class TextTokenizer:
         return hashlib.sha256(json.dumps(self._state, sort_keys=True).encode()).hexdigest()
 
     def encode(self, data: bytes, *, name: str = "text") -> np.ndarray:
-        """The ids of ``data``, int32 (n,), without special tokens.
+        """The ids of ``data``, int32 (n,), without special tokens; only the byte tokenizer takes what is not UTF-8.
 
         Unknown characters are counted and named in a warning, unless all of them have been named before.
-
-        Raises:
-            OuroborosError: ``data`` is not UTF-8 and the tokenizer is not the byte tokenizer; names the offset.
         """
         (ids,) = self.encode_many([data], names=[name])
         return ids
 
     def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only.
-
-        Unknown characters are reported once, after the last document.
-        """
+        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only, and unknown
+        characters are reported once, after the last document."""
         done: list[np.ndarray] = []
         for batch in _batches(_pieces(documents, names, self._may_cut)):
             # transformers resets this flag on the shared backend whenever its own tokenizer is called.
@@ -125,30 +118,20 @@ class TextTokenizer:
                     done = []
 
     def unknown(self, data: bytes) -> Counter[str]:
-        """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none.
-
-        Raises:
-            OuroborosError: ``data`` is not UTF-8 and the tokenizer is one of characters; names the offset.
-        """
-        del data
+        """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none."""
         return Counter()
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD.
-
-        The exact inverse of :meth:`encode` if the tokenizer is lossless or no character was unknown.
-        """
+        """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD. The exact inverse of
+        :meth:`encode` if the tokenizer is lossless or no character was unknown."""
         values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1)
         if self.is_lossless or self.unknown_id is not None:
             return b"".join([self._byte_table[i] for i in values.tolist() if i < self.vocab_size])
         return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:
-        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
-
-        Raises:
-            OuroborosError: the tokenizer is neither byte-level nor of characters, so an id has no bytes of its own.
-        """
+        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters. Refused
+        where the tokenizer is neither byte-level nor of characters, so that an id has no bytes of its own."""
         sizes = np.array([len(piece) for piece in self._byte_table], dtype=np.int32)
         if self.unknown_id is not None:
             sizes[self.unknown_id] = 0
@@ -180,10 +163,8 @@ class TextTokenizer:
         return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def padded(self, entries: int) -> TextTokenizer:
-        """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.
-
-        For models whose embedding was rounded up; an id that decodes to nothing stands for each of its spare rows.
-        """
+        """This tokenizer for a model whose embedding was rounded up: with ids that decode to nothing, up to ``entries``
+        of them, for the spare rows."""
         spare = [AddedToken(f"<|unused{i}|>", special=True, normalized=False) for i in range(self.vocab_size, entries)]
         hf = copy.deepcopy(self.hf)
         hf.add_tokens(spare, special_tokens=True)
@@ -196,9 +177,9 @@ class TextTokenizer:
         if self._foreign:
             self.hf.save_pretrained(path)
             return
-        (path / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8", newline="\n")
-        config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True) + "\n"
-        (path / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
+        config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True)
+        for name, text in (("tokenizer", self.backend.to_str(pretty=True)), ("tokenizer_config", config)):
+            (path / f"{name}.json").write_text(f"{text}\n", encoding="utf-8", newline="\n")
 
 
 class ByteTokenizer(TextTokenizer):
@@ -259,13 +240,8 @@ class CharacterTokenizer(TextTokenizer):
 
 
 def tokenizer_of(backend: Tokenizer, *, eos_id: int, hf: Any = None) -> TextTokenizer:
-    """The tokenizer of a definition, which tells whether it is one of bytes, of characters or another.
-
-    Args:
-        backend: the definition.
-        eos_id: the end-of-text token.
-        hf: the transformers tokenizer that it comes from, if it was not made here.
-    """
+    """The tokenizer of a definition, which tells whether it is one of bytes, of characters or another; ``hf`` is the
+    transformers tokenizer that it comes from, if it was not made here."""
     state = json.loads(backend.to_str())
     if is_byte_model(state):
         return ByteTokenizer(backend, state, eos_id=eos_id, hf=hf)
@@ -284,11 +260,7 @@ def byte_tokenizer() -> TextTokenizer:
 
 
 def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
-    """One id per character of ``documents``, by rank, then the unknown character, last ``<|endoftext|>``.
-
-    Raises:
-        OuroborosError: a document is not UTF-8; there is no character.
-    """
+    """One id per character of ``documents``, by rank, then the unknown character, last ``<|endoftext|>``."""
     found: set[str] = set()
     for text, _ in _pieces(documents, (), False):
         found |= set(text)
@@ -304,10 +276,7 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
     Raises:
         OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
     """
-    check(
-        vocab_size >= 257,
-        f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})",
-    )
+    check(vocab_size >= 257, f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
     texts = (text for text, _ in _pieces(documents, (), True))
     tokenizer = _finish(bpe.train(texts, vocab_size - 1, shows_progress=shows_progress))
@@ -336,24 +305,15 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         hf: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         backend = hf.backend_tokenizer
     except Exception as error:  # any reader of any format may fail in its own way; the user needs one line
-        reason = first_line(error)
-        raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {reason}") from error
+        raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {first_line(error)}") from error
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
-    check(
-        eos_id is not None,
-        f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json",
-    )
+    check(eos_id is not None, f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json")
     return tokenizer_of(backend, eos_id=int(eos_id), hf=hf)
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
-    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` or a directory.
-
-    Args:
-        name: the value.
-        train_documents: the training split; read for ``chars`` and ``bpe:N`` only.
-        shows_progress: as in :func:`train_bpe`.
-    """
+    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` (both made of
+    ``train_documents``) or a directory."""
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
@@ -394,14 +354,11 @@ def decode_utf8(data: bytes, name: str, base: int = 0) -> str:
 def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> Iterator[tuple[str, bool]]:
     """Documents as text, long ones in pieces if they may be cut: (text, whether it ends its document)."""
     for index, document in enumerate(documents):
-        name = _name_of(names, index)
-        start = 0
-        while True:
+        name, start, is_last = _name_of(names, index), 0, False
+        while not is_last:
             cut = bpe.SAFE_CUT.search(document, start + _PIECE_BYTES) if may_cut else None
-            end = cut.start() + 1 if cut else len(document)
-            yield decode_utf8(document[start:end], name, start), cut is None
-            if cut is None:
-                break
+            end, is_last = cut.start() + 1 if cut else len(document), cut is None
+            yield decode_utf8(document[start:end], name, start), is_last
             start = end
 
 

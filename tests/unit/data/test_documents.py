@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.config import DataSpec, FilterSpec
-from ouroboros.data.documents import character_floor, head_bytes, judged_documents, name_formats, read_documents
+from ouroboros.data.documents import character_floor, judged_documents, name_formats, read_documents
 from ouroboros.data.sources import SourceRef, parse_source
 from ouroboros.errors import OuroborosError
 from ouroboros.registry import found, load
@@ -78,9 +78,6 @@ def test_limits(mixed: Path) -> None:
 
 
 def test_head_of_a_stream(tmp_path: Path) -> None:
-    assert head_bytes(SPEC) is None
-    assert head_bytes(DataSpec(stream=True)) == 4_000_000
-    assert head_bytes(DataSpec(stream=True, max_bytes=5)) == 5
     (tmp_path / "a.txt").write_text("long text")
     assert read(tmp_path / "a.txt", DataSpec(stream=True, max_bytes=2)) == [("a.txt", b"long text")]
 

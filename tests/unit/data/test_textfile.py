@@ -4,7 +4,6 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 import sqlite3
 import tarfile
 import tracemalloc
@@ -150,13 +149,6 @@ def test_archives_are_refused_by_name(file: Callable[..., Path], make: Callable,
             reader(path)
 
 
-def test_parquet_is_read_under_its_own_name_and_plain(file: Callable[..., Path]) -> None:
-    data = parquet(b"text")
-    assert read(file(data, "x.parquet")) == data and look(file(data, "x.parquet")) is None
-    with pytest.raises(OuroborosError, match="x.parquet.gz': is compressed, not a parquet file; decompress it"):
-        look(file(gzip.compress(data), "x.parquet.gz"))
-
-
 def test_what_is_no_archive_is_untouched(file: Callable[..., Path]) -> None:
     chaos = bytes(range(256)) * 40
     for data in (
@@ -187,13 +179,6 @@ def test_marked_wide_text_is_read_as_utf8(file: Callable[..., Path], encoding: s
 def test_wide_text_that_breaks_off(file: Callable[..., Path], end: bytes) -> None:
     with pytest.raises(OuroborosError, match=r"begins as UTF-16 text, which breaks off at byte \d+ \("):
         read(file(TEXT.decode().encode("utf-16") + end))
-
-
-def test_what_would_wait_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.txt")
-    for path in (tmp_path / "pipe.txt", Path("/dev/zero")):
-        with pytest.raises(OuroborosError, match="is a named pipe or a device, which cannot be read twice"):
-            read(path)
 
 
 def test_endings() -> None:

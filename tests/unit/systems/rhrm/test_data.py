@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.data.formats import find_format
-from ouroboros.data.records import read_records
+from ouroboros.data.records import document_of, read_rows
 from ouroboros.data.sources import SourceRef, parse_sources
 from ouroboros.errors import OuroborosError
 from ouroboros.systems.rhrm.data import (
@@ -81,7 +81,8 @@ def test_published_text_of_every_column(tmp_path: Path, suffix: str) -> None:
         parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist([row]), path)
     else:
         path.write_text(json.dumps(row))
-    (record,) = read_records(path, find_format("rhrm-published"))
+    form = find_format("rhrm-published")
+    (record,) = (document_of(row, path.name, form, leave_out=False) for row in read_rows(path, form))
     assert record.data == b"{'question': 'q', 'code': 'c', 'n': 1}"
 
 
