@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 from collections import Counter
@@ -23,7 +24,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ouroboros.data import bpe
-from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
+from ouroboros.data.characters import REPLACEMENT, character_model, describe_unknown, known_characters, unknown_nats
 from ouroboros.data.lossless import byte_alphabet, is_byte_level, is_byte_model, is_lossless, steps_of
 from ouroboros.errors import OuroborosError, check, first_line, nearest
 
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 
 _PIECE_BYTES = 1 << 16
-_BATCH_BYTES = 1 << 21
+_BATCH = 64
+"""Pieces that are encoded in parallel."""
 
 _HF_CONFIG: dict[str, Any] = {
     "bos_token": END_OF_TEXT,
@@ -48,7 +50,7 @@ _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class TextTokenizer:
-    """Bytes to ids and back: byte-level BPE and every existing tokenizer that is neither of the two below.
+    """Bytes to ids and back: byte-level BPE, characters, and every existing tokenizer; :func:`tokenizer_of` makes one.
 
     Attributes:
         vocab_size: number of ids, the special tokens included.
@@ -57,9 +59,6 @@ class TextTokenizer:
         reads_specials: whether special tokens that a text spells are read as such, for texts that a chat template made.
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
-
-    unknown_id: int | None = None
-    unknown_nats = 0.0
 
     def __init__(self, backend: Tokenizer, state: dict[str, Any], *, eos_id: int, hf: Any = None) -> None:
         """Made by :func:`tokenizer_of`; ``state`` is the definition of ``backend`` (``tokenizer.json``)."""
@@ -75,13 +74,17 @@ class TextTokenizer:
             self.reads_specials = bool(hf.init_kwargs.get(_READS_SPECIALS))
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.is_lossless = is_lossless(state)
+        self._known = known_characters(state)
+        self.unknown_id = None if self._known is None else len(self._known)
+        self.unknown_nats = 0.0 if self._known is None else unknown_nats(len(self._known))
+        self._reported: set[str] = set()
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
-        self._may_cut = self.is_lossless and {"Regex": bpe.PATTERN} in splits
+        self._may_cut = self._known is not None or (self.is_lossless and {"Regex": bpe.PATTERN} in splits)
 
     @property
     def kind(self) -> str:
         """What manifests call it: ``bytes``, ``bpe`` (lossless byte-level BPE), ``chars`` or ``other``."""
-        return "bpe" if self.is_lossless else "other"
+        return "chars" if self._known is not None else "bpe" if self.is_lossless else "other"
 
     @functools.cached_property
     def hf(self) -> Any:
@@ -107,19 +110,36 @@ class TextTokenizer:
         """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only, and unknown
         characters are reported once, after the last document."""
         done: list[np.ndarray] = []
-        for batch in _batches(_pieces(documents, names, self._may_cut)):
+        unknown: Counter[str] = Counter()
+        total, index, place = 0, 0, ""
+        pieces = _pieces(documents, names, self._may_cut)
+        while batch := list(itertools.islice(pieces, _BATCH)):
             # transformers resets this flag on the shared backend whenever its own tokenizer is called.
             self.backend.encode_special_tokens = not self.reads_specials
             found = self.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-            for encoding, (_, is_last) in zip(found, batch, strict=True):
+            for encoding, (text, is_last) in zip(found, batch, strict=True):
                 done.append(np.array(encoding.ids, dtype=np.int32))
+                total += len(done[-1])
+                if self._known is not None and (done[-1] == self.unknown_id).any():
+                    place = place or _name_of(names, index)
+                    unknown += self._unknown_in(text)
                 if is_last:
                     yield np.concatenate(done)
-                    done = []
+                    done, index = [], index + 1
+        if unknown.keys() - self._reported:
+            self._reported |= unknown.keys()
+            logger.warning(
+                "%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
+                *(place, unknown.total(), total, describe_unknown(unknown)),
+            )
 
     def unknown(self, data: bytes) -> Counter[str]:
         """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none."""
-        return Counter()
+        return Counter() if self._known is None else self._unknown_in(decode_utf8(data, "text"))
+
+    def _unknown_in(self, text: str) -> Counter[str]:
+        found = Counter(text)
+        return Counter({character: found[character] for character in found.keys() - set(self._known or ())})
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD. The exact inverse of
@@ -140,6 +160,9 @@ class TextTokenizer:
     @functools.cached_property
     def _byte_table(self) -> list[bytes]:
         """What each id stands for."""
+        if self._known is not None:
+            known = [character.encode() for character in [*self._known, REPLACEMENT]]
+            return known + [b""] * (self.vocab_size - len(known))
         values = {char: byte for byte, char in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
         added = {token["id"]: token for token in self._state["added_tokens"]}
@@ -195,60 +218,10 @@ class ByteTokenizer(TextTokenizer):
             yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
 
 
-class CharacterTokenizer(TextTokenizer):
-    """One id per known character, and one for all others: see :mod:`ouroboros.data.characters`."""
-
-    def __init__(
-        self, backend: Tokenizer, state: dict[str, Any], characters: Characters, *, eos_id: int, hf: Any = None
-    ) -> None:
-        super().__init__(backend, state, eos_id=eos_id, hf=hf)
-        self._characters = characters
-        self.unknown_id, self.unknown_nats = characters.unknown_id, characters.unknown_nats
-        self._reported: set[str] = set()
-
-    @property
-    def kind(self) -> str:
-        return "chars"
-
-    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        unknown: Counter[str] = Counter()
-        total, places = 0, []
-        for index, document in enumerate(documents):
-            name = _name_of(names, index)
-            text = decode_utf8(document, name)
-            ids = self._characters.encode(text)
-            total += len(ids)
-            if (ids == self.unknown_id).any():
-                unknown += self._characters.unknown(text)
-                places.append(name)
-            yield ids
-        if unknown.keys() - self._reported:
-            self._reported |= unknown.keys()
-            logger.warning(
-                "%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
-                places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else ""),
-                *(unknown.total(), total, describe_unknown(unknown)),
-            )
-
-    def unknown(self, data: bytes) -> Counter[str]:
-        return self._characters.unknown(decode_utf8(data, "text"))
-
-    @functools.cached_property
-    def _byte_table(self) -> list[bytes]:
-        known = [character.encode() for character in [*self._characters.known, REPLACEMENT]]
-        return known + [b""] * (self.vocab_size - len(known))
-
-
 def tokenizer_of(backend: Tokenizer, *, eos_id: int, hf: Any = None) -> TextTokenizer:
-    """The tokenizer of a definition, which tells whether it is one of bytes, of characters or another; ``hf`` is the
-    transformers tokenizer that it comes from, if it was not made here."""
+    """The tokenizer of a definition; ``hf`` is the transformers tokenizer it comes from, if it was not made here."""
     state = json.loads(backend.to_str())
-    if is_byte_model(state):
-        return ByteTokenizer(backend, state, eos_id=eos_id, hf=hf)
-    characters = Characters.of_state(state)
-    if characters is not None:
-        return CharacterTokenizer(backend, state, characters, eos_id=eos_id, hf=hf)
-    return TextTokenizer(backend, state, eos_id=eos_id, hf=hf)
+    return (ByteTokenizer if is_byte_model(state) else TextTokenizer)(backend, state, eos_id=eos_id, hf=hf)
 
 
 def byte_tokenizer() -> TextTokenizer:
@@ -264,7 +237,7 @@ def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
     found: set[str] = set()
     for text, _ in _pieces(documents, (), False):
         found |= set(text)
-    return _finish(Characters(found).backend())
+    return _finish(character_model(found))
 
 
 def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bool = False) -> TextTokenizer:
@@ -364,17 +337,3 @@ def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> 
 
 def _name_of(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) else f"document {index + 1}"
-
-
-def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Group pieces so that one parallel call has enough work and memory stays bounded."""
-    batch: list[tuple[str, bool]] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[0])
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
