@@ -52,11 +52,7 @@ class Checkpoint:
         return any(name.startswith(beginning) for name in self.names)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The content as tensors under their :func:`published_name`.
-
-        Raises:
-            OuroborosError: an entry is something else.
-        """
+        """The content as tensors under their :func:`published_name`; an entry that is something else is refused."""
         from torch import Tensor
 
         for name, value in self.content.items():

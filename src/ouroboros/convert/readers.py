@@ -47,7 +47,7 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a conversion wrote; see :class:`~ouroboros.convert.checkpoint.Published`."""
+    """What a conversion wrote, and whether with a tokenizer; see :class:`~ouroboros.convert.checkpoint.Published`."""
 
     out: str
     system: str
@@ -55,7 +55,6 @@ class Converted:
     sizes: dict[str, Any]
     summary: str
     tokenizer: bool
-    """Whether ``out`` holds a tokenizer, without which the model cannot be used on text."""
 
 
 def readers() -> list[Reader]:
@@ -64,11 +63,7 @@ def readers() -> list[Reader]:
 
 
 def reader_of(checkpoint: Checkpoint) -> Reader:
-    """The reader of the system that wrote ``checkpoint``.
-
-    Raises:
-        OuroborosError: no system is recognised; the message names those there are.
-    """
+    """The reader of the system that wrote ``checkpoint``; if none is recognised, the error names those there are."""
     known = readers()
     reader = next((reader for reader in known if reader.recognises(checkpoint)), None)
     if reader is None:

@@ -43,16 +43,13 @@ class Filters:
             return "letters"
         if spec.max_repeated_lines < 1 and repeated_lines(text) > spec.max_repeated_lines:
             return "repeated lines"
-        if spec.max_repeated_ngrams < 1 and repeated_ngrams(text, spec.max_repeated_ngrams) > spec.max_repeated_ngrams:
+        if spec.max_repeated_ngrams < 1 and repeated_ngrams(text) > spec.max_repeated_ngrams:
             return "repeated n-grams"
         return None
 
 
 def _has_symbol_run(text: str, length: int, is_ascii_rule: bool) -> bool:
-    """Whether ``length`` symbols stand in a row.
-
-    In the Unicode rule a symbol repeated in a row counts once, and a run made of table borders does not count.
-    """
+    """Whether ``length`` symbols stand in a row, by one of the two rules of ``data.filters.symbol_rule``."""
     if is_ascii_rule:
         return re.search(rf"[^A-Za-z0-9\s]{{{length},}}", text) is not None
     for candidate in re.finditer(rf"(?:[^\w\s]|_){{{length},}}", text):
@@ -78,24 +75,10 @@ def repeated_lines(text: str) -> float:
     return 1 - sum(map(len, set(lines))) / total if total else 0.0
 
 
-def repeated_ngrams(text: str, enough: float = 0.0) -> float:
-    """Share of 8-grams of words that stood before in ``text``; of characters where words are not set apart by spaces.
-
-    Args:
-        text: any text; fewer than nine words give 0.
-        enough: an upper bound of the share may be returned in its place if it is no more than this, which is faster.
-    """
+def repeated_ngrams(text: str) -> float:
+    """Share of 8-grams of words that stood before in ``text``; of characters without spaces between words."""
     words: Sequence[str] = text.split()
     if sum(map(len, words)) > _LONGEST_MEAN_WORD * len(words):
         words = "".join(words)
-    count = len(words) - NGRAM + 1
-    if count <= 1:
-        return 0.0
-    share = 1.0
-    for size in (1, 2, NGRAM):
-        distinct = len(set(zip(*(words[place:] for place in range(size)), strict=False)))
-        # The 8-gram that begins with the first sight of a word, or of two, is itself seen for the first time.
-        share = min(share, 1 - (distinct - NGRAM + size) / count)
-        if share <= enough:
-            break
-    return share
+    grams = len(words) - NGRAM + 1
+    return 1 - len(set(zip(*(words[place:] for place in range(NGRAM)), strict=False))) / grams if grams > 1 else 0.0

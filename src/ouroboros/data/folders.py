@@ -74,19 +74,10 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def lies_inside(path: Path, root: Path) -> bool:
-    """Whether ``path``, which need not exist, lies in the directory ``root`` or in one that it links to."""
-    above = {_identity(folder) for folder in (path.resolve(), *path.resolve().parents) if folder.exists()}
-    return any(_identity(folder) in above for folder, _ in walk(root))
-
-
 def directory_files(text: str, root: Path, *, quiet: bool = False) -> Files:
     """Text, code and record files below a directory, as :func:`walk` goes through it.
 
-    Args:
-        text: the source as the user wrote it, for messages.
-        root: the directory.
-        quiet: log nothing of what is left out.
+    ``text`` is the source as the user wrote it, for messages; with ``quiet``, what is left out is not logged.
 
     Raises:
         OuroborosError: nothing to read; a directory or a file that cannot be read.
@@ -122,11 +113,7 @@ def directory_files(text: str, root: Path, *, quiet: bool = False) -> Files:
 def glob_files(text: str, base: Path | None) -> Files:
     """Files that a glob matches; names are relative to the part of the pattern before its first wildcard.
 
-    ``**`` goes into directories as :func:`walk` does.
-
-    Args:
-        text: the glob as the user wrote it.
-        base: what it is relative to; None means the current directory.
+    ``**`` goes into directories as :func:`walk` does. ``text`` is relative to ``base``, or to the current directory.
 
     Raises:
         OuroborosError: nothing matches; what cannot be read.

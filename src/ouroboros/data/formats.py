@@ -38,11 +38,7 @@ class Rendered(NamedTuple):
 
 @dataclass(eq=False)
 class TextFormat:
-    """How the columns of a record become one text.
-
-    Raises:
-        OuroborosError: a template without a column, or with a brace that has no partner.
-    """
+    """How the columns of a record become one text; a template without a column is refused."""
 
     name: str
     template: str
@@ -87,18 +83,15 @@ class TextFormat:
         return text, answer
 
     def group_of(self, record: Mapping[str, Any], where: str) -> str | None:
-        """The content of the ``group`` column; None without such a column in the format, or where it is null or empty.
-
-        Raises:
-            OuroborosError: as :meth:`render`.
-        """
+        """The content of the ``group`` column; None where the format has none, or the column is null or empty."""
         return (self._value(record, self.group, where) or None) if self.group else None
 
     def prompt(self, line: str) -> str | None:
-        """The text up to the last column, with ``line`` for the first column and nothing for others.
+        """The text up to the last column, with ``line`` for the first column and nothing for others; None when there is
+        one column only.
 
         Spaces at the end are left out: tokenizers join a space to the word after it, so the model has learned to go on
-        from ``A:`` with `` 42``, not from ``A: ``. Line breaks stay. None when there is one column: nothing to answer.
+        from ``A:`` with `` 42``, not from ``A: ``. Line breaks stay.
         """
         values = dict.fromkeys(self.columns, "") | dict.fromkeys(self.columns[:1], line)
         text, answer = self._filled(values)
@@ -148,10 +141,9 @@ _ROLES = {"human": USER, "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT}
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation."""
+    """One turn of a conversation; its role is ``system``, ``user``, ``assistant`` or another."""
 
     role: str
-    """``system``, ``user``, ``assistant`` or another."""
     text: str
 
 
@@ -176,7 +168,7 @@ class ChatFormat(TextFormat):
     def _written(self, turns: Sequence[Turn], where: str) -> Rendered:
         text, answers = "", []
         for index, (role, says) in enumerate(turns):
-            text += f"\n{_heading(role)}" if index else _heading(role)
+            text += ("\n" if index else "") + f"{role[:1].upper()}{role[1:]}:"
             if answers and turns[index - 1].role == ASSISTANT:
                 # What the model is to write where its answer ends, as the end-of-text token behind the last turn.
                 answers[-1] = (answers[-1][0], len(text))
@@ -187,11 +179,7 @@ class ChatFormat(TextFormat):
         return Rendered(text, tuple(answers))
 
     def turns(self, record: Mapping[str, Any], where: str) -> list[Turn]:
-        """The turns of a record; none where the column is null or empty.
-
-        Raises:
-            OuroborosError: the column is missing or holds something else; names ``where`` and the turn.
-        """
+        """The turns of a record; none where the column is null or empty. Errors name ``where`` and the turn."""
         column = self.columns[0]
         value = self._find(record, column, where)
         check(
@@ -207,10 +195,6 @@ class ChatFormat(TextFormat):
         """The text up to the answer of ``line``, after ``earlier`` pairs of a line and its answer."""
         before = "".join(f"User: {ask}\nAssistant: {say.removeprefix(' ')}\n" for ask, say in earlier)
         return f"{before}User: {line}\nAssistant:"
-
-
-def _heading(role: str) -> str:
-    return f"{role[:1].upper()}{role[1:]}:"
 
 
 def _turn(value: Any, where: str) -> Turn:
@@ -255,19 +239,12 @@ _OWN = (
 
 @functools.cache
 def formats() -> dict[str, TextFormat]:
-    """The named formats, by name.
-
-    Systems add theirs in the place ``formats`` of the registry, where an entry is a :class:`TextFormat`.
-    """
+    """The named formats. Systems add theirs in the place ``formats`` of the registry, as :class:`TextFormat` s."""
     return {form.name: form for form in (*_OWN, *map(load, found("formats").values()))}
 
 
 def find_format(text: str) -> TextFormat:
-    """A format by its name, or of a template such as ``{title}: {body}``, in which ``\\n`` is a line break.
-
-    Raises:
-        OuroborosError: neither a name nor a template; a template that cannot be read.
-    """
+    """A format by its name, or of a template such as ``{title}: {body}``, in which ``\\n`` is a line break."""
     hint = f"{nearest(text, formats())} (or a template, '{{title}}: {{body}}')"
     check(text in formats() or "{" in text, f"format {text!r}: unknown{hint}")
     return formats().get(text) or TextFormat(text, text.replace("\\n", "\n"))

@@ -16,7 +16,6 @@ Layout of the directory, for source number ``i`` and each split (``train``, ``va
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -111,23 +110,16 @@ class PreparedData:
         return self.directory / f"{source}-{split}{suffix}"
 
     def check_sources(self, base: Path | None = None) -> None:
-        """Read every source again and refuse if one has changed. What is streamed is not read again.
-
-        Args:
-            base: directory that relative sources are resolved against; None means where they were prepared.
-
-        Raises:
-            OuroborosError: names the source that changed, or is gone.
-        """
+        """Read every source again, but for streams, and refuse one that has changed or is gone. Relative sources are
+        looked for in ``base``, or where they were prepared."""
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
             self._refuse_changed(ref if base is None else dataclasses.replace(ref, base=base), entry)
 
     def find_sources(self) -> None:
         """Find every source again for a run that goes on, and refuse if one has changed.
 
-        A source is looked for in the directory it was prepared from. If it is not there any more, the same text is
-        taken from the current directory; else the run goes on with the text stored here, once that is verified, and a
-        warning says so.
+        A source is looked for in the directory it was prepared from, then in the current one. If it is in neither, the
+        run goes on with the text stored here, once that is verified, and a warning says so.
 
         Raises:
             OuroborosError: names the source that changed, or the streamed one that is gone; an altered file.
@@ -135,15 +127,12 @@ class PreparedData:
         found: list[SourceRef] = []
         gone: list[str] = []
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
-            here = dataclasses.replace(ref, base=Path())
-            is_here = False
-            if ref.is_there():
-                self._refuse_changed(ref, entry)
+            places = [place for place in (ref, dataclasses.replace(ref, base=Path())) if place.is_there()]
+            found.append(places[0] if places else ref)
+            if places:
+                self._refuse_changed(places[0], entry)
             else:
-                with contextlib.suppress(OuroborosError):  # something else of that name
-                    is_here = here.is_there() and self._is_unchanged(here, entry)
-                gone += [] if is_here else [f"source {ref.text!r} at {str(ref.path)!r}"]
-            found.append(here if is_here else ref)
+                gone.append(f"source {ref.text!r} at {str(ref.path)!r}")
         check(
             not gone or not self.spec.stream,
             f"{', '.join(gone)}: not there any more; a streamed run reads its text while it trains: put it back there,"
@@ -157,23 +146,17 @@ class PreparedData:
             )
         self.sources = tuple(found)
 
-    def _is_unchanged(self, ref: SourceRef, entry: dict[str, Any]) -> bool:
-        return fingerprint_of(read_documents(ref, self.reading_spec)) == entry["fingerprint"]
-
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
+        if ref.is_hub or self.spec.stream:  # it would take too long
+            return
         check(
-            # A stream is not read again, which would take too long.
-            ref.is_hub or self.spec.stream or self._is_unchanged(ref, entry),
+            fingerprint_of(read_documents(ref, self.reading_spec)) == entry["fingerprint"],
             f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
             " restore it, or prepare the data anew in another directory",
         )
 
     def verify(self) -> None:
-        """Compare the sha256 of every file with the manifest.
-
-        Raises:
-            OuroborosError: a file was altered; names it.
-        """
+        """Refuse data of which a file's sha256 is not that of the manifest."""
         for name, entry in self.manifest["files"].items():
             check(
                 sha256_of(self.directory / name) == entry["sha256"],
@@ -193,7 +176,7 @@ def fingerprint_of(documents: Iterable[Document]) -> str:
 
 
 def open_prepared(directory: str | Path) -> PreparedData:
-    """Open what ``prepare`` wrote, and check that every file of its manifest is there with its size.
+    """Open what ``prepare`` wrote; every file of its manifest must be there with its size.
 
     Raises:
         OuroborosError: no complete preparation there; another format version; a truncated file.

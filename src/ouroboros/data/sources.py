@@ -2,9 +2,8 @@
 
 A source is written ``TEXT``, ``TEXT@FORMAT`` or either with ``=WEIGHT``. ``mix:NAME`` stands for several sources with
 formats and weights, streamed from the hub, and ``mix:NAME:DIR`` for the same ones from files of that directory; a
-mixture is replaced by its parts before anything is read, so shards, weights, resume and errors see the parts. Which
-files a directory or a glob means: :mod:`ouroboros.data.folders`. What is read of them:
-:mod:`ouroboros.data.documents`.
+mixture is replaced by its parts before anything is read. Which files a directory or a glob means:
+:mod:`ouroboros.data.folders`. What is read of them: :mod:`ouroboros.data.documents`.
 
 Systems bring sources of their own through two places of the registry. An entry NAME of ``sources`` is a function
 without arguments that makes the text of the source ``NAME:``, as bytes: one document, which no filter leaves out. An
@@ -107,9 +106,8 @@ def built_in() -> tuple[str, ...]:
 
 
 def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
-    """Read ``TEXT``, ``TEXT@FORMAT``, ``TEXT=WEIGHT`` or ``TEXT@FORMAT=WEIGHT``.
-
-    Weights are relative and default to 1. A file whose name has these signs in it wins.
+    """Read ``TEXT``, ``TEXT@FORMAT``, ``TEXT=WEIGHT`` or ``TEXT@FORMAT=WEIGHT``; weights are relative and default to 1.
+    A file whose name has these signs in it wins.
 
     Raises:
         OuroborosError: empty text; a weight that is not a positive number; an unknown format; a mixture.
@@ -140,10 +138,7 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
 def parse_sources(texts: Iterable[str], *, base: Path | None = None, need_files: bool = True) -> tuple[SourceRef, ...]:
     """All sources, each mixture replaced by its parts; a weight of a mixture multiplies theirs.
 
-    Args:
-        texts: as the user wrote them.
-        base: directory that relative paths are resolved against.
-        need_files: False asks for weights and formats only, so the files of a mixture may be gone.
+    Without ``need_files`` only weights and formats are asked for, so the files of a mixture may be gone.
 
     Raises:
         OuroborosError: as :func:`parse_source`; an unknown mixture; a directory that lacks a part; a source named
@@ -151,13 +146,10 @@ def parse_sources(texts: Iterable[str], *, base: Path | None = None, need_files:
     """
     refs: list[SourceRef] = []
     for text in texts:
-        parts = _expand(text, base, need_files) if text.startswith("mix:") else [parse_source(text, base=base)]
-        for ref in parts:
-            check(
-                all(ref.text != other.text for other in refs),
-                f"source {ref.text!r}: named twice; name it once with a weight, '{ref.text}=2'",
-            )
-            refs.append(ref)
+        refs += _expand(text, base, need_files) if text.startswith("mix:") else [parse_source(text, base=base)]
+    names = [ref.text for ref in refs]
+    for name in names:
+        check(names.count(name) == 1, f"source {name!r}: named twice; name it once with a weight, '{name}=2'")
     return tuple(refs)
 
 
@@ -222,9 +214,7 @@ def _split_format(text: str, base: Path | None) -> tuple[str, str | None]:
 def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
     """The files of a source in the order they are read; none of a text that is made or of a hub stream.
 
-    Args:
-        ref: the source.
-        quiet: log nothing of what is left out.
+    With ``quiet``, what is left out is not logged.
 
     Raises:
         OuroborosError: nothing to read; what cannot be read.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -73,11 +74,7 @@ def split_documents(
 ) -> Splits:
     """Split the documents of one source; a fraction of 0 leaves that part empty.
 
-    Args:
-        documents: those of one source.
-        valid_fraction: of the text, held out for validation.
-        test_fraction: of the text, held out for the final test.
-        allow_cut: False leaves every document to :func:`part_of`, as streams need it.
+    Without ``allow_cut`` every document is left to :func:`part_of`, as streams need it.
 
     Raises:
         OuroborosError: too little text for the parts asked for; text on both sides (a defect, checked always).
@@ -105,22 +102,19 @@ def split_documents(
 
 
 def check_disjoint(sources: Iterable[Splits], names: Iterable[str] = ()) -> None:
-    """Raise unless no held-out text of any source is in the training part of any source.
-
-    Two texts are the same when their bytes are, or when they are overlapping parts of the same document.
-    """
-    train: dict[bytes, list[tuple[int, int, int]]] = {}
-    contents: dict[bytes, int] = {}
+    """Refuse held-out text of any source in the training part of any source: the same bytes, or overlapping parts of
+    one document."""
     sources, labels = list(sources), list(names)
+    # By the sha256 of a whole document, or of a part: where in it, and of which source.
+    train: dict[bytes, list[tuple[float, float, int]]] = {}
     for index, splits in enumerate(sources):
         for span in splits.train:
             train.setdefault(span.parent, []).append((span.start, span.end, index))
-            contents.setdefault(span.digest, index)
+            train.setdefault(span.digest, []).append((-math.inf, math.inf, index))
     for index, splits in enumerate(sources):
         for span in (*splits.valid, *splits.test):
-            shared = [i for start, end, i in train.get(span.parent, ()) if start < span.end and span.start < end]
-            if span.digest in contents:
-                shared.append(contents[span.digest])
+            places = (*train.get(span.parent, ()), *train.get(span.digest, ()))
+            shared = [i for start, end, i in places if start < span.end and span.start < end]
             if shared:
                 where = f" (held out of {labels[index]!r}, training part of {labels[shared[0]]!r})" if labels else ""
                 raise OuroborosError(

@@ -45,13 +45,6 @@ _REFUSED = {
     rb"\x1f\x8b\x08|" + _ZSTD.pattern: ("compressed twice", "decompress it once"),
 }
 """What a file must not be, by its first bytes, and what to do about it."""
-_WIDE = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Encodings by their byte-order marks. UTF-32 comes first, because its marks begin as those of UTF-16 do."""
 
 
 class StreamError(OuroborosError):
@@ -97,7 +90,9 @@ def _opened(file: Any, path: Path) -> tuple[io.BufferedReader, str | None]:
     head = file.peek(_HEAD)[:_HEAD]
     for mark, (what, fix) in _REFUSED.items():
         check(not re.match(mark, head), f"file {str(path)!r}: is {what}, not text; {fix}")
-    encoding = next((encoding for mark, encoding in _WIDE.items() if head.startswith(mark)), None)
+    encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # which begin as marks of UTF-16 may
+        encoding = "utf-32"
     if encoding is None:
         note = "binary data (or UTF-16 without a byte-order mark, which iconv converts), its bytes taken as they are"
         return file, note if b"\0" in head else None

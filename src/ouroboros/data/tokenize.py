@@ -50,7 +50,7 @@ _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class TextTokenizer:
-    """Bytes to ids and back: byte-level BPE, characters, and every existing tokenizer; :func:`tokenizer_of` makes one.
+    """Bytes to ids and back: byte-level BPE, characters, and every existing tokenizer.
 
     Attributes:
         vocab_size: number of ids, the special tokens included.
@@ -60,13 +60,12 @@ class TextTokenizer:
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
 
-    def __init__(self, backend: Tokenizer, state: dict[str, Any], *, eos_id: int, hf: Any = None) -> None:
-        """Made by :func:`tokenizer_of`; ``state`` is the definition of ``backend`` (``tokenizer.json``)."""
+    def __init__(self, backend: Tokenizer, *, eos_id: int, hf: Any = None) -> None:
+        """Of a definition; ``hf`` is the transformers tokenizer that it comes from, if it was not made here."""
         backend.no_truncation()
         backend.no_padding()
-        self.backend = backend
-        self.eos_id = eos_id
-        self._state = state
+        self.backend, self.eos_id = backend, eos_id
+        self._state = state = json.loads(backend.to_str())
         self._foreign = hf is not None
         self.reads_specials = False
         if hf is not None:
@@ -81,9 +80,11 @@ class TextTokenizer:
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
         self._may_cut = self._known is not None or (self.is_lossless and {"Regex": bpe.PATTERN} in splits)
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
         """What manifests call it: ``bytes``, ``bpe`` (lossless byte-level BPE), ``chars`` or ``other``."""
+        if is_byte_model(self._state):
+            return "bytes"
         return "chars" if self._known is not None else "bpe" if self.is_lossless else "other"
 
     @functools.cached_property
@@ -109,6 +110,9 @@ class TextTokenizer:
     def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
         """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only, and unknown
         characters are reported once, after the last document."""
+        if self.kind == "bytes":
+            yield from (np.frombuffer(document, dtype=np.uint8).astype(np.int32) for document in documents)
+            return
         done: list[np.ndarray] = []
         unknown: Counter[str] = Counter()
         total, index, place = 0, 0, ""
@@ -183,7 +187,7 @@ class TextTokenizer:
         """This tokenizer as it reads texts that its chat template made; kept when it is saved."""
         hf = copy.deepcopy(self.hf)
         hf.init_kwargs[_READS_SPECIALS] = True
-        return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def padded(self, entries: int) -> TextTokenizer:
         """This tokenizer for a model whose embedding was rounded up: with ids that decode to nothing, up to ``entries``
@@ -191,7 +195,7 @@ class TextTokenizer:
         spare = [AddedToken(f"<|unused{i}|>", special=True, normalized=False) for i in range(self.vocab_size, entries)]
         hf = copy.deepcopy(self.hf)
         hf.add_tokens(spare, special_tokens=True)
-        return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer`` loads without a network."""
@@ -203,25 +207,6 @@ class TextTokenizer:
         config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True)
         for name, text in (("tokenizer", self.backend.to_str(pretty=True)), ("tokenizer_config", config)):
             (path / f"{name}.json").write_text(f"{text}\n", encoding="utf-8", newline="\n")
-
-
-class ByteTokenizer(TextTokenizer):
-    """Ids 0..255 are the byte values; takes any bytes."""
-
-    @property
-    def kind(self) -> str:
-        return "bytes"
-
-    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        del names
-        for document in documents:
-            yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
-
-
-def tokenizer_of(backend: Tokenizer, *, eos_id: int, hf: Any = None) -> TextTokenizer:
-    """The tokenizer of a definition; ``hf`` is the transformers tokenizer it comes from, if it was not made here."""
-    state = json.loads(backend.to_str())
-    return (ByteTokenizer if is_byte_model(state) else TextTokenizer)(backend, state, eos_id=eos_id, hf=hf)
 
 
 def byte_tokenizer() -> TextTokenizer:
@@ -271,7 +256,7 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
     with contextlib.suppress(Exception):  # tokenizers raises that itself; the general reader below explains or succeeds
         if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
             backend = Tokenizer.from_file(str(path / "tokenizer.json"))
-            return tokenizer_of(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
+            return TextTokenizer(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
     from transformers import AutoTokenizer
 
     try:
@@ -281,7 +266,7 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
         raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {first_line(error)}") from error
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
     check(eos_id is not None, f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json")
-    return tokenizer_of(backend, eos_id=int(eos_id), hf=hf)
+    return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
@@ -310,7 +295,7 @@ def is_made_of_text(name: str) -> bool:
 
 def _finish(backend: Tokenizer) -> TextTokenizer:
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return tokenizer_of(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
+    return TextTokenizer(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
 
 
 def decode_utf8(data: bytes, name: str, base: int = 0) -> str:

@@ -188,7 +188,6 @@ def test_a_source_shorter_than_a_window(prepared: PreparedData) -> None:
     [
         ({"batch_size": 3, "world_size": 2}, r"batch_size \(3\) must be a positive multiple"),
         ({"batch_size": 0}, "must be a positive multiple"),
-        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
         ({"sequence_length": 0}, "sequence_length must be >= 1"),
     ],
 )
