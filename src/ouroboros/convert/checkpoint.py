@@ -73,7 +73,9 @@ class Published:
     summary: str
     """The most important of them as text."""
     tokenizer: TextTokenizer | None = None
-    """The checkpoint's own tokenizer, if it has one."""
+    """The checkpoint's own tokenizer, if it has one; once it is written, the one that stands beside the model."""
+    system: str = ""
+    """The system's name, for people, once it is written."""
 
 
 def read(path: Path) -> Checkpoint:

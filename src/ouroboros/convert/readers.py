@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,6 @@ class Reader:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion wrote, and whether with a tokenizer; see :class:`~ouroboros.convert.checkpoint.Published`."""
-
-    out: str
-    system: str
-    parameters: int
-    sizes: dict[str, Any]
-    summary: str
-    tokenizer: bool
-
-
 def readers() -> list[Reader]:
     """The readers of all systems."""
     return [load(target) for target in found("readers").values()]
@@ -74,7 +62,7 @@ def reader_of(checkpoint: Checkpoint) -> Reader:
     return reader
 
 
-def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Converted:
+def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Published:
     """Write the model of a published checkpoint as the transformers directory ``out``, whole or not at all.
 
     Args:
@@ -119,6 +107,4 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
         else:
             logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
-    parameters = sum(p.numel() for p in made.model.parameters())
-    facts = {"out": str(out), "system": reader.system, "parameters": parameters, "tokenizer": text is not None}
-    return Converted(**facts, sizes=made.sizes, summary=made.summary)
+    return replace(made, system=reader.system, tokenizer=text)

@@ -118,23 +118,13 @@ def glob_files(text: str, base: Path | None) -> Files:
     Raises:
         OuroborosError: nothing matches; what cannot be read.
     """
-    root, rest = _split_glob(text, base)
+    parts = Path(os.path.expanduser(text)).parts
+    fixed = next(i for i, part in enumerate(parts) if MAGIC & set(part))
+    root, rest = (base or Path()).joinpath(*parts[:fixed]), parts[fixed:]
     names = sorted(_sizes(text, root, _matches(root, rest)))
     hint = f"(looked in {str(root)!r}); '**/*' goes into directories"
     check(bool(names), f"source {text!r}: no file matches this glob {hint}")
     return [(name, root / name) for name in names]
-
-
-def glob_matches(text: str, base: Path | None) -> Iterator[Path]:
-    """Everything that a glob matches, files or not; some perhaps twice."""
-    return _matches(*_split_glob(text, base))
-
-
-def _split_glob(text: str, base: Path | None) -> tuple[Path, tuple[str, ...]]:
-    """The directory before the first wildcard, and the pattern from there on."""
-    parts = Path(os.path.expanduser(text)).parts
-    fixed = next(i for i, part in enumerate(parts) if MAGIC & set(part))
-    return (base or Path()).joinpath(*parts[:fixed]), parts[fixed:]
 
 
 def _matches(root: Path, parts: tuple[str, ...]) -> Iterator[Path]:

@@ -182,14 +182,11 @@ class WindowLoader(Loader):
     def _window(self, source: int, draw: int) -> np.ndarray:
         epoch, position = divmod(draw, self.windows[source])
         stream = self._streams[source]
-        start = window_start(len(stream), self.sequence_length, int(self._order(source, epoch)[position]))
-        here, learned = slice(start, start + self.sequence_length + 1), self._learned[source]
-        return stream[here] if learned is None else hide(stream[here], learned[here])
-
-    def _order(self, source: int, epoch: int) -> np.ndarray:
         if self._orders[source][0] != epoch:
             self._orders[source] = (epoch, window_order(self.seed, source, epoch, self.windows[source]))
-        return self._orders[source][1]
+        start = window_start(len(stream), self.sequence_length, int(self._orders[source][1][position]))
+        here, learned = slice(start, start + self.sequence_length + 1), self._learned[source]
+        return stream[here] if learned is None else hide(stream[here], learned[here])
 
 
 def count_windows(tokens: int, sequence_length: int) -> int:

@@ -154,7 +154,25 @@ def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path, shows_prog
             source.entry["splits"][split]["tokens"] = _write_tokens(tokenizer, source, split, dtype)
         if masks is not None and not spec.stream:
             _write_mask(masks, source, dtype)
-    _write_manifest(spec, tokenizer, dtype, [source.entry for source in sources], work)
+    files = {
+        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(path for path in work.rglob("*") if path.is_file())
+    }
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "spec": to_dict(spec),
+        "base": str(Path.cwd()),
+        "dtype": dtype.str,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "sources": [source.entry for source in sources],
+        "files": files,
+    }
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
@@ -233,27 +251,3 @@ def _write_mask(masks: Masks, source: _Source, dtype: np.dtype) -> None:
             mask = masks.mask(ids[start + 1 : end], data, document.answers, document.name)
             file.write(np.concatenate([[ended], mask]).astype(np.uint8).tobytes())
             ended = ends_answered(data, document.answers)
-
-
-def _write_manifest(
-    spec: DataSpec, tokenizer: TextTokenizer, dtype: np.dtype, entries: list[dict[str, Any]], work: Path
-) -> None:
-    files = {
-        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(path for path in work.rglob("*") if path.is_file())
-    }
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "spec": to_dict(spec),
-        "base": str(Path.cwd()),
-        "dtype": dtype.str,
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "fingerprint": tokenizer.fingerprint,
-        },
-        "sources": entries,
-        "files": files,
-    }
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -12,6 +12,7 @@ entry NAME of ``mixtures`` is a tuple of :class:`Part` s, the mixture ``mix:NAME
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ouroboros.data.bundled import bundled_files
-from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files, glob_matches
+from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files
 from ouroboros.data.formats import find_format, formats
 from ouroboros.data.textfile import text_suffix
 from ouroboros.errors import OuroborosError, check, nearest
@@ -95,9 +96,9 @@ class SourceRef:
 
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
-        if self.kind == "glob":
-            return any(True for _ in glob_matches(self.text, self.base))
-        return self.is_built_in or self.is_hub or self.path.exists()
+        with contextlib.suppress(OuroborosError):
+            return self.is_built_in or self.is_hub or bool(source_files(self, quiet=True))
+        return False
 
 
 def built_in() -> tuple[str, ...]:
@@ -127,11 +128,8 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
     name, weight = _split_weight(text)
     name, form = _split_format(name, base)
     check(bool(name), f"source {text!r}: no name before {'@' if form else '='!r}")
-    try:
-        if form is not None:
-            find_format(form)
-    except OuroborosError as error:
-        raise OuroborosError(f"source {text!r}: {error}") from None
+    if form is not None:
+        find_format(form)
     return SourceRef(name, weight, base, form)
 
 

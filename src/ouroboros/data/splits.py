@@ -184,22 +184,16 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
 def _boundary(spans: list[Span], position: int) -> int:
     """The line start nearest to ``position`` in the joined documents, or a character boundary if none is near."""
     base = 0
-    for span in spans:
-        data = span.document.data
-        if position < base + len(data):
-            return base + _line_start(data, position - base)
-        base += len(data)
+    for data in (span.document.data for span in spans):
+        here, base = position - base, base + len(data)
+        if here < len(data):
+            reach = min(_NEWLINE_REACH, len(data) // 100)
+            before = data.rfind(b"\n", max(0, here - reach), here) + 1
+            after = data.find(b"\n", here, here + reach) + 1
+            found = [place for place in (before, after) if 0 < place < len(data)] if here else []
+            near = min(found, key=lambda place: abs(place - here), default=character_floor(data, here))
+            return base - len(data) + near
     return base
-
-
-def _line_start(data: bytes, position: int) -> int:
-    reach = min(_NEWLINE_REACH, len(data) // 100)
-    before = data.rfind(b"\n", max(0, position - reach), position) + 1
-    after = data.find(b"\n", position, position + reach) + 1
-    found = [place for place in (before, after) if 0 < place < len(data)]
-    if position == 0 or not found:
-        return character_floor(data, position)
-    return min(found, key=lambda place: abs(place - position))
 
 
 def _between(spans: list[Span], start: int, end: int) -> Iterator[Span]:

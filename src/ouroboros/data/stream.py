@@ -149,7 +149,14 @@ class SourceStream:
         while True:
             document = self._read()
             if document is None:
-                self._begin_again()
+                check(
+                    self._has_text,
+                    f"source {self.name!r}: a whole pass gave no training document; everything in it is filtered out,"
+                    " held out or empty",
+                )
+                self._documents, self._has_text = None, False
+                self._place = Place(0, self._place.epoch + 1, self._place.counts)
+                logger.info("source %r: begins again, pass %d", self.name, self._place.epoch + 1)
                 continue
             place, counts = self._place, Counter(self._place.counts)
             count_document(counts, document, self._ref)
@@ -199,16 +206,6 @@ class SourceStream:
         logger.warning("%s (%s); opening it again in %g s", where, reason, wait)
         sleep(wait)
         self.restarts += 1
-
-    def _begin_again(self) -> None:
-        check(
-            self._has_text,
-            f"source {self.name!r}: a whole pass gave no training document; everything in it is filtered out, held out"
-            " or empty",
-        )
-        self._documents, self._has_text = None, False
-        self._place = Place(0, self._place.epoch + 1, self._place.counts)
-        logger.info("source %r: begins again, pass %d", self.name, self._place.epoch + 1)
 
 
 class StreamLoader(Loader):

@@ -266,7 +266,7 @@ def test_binary_is_fine_for_bytes_and_named_for_text(here: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["_write_tokens", "_write_manifest"])
+@pytest.mark.parametrize("step", ["_write_tokens", "sha256_of"])
 def test_interruption_leaves_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
