@@ -83,10 +83,8 @@ def read(path: Path) -> Checkpoint:
 
     ``.safetensors`` holds numbers only. A ``.pth`` file is a pickle, which in general runs code when it is read; here
     torch's restricted reader (``weights_only=True``) admits tensors and plain containers and refuses everything else,
-    and nothing else in this library reads a pickle. Large files are mapped into memory, not copied.
-
-    Raises:
-        OuroborosError: no such file, another kind of file, damaged, or holding anything but a dictionary with names.
+    and nothing else in this library reads a pickle. Large files are mapped into memory, not copied. What is no such
+    file, is damaged or holds anything but a dictionary with names is an error.
     """
     import torch
     from safetensors.torch import load_file

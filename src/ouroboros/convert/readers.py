@@ -65,11 +65,8 @@ def reader_of(checkpoint: Checkpoint) -> Reader:
 def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Published:
     """Write the model of a published checkpoint as the transformers directory ``out``, whole or not at all.
 
-    Args:
-        source: a file or directory, see :func:`~ouroboros.convert.checkpoint.read`.
-        out: new or empty directory.
-        tokenizer: directory of the tokenizer that the model was trained with.
-        options: what the checkpoint leaves open, see the :attr:`Reader.options` of its system; None is as not given.
+    ``tokenizer`` is the directory of the one that the model was trained with; ``options`` are what the checkpoint
+    leaves open, see :attr:`Reader.options`, where None is as not given.
 
     Raises:
         OuroborosError: a source that cannot be read or is of no known system, an option of another system, a tokenizer

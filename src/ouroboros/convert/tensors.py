@@ -46,10 +46,7 @@ class RenameTable:
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse names that are missing or unknown, two tensors that should be one, and numbers that are not finite.
-
-        Names in numbered blocks are not missed: which of them a model has depends on its settings, and :func:`model_of`
-        reports them.
-        """
+        Names in numbered blocks, which depend on a model's settings, are missed by :func:`model_of`."""
         used = [name for name in tensors if name not in self.repeated and not name.endswith(self.derived)]
         unknown = sorted(name for name in used if self.ours(name) is None)
         missing = sorted(name for name in self.names.keys() - tensors.keys() - {*self.optional} if "{}" not in name)

@@ -38,11 +38,8 @@ def read_documents(ref: SourceRef, spec: DataSpec, *, counts: Counter[str] | Non
     """The documents of a source that have text and pass the filters, in order, as far as ``data.max_bytes``.
 
     The document that crosses that limit is cut, with ``spec.stream`` kept whole instead, because cut it would be
-    another text with another split. ``counts`` is added what :func:`count_document` counts; without it, what was
-    dropped is logged at the end.
-
-    Raises:
-        OuroborosError: as :func:`judged_documents`; a limit below the first character.
+    another text with another split; a limit below the first character is an error. ``counts`` is added what
+    :func:`count_document` counts; without it, what was dropped is logged at the end.
     """
     limit = spec.max_bytes or (HEAD_BYTES if spec.stream else None)
     counted: Counter[str] = Counter() if counts is None else counts
@@ -108,11 +105,8 @@ def judged_documents(
 
 
 def count_document(counts: Counter[str], document: Document, ref: SourceRef | None = None) -> None:
-    """Count a document as ``read`` and as ``kept`` or by the reason it was dropped for.
-
-    The first bad records are named; ``counts`` are handed on from pass to pass of a stream, so that none is named again
-    and again.
-    """
+    """Count a document as ``read`` and as ``kept`` or by the reason it was dropped for. The first bad records are
+    named, once where ``counts`` are handed on from pass to pass of a stream."""
     if document.dropped == BAD and ref is not None and counts[BAD] < _NAMED:
         logger.warning("source %r: left out (data.skip_bad_records): %s", ref.text, document.fault)
     counts.update(("read", document.dropped or "kept"))

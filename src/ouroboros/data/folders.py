@@ -44,13 +44,8 @@ Files = list[tuple[str, Path]]
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """``root`` and the directories below it, each real one once, with the names of their files; hidden files and
-    directories and ``__pycache__`` are passed over.
-
-    Links are followed after everything that is no link, but for those that lead to a directory above ``root``.
-
-    Raises:
-        OSError: a directory cannot be read.
-    """
+    directories and ``__pycache__`` are passed over. Links are followed after everything that is no link, but for those
+    that lead to a directory above ``root``. What cannot be read is an :class:`OSError`."""
     seen = {_identity(folder) for folder in root.resolve().parents}
     pending = [root]
     while pending:
@@ -77,10 +72,8 @@ def _identity(path: Path) -> tuple[int, int]:
 def directory_files(text: str, root: Path, *, quiet: bool = False) -> Files:
     """Text, code and record files below a directory, as :func:`walk` goes through it.
 
-    ``text`` is the source as the user wrote it, for messages; with ``quiet``, what is left out is not logged.
-
-    Raises:
-        OuroborosError: nothing to read; a directory or a file that cannot be read.
+    ``text`` is the source as the user wrote it, for messages; with ``quiet``, what is left out is not logged. Nothing
+    to read, and what cannot be read, is an error.
     """
     below = (folder / name for folder, files in walk(root) for name in files)
     # A link to nothing matters only if somebody would read it.
@@ -114,9 +107,7 @@ def glob_files(text: str, base: Path | None) -> Files:
     """Files that a glob matches; names are relative to the part of the pattern before its first wildcard.
 
     ``**`` goes into directories as :func:`walk` does. ``text`` is relative to ``base``, or to the current directory.
-
-    Raises:
-        OuroborosError: nothing matches; what cannot be read.
+    Nothing that matches, and what cannot be read, is an error.
     """
     parts = Path(os.path.expanduser(text)).parts
     fixed = next(i for i, part in enumerate(parts) if MAGIC & set(part))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,11 +61,8 @@ class TextFormat:
         return (f"\n{start}",) if start else ()
 
     def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
-        """The text of ``record``; None where every column is null, empty or only white space.
-
-        Raises:
-            OuroborosError: a column is missing or holds no text; names ``where`` (file and line) and the column.
-        """
+        """The text of ``record``; None where every column is null, empty or only white space. One that is missing or
+        holds something else is an error that names ``where`` (file and line) and the column."""
         values = {column: self._value(record, column, where) or "" for column in self.columns}
         if not any(value and not value.isspace() for value in values.values()):
             return None
@@ -118,18 +115,11 @@ class TextFormat:
                 return None
             else:
                 chats = [f"; it holds conversations: write SRC@{name}" for name in CHATS if name in record]
-                hint = chats[0] if chats else nearest(column, _names(record))
+                known = [f"{name}.{key}" for name, held in record.items() if isinstance(held, Mapping) for key in held]
+                known += [name for name, held in record.items() if not isinstance(held, Mapping)]
+                hint = chats[0] if chats else nearest(column, known)
                 raise OuroborosError(f"{where}: no column {column!r} (format {self.name!r}){hint}")
         return value
-
-
-def _names(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """The columns of a record that hold no others, with dots where they are within others."""
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _names(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}"
 
 
 CHATS = ("messages", "conversations")

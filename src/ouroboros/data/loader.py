@@ -16,8 +16,6 @@ only group it. Sample number ``i`` = 0, 1, 2, ... is made in three steps.
    order sorts the windows by ``mix(k + (w + 1) * 0x9E3779B97F4A7C15 mod 2**64)`` with SplitMix64's finaliser ``mix``
    (Steele et al. 2014) and ``k`` the first eight bytes, little-endian, of sha256 of the text ``"<seed>:<s>:<e>"``.
    Hence each epoch visits each window once, and no library's random generator can change the order.
-
-The state is the number of samples drawn and ``c``.
 """
 
 from __future__ import annotations
@@ -70,18 +68,10 @@ class Loader(abc.ABC):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Open the training split.
+        """Open the training split, with windows of ``sequence_length`` (T) inputs.
 
-        Args:
-            prepared: the data.
-            batch_size: samples of a global batch, over all processes.
-            sequence_length: T, inputs of a window.
-            seed: of the run; a position belongs to one.
-            rank: this process.
-            world_size: processes; each takes ``batch_size // world_size`` consecutive samples of a global batch.
-
-        Raises:
-            OuroborosError: sizes that do not fit; a stored source with less than one window.
+        Each of ``world_size`` processes takes ``batch_size // world_size`` consecutive samples of a global batch. Sizes
+        that do not fit are refused, and so is a stored source with less than one window.
         """
         check(sequence_length >= 1, f"data.sequence_length must be >= 1, got {sequence_length}")
         check(
@@ -102,10 +92,8 @@ class Loader(abc.ABC):
     def next_batch(self) -> np.ndarray:
         """This process's part of the next global batch, int64 (batch_size // world_size, T + 1).
 
-        With ``data.loss`` = ``answers`` ids that are not learned are hidden: see :mod:`ouroboros.data.masks`.
-
-        Raises:
-            OuroborosError: a source that is streamed cannot be read on; the position stays.
+        With ``data.loss`` = ``answers`` ids that are not learned are hidden: see :mod:`ouroboros.data.masks`. If a
+        source that is streamed cannot be read on, the position stays.
         """
         draws, counts = self._draw()
         share = self.batch_size // self.world_size
@@ -169,8 +157,7 @@ class WindowLoader(Loader):
             check(
                 len(stream) > self.sequence_length,
                 f"source {name!r}: its training part has {len(stream)} tokens, but one window needs"
-                f" {self.sequence_length + 1}; set data.sequence_length to at most {len(stream) - 1}, or use a longer"
-                " text",
+                f" {self.sequence_length + 1}; set data.sequence_length to at most {len(stream) - 1}",
             )
         self._learned = [prepared.learned(index) for index in range(len(self.names))]
         self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]

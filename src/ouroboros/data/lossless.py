@@ -72,10 +72,8 @@ def check_round_trip(tokenizer: TextTokenizer, documents: Iterable[tuple[str, by
     """Encode and decode a sample and refuse a tokenizer that changes it, which no score in bits per byte can be of.
 
     Those that are lossless by their making are not tried, nor those of characters: what they do not know is counted,
-    reported and paid for in the score. ``documents`` are (name, text) each; ``what`` names the tokenizer in a message.
-
-    Raises:
-        OuroborosError: a document is not UTF-8, or comes back as something else; shows the first difference.
+    reported and paid for in the score. ``documents`` are (name, text) each; the error names the tokenizer as ``what``
+    and shows the first difference.
     """
     tried = 0
     for name, document in () if tokenizer.is_lossless or tokenizer.unknown_id is not None else documents:

@@ -68,8 +68,7 @@ class PreparedData:
 
     @property
     def reading_spec(self) -> DataSpec:
-        """:attr:`spec` to read the sources again with, by the chat template of the tokenizer that is kept here: the
-        one it was copied from may be gone, or stand elsewhere than in the current directory."""
+        """:attr:`spec` to read the sources again with, by the chat template of the tokenizer that is kept here."""
         return dataclasses.replace(self.spec, tokenizer=str((self.directory / "tokenizer").absolute()))
 
     @property
@@ -77,11 +76,6 @@ class PreparedData:
         """sha256 (hex) over the tokenizer and all shard files: equal means the same training and held-out data."""
         files = sorted((name, entry["sha256"]) for name, entry in self.manifest["files"].items())
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-    @property
-    def train_bytes(self) -> int:
-        """Bytes of original text in the training split, over all sources."""
-        return self.count("train", "bytes")
 
     def count(self, split: str, unit: str) -> int:
         """``documents``, ``bytes`` or ``tokens`` of a split, over all sources."""
@@ -119,10 +113,7 @@ class PreparedData:
         """Find every source again for a run that goes on, and refuse if one has changed.
 
         A source is looked for in the directory it was prepared from, then in the current one. If it is in neither, the
-        run goes on with the text stored here, once that is verified, and a warning says so.
-
-        Raises:
-            OuroborosError: names the source that changed, or the streamed one that is gone; an altered file.
+        run goes on with the text stored here, once that is verified, and a warning says so; a streamed run cannot.
         """
         found: list[SourceRef] = []
         gone: list[str] = []
@@ -176,11 +167,7 @@ def fingerprint_of(documents: Iterable[Document]) -> str:
 
 
 def open_prepared(directory: str | Path) -> PreparedData:
-    """Open what ``prepare`` wrote; every file of its manifest must be there with its size.
-
-    Raises:
-        OuroborosError: no complete preparation there; another format version; a truncated file.
-    """
+    """Open what ``prepare`` wrote: of this format version, every file of its manifest there with its size."""
     path = Path(directory)
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,8 @@ columns, or raises :class:`~ouroboros.errors.OuroborosError` for what is no reco
 
 
 def read_rows(path: Path, form: TextFormat | None = None) -> Iterator[Row]:
-    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order; of parquet, all columns where no ``form``
-    asks for some.
-
-    Raises:
-        OuroborosError: not readable, not JSON or parquet; names file and line or row.
-    """
+    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order; of parquet, the columns that ``form`` asks
+    for. A file that cannot be read, or is something else, is an error that names it."""
     return _parquet_rows(path, form) if text_suffix(path) == ".parquet" else _json_rows(path)
 
 
@@ -84,11 +80,7 @@ def read_hub(
     """Stream ``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT`` (split ``train`` by default).
 
     The first document is row ``start`` + 1, looked for from ``anchor`` on if there is one. Every :data:`ANCHOR_ROWS`
-    rows a document has an anchor for what follows it.
-
-    Raises:
-        StreamError: no such data set, no network, the stream broke.
-        OuroborosError: neither ``data.stream`` nor ``data.max_bytes``; a row without a column of ``form``.
+    rows a document has an anchor for what follows it. A stream that cannot be read is a :class:`StreamError`.
     """
     import datasets
 
@@ -116,11 +108,8 @@ def read_hub(
 
 
 def document_of(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
-    """The text of a record, called ``NAME:row``; with ``leave_out`` one that cannot be read is handed on as dropped.
-
-    Raises:
-        OuroborosError: no JSON object, a column of ``form`` is missing or holds no text; names file and line or row.
-    """
+    """The text of a record, called ``NAME:row``. What is no JSON object, lacks a column of ``form`` or has no text
+    there is an error that names file and line or row; with ``leave_out`` it is handed on as dropped."""
     place, where, load = row
     name = f"{name}:{place}"
     try:
@@ -172,18 +161,14 @@ def _parquet_rows(path: Path, form: TextFormat | None) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(columns=_wanted(file.schema_arrow.names, form))
+            # The columns that the format reads, those themselves or what their names begin with; if one is missing,
+            # all, so that the first record says which.
+            names, read = file.schema_arrow.names, () if form is None else (*form.columns, *filter(None, [form.group]))
+            found = dict.fromkeys(column if column in names else column.partition(".")[0] for column in read)
+            batches = file.iter_batches(columns=list(found) if found and found.keys() <= set(names) else None)
             for row, value in enumerate((value for batch in batches for value in batch.to_pylist()), 1):
                 yield row, f"{path}: row {row}", lambda value=value: value
     except pyarrow.ArrowException as error:
         raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
     except OSError as error:
         raise StreamError(f"file {str(path)!r}: cannot be read: {first_line(error)}") from error
-
-
-def _wanted(names: Sequence[str], form: TextFormat | None) -> list[str] | None:
-    """The columns that ``form`` reads, those themselves or what their names begin with; None: all, of which the first
-    record says what it lacks."""
-    read = () if form is None else (*form.columns, *([form.group] if form.group else []))
-    found = dict.fromkeys(column if column in names else column.partition(".")[0] for column in read)
-    return list(found) if found and found.keys() <= set(names) else None

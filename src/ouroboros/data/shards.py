@@ -24,14 +24,7 @@ from ouroboros.data.documents import describe_counts, read_documents
 from ouroboros.data.formats import find_format
 from ouroboros.data.lossless import check_round_trip
 from ouroboros.data.masks import Masks, ends_answered
-from ouroboros.data.prepared import (
-    FORMAT_VERSION,
-    MANIFEST,
-    PreparedData,
-    fingerprint_of,
-    open_prepared,
-    raw_documents,
-)
+from ouroboros.data.prepared import FORMAT_VERSION, MANIFEST, PreparedData, fingerprint_of, open_prepared, raw_documents
 from ouroboros.data.records import Document
 from ouroboros.data.sources import SourceRef, parse_sources
 from ouroboros.data.splits import SPLITS, Splits, check_disjoint, split_documents
@@ -51,12 +44,8 @@ had no record that could not be read, or has left it out."""
 def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_progress: bool = False) -> PreparedData:
     """Write the shards of ``spec`` to the directory ``out``, or reuse those that are there and still fit.
 
-    Args:
-        spec: the sources, and what is made of them.
-        out: the directory.
-        resumed: ``out`` belongs to a run that goes on, whose sources may be gone
-            (:meth:`~ouroboros.data.prepared.PreparedData.find_sources`).
-        shows_progress: training a vocabulary is shown on standard error if it is a terminal.
+    ``resumed`` says that ``out`` belongs to a run that goes on, whose sources may be gone; with ``shows_progress``,
+    training a vocabulary is shown on standard error if it is a terminal.
 
     Raises:
         OuroborosError: a source that cannot be used; ``out`` holds something else; a source changed since ``out``
@@ -73,7 +62,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
         check(
-            not ref.is_directory or not path.resolve().is_relative_to(ref.path.resolve()),
+            ref.kind != "directory" or not path.resolve().is_relative_to(ref.path.resolve()),
             f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
         )
     remove_leftovers(path.parent, path.name)

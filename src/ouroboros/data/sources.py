@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,11 +67,6 @@ class SourceRef:
         return self.text.startswith("hf:")
 
     @property
-    def is_directory(self) -> bool:
-        """Whether it is a directory, of which files are chosen by their names."""
-        return self.kind == "directory"
-
-    @property
     def kind(self) -> str:
         """What manifests call it: the name of a built-in text, ``hf``, ``directory``, ``glob`` (a file that is called
         like one wins), ``records`` or ``file`` (also for what does not exist)."""
@@ -108,11 +103,7 @@ def built_in() -> tuple[str, ...]:
 
 def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
     """Read ``TEXT``, ``TEXT@FORMAT``, ``TEXT=WEIGHT`` or ``TEXT@FORMAT=WEIGHT``; weights are relative and default to 1.
-    A file whose name has these signs in it wins.
-
-    Raises:
-        OuroborosError: empty text; a weight that is not a positive number; an unknown format; a mixture.
-    """
+    A file whose name has these signs in it wins. Whatever is none of these is an error."""
     check(
         bool(text.strip()),
         "data.sources: a source is empty; name a file, a directory, a glob, 'hf:NAME' or a built-in text"
@@ -121,10 +112,6 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
     whole = SourceRef(text, base=base)
     if whole.path.exists():
         return whole
-    check(
-        not text.startswith("mix:"),
-        f"source {text!r}: a mixture is several sources, so it cannot be used where one is meant",
-    )
     name, weight = _split_weight(text)
     name, form = _split_format(name, base)
     check(bool(name), f"source {text!r}: no name before {'@' if form else '='!r}")
@@ -136,11 +123,8 @@ def parse_source(text: str, *, base: Path | None = None) -> SourceRef:
 def parse_sources(texts: Iterable[str], *, base: Path | None = None, need_files: bool = True) -> tuple[SourceRef, ...]:
     """All sources, each mixture replaced by its parts; a weight of a mixture multiplies theirs.
 
-    Without ``need_files`` only weights and formats are asked for, so the files of a mixture may be gone.
-
-    Raises:
-        OuroborosError: as :func:`parse_source`; an unknown mixture; a directory that lacks a part; a source named
-            twice.
+    Without ``need_files`` only weights and formats are asked for, so the files of a mixture may be gone. An unknown
+    mixture, one that lacks a part, and a source that is named twice are errors.
     """
     refs: list[SourceRef] = []
     for text in texts:
@@ -157,21 +141,14 @@ def _expand(text: str, base: Path | None, need_files: bool) -> list[SourceRef]:
     name, sign, directory = whole.removeprefix("mix:").partition(":")
     mixtures = found("mixtures")
     check(name in mixtures, f"source {text!r}: unknown mixture {name!r}{nearest(name, mixtures)}")
-    check(not sign or bool(directory), f"source {text!r}: no directory after 'mix:{name}:'")
-    folder = SourceRef(directory, base=base)
-    is_missing = bool(directory) and need_files and not folder.is_directory
-    check(not is_missing, f"source {text!r}: no such directory {str(folder.path)!r}")
     refs = []
     for part in load(mixtures[name]):
         files = [f"{directory.rstrip('/')}/{part.name}{suffix}" for suffix in _PART_SUFFIXES]
-        there = [file for file in files if not need_files or replace(folder, text=file).path.is_file()]
-        check(
-            not directory or bool(there),
-            f"source {text!r}: part {part.name!r} is missing: no {' or '.join(Path(file).name for file in files)}"
-            f" in {str(folder.path)!r}",
-        )
-        place = there[0] if directory else f"hf:{part.hub}"
-        refs.append(SourceRef(place, weight * part.weight, base, part.name))
+        places = [file for file in files if not need_files or SourceRef(file, base=base).path.is_file()]
+        places = places if sign else [f"hf:{part.hub}"]
+        names = " or ".join(part.name + suffix for suffix in _PART_SUFFIXES)
+        check(bool(places), f"source {text!r}: part {part.name!r} is missing: no {names} in {directory!r}")
+        refs.append(SourceRef(places[0], weight * part.weight, base, part.name))
     return refs
 
 
@@ -210,16 +187,11 @@ def _split_format(text: str, base: Path | None) -> tuple[str, str | None]:
 
 
 def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
-    """The files of a source in the order they are read; none of a text that is made or of a hub stream.
-
-    With ``quiet``, what is left out is not logged.
-
-    Raises:
-        OuroborosError: nothing to read; what cannot be read.
-    """
+    """The files of a source in the order they are read; none of a text that is made or of a hub stream. Nothing to
+    read, and what cannot be read, is an error. With ``quiet``, what is left out is not logged."""
     if ref.is_built_in or ref.is_hub:
         return list(bundled_files()) if ref.text == "python:" else []
-    if ref.is_directory:
+    if ref.kind == "directory":
         return directory_files(ref.text, ref.path, quiet=quiet)
     if ref.kind == "glob":
         return glob_files(ref.text, ref.base)

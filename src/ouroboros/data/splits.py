@@ -74,10 +74,8 @@ def split_documents(
 ) -> Splits:
     """Split the documents of one source; a fraction of 0 leaves that part empty.
 
-    Without ``allow_cut`` every document is left to :func:`part_of`, as streams need it.
-
-    Raises:
-        OuroborosError: too little text for the parts asked for; text on both sides (a defect, checked always).
+    Without ``allow_cut`` every document is left to :func:`part_of`, as streams need it. Too little text for the parts
+    asked for is an error, and so is text on both sides (a defect, checked always).
     """
     docs = [document for document in documents if document.data]
     wanted = [fraction for fraction in (valid_fraction, test_fraction) if fraction > 0]

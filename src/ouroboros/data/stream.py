@@ -101,11 +101,8 @@ class SourceStream:
         return self._ids[self._offset + start :][:length]
 
     def fill(self, count: int) -> None:
-        """Read until ``count`` ids after the position are there.
-
-        Raises:
-            OuroborosError: the source cannot be opened, fails again and again, or has no training document; names it.
-        """
+        """Read until ``count`` ids after the position are there. A source that cannot be opened, fails again and again
+        or has no training document is an error that names it."""
         while len(self._ids) < self._offset + count:
             self._ids = np.concatenate([self._ids, *self._block()])
 

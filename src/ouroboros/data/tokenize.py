@@ -228,11 +228,8 @@ def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
 def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bool = False) -> TextTokenizer:
     """Train byte-level BPE (Sennrich et al. 2016) of ``vocab_size`` entries; the last is ``<|endoftext|>``.
 
-    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning. With
-    ``shows_progress`` there are bars on standard error if it is a terminal.
-
-    Raises:
-        OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
+    Deterministic in ``documents``, which must be UTF-8. A text too small for so many merges gives a smaller vocabulary
+    and a warning. With ``shows_progress`` there are bars on standard error if it is a terminal.
     """
     check(vocab_size >= 257, f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
@@ -246,11 +243,8 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Load a tokenizer from a local directory: one saved here or any fast Hugging Face tokenizer. Never the network.
-
-    Raises:
-        OuroborosError: no such directory, no readable tokenizer in it, or one without an end-of-text token.
-    """
+    """Load a tokenizer from a local directory, never the network: one saved here, or any fast Hugging Face tokenizer
+    that has an end-of-text token."""
     path = Path(directory)
     check(path.is_dir(), f"tokenizer {str(directory)!r}: no such directory")
     with contextlib.suppress(Exception):  # tokenizers raises that itself; the general reader below explains or succeeds

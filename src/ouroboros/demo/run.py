@@ -112,7 +112,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         seconds = 60 * options.minutes
         test = scored_part(data.documents("test"), seconds, plan.rate)
         left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
-        minutes = looped_minutes(recipe, left, plan.rate, test, data.train_bytes)
+        minutes = looped_minutes(recipe, left, plan.rate, test, data.count("train", "bytes"))
         undo.pop_all()
     tell(plan.describe())
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, minutes=minutes))

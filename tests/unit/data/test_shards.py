@@ -66,7 +66,7 @@ def test_shards_hold_every_document_once(here: Path, tokenizer: str) -> None:
         everything += b"".join(prepared.documents(split, 0))
     assert everything == Path("long.txt").read_bytes()
     assert sum(prepared.count(split, "documents") for split in ("train", "valid", "test")) == 123
-    assert prepared.train_bytes == sum(map(len, prepared.documents("train")))
+    assert prepared.count("train", "bytes") == sum(map(len, prepared.documents("train")))
 
 
 def test_the_same_input_gives_the_same_bytes(here: Path) -> None:
@@ -304,7 +304,7 @@ def test_two_processes_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
         prepare(SPEC, "out")
 
     monkeypatch.setattr(shards, "_write_all", slow)
-    assert prepare(SPEC, "out").train_bytes > 0
+    assert prepare(SPEC, "out").count("train", "bytes") > 0
     assert [name for name in os.listdir() if "tmp" in name] == []
 
 
@@ -315,7 +315,7 @@ def test_occupied_directories(here: Path) -> None:
     for name in ("full", "long.txt"):
         with pytest.raises(OuroborosError, match="exists and holds no prepared data"):
             prepare(SPEC, name)
-    assert prepare(SPEC, "empty").train_bytes > 0
+    assert prepare(SPEC, "empty").count("train", "bytes") > 0
     with pytest.raises(OuroborosError, match="cannot be written"):
         prepare(SPEC, "long.txt/out")
 

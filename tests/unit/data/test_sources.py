@@ -62,7 +62,6 @@ def test_at_signs_in_names_of_files(tmp_path: Path) -> None:
         ("known.jsonl@gsm8=2", "format 'gsm8': unknown; did you mean 'gsm8k'"),
         ("*.jsonl@{a", "a brace itself is written twice"),
         ("@qa", "no name before '@'"),
-        ("mix:rhrm", "a mixture is several sources"),
     ],
 )
 def test_bad_formats(tmp_path: Path, text: str, message: str) -> None:

@@ -126,8 +126,8 @@ def test_weights_and_formats_without_files(tmp_path: Path) -> None:
     [
         (["mix:rhmr"], "source 'mix:rhmr': unknown mixture 'rhmr'; did you mean 'rhrm'"),
         (["mix:"], "unknown mixture ''; known: rhrm"),
-        (["mix:rhrm:"], "no directory after 'mix:rhrm:'"),
-        (["mix:rhrm:none"], "source 'mix:rhrm:none': no such directory"),
+        (["mix:rhrm:"], "part 'tinygsm' is missing: no .* in ''"),
+        (["mix:rhrm:none"], "part 'tinygsm' is missing: no .* in 'none'"),
         (["mix:rhrm=0"], "the weight must be > 0"),
         (["mix:rhrm", "mix:rhrm=2"], "source 'hf:TinyGSM/TinyGSM': named twice"),
         (["hf:a/b", "hf:a/b@qa"], "source 'hf:a/b': named twice"),
