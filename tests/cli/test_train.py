@@ -243,7 +243,7 @@ def test_data_that_is_not_there(train, files, text, tmp_path):
     assert "no file matches this glob" in train(data=tmp_path / "*.md").error()
     (tmp_path / "hollow").mkdir()
     assert "no text, code or record files" in train(data=tmp_path / "hollow").error()
-    assert "the weight after '=' must be a number" in train(data=f"{text}=much").error()
+    assert "the weight must be > 0 and finite, as in 'notes.txt=0.3', got 'much'" in train(data=f"{text}=much").error()
     assert files(tmp_path / "work") == {}
 
 
@@ -410,7 +410,7 @@ def test_a_tokenizers_own_chat_template_is_learned_scored_and_used(cli, tiny, te
     hf.save_pretrained(tmp_path / "tok")
     answer = {"role": "assistant", "content": "It is this."}
     rows = [{"messages": [{"role": "user", "content": f"{n}?"}, answer]} for n in range(90)]
-    path, run = rows_of(tmp_path / "m.jsonl", rows), tmp_path / "run"
+    path, run = f"{rows_of(tmp_path / 'm.jsonl', rows)}@messages", tmp_path / "run"
     options = ["--data", path, "--data.tokenizer", tmp_path / "tok", "--size", "tiny", "--steps", "2", "--quiet", *tiny]
     assert cli("train", "gpt", *options, "--out", run).status == 0
     shown = "<|turn|>user: 7?<|turn|>assistant: It is this.<|turn|>assistant:"
