@@ -381,19 +381,17 @@ def test_a_stream_that_breaks_late_is_saved_and_goes_on_behind_the_bad_record(co
     assert done.status == 0, done.err
 
 
-def test_conversations_are_learned_and_answered(cli, tiny, tmp_path, monkeypatch):
+def test_conversations_are_found_learned_and_answered(cli, tiny, tmp_path, monkeypatch, caplog):
     rows = [
         {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
         for n in range(300)
     ]
     path, run = rows_of(tmp_path / "m.jsonl", rows), tmp_path / "run"
-    options = ["--size", "tiny", "--steps", "2", "--quiet", "--data.loss", "answers", *tiny]
-    error = cli("train", "gpt", *options, "--data", path, "--out", run).error()
-    assert "it holds conversations: write SRC@messages" in error and not run.exists()
-    path = f"{path}@messages"
-    options += ["--data", path]
+    options = ["--data", path, "--size", "tiny", "--steps", "2", "--quiet", "--data.loss", "answers", *tiny]
     result = cli("train", "gpt", *options, "--out", run)
     assert result.status == 0, result.err
+    assert f"has conversations and no 'text', read as {path}@messages" in caplog.text
+    assert json.loads((run / "recipe.json").read_text())["data"]["sources"] == [f"{path}@messages"]
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 7?\n/show\n/quit\n"))
     said = cli("chat", run, "--max-new-tokens", "4")
     assert said.status == 0 and "template=messages" in said.out

@@ -7,6 +7,7 @@ one fingerprint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -17,9 +18,9 @@ from pathlib import Path
 
 from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
-from ouroboros.data.formats import TextFormat, find_format
+from ouroboros.data.formats import TextFormat, chat_column, find_format
 from ouroboros.data.records import BAD, Anchor, Document, document_of, read_hub, read_rows
-from ouroboros.data.sources import SourceRef, is_records, source_files
+from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
 from ouroboros.data.textfile import open_text
 from ouroboros.errors import OuroborosError, check
@@ -125,6 +126,30 @@ def character_floor(data: bytes, position: int) -> int:
         if place <= 0 or place >= len(data) or data[place] & 0xC0 != 0x80:
             return max(place, 0)
     return position
+
+
+def name_formats(spec: DataSpec, *, quiet: bool = False) -> DataSpec:
+    """``spec`` with ``@messages`` or ``@conversations`` behind each source that needs it and has no format.
+
+    The first record tells them: one with a list of turns and no text. A source that cannot be read stays as it is,
+    because who reads it says why.
+    """
+    return dataclasses.replace(spec, sources=tuple(_named(text, spec.text_field, quiet) for text in spec.sources))
+
+
+def _named(text: str, text_field: str, quiet: bool) -> str:
+    with contextlib.suppress(OuroborosError):
+        ref = parse_source(text)
+        files = () if ref.format else (path for _, path in source_files(ref, quiet=True) if is_records(path))
+        first = next((load() for path in files for _, _, load in read_rows(path)), None)
+        form = chat_column(first, text_field) if isinstance(first, dict) else None
+        if form is not None:
+            if not quiet:
+                logger.warning(
+                    "source %r: has conversations and no %r, read as %s@%s", text, text_field, ref.text, form
+                )
+            return f"{ref.text}@{form}" + ("" if ref.weight == 1 else f"={ref.weight!r}")
+    return text
 
 
 def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:

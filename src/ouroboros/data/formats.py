@@ -200,6 +200,18 @@ def _turn(value: Any, where: str) -> Turn:
     return Turn(_ROLES.get(role.lower(), role.lower()), "".join(map(str, texts)))
 
 
+def chat_column(record: Mapping[str, Any], text_field: str) -> str | None:
+    """The format of a record that has a conversation and no column ``text_field``; None for others."""
+    if text_field in record or text_field in _names(record):
+        return None
+    for name in CHATS:
+        turns = record.get(name)
+        first = turns[0] if isinstance(turns, Sequence) and turns else None
+        if isinstance(first, Mapping) and set(_SPEAKER) & set(first) and set(_SAYS) & set(first):
+            return name
+    return None
+
+
 _QUESTION = "Q: {question}\nA: {answer}"
 _OWN = (
     TextFormat("tinygsm", "Problem: {question}\n\n{code}"),

@@ -25,6 +25,7 @@ from ouroboros.accounting import cost
 from ouroboros.api import open_model
 from ouroboros.config import Recipe
 from ouroboros.config.demo import DemoOptions
+from ouroboros.data.documents import name_formats
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
@@ -108,6 +109,8 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     run = options.out / "loop"
     with contextlib.ExitStack() as undo:
         undo.callback(remove_new, run, make_directory(run))  # nothing stays of a demo whose text cannot be used
+        # Training names the formats of chats too, and takes the prepared text only if both say the same.
+        recipe = dataclasses.replace(recipe, data=name_formats(recipe.data))
         data = prepare(recipe.data, run / "data")
         seconds = 60 * options.minutes
         test = scored_part(data.documents("test"), seconds, plan.rate)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ouroboros.config import Recipe, fields_by_path, from_dict
+from ouroboros.data.documents import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
@@ -53,6 +54,7 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
             if crew.is_main:
                 _refuse_existing(run)  # again: another process may have had it meanwhile
                 undo.callback(remove_new, out, made, {entry.name for entry in out.iterdir()} - {".lock"})
+            recipe = dataclasses.replace(recipe, data=name_formats(recipe.data, quiet=not crew.is_main))
             data = _prepare(recipe, run, crew, shows_progress=progress is not None and not progress.quiet)
             recipe = resolve(recipe, data)
             trainer = _trainer(recipe, data, crew)

@@ -186,7 +186,7 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
 
 def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
     """The texts to score, ``tokenizer`` a value of ``data.tokenizer``."""
-    from ouroboros.data.documents import read_documents
+    from ouroboros.data.documents import name_formats, read_documents
     from ouroboros.data.prepared import open_prepared
     from ouroboros.data.sources import parse_sources
     from ouroboros.data.splits import split_documents
@@ -197,13 +197,14 @@ def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
         split = options.split or "test"
         parts = ("train", "valid", "test") if split == "all" else (split,)
         return [document for part in parts for document in data.documents(part)]
-    spec = DataSpec(
+    given = DataSpec(
         sources=tuple(options.data),
         text_field=options.text_field,
         tokenizer=tokenizer,
         max_bytes=options.max_bytes,
         skip_bad_records=options.skip_bad_records,
     )
+    spec = name_formats(given)
     found: list[bytes] = []
     for ref in parse_sources(spec.sources):
         split = options.split or ("test" if ref.is_built_in else "all")

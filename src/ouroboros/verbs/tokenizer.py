@@ -39,16 +39,17 @@ def tokenizer(arguments: Sequence[str]) -> int:
     """The verb ``tokenizer``."""
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     log_to_stderr()
-    from ouroboros.data.documents import read_documents
+    from ouroboros.data.documents import name_formats, read_documents
     from ouroboros.data.sources import parse_sources
     from ouroboros.data.splits import split_documents
     from ouroboros.data.tokenize import decode_utf8, train_bpe
 
     if options.out.exists():
         raise OuroborosError(f"{options.out} exists; choose another --out")
-    spec = DataSpec(
+    given = DataSpec(
         sources=tuple(options.data), text_field=options.text_field, skip_bad_records=options.skip_bad_records
     )
+    spec = name_formats(given)
     texts: list[bytes] = []
     for ref in parse_sources(spec.sources):
         documents = list(read_documents(ref, spec))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.config import DataSpec, FilterSpec
-from ouroboros.data.documents import character_floor, judged_documents, read_documents
+from ouroboros.data.documents import character_floor, judged_documents, name_formats, read_documents
 from ouroboros.data.sources import SourceRef, parse_source
 from ouroboros.errors import OuroborosError
 from ouroboros.registry import found, load
@@ -268,3 +269,56 @@ def test_character_floor(text: str, position: int) -> None:
     data[:place].decode()
     data[place:].decode()
     assert min(position, len(data)) - 3 <= place <= position
+
+
+TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+
+
+@pytest.fixture
+def chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = {"chat.jsonl": {"messages": TURNS}, "text.jsonl": {"text": "x", "messages": TURNS}, "bad.jsonl": None}
+    for name, row in rows.items():
+        Path(name).write_text(json.dumps(row) + "\n")
+    Path("notes.txt").write_text("notes")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("chats")
+def test_conversations_get_their_format_and_keep_their_weight(caplog: pytest.LogCaptureFixture) -> None:
+    given = ("chat.jsonl", "chat.jsonl=0.3", "chat.jsonl@{messages}", "text.jsonl", "notes.txt", "python:=2")
+    with caplog.at_level(logging.WARNING):
+        named = name_formats(DataSpec(sources=given)).sources
+    assert named == ("chat.jsonl@messages", "chat.jsonl@messages=0.3", *given[2:])
+    assert caplog.messages[0] == "source 'chat.jsonl': has conversations and no 'text', read as chat.jsonl@messages"
+    assert len(caplog.messages) == 2
+    assert name_formats(DataSpec(sources=named)).sources == named
+
+
+@pytest.mark.usefixtures("chats")
+def test_compressed_files_directories_and_globs(caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("chats", "texts"):
+        Path(folder, "in").mkdir(parents=True)
+    Path("chats/README.md").write_text("# Chats")
+    Path("chats/in/a.json.gz").write_bytes(gzip.compress(Path("chat.jsonl").read_bytes()))
+    Path("texts/a.txt").write_text("notes")
+    Path("texts/in/b.jsonl").write_bytes(Path("text.jsonl").read_bytes())
+    given = ("chats/in/a.json.gz", "chats=2", "chats/**/*.gz", "texts", "texts/**/*.jsonl", "none/*.jsonl")
+    named = name_formats(DataSpec(sources=given)).sources
+    assert named == ("chats/in/a.json.gz@messages", "chats@messages=2.0", "chats/**/*.gz@messages", *given[3:])
+    # What is left out of a directory is said by who reads it.
+    assert len(caplog.messages) == 3 and all("has conversations" in message for message in caplog.messages)
+
+
+@pytest.mark.usefixtures("chats")
+def test_what_cannot_be_read_is_left_to_the_reader() -> None:
+    given = ("bad.jsonl", "gone.jsonl", "notes.txt=x", "mix:rhrm", "hf:me/set")
+    assert name_formats(DataSpec(sources=given)).sources == given
+
+
+def test_conversations_in_parquet(chats: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.Table.from_pylist([{"conversations": TURNS}]), "c.parquet")
+    named = name_formats(DataSpec(sources=("c.parquet",), text_field="body"), quiet=True)
+    assert named.sources == ("c.parquet@conversations",) and not caplog.messages

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros.data.formats import CHATS, ChatFormat, TextFormat, find_format, formats
+from ouroboros.data.formats import CHATS, ChatFormat, TextFormat, chat_column, find_format, formats
 from ouroboros.errors import OuroborosError
 from ouroboros.registry import found
 
@@ -203,6 +203,15 @@ def test_bad_conversations_name_the_turn(value: object, message: str) -> None:
         find_format("messages").render({"messages": value}, "a:3")
     with pytest.raises(OuroborosError, match=r"^a:3: no column 'messages' \(format 'messages'\)"):
         find_format("messages").render({"turns": value}, "a:3")
+
+
+def test_conversations_are_told_by_their_content() -> None:
+    for name in CHATS:
+        assert chat_column(RECORDS[name], "text") == name
+        assert chat_column({**RECORDS[name], "text": "x"}, "text") is None
+        assert chat_column({**RECORDS[name], "data": {"text": "x"}}, "data.text") is None
+    assert chat_column({"messages": ["a", "b"]}, "text") is None
+    assert chat_column({"messages": []}, "text") is None
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data")
