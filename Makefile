@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.done
 # How an ordinary processor is imitated on one that has more than AVX2, and the tests whose numbers could notice.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-NUMERIC := tests/recipes tests/golden tests/unit/train tests/unit/test_optim.py tests/cli
+NUMERIC := tests/recipes tests/golden tests/unit/train tests/unit/optim tests/cli
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
 
 .PHONY: help demo test test-avx2 check bench clean

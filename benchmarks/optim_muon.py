@@ -22,7 +22,7 @@ def main() -> None:
     model = build(recipe("gpt", "tiny" if chosen.quick else chosen.size).model)
     roles = parameter_roles(model)
     shapes = [tuple(p.shape) for name, p in model.named_parameters() if roles[name] == "matrix"]
-    settings = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": 5}
+    settings = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95}
     optimizers = {
         "torch.optim.Muon": torch.optim.Muon(_matrices(shapes), adjust_lr_fn="match_rms_adamw", **settings),
         "BatchedMuon": BatchedMuon(_matrices(shapes), **settings),

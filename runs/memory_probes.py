@@ -277,7 +277,7 @@ def accuracy(model: Any, batch: Batch) -> float:
     """Share of the answers that the model gives: the likeliest id at the position before each label."""
     import torch
 
-    from ouroboros.eval.score import evaluating, log_probs
+    from ouroboros.eval.windows import evaluating, log_probs
 
     inputs, labels = (torch.from_numpy(array) for array in batch)
     with evaluating(model):

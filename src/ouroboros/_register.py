@@ -36,17 +36,17 @@ def _register_model() -> None:
     AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
 
 
-_AFTER: dict[str, Callable[[], None]] = {
+_AFTER = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,
 }
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Runs a function once, right after the import of each module named in ``_AFTER``."""
+    """Runs a function once, right after the import of each module that waits."""
 
-    def __init__(self) -> None:
-        self.waiting = dict(_AFTER)
+    def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
+        self.waiting = waiting
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -69,10 +69,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 def install() -> None:
     """Register now what can be registered now, and the rest when transformers is imported."""
-    finder = _AfterImport()
-    for name, action in _AFTER.items():
-        if name in sys.modules:
-            finder.waiting.pop(name)
-            action()
-    if finder.waiting:
-        sys.meta_path.insert(0, finder)
+    for name in _AFTER.keys() & sys.modules.keys():
+        _AFTER[name]()
+    if waiting := {name: action for name, action in _AFTER.items() if name not in sys.modules}:
+        sys.meta_path.insert(0, _AfterImport(waiting))

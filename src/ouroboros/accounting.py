@@ -48,8 +48,10 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     width, run = spec.hidden_size, spec.schedule if loops is None else spec.schedule.with_loops(loops)
     first = spec.block.residual
     embeddings = spec.vocab_size * width * (1 if spec.tie_embeddings else 2)
-    parameters = embeddings + sum(block_parameters(block, width) for block in spec.blocks) + loop_parameters(spec)
-    parameters += spec.block.norm.parameters(width) + spec.registers * width
+    parameters = embeddings + sum(_block_parameters(block, width) for block in spec.blocks)
+    looped = zip((s for s in spec.schedule.segments if s.looped), spec.loop_parts, strict=True)
+    parameters += sum(part.parameters(width, segment.loops) for segment, parts in looped for part in parts)
+    parameters += spec.block.norm.final.parameters(width) + spec.registers * width
     parameters += first.reader_parameters(width) + first.start_parameters(width)
     parameters += sum(part.parameters(spec) for part in (*spec.stem, spec.head, spec.topology))
     flops = visit_flops(spec, run, context, spec.registers) + sum(part.flops(spec) for part in (*spec.stem, spec.head))
@@ -60,7 +62,8 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
         flops_per_token=flops,
         training_flops_per_token=3 * flops,
         cache_values_per_token=sum(block.mixer.cache_values(width) for block in cached),
-        state_values=outer_values(spec) + sum(constant_values(block, width) for block in cached),
+        state_values=outer_values(spec)
+        + sum(recent_values(block, width) + block.mixer.state_values(width) for block in cached),
         context=context,
     )
 
@@ -70,11 +73,10 @@ def cached_blocks(spec: ModelSpec, schedule: Schedule) -> list[int]:
     return list(range(schedule.num_blocks)) if spec.share_last_kv else [visit.block for visit in schedule.visits]
 
 
-def block_parameters(block: BlockSpec, width: int) -> int:
-    """Parameters of one block."""
+def _block_parameters(block: BlockSpec, width: int) -> int:
     norms = {"final": 0, "pre": 1, "sandwich": 2}[block.norm.placement]
     joined = norms * block.norm.parameters(width) + block.residual.parameters(width)
-    reading = block.residual.reader_parameters(width)
+    reading = block.residual.reader_parameters(width) + block.residual.entrance_parameters(width)
     return block.mixer.parameters(width) + block.ffn.parameters(width) + block.sublayers * joined + reading
 
 
@@ -85,14 +87,9 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         block = spec.blocks[visit.block]
         total += block.mixer.flops(width, context, registers) + block.ffn.flops(width)
         total += block.sublayers * block.residual.flops(width)
-    loops = sum(segment.loops for segment in schedule.segments if segment.looped)
-    return total + loops * spec.block.residual.channels * sum(part.flops(width) for part in spec.loop)
-
-
-def loop_parameters(spec: ModelSpec) -> int:
-    """Parameters of the loop parts, summed over looped segments."""
-    looped = [segment for segment in spec.schedule.segments if segment.looped]
-    return sum(part.parameters(spec.hidden_size, segment.loops) for segment in looped for part in spec.loop)
+    for segment, parts in zip((s for s in schedule.segments if s.looped), spec.loop_parts, strict=True):
+        total += spec.block.residual.channels * sum(part.flops(width, segment.loops) for part in parts)
+    return total
 
 
 def recent_values(block: BlockSpec, width: int) -> int:
@@ -100,16 +97,11 @@ def recent_values(block: BlockSpec, width: int) -> int:
     return block.mixer.recent_values(width) + block.sublayers * block.residual.reader_values(width)
 
 
-def constant_values(block: BlockSpec, width: int) -> int:
-    """Numbers of constant size that one visit remembers per sequence."""
-    return recent_values(block, width) + block.mixer.state_values(width)
-
-
 def outer_values(spec: ModelSpec) -> int:
     """Numbers that are remembered per sequence outside every visit: by the stem, the start of the stream, the head."""
     residual, width = spec.block.residual, spec.hidden_size
-    stem = sum(part.recent_values(width) for part in spec.stem)
-    return stem + residual.start_values(width) + residual.reader_values(width)
+    stream = residual.start_values(width) + residual.reader_values(width)
+    return stream + sum(part.recent_values(width) for part in spec.stem)
 
 
 def describe(spec: ModelSpec, *, context: int = 512) -> str:
@@ -126,19 +118,17 @@ def describe(spec: ModelSpec, *, context: int = 512) -> str:
             lines.append(f"    ^{'_' * (len(shown) - 2)}|  x {segment.loops}")
         lines.append("    |")
     entries = len(cached_blocks(spec, schedule))
-    return "\n".join(
-        [
-            *lines,
-            "  logits",
-            "",
-            f"parameters           {total.parameters:>14,}  ({total.embedding_parameters:,} in embeddings)",
-            f"FLOPs/token          {total.flops_per_token:>14,}  forward, attending to {context} positions",
-            f"FLOPs/token, training{total.training_flops_per_token:>14,}",
-            f"cache bytes/token    {total.cache_bytes_per_token():>14,}  float32, {entries} entries",
-            f"state bytes/sequence {total.state_bytes():>14,}",
-            f"bytes at 6 bits      {total.parameters * 6 / 8:>14,.0f}  before compression",
-        ]
-    )
+    lines += [
+        "  logits",
+        "",
+        f"parameters           {total.parameters:>14,}  ({total.embedding_parameters:,} in embeddings)",
+        f"FLOPs/token          {total.flops_per_token:>14,}  forward, attending to {context} positions",
+        f"FLOPs/token, training{total.training_flops_per_token:>14,}",
+        f"cache bytes/token    {total.cache_bytes_per_token():>14,}  float32, {entries} entries",
+        f"state bytes/sequence {total.state_bytes():>14,}",
+        f"bytes at 6 bits      {total.parameters * 6 / 8:>14,.0f}  before compression",
+    ]
+    return "\n".join(lines)
 
 
 def _differences(spec: ModelSpec, blocks: range) -> Iterator[str]:

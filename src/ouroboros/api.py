@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,7 @@ class OpenedModel:
 
     Args:
         path: as the user gave it.
-        directory: the transformers directory with the weights. Of a run it is the run directory itself, or its newest
-            good checkpoint.
+        directory: the transformers directory with the weights; of a run itself, or its newest good checkpoint.
         run: the run directory, if ``path`` is one.
     """
 
@@ -74,33 +74,41 @@ class OpenedModel:
         """
         from ouroboros.data.tokenize import load_tokenizer
 
-        model = self.model
-        self._check_tokenizer_present()
-        tokenizer = load_tokenizer(self.directory)
-        self._check_vocabulary(model.config.vocab_size, tokenizer.vocab_size)
-        return tokenizer
+        return self._fitting(load_tokenizer, lambda tokenizer: tokenizer.vocab_size)
 
     @functools.cached_property
     def transformers_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer as one of transformers; errors as of :attr:`tokenizer`."""
-        from transformers import AutoTokenizer
 
-        model, settings = self.model, {"local_files_only": True, "trust_remote_code": False}
-        self._check_tokenizer_present()
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(self.directory, **settings)
-        except Exception as error:  # each kind of tokenizer has its own; the user needs one line
-            raise OuroborosError(f"{self.directory}: cannot load the tokenizer: {first_line(error)}") from error
-        self._check_vocabulary(model.config.vocab_size, max(tokenizer.get_vocab().values(), default=-1) + 1)
+        def read(directory: Path) -> Any:
+            from transformers import AutoTokenizer
+
+            try:
+                return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            except Exception as error:  # each kind of tokenizer has its own; the user needs one line
+                raise OuroborosError(f"{directory}: cannot load the tokenizer: {first_line(error)}") from error
+
+        return self._fitting(read, lambda tokenizer: max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+    def _fitting(self, read: Callable[[Path], Any], entries: Callable[[Any], int]) -> Any:
+        """What ``read`` makes of the tokenizer's files, if it has as many entries as the model's vocabulary."""
+        expected = self.model.config.vocab_size
+        check(
+            any((self.directory / name).is_file() for name in _TOKENIZER_FILES),
+            f"{self.directory}: holds no tokenizer (tokenizer.json); copy the one that the model was trained with"
+            " there",
+        )
+        tokenizer = read(self.directory)
+        check(
+            entries(tokenizer) == expected,
+            f"{self.directory}: the model has a vocabulary of {expected} and the tokenizer one of {entries(tokenizer)}:"
+            " they do not belong together; copy the tokenizer that the model was trained with there",
+        )
         return tokenizer
 
     @functools.cached_property
     def spec(self) -> ModelSpec:
-        """The model's specification; its weights are not read for that.
-
-        Raises:
-            OuroborosError: the configuration cannot be read.
-        """
+        """The model's specification, for which its weights are not read; a damaged configuration is an error."""
         path = self.directory / CONFIG
         try:
             values = json.loads(path.read_bytes())["spec"]
@@ -110,29 +118,11 @@ class OpenedModel:
 
     @functools.cached_property
     def recipe(self) -> Recipe | None:
-        """The resolved recipe that the model was trained by; None where nothing tells.
-
-        Raises:
-            OuroborosError: it cannot be read.
-        """
+        """The resolved recipe that the model was trained by; None where nothing tells."""
         for place in (self.run, RunDirectory(self.directory)):
             if place is not None and place.is_run:
                 return place.read_recipe()
         return None
-
-    def _check_tokenizer_present(self) -> None:
-        check(
-            any((self.directory / name).is_file() for name in _TOKENIZER_FILES),
-            f"{self.directory}: holds no tokenizer (tokenizer.json); copy the one that the model was trained with"
-            " there",
-        )
-
-    def _check_vocabulary(self, expected: int, entries: int) -> None:
-        check(
-            entries == expected,
-            f"{self.directory}: the model has a vocabulary of {expected} and the tokenizer one of {entries}: they do"
-            " not belong together; copy the tokenizer that the model was trained with there",
-        )
 
 
 def open_model(path: str | Path) -> OpenedModel:
@@ -170,8 +160,7 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
         path: a run directory (its finished model, else its newest complete checkpoint) or a transformers directory.
 
     Raises:
-        OuroborosError: nothing loadable there; weights that are missing, unexpected, misshapen or not finite; no
-            tokenizer, or one of another vocabulary.
+        OuroborosError: as of :func:`open_model`, :attr:`OpenedModel.model` and :attr:`OpenedModel.tokenizer`.
     """
     opened = open_model(path)
     return opened.model, opened.transformers_tokenizer
@@ -198,21 +187,16 @@ def load_model(directory: Path) -> OuroborosForCausalLM:
         raise
     except Exception as error:  # safetensors, JSON and transformers all have their own; the user needs one line
         raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
-    wrong = {key: sorted(map(_described, names)) for key, names in info.items() if names}
-    if wrong:
-        listed = "; ".join(f"{key.replace('_', ' ')}: {', '.join(names[:5])}" for key, names in wrong.items())
-        raise OuroborosError(f"{directory}: the weights do not fit the configuration ({listed})")
+    wrong = []
+    for key, entries in info.items():
+        names = sorted(
+            f"{e[0]} of shape {tuple(e[1])} for {tuple(e[2])}" if isinstance(e, tuple) else str(e) for e in entries
+        )
+        wrong += [f"{key.replace('_', ' ')}: {', '.join(names[:5])}"] if names else []
+    check(not wrong, f"{directory}: the weights do not fit the configuration ({'; '.join(wrong)})")
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise OuroborosError(
-                f"{directory}: weight {name!r} holds NaN or infinity; train again or use an older checkpoint"
-            )
+        check(
+            bool(torch.isfinite(parameter).all()),
+            f"{directory}: weight {name!r} holds NaN or infinity; train again or use an older checkpoint",
+        )
     return model.eval()
-
-
-def _described(entry: Any) -> str:
-    """A weight's name, with both shapes if they differ."""
-    if isinstance(entry, tuple):
-        name, found, expected = entry
-        return f"{name} of shape {tuple(found)} for {tuple(expected)}"
-    return str(entry)

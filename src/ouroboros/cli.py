@@ -71,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except (OuroborosError, OSError) as error:
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        sys.stderr.write(f"error: {' '.join(text.split()) or type(error).__name__}\n")
         _give_up_output()
         return 2 if isinstance(error, UsageError) else 1
 
@@ -85,18 +88,13 @@ def _give_up_output() -> None:
             sys.stdout.close()
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _help() -> str:
     width = max(map(len, VERBS))
-    lines = ["usage: ouroboros VERB [OPTIONS]", "", "Language models that reuse their weights.", "", "verbs:"]
-    lines += [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
-    lines += ["", "`ouroboros VERB --help` lists a verb's options.", ""]
-    return "\n".join(lines)
+    verbs = "".join(f"  {verb:<{width}}  {summary}\n" for verb, (_, summary) in VERBS.items())
+    return (
+        "usage: ouroboros VERB [OPTIONS]\n\nLanguage models that reuse their weights.\n\n"
+        f"verbs:\n{verbs}\n`ouroboros VERB --help` lists a verb's options.\n"
+    )
 
 
 def _run_as_module() -> None:

@@ -61,7 +61,7 @@ def temporary_sibling(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Where the content of ``path`` stands until it is whole; nothing is left of it afterwards."""
+    """Where the content of ``path`` stands until it is whole."""
     temporary = temporary_sibling(path)
     _writing.add(temporary)
     try:
@@ -80,13 +80,9 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary siblings in ``folder`` whose process, of this machine, has ended.
+    """Remove the temporary siblings in ``folder`` (of ``name``, or all) whose process, of this machine, has ended.
 
-    Those of other machines stay: nothing tells whether their processes live.
-
-    Args:
-        folder: need not be there.
-        name: of the file or directory whose temporaries go; by default those of all.
+    Those of other machines stay: nothing tells whether their processes live. The folder need not be there.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _LEFTOVER.fullmatch(path.name)
@@ -101,7 +97,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write, which takes the place of ``path`` when the body ends without an error.
 
-    It is removed otherwise. What the system refuses is raised as it is.
+    Raises:
+        OSError: what the system refuses.
     """
     with _temporary(path) as temporary:
         yield temporary
@@ -125,10 +122,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def append(path: Path, content: bytes, *, flushed: bool = False) -> None:
     """Append to a file, which is made if it is missing: all of ``content``, or after any error nothing of it.
 
-    Args:
-        path: the file.
-        content: what to append.
-        flushed: whether it has to be on the disk before the function returns.
+    ``flushed`` brings it to the disk before the function returns.
 
     Raises:
         OSError: what the system refuses.
@@ -153,8 +147,6 @@ def whole_directory(
     target: Path, *, replace: bool = True, seal: Callable[[Path], None] | None = None
 ) -> Iterator[Path]:
     """A temporary directory to fill, which takes the place of ``target`` when the body ends without an error.
-
-    After an error nothing of it stays.
 
     Args:
         target: the directory; its parents are made.
@@ -205,20 +197,20 @@ def _settle(directory: Path) -> None:
 
 def _take_place(temporary: Path, target: Path, replace: bool) -> None:
     """Rename ``temporary`` to ``target``; what was there goes only when it is replaced."""
-    replaced = None
-    if replace and target.exists():
-        replaced = target.with_name(f".{target.name}.old-{os.getpid()}")
-        shutil.rmtree(replaced, ignore_errors=True)
+    replaced = target.with_name(f".{target.name}.old-{os.getpid()}")
+    replaces = replace and target.exists()
+    if replaces:
+        _remove(replaced)
         target.rename(replaced)
     try:
         temporary.rename(target)
     except OSError:
-        if replaced is not None:
+        if replaces:
             replaced.rename(target)
         raise
     flush(target.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+    if replaces:
+        _remove(replaced)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Depth is a static list of :class:`Visit`. A short notation writes it:
 ``8 (1)x8 8``  eight blocks (prelude), one block eight times, eight more (coda)
 ``(2)x3``      two blocks A B, visited A B A B A B
 ``3 w:(1)x2``  the loop is named ``w``, for options of its blocks alone
+``a:2 3 a``    the blocks named ``a`` run again at the end, without their loop if they have one
 =============  =======================================================
 
 Parameters are a sum over blocks; arithmetic and cache are sums over visits (:mod:`ouroboros.accounting`).
@@ -19,9 +20,13 @@ import functools
 import re
 from dataclasses import dataclass, replace
 
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 
-_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*:|\(|\)|x|\d+|\S)")
+_NAME = "[A-Za-z_][A-Za-z0-9_-]*"
+_SEGMENT = re.compile(
+    rf"\s*(?:(?P<again>{_NAME})(?!\S)|(?:(?P<name>{_NAME}):\s*)?"
+    r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+)))"
+)
 _MAX_VISITS = 100_000
 
 
@@ -47,6 +52,8 @@ class Segment:
     looped: bool
     name: str = ""
     """By which options of its blocks alone are given; empty for none."""
+    again: bool = False
+    """Whether these are the blocks of an earlier segment of this name, visited once more."""
 
     @property
     def blocks(self) -> range:
@@ -54,6 +61,8 @@ class Segment:
 
     @property
     def notation(self) -> str:
+        if self.again:
+            return self.name
         blocks = f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
         return f"{self.name}:{blocks}" if self.name else blocks
 
@@ -68,21 +77,32 @@ class Schedule:
     def visits(self) -> tuple[Visit, ...]:
         """Every application of a block, in order."""
         out: list[Visit] = []
+        used = [0] * self.num_blocks
         for segment in self.segments:
-            for loop in range(segment.loops):
-                first = len(out)
-                out += [Visit(first + i, block, loop) for i, block in enumerate(segment.blocks)]
+            for block in [*segment.blocks] * segment.loops:
+                out.append(Visit(len(out), block, used[block]))
+                used[block] += 1
         return tuple(out)
+
+    @property
+    def last_slots(self) -> frozenset[int]:
+        """The slot of every block's last visit."""
+        return frozenset({visit.block: visit.slot for visit in self.visits}.values())
+
+    @property
+    def stored(self) -> tuple[Segment, ...]:
+        """The segments that bring blocks of their own."""
+        return tuple(segment for segment in self.segments if not segment.again)
 
     @property
     def num_blocks(self) -> int:
         """Distinct blocks: what is stored."""
-        return sum(segment.num_blocks for segment in self.segments)
+        return sum(segment.num_blocks for segment in self.stored)
 
     @property
     def num_visits(self) -> int:
         """Applications of blocks: what is computed and cached."""
-        return sum(segment.num_blocks * segment.loops for segment in self.segments)
+        return len(self.visits)
 
     @property
     def is_looped(self) -> bool:
@@ -103,10 +123,9 @@ class Schedule:
         Raises:
             OuroborosError: ``loops`` < 1, or the layout has no looped segment.
         """
-        if loops < 1:
-            raise OuroborosError(f"loops must be >= 1, got {loops}")
-        if not self.is_looped:
-            raise OuroborosError(f"layout {self.notation!r} has no loop, so its loop count cannot be set to {loops}")
+        check(loops >= 1, f"loops must be >= 1, got {loops}")
+        no_loop = f"layout {self.notation!r} has no loop, so its loop count cannot be set to {loops}"
+        check(self.is_looped, no_loop)
         return Schedule(tuple(replace(s, loops=loops if s.looped else 1) for s in self.segments))
 
     def blocks_at(self, where: str) -> range:
@@ -123,8 +142,8 @@ class Schedule:
             named = ", ".join(s.name for s in self.segments if s.name) or "none is named"
             raise OuroborosError(f"layout {self.notation!r} has no segment {where!r} ({named})")
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-        if not first <= last < self.num_blocks:
-            raise OuroborosError(f"layout {self.notation!r} has blocks 0 to {self.num_blocks - 1}, not {where}")
+        fits = first <= last < self.num_blocks
+        check(fits, f"layout {self.notation!r} has blocks 0 to {self.num_blocks - 1}, not {where}")
         return range(first, last + 1)
 
 
@@ -135,57 +154,31 @@ def parse(layout: str) -> Schedule:
     Raises:
         OuroborosError: says what is wrong, at which column, and how to write it.
     """
-    tokens = [(m.group(1), m.start(1) + 1) for m in _TOKEN.finditer(layout)]
-    if not tokens:
-        raise _error(layout, 1, "is empty; write for example '6' or '2 (2)x3 2'")
     segments: list[Segment] = []
-    position = block = 0
-
-    def take(expected: str, why: str) -> tuple[str, int]:
-        nonlocal position
-        text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
-        fits = text.isdigit() if expected == "number" else text == expected
-        if not fits:
-            found = repr(text) if text else "the end"
-            wanted = "a number" if expected == "number" else repr(expected)
-            raise _error(layout, column, f"expected {wanted} {why}, found {found}")
-        position += 1
-        return text, column
-
-    def count(why: str) -> int:
-        text, column = take("number", why)
-        if int(text) < 1:
-            raise _error(layout, column, f"the number {why} must be at least 1")
-        return int(text)
-
-    while position < len(tokens):
-        text, column = tokens[position]
-        name = ""
-        if text.endswith(":"):
-            name = text[:-1]
-            if name in {segment.name for segment in segments}:
-                raise _error(layout, column, f"the name {name!r} is given twice")
-            position += 1
-            text, column = tokens[position] if position < len(tokens) else ("", len(layout) + 1)
-        if text == "(":
-            position += 1
-            if position < len(tokens) and tokens[position][0] == "(":
-                raise _error(layout, tokens[position][1], "loops cannot be nested; write one level, as in '2 (2)x3 2'")
-            blocks = count("of blocks in a loop")
-            take(")", "to close the loop")
-            take("x", "and a loop count after ')', as in '(2)x3'")
-            segment = Segment(block, blocks, count("of loops"), True, name)
-        elif text.isdigit():
-            segment = Segment(block, count("of blocks"), 1, False, name)
+    end, block, visits = 0, 0, 0
+    while not segments or layout[end:].strip():
+        column = len(layout) - len(layout[end:].lstrip()) + 1
+        where = f"layout {layout!r}, column {column}"
+        match = _SEGMENT.match(layout, end)
+        if match is None:
+            rest = layout[end:].split()
+            found = f"unexpected {rest[0]!r}" if rest else "is empty"
+            hint = "write blocks or a loop, not nested, as in '6', '2 (2)x3 2' or '2 middle:(2)x3 2'"
+            raise OuroborosError(f"{where}: {found}; {hint}")
+        for group, what in (("plain", "blocks"), ("blocks", "blocks"), ("loops", "loops")):
+            fits = match[group] is None or int(match[group]) >= 1
+            check(fits, f"layout {layout!r}, column {match.start(group) + 1}: the number of {what} must be at least 1")
+        name, again, end = match["name"] or "", match["again"], match.end()
+        named = {segment.name: segment for segment in segments if segment.name}
+        check(name not in named, f"{where}: the name {name!r} is given twice")
+        if again is not None:
+            check(again in named, f"{where}: no segment before it is named {again!r}; name one as in '{again}:2'")
+            segment = replace(named[again], loops=1, looped=False, again=True)
         else:
-            found = f"unexpected {text!r}" if text else "found the end behind a name"
-            raise _error(layout, column, f"{found}; write for example '6' or '2 (2)x3 2'")
+            blocks, loops = int(match["plain"] or match["blocks"]), int(match["loops"] or 1)
+            segment = Segment(block, blocks, loops, match["plain"] is None, name)
+            block += blocks
         segments.append(segment)
-        block += segment.num_blocks
-        if sum(s.num_blocks * s.loops for s in segments) > _MAX_VISITS:
-            raise _error(layout, column, f"has more than {_MAX_VISITS} visits")
+        visits += segment.num_blocks * segment.loops
+        check(visits <= _MAX_VISITS, f"{where}: has more than {_MAX_VISITS} visits")
     return Schedule(tuple(segments))
-
-
-def _error(layout: str, column: int, what: str) -> OuroborosError:
-    return OuroborosError(f"layout {layout!r}, column {column}: {what}")

@@ -104,6 +104,17 @@ def check_osam_decode(found: dict[str, Any]) -> None:
     assert memory[1] - memory[0] < 8  # a text of 200 more tokens
 
 
+def check_crawler_vs_published(found: dict[str, Any]) -> None:
+    """Without the published program there is nothing to compare with: it says where that is."""
+    assert "--published" in found["published"] and "pull request 1308" in found["published"]
+
+
+def check_sliding(found: dict[str, Any]) -> None:
+    nats = found["nats_per_token"]
+    assert nats["windows"] == pytest.approx(nats["naive"], abs=1e-5)
+    assert nats["rolling"] == pytest.approx(nats["naive"], abs=0.1)  # another function of the same text
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmark(name: str) -> None:
     found = run(name)

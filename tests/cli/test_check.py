@@ -1,11 +1,14 @@
 """``check``: the table, the object, and a status that tells a good model from a bad one."""
 
+import re
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from ouroboros.eval.harness import CHECKS
+from ouroboros.optim import build_optimizers
 
 
 def test_a_recipe(cli):
@@ -42,7 +45,43 @@ def test_overlap_of_training_and_held_out_text_fails(cli, trained, tmp_path):
 
 @pytest.mark.parametrize("subject", ["lop", "nowhere/run"])
 def test_what_is_neither(subject, cli):
-    assert "is neither a model directory nor a recipe" in cli("check", subject).error()
+    for options in ([], ["--liveness"]):
+        assert "is neither a model directory nor a recipe" in cli("check", subject, *options).error()
+
+
+def test_liveness_of_a_recipe(cli):
+    table = cli("check", "--liveness", "gpt", "--size", "tiny")
+    assert table.status == 0 and "DEAD" not in table.out
+    assert "ok    model.embed_tokens.weight" in table.out and "16,448 numbers: changes logits" in table.out
+    assert re.search(r"^ok +optim\.lr +changes training$", table.out, flags=re.MULTILINE)
+    last = table.out.splitlines()[-1]
+    assert re.fullmatch(r"0 of 176,640 parameters are dead; \d+ switches act, \d+ say why not, and 0 are dead", last)
+
+
+def test_liveness_of_a_run(cli, trained, files):
+    before = files(trained)
+    result = cli("check", "--liveness", trained, "--quick", "--json")
+    assert result.status == 0 and result.json["ok"] and files(trained) == before
+    assert {"name": "model.layout", "acts": "function", "why": "", "dead": False} in result.json["switches"]
+    assert all(life["function"] and life["gradient"] and life["moves"] for life in result.json["parameters"])
+    assert not [switch for switch in result.json["switches"] if switch["name"].startswith("train.")]
+
+
+def test_what_is_dead_is_an_error(cli, monkeypatch):
+    """Norms that the optimiser does not hold."""
+
+    def built(model, *arguments, **options):
+        return [one for one in build_optimizers(model, *arguments, **options) if isinstance(one, torch.optim.Muon)]
+
+    monkeypatch.setattr("ouroboros.eval.liveness.build_optimizers", built)
+    table = cli("check", "--liveness", "gpt", "--size", "tiny", "--quick")
+    assert table.status == 1
+    assert re.search(
+        r"^DEAD +model\.decoder\.layers\.\*\.input_layernorm\.weight +192 numbers: no optimiser", table.out, re.M
+    )
+    assert table.out.splitlines()[-1].startswith("16,896 of 176,640 parameters are dead; ")
+    found = cli("check", "--liveness", "gpt", "--size", "tiny", "--quick", "--json")
+    assert found.status == 1 and found.json["dead_parameters"] == 16_896 and not found.json["ok"]
 
 
 def test_a_model_that_cannot_be_trusted(cli, trained, tmp_path):

@@ -51,6 +51,9 @@ def test_windows_strides_splits_and_loops(cli, trained, text):
     sliding = cli("eval", trained, "--json", "--window", "16", "--stride", "4").json
     assert (plain["window"], plain["stride"], sliding["stride"]) == (16, 16, 4)
     assert plain["bytes"] == sliding["bytes"] and plain["bits_per_byte"] != sliding["bits_per_byte"]
+    rolling = cli("eval", trained, "--json", "--window", "16", "--stride", "4", "--rolling").json
+    assert (rolling["reading"], sliding["reading"]) == ("rolling", "windows") and rolling["bytes"] == sliding["bytes"]
+    assert 0 < abs(rolling["bits_per_byte"] - sliding["bits_per_byte"]) < 0.5
     several = cli("eval", trained, "--json", "--loops", "1,2,4").json
     assert [score["loops"] for score in several["scores"]] == [1, 2, 4] and several["loops"] == 1
     assert len({score["bits_per_byte"] for score in several["scores"]}) == 3
@@ -59,6 +62,22 @@ def test_windows_strides_splits_and_loops(cli, trained, text):
     assert sizes["all"] == text.stat().st_size and sizes["valid"] < 0.1 * sizes["all"]
     bf16 = cli("eval", trained, "--json", "--precision", "bf16").json
     assert bf16["bits_per_byte"] == pytest.approx(several["scores"][1]["bits_per_byte"], rel=0.01)
+
+
+def test_adaptation_is_said_and_judged(cli, trained, text, caplog):
+    arguments = ["--data", text, "--max-bytes", "300", "--window", "16", "--stride", "8"]
+    plain = cli("eval", trained, *arguments, "--json").json
+    assert "legal" not in plain
+    for name, legal in (("ttt", True), ("slot", True), ("slot-published", False)):
+        caplog.clear()
+        facts = cli("eval", trained, *arguments, "--adapt", name, "--adapt-lr", "0.1", "--json").json
+        assert facts["reading"].startswith(f"adapted by {name} (") and facts["reading"].endswith("steps at 0.1)")
+        assert facts["legal"] is legal and len(facts["criteria"]) == 4 and facts["bytes"] == 300
+        assert facts["bits_per_byte"] != plain["bits_per_byte"]
+        assert ("is not fair by criterion 1 past only" in caplog.text) is not legal
+    shown = cli("eval", trained, *arguments, "--adapt", "ttt", "--adapt-steps", "2").out
+    assert "window 16, stride 8, adapted by ttt (2 steps at 0.0003)" in shown
+    assert cli("eval", trained, *arguments, "--json").json["bits_per_byte"] == plain["bits_per_byte"]
 
 
 def test_the_table(cli, trained):
@@ -131,6 +150,12 @@ def test_each_source_by_itself(cli, text, tiny, tmp_path):
         (["--stride", "33"], "stride must be between 1 and the window (32), got 33"),
         (["--max-bytes", "-1"], "max_bytes must be"),
         (["--data", "nowhere.txt"], "no such file"),
+        (["--rolling"], "--rolling changes nothing without --stride"),
+        (["--stride", "8", "--rolling", "--adapt", "ttt"], "leave one out"),
+        (["--adapt", "tt"], "unknown adaptation 'tt'; did you mean 'ttt'?"),
+        (["--adapt", "slot"], "give a stride below that"),
+        (["--adapt-lr", "0.1"], "--adapt-lr changes nothing without --adapt"),
+        (["--adapt", "ttt", "--adapt-steps", "0"], "steps must be >= 1, got 0"),
     ],
 )
 def test_bad_options(options, words, cli, trained, files):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from ouroboros.config import (
+    AttentionSpec,
     BlockOverride,
     DataSpec,
     FeedForwardSpec,
@@ -15,6 +16,7 @@ from ouroboros.config import (
     OptimSpec,
     Recipe,
     RMSNormSpec,
+    RopeSpec,
     TrainSpec,
     to_dict,
 )
@@ -22,21 +24,21 @@ from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.loop import (
     ContractiveStepSpec,
     InjectionSpec,
-    LoopEmbeddingSpec,
     LoopNormSpec,
     RecurrenceGateSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
 from ouroboros.errors import OuroborosError, UsageError
-from ouroboros.verbs.parts import refuse_idle, take_parts
+from ouroboros.verbs.parts import refuse_idle, take_model
 
+WITH_BIAS = FeedForwardSpec(intermediate_size=48, bias=True)
 BASE = ModelSpec(layout="1 wide:(1)x2 1", hidden_size=64).replace(ffn=FeedForwardSpec(intermediate_size=48))
 
 
 def taken(text: str, model: ModelSpec = BASE) -> ModelSpec:
     """``model`` after the options in ``text``, all of which choose parts."""
-    rest, changed = take_parts(text.split(), model)
+    rest, changed = take_model(text.split(), model)
     assert rest == []
     return changed.replace()  # which checks it
 
@@ -68,6 +70,25 @@ def of_some(**changes) -> ModelSpec:
     ],
 )
 def test_a_part_is_chosen(text, expected):
+    assert taken(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--model.layout 6 --model.hidden-size=32", of_blocks(layout="6", hidden_size=32)),
+        ("--model.no-tie-embeddings --model.ffn.bias", of_blocks(tie_embeddings=False, ffn=WITH_BIAS)),
+        ("--model.ffn.bias True --model.tie_embeddings=False", of_blocks(tie_embeddings=False, ffn=WITH_BIAS)),
+        ("--model.embedding-std 0.5 --model.embedding-std None", BASE),
+        ("--model.mixer.rope.base 100", of_blocks(mixer=AttentionSpec(rope=RopeSpec(base=100.0)))),
+        ("--model.residual.values 4 --model.residual delta", of_blocks(residual=DeltaSpec(values=4))),
+        (
+            "--model.mixer.time-scales 2 9 --model.mixer osam --model.mixer.decay",
+            of_blocks(mixer=OsamSpec(time_scales=(2.0, 9.0), decay=True)),
+        ),
+    ],
+)
+def test_options_are_set_in_any_order(text, expected):
     assert taken(text) == expected
 
 
@@ -150,16 +171,20 @@ def test_overrides_of_the_recipe_come_first():
         ("--model.loop.gate.bias", "--model.loop.gate.bias: expected a value"),
         ("--model.loop.inject conat", "--model.loop.inject: inject: mode: Input should be 'add' or 'concat'"),
         ("--model.loop.contractive 2", "loop.contractive must be in (0, 1], got 2"),
-        ("--model.loop add", "--model.loop: name a part of the list: inject, embedding, norm, gate, contractive"),
+        ("--model.loop add", "--model.loop: name a part of the list: "),
         ("--model.at.0 none", "--model.at.0: expected --model.at.WHERE.OPTION, for example --model.at.0-1.ffn.bias"),
         ("--model.at.0.ffn.intermediate-size", "--model.at.0.ffn.intermediate-size: expected a value"),
         ("--model.residual.values 4", "--model.residual.values changes nothing here; it needs --model.residual delta"),
+        ("--model.ffn.bais", "unknown option --model.ffn.bais; did you mean '--model.ffn.bias'?"),
+        ("--model.ffn.bias.more 1", "unknown option --model.ffn.bias.more"),
+        ("--model.mixer.rope.bse 1", "unknown option --model.mixer.rope.bse; did you mean '--model.mixer.rope.base'?"),
+        ("--model.hidden-size big", "--model: hidden_size: Input should be a valid integer"),
         ("--model.mixer.no-decay", "--model.mixer.no-decay changes nothing here; it needs --model.mixer osam"),
     ],
 )
 def test_wrong_words_are_named_with_the_nearest_right_one(text, message):
     with pytest.raises(UsageError) as caught:
-        take_parts(text.split(), BASE)
+        take_model(text.split(), BASE)
     assert message in str(caught.value)
 
 
@@ -174,7 +199,10 @@ def test_wrong_words_are_named_with_the_nearest_right_one(text, message):
             "--model.at.0.ffn.intermediate-size=wide",
             "overrides: ffn.intermediate_size: Input should be a valid integer",
         ),
-        ("--model.at.0.residual=delta", "every block must have the same kind of residual"),
+        (
+            "--model.at.0.residual=delta --model.at.0.residual.values=4",
+            "residuals of all blocks must join to the same form of stream",
+        ),
     ],
 )
 def test_a_wrong_override_is_found_with_the_model(option, message):
@@ -188,14 +216,14 @@ def test_other_words_stay_in_order():
         *("loop", "--model.layout", "1 (1)x2 1", "--model.loop.gate", "--data", "a b.txt=0.5", "--out=x=y", "-h"),
         *("--model.residual", "delta", "--model.residual.values", "4", "--optim.lr", "-1"),
     ]
-    rest, model = take_parts(words, BASE)
-    assert rest == [word for word in words if word not in ("--model.loop.gate", "--model.residual", "delta")]
-    assert model == BASE.replace(loop=(RecurrenceGateSpec(),), residual=DeltaSpec())
+    rest, model = take_model(words, BASE)
+    assert rest == ["loop", "--data", "a b.txt=0.5", "--out=x=y", "-h", "--optim.lr", "-1"]
+    assert model == BASE.replace(layout="1 (1)x2 1", loop=(RecurrenceGateSpec(),), residual=DeltaSpec(values=4))
 
 
 def test_a_word_of_the_verb_is_no_value():
-    assert take_parts(["--model.loop.gate", "loop"], BASE, ["loop"])[0] == ["loop"]
-    assert take_parts(["--model.at.0.ffn.bias", "run"], BASE)[0] == ["run"]
+    assert take_model(["--model.loop.gate", "loop"], BASE, ["loop"])[0] == ["loop"]
+    assert take_model(["--model.at.0.ffn.bias", "run"], BASE)[0] == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -220,35 +248,61 @@ def test_the_model_is_checked_when_all_is_known(cli):
     assert "num_heads" in wrong
 
 
-def test_refuses_what_changes_nothing():
-    def refused(model: ModelSpec, default: ModelSpec = BASE, **sections) -> str:
-        before = Recipe(name="x", model=default)
+def checked(text: str, model: ModelSpec = BASE) -> ModelSpec:
+    """As :func:`taken`, refusing what changes nothing."""
+    changed, before = taken(text, model), Recipe(name="x", model=model)
+    refuse_idle(dataclasses.replace(before, model=changed), before, text.split())
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "needed"),
+    [
+        (
+            "--model.residual delta --model.residual.kernel 5",
+            "--model.residual.kernel",
+            "--model.residual.values more than 1",
+        ),
+        ("--model.mixer osam --model.mixer.time-scales 2 9", "--model.mixer.time-scales", "--model.mixer.decay"),
+        ("--model.layout 6 --model.loop.gate", "--model.loop.gate", "a layout with a loop, for example --model.layout"),
+        ("--model.layout 6 --model.share-last-kv", "--model.share-last-kv", "a layout with a loop"),
+        ("--model.ffn.negative-slope 0.1", "--model.ffn.negative-slope", "--model.ffn leaky_relu2"),
+        (
+            "--model.at.wide.ffn.negative-slope 0.1",
+            "--model.at.wide.ffn.negative-slope",
+            "--model.at.wide.ffn leaky_relu2",
+        ),
+    ],
+)
+def test_refuses_what_changes_nothing(text, option, needed):
+    with pytest.raises(UsageError) as caught:
+        checked(text)
+    assert f"{option} changes nothing here; it needs {needed}" in str(caught.value)
+
+
+def test_what_was_idle_before_and_what_has_an_effect_pass():
+    own = BASE.replace(mixer=OsamSpec(time_scales=(2.0, 9.0)))
+    assert checked("--model.hidden-size 32", own).hidden_size == 32  # the recipe's own
+    for text in (
+        "--model.residual delta --model.loop.embedding",
+        "--model.mixer osam --model.mixer.time-scales 2 9 --model.mixer.decay",
+        "--model.at.wide.ffn.negative-slope 0.1 --model.at.wide.ffn leaky_relu2",
+    ):
+        assert checked(text) != BASE
+
+
+def test_refuses_what_changes_nothing_in_training():
+    def refused(**sections) -> str:
+        before = Recipe(name="x", model=BASE)
         try:
-            refuse_idle(dataclasses.replace(before, model=model, **sections), before)
+            refuse_idle(dataclasses.replace(before, **sections), before, [])
         except UsageError as error:
             return str(error)
         return ""
 
-    unlooped, scales = ModelSpec(), {"time_scales": (2.0, 9.0)}
-    idle = "changes nothing here; it needs"
-    assert refused(of_blocks(residual=DeltaSpec())) == refused(of_loop(LoopEmbeddingSpec())) == ""
-    assert refused(of_blocks(residual=DeltaSpec(kernel=5))) == (
-        f"--model.residual.kernel {idle} --model.residual.values more than 1"
-    )
-    assert refused(BASE.replace(mixer=OsamSpec(**scales))) == f"--model.mixer.time-scales {idle} --model.mixer.decay"
-    assert refused(BASE.replace(mixer=OsamSpec(**scales, decay=True))) == ""
-    own = BASE.replace(mixer=OsamSpec(**scales))
-    assert refused(own, own) == ""  # the recipe's own
-    assert refused(unlooped.replace(loop=(RecurrenceGateSpec(),)), unlooped) == (
-        f"--model.loop.gate {idle} a layout with a loop, for example --model.layout '1 (1)x2 1'"
-    )
-    assert refused(of_some(wide={"ffn.negative_slope": 0.1})) == (
-        f"--model.at.wide.ffn.negative-slope {idle} --model.at.wide.ffn leaky_relu2"
-    )
-    assert refused(of_some(wide={"ffn": "leaky_relu2", "ffn.negative_slope": 0.1})) == ""
-    assert idle in refused(BASE, optim=OptimSpec(matrix_optimizer="adamw", muon_steps=4))
-    assert idle in refused(BASE, train=TrainSpec(loops=LoopTraining(mean=2.0)))
-    assert refused(BASE, data=DataSpec(sequence_length=7)) == ""
+    assert "changes nothing here" in refused(optim=OptimSpec(matrix_optimizer="adamw", muon_steps=4))
+    assert refused(train=TrainSpec(loops=LoopTraining(mean=2.0)))
+    assert refused(data=DataSpec(sequence_length=7)) == ""
 
 
 @pytest.mark.parametrize("verb", [["train", "gpt", "--data", "x", "--out", "y"], ["show", "gpt"]])

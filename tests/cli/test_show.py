@@ -59,7 +59,7 @@ def test_help_shows_the_options_of_the_recipe_that_is_named(cli):
     for recipe_name, own, other in (("rhrm", "--model.mixer.kv-rank", "qkv-bias"), ("loop", "qkv-bias", "kv-rank")):
         shown = cli("show", recipe_name, "--help").out
         assert own in shown and other not in shown
-    assert "did you mean --model.mixer.kv-rank?" in cli("show", "rhrm", "--model.mixer.kvrank", "3").error(2)
+    assert "did you mean '--model.mixer.kv-rank'?" in cli("show", "rhrm", "--model.mixer.kvrank", "3").error(2)
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_help_shows_the_options_of_the_recipe_that_is_named(cli):
         (["--size", "tiny", "lop"], 1, "unknown recipe 'lop'"),
         (["loop", "--size", "smaall"], 1, "unknown size 'smaall'; did you mean 'small'?"),
         (["loop", "--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5"),
-        (["loop", "--model.layout", "((1)x2"], 2, "loops cannot be nested"),
+        (["loop", "--model.layout", "((1)x2"], 2, "column 1: unexpected '((1)x2'"),
         (["loop", "--model.layout", ""], 2, "layout '', column 1: is empty"),
         (["loop", "--loops", "0"], 1, "loops must be >= 1"),
         (["gpt", "--loops", "2"], 1, "layout '6' has no loop"),
         (["loop", "--model.mixer.num-heads", "3"], 2, "multiple of mixer.num_heads (3)"),
-        (["loop", "--model.hiden-size", "3"], 2, "did you mean --model.hidden-size?"),
+        (["loop", "--model.hiden-size", "3"], 2, "did you mean '--model.hidden-size'?"),
         ([], 2, "Missing"),
     ],
 )

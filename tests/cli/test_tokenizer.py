@@ -5,8 +5,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ouroboros.data.token_shards import read_shard
 from ouroboros.data.tokenize import load_tokenizer
 
 
@@ -27,6 +29,57 @@ def test_a_tokenizer_is_trained_on_the_training_part_and_used(cli, text, tiny, t
 def test_it_says_what_it_made(cli, text, tmp_path):
     result = cli("tokenizer", "--data", text, "--out", tmp_path / "bpe", "--vocab-size", "260")
     assert result.status == 0 and "260 entries" in result.out and "bytes per token" in result.out
+
+
+def test_texts_become_shards_that_are_trained_on_and_scored(cli, text, tiny, tmp_path):
+    tokenizer, shards = tmp_path / "bpe", tmp_path / "shards"
+    made = ["tokenizer", "--data", text, "--out", tokenizer, "--vocab-size", "300", "--shards", shards]
+    facts = cli(*made, "--shard-tokens", "2000", "--json").json
+    names = sorted(path.name for path in shards.iterdir())
+    assert sorted(facts["shards"]) == names and {name.split("_")[0] for name in names} == {"train", "valid", "test"}
+    assert names.count("train_000001.bin") == 1
+    decode = load_tokenizer(tokenizer).decode
+    ids = [
+        np.concatenate([read_shard(shards / n) for n in names if n.startswith(s)]) for s in ("train", "valid", "test")
+    ]
+    assert b"".join(map(decode, ids)) == text.read_bytes()
+    again = cli("tokenizer", "--data", text, "--tokenizer", tokenizer, "--shards", tmp_path / "again", "--json").json
+    assert again["shards"] == ["train_000000.bin", "valid_000000.bin", "test_000000.bin"]
+
+    run, train = tmp_path / "run", f"shards:{shards}/train_*.bin"
+    options = ["--data.tokenizer", tokenizer, "--size", "tiny", "--steps", "1", "--quiet", *tiny]
+    assert cli("train", "gpt", "--data", train, *options, "--out", run).status == 0
+    valid = f"shards:{shards / 'valid_000000.bin'}"
+    size = len(decode(read_shard(shards / "valid_000000.bin")))
+    facts = cli("eval", run, "--data", valid, "--json").json
+    stream = cli("eval", run, "--data", valid, "--scoring", "challenge", "--stride", "8", "--json").json
+    assert facts["bytes"] == stream["bytes"] == size and stream["scoring"] == "challenge"
+    assert stream["tokens"] == stream["distinct_tokens"] == facts["tokens"]
+    published = cli("eval", run, "--data", valid, "--scoring", "challenge-published", "--stride", "8", "--json").json
+    assert published["tokens"] > published["distinct_tokens"]
+    assert "bits/byte" in cli("eval", run, "--data", valid, "--scoring", "challenge").out
+    for extra, words in (
+        (["--data", text], "give it as --data shards:PATH"),
+        (["--data", valid, "--max-bytes", "5"], "--max-bytes has no meaning with --scoring"),
+        (["--data", f"shards:{text}"], "so it is no token shard"),
+    ):
+        assert words in cli("eval", run, "--scoring", "challenge", *extra).error()
+    assert "unknown scoring 'chall'; did you mean" in cli("eval", run, "--scoring", "chall").error()
+    options[1] = "bpe:300"
+    assert "name its directory" in cli("train", "gpt", "--data", train, *options, "--out", tmp_path / "no").error()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "give --out DIR to train a tokenizer"),
+        (["--out", "a", "--tokenizer", "b"], "give --out DIR to train a tokenizer"),
+        (["--tokenizer", "b"], "changes nothing without --shards"),
+        (["--out", "a", "--shards", "."], ". exists; choose another --shards"),
+    ],
+)
+def test_options_that_do_not_fit(options, words, cli, text):
+    assert words in cli("tokenizer", "--data", text, *options).error()
 
 
 @pytest.mark.parametrize(

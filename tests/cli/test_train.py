@@ -41,6 +41,28 @@ def test_train_reports_in_one_line_or_one_object(train, tmp_path):
     assert facts["best_bits_per_byte"] > 1
 
 
+def test_a_run_begins_from_another_model_with_its_tokenizer(train, cli, tiny, text, tmp_path):
+    first = tmp_path / "first"
+    assert train("--data.tokenizer", "chars", out=first, recipe="gpt").status == 0
+    looped = ["--model.layout", "1 (1)x2 1", "--model.loop.embedding", "--model.loop.inject", "add"]
+    begun = cli("train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "a", "--steps", "1", *tiny)
+    assert "begins from" not in begun.err
+    warm = [
+        *("train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "b", "--steps", "1"),
+        *tiny,
+        *looped,
+    ]
+    result = cli(*warm, "--from", first)
+    assert result.status == 0 and f"begins from {first}: " in result.err and "2 begin anew" in result.err
+    recipes = [json.loads((tmp_path / name / "recipe.json").read_text()) for name in ("first", "b")]
+    assert recipes[0]["model"]["vocab_size"] == recipes[1]["model"]["vocab_size"] != 257
+    said = train("--from", first, "--data.tokenizer", "bpe:300", recipe="gpt").error()
+    assert said == "train: --from brings the tokenizer of its model; leave --data.tokenizer out"
+    assert "they need --from MODEL" in train("--from-partly").error()
+    assert "no such model directory" in train("--from", tmp_path / "nothing").error()
+    assert "--from-blocks 0-1,new,2" in train("--from", first, "--model.layout", "4", recipe="gpt").error()
+
+
 def test_progress_goes_to_standard_error(cli, tiny, text, tmp_path):
     result = cli(
         "train", "gpt", "--size", "tiny", "--data", text, "--out", tmp_path / "r", "--steps", "2", *tiny, "--json"
@@ -156,9 +178,9 @@ def test_a_run_stopped_early_says_why_everywhere(cli, tiny, tmp_path):
         (["--model.hidden-size", "17"], 2, "hidden_size (17) must be a multiple of mixer.num_heads (2)"),
         (["--seed", str(2**63)], 1, "train.seed must be within 63 bits"),
         (["--model.layout", "(2)x0"], 2, "layout '(2)x0', column 5: the number of loops must be at least 1"),
-        (["--model.layout", "((1)x2"], 2, "layout '((1)x2', column 2: loops cannot be nested"),
+        (["--model.layout", "((1)x2"], 2, "layout '((1)x2', column 1: unexpected '((1)x2'"),
         (["--model.layout", ""], 2, "layout '', column 1: is empty"),
-        (["--model.layout", "(2"], 2, "expected ')' to close the loop, found the end"),
+        (["--model.layout", "(2"], 2, "column 1: unexpected '(2'"),
         (["--train.loops.backprop", "1"], 1, "train.loops.backprop=1 leaves the blocks before the loop"),
         (["--data.sequence-length", "99999"], 1, "one window needs 100000; set data.sequence_length to at most"),
         (["--data.tokenizer", "byts"], 1, "data.tokenizer 'byts': not a directory; did you mean 'bytes'?"),
@@ -408,7 +430,7 @@ def test_a_tokenizers_own_chat_template_is_learned_scored_and_used(cli, tiny, te
     hf.save_pretrained(tmp_path / "tok")
     answer = {"role": "assistant", "content": "It is this."}
     rows = [{"messages": [{"role": "user", "content": f"{n}?"}, answer]} for n in range(90)]
-    path, run = f"{rows_of(tmp_path / 'm.jsonl', rows)}@messages", tmp_path / "run"
+    path, run = rows_of(tmp_path / "m.jsonl", rows), tmp_path / "run"
     options = ["--data", path, "--data.tokenizer", tmp_path / "tok", "--size", "tiny", "--steps", "2", "--quiet", *tiny]
     assert cli("train", "gpt", *options, "--out", run).status == 0
     shown = "<|turn|>user: 7?<|turn|>assistant: It is this.<|turn|>assistant:"

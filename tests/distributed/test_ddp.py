@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import ouroboros
 from ouroboros.cli import main
+from ouroboros.data.token_shards import write_shards
 from ouroboros.train.log import read_metrics
 
 DRIVER = """
@@ -79,9 +81,11 @@ SIZES = [
 LOOPS = [
     *("--train.loops.sampling", "uniform", "--train.loops.min", "1", "--train.loops.max", "3"),
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
-    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2"),
+    *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2", "--model.loop.flow.rank", "4"),
+    *("--model.loop.anchor.width", "4", "--model.loop.hyper.streams", "2"),
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
+STAGES = ["--train.quantize.mode", "noise", "--train.distill.fraction", "0.4", "--train.distill.lr", "1"]
 
 PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1e-30", "--optim.embedding-lr", "1e-30"]
 """At these rates no weight moves and no score gets better, on any processor."""
@@ -97,7 +101,14 @@ def process_state(given_back: Callable[[], AbstractContextManager[None]]) -> Ite
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}\n" for n in range(400)))
+    ids = [np.append(256, np.frombuffer(line, np.uint8)) for line in path.read_bytes().splitlines()]
+    write_shards(path.parent, "lines", ids, shard_tokens=3000)
     return path
+
+
+def source_of(text: Path, name: str) -> str:
+    """What a case trains on: the text, or its lines as token shards."""
+    return f"shards:{text.parent}" if name == "shards" else str(text)
 
 
 def free_ports() -> Iterator[int]:
@@ -117,12 +128,14 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("two")
 
     def train(out: str, *more: str) -> list[str]:
-        return ["train", "loop", "--data", str(text), "--out", str(here / out), *SIZES, *more]
+        return ["train", "loop", "--data", source_of(text, out), "--out", str(here / out), *SIZES, *more]
 
     cases = {
         "plain": (train("plain"), None),
+        "shards": (train("shards"), None),
         "loops": (train("loops", *LOOPS), None),
         "noise": (train("noise", *NOISE), None),
+        "stages": (train("stages", *STAGES), None),
         "dropout": (train("dropout", "--model.dropout", "0.1"), None),
         "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
@@ -157,12 +170,16 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
 
 
+CASES = [("plain", []), ("shards", []), ("loops", LOOPS), ("noise", NOISE), ("stages", STAGES)]
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("name", "more"), [("plain", []), ("loops", LOOPS), ("noise", NOISE)])
+@pytest.mark.parametrize(("name", "more"), CASES)
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
     run = outcomes / name
     assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()
-    assert main(["train", "loop", "--data", str(text), "--out", str(tmp_path / "one"), *SIZES, *more]) == 0
+    arguments = ["--data", source_of(text, name), "--out", str(tmp_path / "one"), *SIZES, *more]
+    assert main(["train", "loop", *arguments]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert len(losses(run)) == 6 and losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     two, one = (load_file(path / "model.safetensors") for path in (run, tmp_path / "one"))

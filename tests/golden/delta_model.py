@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ouroboros.accounting import cost
 from ouroboros.config import ModelSpec
+from ouroboros.config.codec import from_dict
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.model.configuration import OuroborosConfig as ModelConfig
@@ -100,7 +101,7 @@ def compare_envelope(
     if not isinstance(residual, DeltaSpec):
         return
     chosen = {"ouroboros_compressor": residual.compressor, "ouroboros_embedding_conv": residual.embedding_conv}
-    envelope = OuroborosModel(OuroborosConfig(**case["config"], **(chosen if residual.expanded else {})))
+    envelope = OuroborosModel(from_dict(OuroborosConfig, {**case["config"], **(chosen if residual.expanded else {})}))
     envelope.model.load_state_dict(model.state_dict())
     found, value = envelope.eval()(ids, targets=targets)
     assert torch.equal(found, logits) and torch.equal(value, loss)

@@ -1,16 +1,25 @@
-"""Golden cases of OSAM's published data: where its training windows start."""
+"""Golden cases of OSAM's published data: where its training windows start.
+
+The library draws its windows otherwise, so the case holds what the page says of the original.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 
-from ouroboros.systems.osam.data import published_starts
+
+def published_starts(tokens: int, sequence_length: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Batches of starts without end: drawn from 0 up to but not including ``tokens - sequence_length - 1``."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(tokens - sequence_length - 1, (batch_size,), generator=generator).numpy()
 
 
 def batch_starts(case: dict[str, Any], path: Path, work: Path) -> None:

@@ -57,6 +57,10 @@ KINDS: dict[str, Check] = {
     **kinds_of("osam_model"),
     **kinds_of("osam_sampling"),
     **kinds_of("osam_data"),
+    **kinds_of("crawler_model"),
+    **kinds_of("crawler_delta_rule"),
+    **kinds_of("crawler_training"),
+    **kinds_of("crawler_score"),
 }
 """The check of every kind of case."""
 

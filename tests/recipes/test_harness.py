@@ -24,17 +24,23 @@ from ouroboros.config import (
 )
 from ouroboros.config.part import family, is_family, kinds
 from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.delta_rule import DeltaRuleSpec
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.config.parts.loop import (
+    AnchorSpec,
     ContractiveStepSpec,
+    FlowSpec,
+    HyperSpec,
     InjectionSpec,
     LoopEmbeddingSpec,
+    LoopGainSpec,
     LoopNormSpec,
+    LoopSmearSpec,
     RecurrenceGateSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
-from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec, NgramSpec, SmearSpec
 from ouroboros.eval.harness import CHECKS, run_harness
 from ouroboros.recipes import RECIPES, recipe
 
@@ -42,10 +48,15 @@ BASE = ModelSpec(layout="1 (1)x2", vocab_size=67, hidden_size=32, max_position_e
     mixer=AttentionSpec(num_heads=4), ffn=FeedForwardSpec(intermediate_size=48)
 )
 ALL_LOOP_PARTS = (
+    FlowSpec(rank=6),
     InjectionSpec(mode="concat"),
     LoopEmbeddingSpec(),
+    LoopSmearSpec(),
+    AnchorSpec(width=5),
+    HyperSpec(streams=2),
     LoopNormSpec(),
     RecurrenceGateSpec(),
+    LoopGainSpec(form="channel"),
     ContractiveStepSpec(),
 )
 LEARNED = (LearnedPositionsSpec(),)
@@ -70,6 +81,11 @@ def bottleneck(**changes: Any) -> dict[str, Any]:
 def osam(**changes: Any) -> dict[str, Any]:
     """A memory of constant size, in every gradient."""
     return {"mixer": OsamSpec(**{"buckets": 300, "readout_hidden": 24, "detach_state": False, **changes})}
+
+
+def delta_rule(**changes: Any) -> dict[str, Any]:
+    """A memory of constant size that corrects itself."""
+    return {"mixer": DeltaRuleSpec(**changes)}
 
 
 def ffn(**changes: Any) -> dict[str, Any]:
@@ -113,12 +129,22 @@ VARIANTS = {
     "rope half, untied": model(
         mixer(rope=RopeSpec(fraction=0.5, base=500.0)), tie_embeddings=False, stem=(EmbeddingNormSpec(),)
     ),
+    "bigrams": model(stem=(NgramSpec(buckets=40, width=6),)),
+    "trigrams, smear, boundary, registers": model(
+        stem=(NgramSpec(width=32, trigram=True, boundary=5), EmbeddingNormSpec(), SmearSpec(boundary=5)), registers=2
+    ),
+    "smear, share last kv": model({"share_last_kv": True}, stem=(NgramSpec(), SmearSpec(start=-1.0))),
     "rope scaled, zero outputs": model(mixer(rope=RopeSpec(scale=4.0)), zero_init_outputs=True, init_std=0.05),
     "loop norm": model(loop(LoopNormSpec())),
     "loop embedding": model(loop(LoopEmbeddingSpec(rows=3))),
     "loop inject add": model(loop(InjectionSpec())),
     "loop inject concat": model(loop(InjectionSpec(mode="concat"))),
     "loop gate": model(loop(RecurrenceGateSpec(bias=-1.0))),
+    "loop flow, gain": model(loop(FlowSpec(), LoopGainSpec(form="scalar"))),
+    "loop smear, anchor, two loops": model(
+        loop(LoopSmearSpec(start=-1.0), AnchorSpec(), LoopGainSpec(form="rms")), layout="(1)x2 1 (2)x3", registers=2
+    ),
+    "loop hyper": model(loop(HyperSpec())),
     "loop contractive": model(loop(ContractiveStepSpec(step=0.25))),
     "loop all": model(loop=ALL_LOOP_PARTS),
     "loop all, registers, gqa": model(mixer(num_kv_heads=2), loop=ALL_LOOP_PARTS, registers=2),
@@ -222,6 +248,12 @@ VARIANTS = {
     "osam, delta token": model(osam(), delta(values=2, compressor="token", embedding_conv=True)),
     "osam frozen, layer norm sandwich": model(
         osam(freeze_phase=True), norm=LayerNormSpec(placement="sandwich", eps=1e-5)
+    ),
+    "delta rule": model(delta_rule()),
+    "delta rule, filter, registers": model(delta_rule(conv=4, num_heads=2, head_dim=9), registers=3),
+    "delta rule, filter, share last kv": model(delta_rule(conv=3), {"share_last_kv": True}, registers=2),
+    "delta rule behind the block of a loop, loop all": model(
+        layout="1 (2)x2 1", loop=ALL_LOOP_PARTS, overrides=(other("2", mixer="delta_rule", ffn="none"),)
     ),
     "no feed-forward, layer norm": model(
         {"ffn": NoFeedForwardSpec()}, norm=LayerNormSpec(eps=1e-4), layout="1 (1)x2 1"

@@ -43,7 +43,7 @@ from ouroboros.nn.visit import VisitContext
 from ouroboros.schedule import Schedule
 from ouroboros.train.log import Progress
 from ouroboros.train.run import resume, start
-from ouroboros.verbs.parts import take_parts
+from ouroboros.verbs.parts import take_model
 
 
 class Average(nn.Module):
@@ -358,6 +358,6 @@ def test_toy_parts_are_chosen_on_the_command_line() -> None:
         "--model.ffn.inner",
         "8",
     ]
-    rest, model = take_parts(words, BASE)
-    assert rest == ["--model.ffn.inner", "8"]
-    assert model == dataclasses.replace(BASE.replace(mixer=AverageSpec(), ffn=TanhSpec()), loop=(AnchorSpec(),))
+    rest, model = take_model(words, BASE)
+    assert rest == []
+    assert model == dataclasses.replace(BASE.replace(mixer=AverageSpec(), ffn=TanhSpec(inner=8)), loop=(AnchorSpec(),))

@@ -27,13 +27,14 @@ from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
 from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
 from ouroboros.config.parts.rope import RopeSpec
-from ouroboros.config.train import LoopTraining, OptimSpec, TrainSpec
+from ouroboros.config.train import DistilledTraining, LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
 
 __all__ = [
     "AttentionSpec",
     "BlockOverride",
     "BlockSpec",
     "DataSpec",
+    "DistilledTraining",
     "FeedForwardPart",
     "FeedForwardSpec",
     "FilterSpec",
@@ -47,6 +48,7 @@ __all__ = [
     "NormPart",
     "OptimSpec",
     "Part",
+    "QuantizedTraining",
     "RMSNormSpec",
     "Recipe",
     "ResidualPart",

@@ -50,9 +50,9 @@ class DataSpec:
     """Where text comes from and how it becomes windows of tokens."""
 
     sources: tuple[str, ...] = ("python:",)
-    """``python:`` or another built-in text, a file, a directory, a glob, ``hf:NAME`` or ``mix:NAME``, each with an
-    optional ``@format`` that makes text of records and an optional ``=weight``. Files may be compressed with gzip or
-    zstd."""
+    """``python:`` or another built-in text, a file, a directory, a glob, ``hf:NAME``, ``shards:PATH`` (ids that
+    ``tokenizer``, a directory, has made) or ``mix:NAME``, each with an optional ``@format`` that makes text of records
+    and an optional ``=weight``. Files may be compressed with gzip or zstd."""
     tokenizer: str = "bytes"
     """``bytes``, ``chars`` (one id per character of the training split, then one for all others and the end of text),
     ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Suppress, arg
 
 from ouroboros.config.migrate import from_before_blocks, written_before_blocks
-from ouroboros.config.needs import needs, positive
+from ouroboros.config.needs import needs, positive, untried
 from ouroboros.config.part import (
     FeedForwardPart,
     HeadPart,
@@ -20,6 +20,7 @@ from ouroboros.config.part import (
     MixerPart,
     NormPart,
     Part,
+    Place,
     ResidualPart,
     StemPart,
     TopologyPart,
@@ -48,6 +49,11 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+    def at(self, place: Place) -> BlockSpec:
+        """The block with what only its place in the layout tells its parts."""
+        at = {name: getattr(self, name).at(place) for name in ("mixer", "ffn", "norm", "residual")}
+        return dataclasses.replace(self, **at)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -86,7 +92,7 @@ class ModelSpec:
     """Tokens of the vocabulary; training takes the tokenizer's."""
     hidden_size: int = 256
     """Width of the stream."""
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int = field(default=4096, metadata=untried("limits the length of a text"))
     """Longest context the model accepts, in tokens."""
     block: Annotated[BlockSpec, arg(name="")] = field(default_factory=BlockSpec)
     overrides: Suppress[Fixed[tuple[BlockOverride, ...]]] = ()
@@ -137,8 +143,8 @@ class ModelSpec:
         for name in ("stem", "loop"):
             kinds = [item.kind for item in getattr(self, name)]
             check(len(set(kinds)) == len(kinds), f"{name} has a part twice: {', '.join(kinds)}")
-        forms = {(block.residual.kind, block.residual.channels) for block in self.blocks}
-        check(len(forms) == 1, "every block must have the same kind of residual: they share one stream")
+        forms = {block.residual.form for block in self.blocks}
+        check(len(forms) == 1, "the residuals of all blocks must join to the same form of stream: they share it")
         for part in self.parts:
             part.check(self)
 
@@ -166,7 +172,14 @@ class ModelSpec:
         for override in self.overrides:
             for block in schedule.blocks_at(override.where):
                 changes[block] |= override.set
-        return tuple(_changed(self.block, change) for change in changes)
+        places = [Place(segment, block) for segment in schedule.stored for block in segment.blocks]
+        return tuple(_changed(self.block, change).at(place) for change, place in zip(changes, places, strict=True))
+
+    @functools.cached_property
+    def loop_parts(self) -> tuple[tuple[LoopPart, ...], ...]:
+        """The loop parts of every looped segment, each at its place."""
+        looped = [segment for segment in self.schedule.segments if segment.looped]
+        return tuple(tuple(part.at(Place(segment)) for part in self.loop) for segment in looped)
 
     @property
     def parts(self) -> Iterator[Part]:

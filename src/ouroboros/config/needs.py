@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 NEEDS = "needs"
+UNTRIED = "untried"
 
 
 def needs(path: str, *values: Any, say: str | None = None) -> dict[str, Any]:
@@ -25,6 +26,16 @@ def needs(path: str, *values: Any, say: str | None = None) -> dict[str, Any]:
 def all_of(*declared: dict[str, Any]) -> dict[str, Any]:
     """Metadata of a field that needs several options at once."""
     return {NEEDS: tuple(need for one in declared for need in one[NEEDS])}
+
+
+def untried(why: str) -> dict[str, Any]:
+    """Metadata of a field whose effect a short trial cannot show, for the liveness proof
+    (:mod:`ouroboros.eval.liveness`).
+
+    Args:
+        why: what it changes instead, as the end of a sentence about the option.
+    """
+    return {UNTRIED: why}
 
 
 def positive(value: Any) -> bool:
@@ -68,6 +79,18 @@ def idle(spec: Any, prefix: str = "", recipe: Any = None) -> Iterator[tuple[str,
             for item in value:
                 if dataclasses.is_dataclass(item):
                     yield from idle(item, f"{prefix}{field.name}.{getattr(item, 'kind', '')}.", recipe)
+
+
+def declared_untried(spec: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of ``spec``, nested ones included, that is declared :func:`untried`: its dotted path and why."""
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if UNTRIED in field.metadata:
+            yield prefix + field.name, field.metadata[UNTRIED]
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                kind = f"{getattr(item, 'kind', '')}." if isinstance(value, tuple) else ""
+                yield from declared_untried(item, f"{prefix}{field.name}.{kind}")
 
 
 def _met(spec: Any, recipe: Any, path: str, values: tuple[Any, ...]) -> bool:

@@ -18,21 +18,31 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from tyro.conf import Suppress
 
+from ouroboros.config.needs import needs
 from ouroboros.errors import check, nearest
 from ouroboros.registry import load, systems
 
 if TYPE_CHECKING:
     from ouroboros.config.model import ModelSpec
     from ouroboros.config.parts.rope import RopeSpec
-    from ouroboros.schedule import Schedule
+    from ouroboros.schedule import Schedule, Segment
 
 S = TypeVar("S", bound="type[Part]")
 P = TypeVar("P", bound="Part")
+
+
+class Place(NamedTuple):
+    """Where in a layout a part stands."""
+
+    segment: Segment
+    """The segment of the block, or of the loop part."""
+    block: int | None = None
+    """The block's number; None for a loop part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,10 @@ class Part:
     def replace(self, **options: Any) -> Self:
         """A copy with other options."""
         return dataclasses.replace(self, **options)
+
+    def at(self, place: Place) -> Self:
+        """This part with what only its place tells; most parts are the same everywhere."""
+        return self
 
     def check(self, model: ModelSpec) -> None:
         """Refuse a model that this part does not fit.
@@ -146,6 +160,8 @@ class Heads(NamedTuple):
 class MixerPart(Part):
     """What mixes tokens over time."""
 
+    reads_other: ClassVar[bool] = False
+    """Whether it also looks at another stream, which the topology names."""
     keeps: ClassVar[Literal["keys", "state"]] = "keys"
     """What a cache keeps of a visit: keys and values that grow with the text and need a mask, or a state of constant
     size, which is causal by itself."""
@@ -223,9 +239,29 @@ class NormPart(Part):
     ``final`` leaves the norm before the head alone."""
     eps: float = 1e-6
     """Added to the variance or mean square before its root is taken."""
+    depth_scale: bool = False
+    """Divide what a block's norms return by the square root of the block's depth, which is its number counted from 1;
+    later blocks then change the stream less. The norm before the head is left as it is."""
+    depth: int | None = field(default=None, metadata=needs("depth_scale"))
+    """Another depth than the block's number, for overrides of single blocks; None means the number."""
 
     def __post_init__(self) -> None:
         check(self.eps > 0, f"norm.eps must be > 0, got {self.eps}")
+        check(self.depth is None or self.depth >= 1, f"norm.depth must be >= 1 or null, got {self.depth}")
+
+    def at(self, place: Place) -> Self:
+        counts = self.depth_scale and self.depth is None and place.block is not None
+        return self.replace(depth=place.block + 1) if counts else self  # pyrefly: ignore
+
+    @property
+    def final(self) -> Self:
+        """The norm before the head."""
+        return self.replace(depth_scale=False, depth=None)
+
+    @property
+    def factor(self) -> float:
+        """What is multiplied to the result."""
+        return self.depth**-0.5 if self.depth_scale and self.depth is not None else 1.0
 
     def parameters(self, width: int) -> int:
         """Trainable numbers of one norm."""
@@ -235,6 +271,11 @@ class NormPart(Part):
 @dataclass(frozen=True, kw_only=True)
 class ResidualPart(Part):
     """How a sublayer's output joins the stream, and what form the stream has."""
+
+    @property
+    def form(self) -> str:
+        """What form of stream it joins to; residuals of one model share it."""
+        return "vector"
 
     @property
     def channels(self) -> int:
@@ -247,6 +288,10 @@ class ResidualPart(Part):
 
     def flops(self, width: int) -> int:
         """Operations of one residual connection for one token."""
+        return 0
+
+    def entrance_parameters(self, width: int) -> int:
+        """Trainable numbers of what is done to the stream before a block's first sublayer."""
         return 0
 
     def reader_parameters(self, width: int) -> int:
@@ -274,6 +319,12 @@ class LoopPart(Part):
     """Whether the state before the first loop enters every loop, which lets gradients reach what made that state even
     if backpropagation is truncated to the last loops."""
 
+    @property
+    def watches(self) -> tuple[int, ...]:
+        """Blocks before the loop whose last output the part is given, as ``block.NUMBER`` among what loop parts carry;
+        known once the part stands at its place."""
+        return ()
+
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
         """Settings with which the part, at its start, computes bit for bit what its absence computes."""
@@ -283,8 +334,8 @@ class LoopPart(Part):
         """Trainable numbers for a segment of ``loops`` loops."""
         return 0
 
-    def flops(self, width: int) -> int:
-        """Operations of one loop for one token and each channel of the stream."""
+    def flops(self, width: int, loops: int) -> int:
+        """Operations in a segment of ``loops`` loops for one token and each channel of the stream."""
         return 0
 
 
@@ -294,6 +345,8 @@ class StemPart(Part):
 
     replaces_rotary: ClassVar[bool] = False
     """Whether positions enter here, and mixers therefore rotate nothing."""
+    provides: ClassVar[str] = ""
+    """What it puts among the values that visits carry, by name; empty for nothing."""
 
     def parameters(self, model: ModelSpec) -> int:
         """Trainable numbers."""

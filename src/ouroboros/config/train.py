@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ouroboros.config.needs import needs, positive
+from ouroboros.config.needs import all_of, needs, positive, untried
 from ouroboros.errors import check
+
+MUON = needs("matrix_optimizer", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,27 @@ class OptimSpec:
     """AdamW's coefficients of the running averages of the gradient and of its square."""
     eps: float = 1e-8
     """AdamW's addend to the root of the second average."""
-    muon_momentum: float = field(default=0.95, metadata=needs("matrix_optimizer", "muon"))
+    left_out: tuple[str, ...] = ()
+    """Patterns, with ``*`` and ``?``, of the names of parameters that no optimiser holds: they keep their start, and
+    their gradients do not count in the norm that is clipped. For comparisons with programs that forgot some."""
+    muon_momentum: float = field(default=0.95, metadata=MUON)
     """Coefficient of Muon's running average of the gradient."""
-    muon_steps: int = field(default=5, metadata=needs("matrix_optimizer", "muon"))
+    muon_momentum_warmup: int = field(default=0, metadata=MUON)
+    """Optimiser steps in which that coefficient rises linearly to ``muon_momentum``; 0 is off."""
+    muon_momentum_start: float = field(default=0.85, metadata=all_of(MUON, needs("muon_momentum_warmup", positive)))
+    """The coefficient at the first step, if it rises."""
+    muon_steps: int = field(default=5, metadata=MUON)
     """Newton-Schulz iterations of Muon."""
-    muon_precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=needs("matrix_optimizer", "muon"))
+    muon_coefficients: Literal["quintic", "polar_express"] = field(default="quintic", metadata=MUON)
+    """Polynomials of these iterations: the same in each, which brings singular values near 1 quickly and leaves them
+    between 0.7 and 1.2 (Jordan et al. 2024), or the best one for each, which converges (Amsel et al. 2025)."""
+    muon_rows: bool = field(default=False, metadata=MUON)
+    """Divide each row of the averaged gradient by its length before Muon orthogonalises it (MuonEq-R)."""
+    muon_form: Literal["matched", "original"] = field(default="matched", metadata=MUON)
+    """Muon's update: of the gradients' average, times ``0.2 sqrt(max(rows, columns))``, so that one rate serves AdamW
+    too; or as first published, of their sum, times ``sqrt(max(1, rows / columns))``, with rates about ten times as high
+    and the rounding of those programs."""
+    muon_precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=MUON)
     """In what Muon orthogonalises; ``auto`` is what is measured to be faster for the model's shapes on this device, and
     a resumed run keeps it."""
     schedule: Literal["wsd", "cosine", "constant", "one_cycle"] = "wsd"
@@ -44,8 +62,11 @@ class OptimSpec:
     the one-cycle schedule of Smith and Topin (2019)."""
     warmup_fraction: float = 0.02
     """Share of the run in which the rate rises."""
-    decay_fraction: float = field(default=0.4, metadata=needs("schedule", "wsd"))
+    decay_fraction: float = field(default=0.4, metadata=all_of(needs("schedule", "wsd"), needs("decay_steps", None)))
     """Share of the run spent in the final linear decay of ``wsd``."""
+    decay_steps: int | None = field(default=None, metadata=needs("schedule", "wsd"))
+    """Optimiser steps spent in that decay, in place of ``decay_fraction``. A run of so many minutes counts them at the
+    pace so far, so a slow machine begins to decay earlier, or at once. Null means the fraction."""
     final_lr: float = field(default=0.0, metadata=needs("schedule", "wsd", "cosine", "one_cycle"))
     """Rate at the end as a share of the peak."""
     start_lr: float = field(default=0.0, metadata=needs("schedule", "one_cycle"))
@@ -64,8 +85,11 @@ class OptimSpec:
             value = getattr(self, name)
             check(0 <= value <= 1, f"optim.{name} must be in [0, 1], got {value}")
         check(
-            self.warmup_fraction + self.decay_fraction <= 1, "optim.warmup_fraction + optim.decay_fraction must be <= 1"
+            self.decay_steps is not None or self.warmup_fraction + self.decay_fraction <= 1,
+            "optim.warmup_fraction + optim.decay_fraction must be <= 1",
         )
+        for name in ("decay_steps", "muon_momentum_warmup"):
+            check((getattr(self, name) or 0) >= 0, f"optim.{name} must be >= 0, got {getattr(self, name)}")
         check(self.weight_decay >= 0, f"optim.weight_decay must be >= 0, got {self.weight_decay}")
         check(self.clip_norm >= 0, f"optim.clip_norm must be >= 0, got {self.clip_norm}")
         check(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1), got {self.betas}")
@@ -75,7 +99,8 @@ class OptimSpec:
             f"optim.momentum_cycle must be two numbers in [0, 1), the smaller first, with optim.schedule one_cycle;"
             f" got {cycle} with {self.schedule}",
         )
-        check(0 <= self.muon_momentum < 1, f"optim.muon_momentum must be in [0, 1), got {self.muon_momentum}")
+        for name in ("muon_momentum", "muon_momentum_start"):
+            check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
         check(1 <= self.muon_steps < 100, f"optim.muon_steps must be in 1..99, got {self.muon_steps}")
 
 
@@ -116,33 +141,100 @@ class LoopTraining:
         )
 
 
+QUANTIZED = needs("mode", "round", "noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTraining:
+    """Training with quantised weights, so that little is lost when the model is packed."""
+
+    mode: Literal["off", "round", "noise"] = "off"
+    """Compute the training loss with weights that are rounded to their codes, or that have noise as large as the error
+    of rounding. Gradients pass to the weights themselves, which validation and export have as they are."""
+    where: tuple[str, ...] = field(default=(), metadata=QUANTIZED)
+    """Patterns, with ``*`` and ``?``, of the names of the matrices and tables that this is for; none means every matrix
+    that is no table."""
+    start: float = field(default=0.0, metadata=QUANTIZED)
+    """Share of the run after which it begins."""
+    bits: int = field(default=6, metadata=QUANTIZED)
+    """Bits of a code."""
+    clip: float = field(default=0.9995, metadata=needs("mode", "round"))
+    """Quantile of a row's magnitudes that the largest code stands for; 1 is the largest magnitude."""
+    smallest: float = field(default=0.0, metadata=needs("mode", "round"))
+    """Least difference between neighbouring codes, whatever the weights. Published programs had 1/31, which leaves rows
+    of small weights few levels; 0 leaves each row its own."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.start <= 1, f"train.quantize.start must be in [0, 1], got {self.start}")
+        check(2 <= self.bits <= 8, f"train.quantize.bits must be in 2..8, got {self.bits}")
+        check(0 < self.clip <= 1, f"train.quantize.clip must be in (0, 1], got {self.clip}")
+        check(self.smallest >= 0, f"train.quantize.smallest must be >= 0, got {self.smallest}")
+
+
+DISTILLED = needs("fraction", positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledTraining:
+    """The last phase of a run, in which the weights learn from a frozen copy of their average and the text at once. The
+    learning-rate schedule ends before it, and what is evaluated and exported in it are the weights themselves."""
+
+    fraction: float = 0.0
+    """Share of the run that this phase takes at its end; 0 is off. It needs ``ema_decay`` or ``average_every``."""
+    temperature: float = field(default=1.5, metadata=DISTILLED)
+    """What divides the logits of both before they are compared."""
+    alpha: float = field(default=0.6, metadata=DISTILLED)
+    """Weight of the loss on the text; the divergence from the average has the rest."""
+    lr: float = field(default=0.02, metadata=DISTILLED)
+    """Learning rate as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.fraction < 1, f"train.distill.fraction must be in [0, 1), got {self.fraction}")
+        check(self.temperature > 0, f"train.distill.temperature must be > 0, got {self.temperature}")
+        check(0 <= self.alpha <= 1, f"train.distill.alpha must be in [0, 1], got {self.alpha}")
+        check(self.lr > 0, f"train.distill.lr must be > 0, got {self.lr}")
+
+
+BUDGET = untried("says how long a run is")
+SAME_NUMBERS = untried("changes memory or time, and numbers by rounding alone")
+RECORDS = untried("changes what a run records, or when it ends")
+VALIDATION = needs("eval_every", positive) | RECORDS
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """One training run. Exactly one of ``steps``, ``tokens`` and ``minutes`` says when it ends."""
 
-    steps: int | None = None
+    steps: int | None = field(default=None, metadata=BUDGET)
     """Stop after this many optimiser steps."""
-    tokens: int | None = None
+    tokens: int | None = field(default=None, metadata=BUDGET)
     """Stop after this many training tokens."""
-    minutes: float | None = None
+    minutes: float | None = field(default=None, metadata=BUDGET)
     """Stop after this many minutes."""
     batch_size: int = 16
     """Sequences per optimiser step, over all processes and accumulation steps."""
-    accumulation: int = 1
+    accumulation: int = field(default=1, metadata=SAME_NUMBERS)
     """Parts into which each process divides its sequences of a step, to save memory."""
     seed: int = 0
     """Seed of initialisation, order, dropout and loop counts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward and backward pass; ``auto`` takes bfloat16 where it is measured to be much faster."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=SAME_NUMBERS)
     """Threads of each process on a CPU. None measures, when the run begins, whether fewer than all are as fast, and
     takes fewer while other programs slow the run down."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = field(default="auto", metadata=SAME_NUMBERS)
     """Compile each block with ``torch.compile``; ``auto`` does so where the run is long enough for it to pay."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = field(default=False, metadata=SAME_NUMBERS)
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights that are evaluated and exported; 0 is off."""
+    """Evaluate and export an exponential average of the weights with this decay; 0 is off."""
+    average_every: int = 0
+    """Evaluate and export the plain mean of the weights after every so many steps (SWA); 0 is off."""
+    average_start: float | None = field(
+        default=None, metadata=needs("averages", say="--train.ema-decay or --train.average-every")
+    )
+    """Share of the run after which weights are averaged, and before which they are evaluated as they are. Null is 0 for
+    ``ema_decay`` and 0.8 for ``average_every``."""
     label_smoothing: float = 0.0
     """Share of the target's probability that is spread over the vocabulary in the training loss. Validation, and every
     loss that is reported as one, is without it."""
@@ -150,25 +242,27 @@ class TrainSpec:
     """Probability that an input token is replaced by one drawn from the vocabulary, itself included; targets stay.
     Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
     loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
-    eval_every: int = 200
+    quantize: QuantizedTraining = field(default_factory=QuantizedTraining)
+    distill: DistilledTraining = field(default_factory=DistilledTraining)
+    eval_every: int = field(default=200, metadata=RECORDS)
     """Steps between validations; 0 is off."""
-    eval_bytes: int = field(default=65_536, metadata=needs("eval_every", positive))
+    eval_bytes: int = field(default=65_536, metadata=VALIDATION)
     """Validation bytes scored at each validation."""
-    target_loss: float | None = field(default=None, metadata=needs("eval_every", positive))
+    target_loss: float | None = field(default=None, metadata=VALIDATION)
     """Stop when validation is surely at or below this many nats per token: its mean plus two standard errors."""
-    patience: int = field(default=0, metadata=needs("eval_every", positive))
+    patience: int = field(default=0, metadata=VALIDATION)
     """Stop after this many validations in a row without a new best; 0 never does."""
-    max_bad_validations: int = field(default=3, metadata=needs("eval_every", positive))
+    max_bad_validations: int = field(default=3, metadata=VALIDATION)
     """Stop with an error after this many validations in a row that failed; each one is reported."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = field(default=500, metadata=RECORDS)
     """Steps between checkpoints (and one at each new best validation); 0 saves at the end and on interruption only."""
-    keep_last: int = 2
+    keep_last: int = field(default=2, metadata=RECORDS)
     """Checkpoints that are kept besides the one of the best validation."""
-    log_every: int = 10
+    log_every: int = field(default=10, metadata=RECORDS)
     """Steps between records of the loss in ``metrics.jsonl``."""
-    telemetry_every: int = 0
+    telemetry_every: int = field(default=0, metadata=RECORDS)
     """Steps between telemetry records of loops and of parts that have some, such as memories; 0 is off."""
-    max_bad_steps: int = 10
+    max_bad_steps: int = field(default=10, metadata=RECORDS)
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 
     def __post_init__(self) -> None:
@@ -180,7 +274,7 @@ class TrainSpec:
         positive = ("batch_size", "accumulation", "keep_last", "log_every", "eval_bytes")
         for name in (*positive, "max_bad_steps", "max_bad_validations"):
             check(getattr(self, name) >= 1, f"train.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience"):
+        for name in ("eval_every", "checkpoint_every", "telemetry_every", "patience", "average_every"):
             check(getattr(self, name) >= 0, f"train.{name} must be >= 0, got {getattr(self, name)}")
         check(self.threads is None or self.threads >= 1, f"train.threads must be >= 1, got {self.threads}")
         check(
@@ -198,3 +292,22 @@ class TrainSpec:
         for name in ("label_smoothing", "corruption"):
             check(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
         check(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
+        check(not (self.ema_decay and self.average_every), "train.ema_decay and train.average_every exclude each other")
+        teaches = 1.0 - self.distill.fraction
+        check(
+            teaches == 1.0 or (self.averages and self.averages_from < teaches),
+            "train.distill.fraction needs an average to learn from, which begins before: set train.ema_decay, or"
+            " train.average_every and train.average_start",
+        )
+        check(0 <= self.averages_from <= 1, f"train.average_start must be in [0, 1], got {self.average_start}")
+
+    @property
+    def averages(self) -> bool:
+        """Whether weights are averaged."""
+        return bool(self.ema_decay or self.average_every)
+
+    @property
+    def averages_from(self) -> float:
+        """The share of the run after which they are."""
+        usual = 0.8 if self.average_every else 0.0
+        return usual if self.average_start is None else self.average_start

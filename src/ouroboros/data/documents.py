@@ -23,6 +23,7 @@ from ouroboros.data.records import BAD, Anchor, Document, document_of, read_hub,
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
 from ouroboros.data.textfile import open_text
+from ouroboros.data.token_shards import read_shards, shard_tokenizer
 from ouroboros.errors import OuroborosError, check
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,9 @@ def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: 
         made = ref.made
         if made is not None:
             yield lambda: Document(ref.kind, made())
+        if ref.is_shards:
+            yield from read_shards(files, shard_tokenizer(spec.tokenizer))
+            return
         for name, path in files:
             if is_records(path):
                 yield from (

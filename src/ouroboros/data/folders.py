@@ -69,6 +69,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def lies_inside(path: Path, root: Path) -> bool:
+    """Whether ``path``, which need not exist, lies in the directory ``root`` or in one that it links to."""
+    above = {_identity(folder) for folder in (path.resolve(), *path.resolve().parents) if folder.exists()}
+    return any(_identity(folder) in above for folder, _ in walk(root))
+
+
 def directory_files(text: str, root: Path, *, quiet: bool = False) -> Files:
     """Text, code and record files below a directory, as :func:`walk` goes through it.
 

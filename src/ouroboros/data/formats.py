@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -115,11 +115,18 @@ class TextFormat:
                 return None
             else:
                 chats = [f"; it holds conversations: write SRC@{name}" for name in CHATS if name in record]
-                known = [f"{name}.{key}" for name, held in record.items() if isinstance(held, Mapping) for key in held]
-                known += [name for name, held in record.items() if not isinstance(held, Mapping)]
-                hint = chats[0] if chats else nearest(column, known)
+                hint = chats[0] if chats else nearest(column, _names(record))
                 raise OuroborosError(f"{where}: no column {column!r} (format {self.name!r}){hint}")
         return value
+
+
+def _names(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The columns of a record that hold no others, with dots where they are within others."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
 
 
 CHATS = ("messages", "conversations")

@@ -16,6 +16,7 @@ Layout of the directory, for source number ``i`` and each split (``train``, ``va
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -112,36 +113,44 @@ class PreparedData:
     def find_sources(self) -> None:
         """Find every source again for a run that goes on, and refuse if one has changed.
 
-        A source is looked for in the directory it was prepared from, then in the current one. If it is in neither, the
-        run goes on with the text stored here, once that is verified, and a warning says so; a streamed run cannot.
+        A source is looked for in the directory it was prepared from. If it is not there any more, the same text is
+        taken from the current directory; else the run goes on with the text stored here, once that is verified, and a
+        warning says so; a streamed run cannot.
         """
-        found: list[SourceRef] = []
-        gone: list[str] = []
-        for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
-            places = [place for place in (ref, dataclasses.replace(ref, base=Path())) if place.is_there()]
-            found.append(places[0] if places else ref)
-            if places:
-                self._refuse_changed(places[0], entry)
-            else:
-                gone.append(f"source {ref.text!r} at {str(ref.path)!r}")
+        found = [self._find(ref, entry) for ref, entry in zip(self.sources, self.manifest["sources"], strict=True)]
+        lost = [ref for ref, place in zip(self.sources, found, strict=True) if place is None]
+        gone = ", ".join(f"source {ref.text!r} at {str(ref.path)!r}" for ref in lost)
         check(
             not gone or not self.spec.stream,
-            f"{', '.join(gone)}: not there any more; a streamed run reads its text while it trains: put it back there,"
+            f"{gone}: not there any more; a streamed run reads its text while it trains: put it back there,"
             " or resume in a directory that has it",
         )
         if gone:
             self.verify()
             logger.warning(
-                "%s: not there any more; the run goes on with the text prepared from it, which is intact",
-                ", ".join(gone),
+                "%s: not there any more; the run goes on with the text prepared from it, which is intact", gone
             )
-        self.sources = tuple(found)
+        self.sources = tuple(place or ref for ref, place in zip(self.sources, found, strict=True))
+
+    def _find(self, ref: SourceRef, entry: dict[str, Any]) -> SourceRef | None:
+        """The source where it was, or the same text in the current directory."""
+        if ref.is_there():
+            self._refuse_changed(ref, entry)
+            return ref
+        here = dataclasses.replace(ref, base=Path())
+        with contextlib.suppress(OuroborosError):  # something else of that name
+            if here.is_there() and self._fingerprint(here) == entry["fingerprint"]:
+                return here
+        return None
+
+    def _fingerprint(self, ref: SourceRef) -> str:
+        return fingerprint_of(read_documents(ref, self.reading_spec))
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
         if ref.is_hub or self.spec.stream:  # it would take too long
             return
         check(
-            fingerprint_of(read_documents(ref, self.reading_spec)) == entry["fingerprint"],
+            self._fingerprint(ref) == entry["fingerprint"],
             f"source {ref.text!r}: has changed since {str(self.directory)!r} was prepared from it;"
             " restore it, or prepare the data anew in another directory",
         )

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ouroboros.config import DataSpec
 from ouroboros.data.formats import TextFormat
 from ouroboros.data.textfile import StreamError, open_text, text_suffix
@@ -53,14 +55,16 @@ class Document:
     """What is wrong with a record that cannot be read."""
     anchor: Anchor | None = None
     """Of some rows of a stream: where it can be opened again without reading what precedes."""
+    ids: np.ndarray | None = None
+    """Its tokens, where the source has them: see :mod:`ouroboros.data.token_shards`."""
 
     def part(self, low: int, high: int) -> Document:
-        """Bytes ``low`` to ``high`` of this document, by the same name."""
+        """Bytes ``low`` to ``high`` of this document, by the same name; without ids."""
         answers = self.answers
         if answers is not None:
             cut = ((max(start, low) - low, min(end, high) - low) for start, end in answers)
             answers = tuple((start, end) for start, end in cut if start <= end)
-        return replace(self, data=self.data[low:high], answers=answers)
+        return replace(self, data=self.data[low:high], answers=answers, ids=None)
 
 
 Row = tuple[int, str, Callable[[], Any]]

@@ -21,6 +21,7 @@ import numpy as np
 
 from ouroboros.config import DataSpec, to_dict
 from ouroboros.data.documents import describe_counts, read_documents
+from ouroboros.data.folders import lies_inside
 from ouroboros.data.formats import find_format
 from ouroboros.data.lossless import check_round_trip
 from ouroboros.data.masks import Masks, ends_answered
@@ -29,6 +30,7 @@ from ouroboros.data.records import Document
 from ouroboros.data.sources import SourceRef, parse_sources
 from ouroboros.data.splits import SPLITS, Splits, check_disjoint, split_documents
 from ouroboros.data.templates import TemplateChat, source_format
+from ouroboros.data.token_shards import encode_documents
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import remove_leftovers, sha256_of, whole_directory
@@ -62,7 +64,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
         check(
-            ref.kind != "directory" or not path.resolve().is_relative_to(ref.path.resolve()),
+            ref.kind != "directory" or not lies_inside(path, ref.path),
             f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
         )
     remove_leftovers(path.parent, path.name)
@@ -89,17 +91,30 @@ def _reuse(spec: DataSpec, path: Path, resumed: bool) -> PreparedData:
         prepared.find_sources()
     else:
         prepared.check_sources(Path.cwd())
-    # A run that goes on has a copy of its tokenizer.
-    if not resumed and spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
-        given, kept = load_tokenizer(Path(spec.tokenizer).expanduser()), prepared.tokenizer
-        is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
-        check(
-            given.fingerprint == prepared.manifest["tokenizer"]["fingerprint"] and is_same_chat,
-            f"data.tokenizer {spec.tokenizer!r}: has changed since {str(path)!r} was prepared",
-        )
+    if spec.tokenizer != "bytes" and not is_made_of_text(spec.tokenizer):
+        _check_tokenizer(spec, prepared, resumed)
     prepared.spec = dataclasses.replace(prepared.spec, skip_bad_records=spec.skip_bad_records)
     logger.info("data %s: prepared before, reused", path)
     return prepared
+
+
+def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> None:
+    """Refuse a tokenizer directory that has changed. A run that goes on has a copy, so the directory may be gone."""
+    path = Path(spec.tokenizer).expanduser()
+    places = [base / path for base in (prepared.base, Path())] if resumed else [path]
+    place = next((place for place in places if place.is_dir()), None)
+    if place is None and resumed:
+        prepared.verify()
+        logger.warning(
+            "tokenizer %r: is not at %r any more; the run goes on with its own copy", spec.tokenizer, str(places[0])
+        )
+        return
+    given, kept = load_tokenizer(place or path), prepared.tokenizer
+    is_same_chat = getattr(given.hf, "chat_template", None) == getattr(kept.hf, "chat_template", None)
+    check(
+        given.fingerprint == prepared.manifest["tokenizer"]["fingerprint"] and is_same_chat,
+        f"data.tokenizer {spec.tokenizer!r}: has changed since {str(prepared.directory)!r} was prepared",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +227,11 @@ def _write_tokens(tokenizer: TextTokenizer, source: _Source, split: str, dtype: 
     """The ids of one part, each document after an end-of-text id; how many there are."""
     stem = f"{source.stem}-{split}"
     eos = np.array([tokenizer.eos_id], dtype=dtype).tobytes()
-    names = [f"{source.ref.text}: {document.name}" for document in source.splits.documents(split)]
+    documents = source.splits.documents(split)
+    names = [f"{source.ref.text}: {document.name}" for document in documents]
     sizes = []
     with Path(f"{stem}.bin").open("wb") as file:
-        for ids in tokenizer.encode_many(raw_documents(Path(stem)), names=names):
+        for ids in encode_documents(tokenizer, documents, raw_documents(Path(stem)), names):
             file.write(eos + ids.astype(dtype).tobytes())
             sizes.append(1 + len(ids))
     return _write_starts(f"{stem}.idx.npy", sizes)

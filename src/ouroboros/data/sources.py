@@ -1,4 +1,4 @@
-"""How sources are named: built-in texts, files, globs, directories, hub streams, and mixtures of several.
+"""How sources are named: built-in texts, files, globs, directories, hub streams, token shards, mixtures of several.
 
 A source is written ``TEXT``, ``TEXT@FORMAT`` or either with ``=WEIGHT``. ``mix:NAME`` stands for several sources with
 formats and weights, streamed from the hub, and ``mix:NAME:DIR`` for the same ones from files of that directory; a
@@ -25,6 +25,7 @@ from ouroboros.data.bundled import bundled_files
 from ouroboros.data.folders import MAGIC, RECORD_SUFFIXES, Files, directory_files, glob_files
 from ouroboros.data.formats import find_format, formats
 from ouroboros.data.textfile import text_suffix
+from ouroboros.data.token_shards import PREFIX, shard_files
 from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.registry import found, load
 
@@ -53,7 +54,7 @@ class SourceRef:
     @property
     def path(self) -> Path:
         """The file system path of a local source."""
-        path = Path(os.path.expanduser(self.text))
+        path = Path(os.path.expanduser(self.text.removeprefix(PREFIX)))
         return path if self.base is None else self.base / path
 
     @property
@@ -67,11 +68,18 @@ class SourceRef:
         return self.text.startswith("hf:")
 
     @property
+    def is_shards(self) -> bool:
+        """Whether it is one of token shards, see :mod:`ouroboros.data.token_shards`."""
+        return self.text.startswith(PREFIX)
+
+    @property
     def kind(self) -> str:
-        """What manifests call it: the name of a built-in text, ``hf``, ``directory``, ``glob`` (a file that is called
-        like one wins), ``records`` or ``file`` (also for what does not exist)."""
-        if self.is_built_in or self.is_hub:
-            return "hf" if self.is_hub else self.text.removesuffix(":")
+        """What manifests call it: the name of a built-in text, ``hf``, ``shards``, ``directory``, ``glob`` (a file that
+        is called like one wins), ``records`` or ``file`` (also for what does not exist)."""
+        if self.is_built_in:
+            return self.text.removesuffix(":")
+        if self.is_hub or self.is_shards:
+            return "hf" if self.is_hub else "shards"
         if self.path.is_dir():
             return "directory"
         if MAGIC & set(self.text) and not self.path.exists():
@@ -87,7 +95,7 @@ class SourceRef:
     @property
     def is_filtered(self) -> bool:
         """Whether filters apply: a text that the user chose by itself, or that is made, is taken as it is."""
-        return self.kind != "file" and self.made is None
+        return self.kind != "file" and self.made is None and not (self.is_shards and self.path.exists())
 
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
@@ -191,6 +199,8 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
     read, and what cannot be read, is an error. With ``quiet``, what is left out is not logged."""
     if ref.is_built_in or ref.is_hub:
         return list(bundled_files()) if ref.text == "python:" else []
+    if ref.is_shards:
+        return shard_files(ref.text.removeprefix(PREFIX), ref.base)
     if ref.kind == "directory":
         return directory_files(ref.text, ref.path, quiet=quiet)
     if ref.kind == "glob":

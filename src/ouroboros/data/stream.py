@@ -31,6 +31,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.data.records import Anchor, Document
 from ouroboros.data.splits import part_of
 from ouroboros.data.textfile import StreamError
+from ouroboros.data.token_shards import encode_documents
 from ouroboros.errors import OuroborosError, check, first_line
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,9 @@ class SourceStream:
             self._taken.append(self._next())
             size += len(self._taken[-1][1].data)
         names = [f"source {self.name!r}: {document.name}" for _, document in self._taken]
-        encoded = list(self._tokenizer.encode_many([document.data for _, document in self._taken], names=names))
+        documents = [document for _, document in self._taken]
+        texts = [document.data for document in documents]
+        encoded = list(encode_documents(self._tokenizer, documents, texts, names))
         check(
             bool(self._heads) or self._offset <= len(encoded[0]),
             f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",

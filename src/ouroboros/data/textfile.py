@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import io
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -45,6 +46,13 @@ _REFUSED = {
     rb"\x1f\x8b\x08|" + _ZSTD.pattern: ("compressed twice", "decompress it once"),
 }
 """What a file must not be, by its first bytes, and what to do about it."""
+_WIDE = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+"""Encodings with their byte-order marks. UTF-32 comes first, because its marks begin as those of UTF-16 do."""
+_MIN_PATTERN = 16
+"""Bytes from which on zero bytes at every second place are no accident."""
 
 
 class StreamError(OuroborosError):
@@ -63,8 +71,8 @@ def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, str | None]]:
     """The bytes of the text in a file, and what a user must know of how they are read, or None.
 
     Raises:
-        OuroborosError: an archive, another compression, a document that is no text; compressed or encoded data that
-            is cut off or damaged, also while it is read in the body.
+        OuroborosError: an archive, another compression, a document that is no text, UTF-16 without a byte-order mark;
+            compressed or encoded data that is cut off or damaged, also while it is read in the body.
         StreamError: the system refuses it.
     """
     try:
@@ -90,12 +98,16 @@ def _opened(file: Any, path: Path) -> tuple[io.BufferedReader, str | None]:
     head = file.peek(_HEAD)[:_HEAD]
     for mark, (what, fix) in _REFUSED.items():
         check(not re.match(mark, head), f"file {str(path)!r}: is {what}, not text; {fix}")
-    encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # which begin as marks of UTF-16 may
-        encoding = "utf-32"
+    marked = (name for name, marks in _WIDE.items() if head.startswith(marks) and _is_readable(head, name))
+    encoding = next(marked, None)
     if encoding is None:
-        note = "binary data (or UTF-16 without a byte-order mark, which iconv converts), its bytes taken as they are"
-        return file, note if b"\0" in head else None
+        guess = _guess(head)
+        check(
+            guess is None,
+            f"file {str(path)!r}: looks like {guess} text without a byte-order mark; convert it to UTF-8 first:"
+            f" iconv -f {guess} -t UTF-8 {path.name} > utf8-{path.name}",
+        )
+        return file, "binary data rather than text, its bytes taken as they are" if b"\0" in head else None
     try:
         text = file.read().decode(encoding)
     except UnicodeDecodeError as error:
@@ -105,3 +117,27 @@ def _opened(file: Any, path: Path) -> tuple[io.BufferedReader, str | None]:
         ) from None
     note = f"{encoding.upper()} text, read as UTF-8 (bits per byte count the bytes of that)"
     return io.BufferedReader(io.BytesIO(text.encode())), note
+
+
+def _guess(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 by its zero bytes; None unless it is sure."""
+    if len(head) < _MIN_PATTERN or b"\0" not in head:
+        return None
+    if 2 * head.count(0) >= len(head):
+        wide = next((name for name in ("UTF-32LE", "UTF-32BE") if _is_readable(head, name)), None)
+        if wide:
+            return wide
+    for name, low, high in (("UTF-16LE", head[0::2], head[1::2]), ("UTF-16BE", head[1::2], head[0::2])):
+        if 0 not in low and 10 * high.count(0) >= len(high) and _is_readable(head, name):
+            return name
+    return None
+
+
+def _is_readable(head: bytes, encoding: str) -> bool:
+    """Whether ``head`` decodes, its last character perhaps cut, to hardly anything but characters that texts have."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    odd = sum(unicodedata.category(char) in ("Cc", "Cn") and char not in "\t\n\f\r" for char in text)
+    return 50 * odd <= len(text)

@@ -26,6 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from ouroboros.data import bpe
 from ouroboros.data.characters import REPLACEMENT, character_model, describe_unknown, known_characters, unknown_nats
 from ouroboros.data.lossless import byte_alphabet, is_byte_level, is_byte_model, is_lossless, steps_of
+from ouroboros.data.sentencepieces import read_sentencepieces
 from ouroboros.errors import OuroborosError, check, first_line, nearest
 
 logger = logging.getLogger(__name__)
@@ -118,13 +119,10 @@ class TextTokenizer:
         total, index, place = 0, 0, ""
         pieces = _pieces(documents, names, self._may_cut)
         while batch := list(itertools.islice(pieces, _BATCH)):
-            # transformers resets this flag on the shared backend whenever its own tokenizer is called.
-            self.backend.encode_special_tokens = not self.reads_specials
-            found = self.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-            for encoding, (text, is_last) in zip(found, batch, strict=True):
-                done.append(np.array(encoding.ids, dtype=np.int32))
-                total += len(done[-1])
-                if self._known is not None and (done[-1] == self.unknown_id).any():
+            for ids, (text, is_last) in zip(self._encode_batch([text for text, _ in batch]), batch, strict=True):
+                done.append(ids)
+                total += len(ids)
+                if self._known is not None and (ids == self.unknown_id).any():
                     place = place or _name_of(names, index)
                     unknown += self._unknown_in(text)
                 if is_last:
@@ -136,6 +134,22 @@ class TextTokenizer:
                 "%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
                 *(place, unknown.total(), total, describe_unknown(unknown)),
             )
+
+    def _encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        if self._known is not None:
+            return [self._code_points[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")] for text in texts]
+        # transformers resets this flag on the shared backend whenever its own tokenizer is called.
+        self.backend.encode_special_tokens = not self.reads_specials
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
+
+    @functools.cached_property
+    def _code_points(self) -> np.ndarray:
+        """The id of each Unicode code point, for a tokenizer of characters."""
+        known = [ord(character) for character in self._known or ()]
+        ids = np.full(0x110000, self.unknown_id, dtype=np.int32)
+        ids[known] = np.arange(len(known))
+        return ids
 
     def unknown(self, data: bytes) -> Counter[str]:
         """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none."""
@@ -243,14 +257,17 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Load a tokenizer from a local directory, never the network: one saved here, or any fast Hugging Face tokenizer
-    that has an end-of-text token."""
+    """Load a tokenizer from a local directory, never the network: one saved here, any fast Hugging Face tokenizer that
+    has an end-of-text token, or one SentencePiece file (``NAME.model``)."""
     path = Path(directory)
     check(path.is_dir(), f"tokenizer {str(directory)!r}: no such directory")
     with contextlib.suppress(Exception):  # tokenizers raises that itself; the general reader below explains or succeeds
         if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
             backend = Tokenizer.from_file(str(path / "tokenizer.json"))
             return TextTokenizer(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
+    pieces = sorted(path.glob("*.model"))
+    if len(pieces) == 1 and not (path / "tokenizer.json").exists():
+        return _of_sentencepieces(pieces[0])
     from transformers import AutoTokenizer
 
     try:
@@ -261,6 +278,21 @@ def load_tokenizer(directory: str | Path) -> TextTokenizer:
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
     check(eos_id is not None, f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json")
     return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
+
+
+def _of_sentencepieces(path: Path) -> TextTokenizer:
+    """The tokenizer of a SentencePiece file."""
+    from transformers import PreTrainedTokenizerFast
+
+    found = read_sentencepieces(path)
+    separator, backend = found.separator, found.backend()
+    if separator is None:
+        raise OuroborosError(
+            f"file {str(path)!r}: has no control piece to stand between documents; use another tokenizer"
+        )
+    config = {**_HF_CONFIG, "bos_token": separator, "eos_token": separator, "pad_token": separator}
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
+    return TextTokenizer(hf.backend_tokenizer, eos_id=int(hf.eos_token_id), hf=hf)
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:

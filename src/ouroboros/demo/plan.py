@@ -24,6 +24,8 @@ COMPILED = {torch.float32: 1.1, torch.bfloat16: 2.2}
 """How many times as fast a compiled step is as the measured one, which is float32 and not compiled."""
 SCORING = 0.12
 """Share of the time for scoring, at most; the rest is for training."""
+CURVE = 0.2
+"""Share of the scored text that is scored at every loop count."""
 AFTERWARDS = 9.0
 """Seconds for writing samples and the page on a machine that trains ``SPEED`` operations a second; slower ones take
 longer."""
@@ -32,24 +34,13 @@ BASELINES = 2e-6
 """Seconds that the n-gram, bz2 and xz take for a byte of training text."""
 LEAST = 0.3
 """Share of the time that training gets, whatever the rest takes."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model, and the training tokens from which it is the best of the table."""
-
-    tokens: float
-    size: str
-    tokenizer: str
-    batch: int
-
-
 PRESETS = (
-    Preset(800_000, "small", "bpe:2048", 8),
-    Preset(450_000, "small", "bpe:2048", 4),
-    Preset(0, "tiny", "bpe:2048", 8),
+    (800_000, "small", "bpe:2048", 8),
+    (450_000, "small", "bpe:2048", 4),
+    (0, "tiny", "bpe:2048", 8),
 )
-"""The largest first, in tokens that ``small`` is trained on in the time; measured, see docs/studies/loop-recipe.md."""
+"""Training tokens, in which size, tokenizer and batch are the best of the table: the largest first, in tokens that
+``small`` is trained on in the time; measured, see docs/studies/loop-recipe.md."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,6 @@ class Plan:
     batch: int
     rate: float
     """Measured training tokens per second of the chosen size, without compiling."""
-    tokens: float
-    """Training tokens expected for ``small``, by which the model was chosen."""
 
     def describe(self) -> str:
         """One line for people."""
@@ -75,88 +64,70 @@ class Plan:
 def make_plan(minutes: float, size: str | None, tokenizer: str | None) -> Plan:
     """Measure this machine and choose what fits in ``minutes``; a given size or tokenizer is kept."""
     small = make_recipe("loop", "small")
-    rate = training_rate(small)
-    seconds = 60 * minutes
+    rate, seconds = training_rate(small), 60 * minutes
     tokens = rate * speed_up(small, 0.4 * seconds) * max(0.42 * seconds - 5, LEAST * seconds / 2)
-    best = next(preset for preset in PRESETS if tokens >= preset.tokens)
-    chosen = size or best.size
+    _, best_size, best_tokenizer, batch = next(preset for preset in PRESETS if tokens >= preset[0])
+    chosen = size or best_size
     rate = rate if chosen == "small" else training_rate(make_recipe("loop", chosen))
-    return Plan(chosen, tokenizer or best.tokenizer, best.batch, rate, tokens)
+    return Plan(chosen, tokenizer or best_tokenizer, batch, rate)
 
 
 def training_rate(recipe: Recipe) -> float:
     """Training tokens per second of ``recipe``: the best of a few float32 steps of four windows, without optimiser."""
-    generator = torch.random.get_rng_state()
-    model = OuroborosForCausalLM(OuroborosConfig.from_spec(dataclasses.replace(recipe.model, vocab_size=2048))).train()
-    torch.nn.Module.to(model, choose_device())
-    ids = torch.zeros(4, recipe.data.sequence_length, dtype=torch.long, device=choose_device())
     best = float("inf")
-    for _ in range(3):
-        begun = time.perf_counter()
-        loss = model(input_ids=ids, use_cache=False, targets=ids).loss
-        loss.backward()
-        loss.item()
-        best = min(best, time.perf_counter() - begun)
-    torch.random.set_rng_state(generator)
+    with torch.random.fork_rng(devices=[]):
+        spec = dataclasses.replace(recipe.model, vocab_size=2048)
+        model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec)).train()
+        torch.nn.Module.to(model, choose_device())
+        ids = torch.zeros(4, recipe.data.sequence_length, dtype=torch.long, device=choose_device())
+        for _ in range(3):
+            begun = time.perf_counter()
+            loss = model(input_ids=ids, use_cache=False, targets=ids).loss
+            loss.backward()
+            loss.item()
+            best = min(best, time.perf_counter() - begun)
     return ids.numel() / best
 
 
 def speed_up(recipe: Recipe, seconds: float) -> float:
     """How many times as fast as measured the training of ``seconds`` will be: what the compiler brings, if any."""
-    device = choose_device()
-    dtype = choose_dtype(recipe.train, device)
-    compiles = seconds >= PAYS_AFTER[dtype] and missing_compiler(device) is None
+    dtype = choose_dtype(recipe.train, choose_device())
+    compiles = seconds >= PAYS_AFTER[dtype] and missing_compiler(choose_device()) is None
     return COMPILED[dtype] if compiles else 1.0
 
 
-def looped_minutes(recipe: Recipe, seconds: float, rate: float, test: Sequence[bytes], train_bytes: int) -> float:
-    """Minutes of training for the looped model, when ``seconds`` are left for everything.
+def looped_minutes(recipe: Recipe, seconds: float, rate: float, train_bytes: int) -> float:
+    """Minutes of training for the looped model of ``recipe``, when ``seconds`` are left for everything.
 
-    Its twin is trained for as many steps, which cost less; scoring, the baselines, samples and the page come after.
-
-    Args:
-        recipe: the looped one.
-        seconds: left.
-        rate: measured training tokens per second of ``recipe``.
-        test: the documents that are scored.
-        train_bytes: of the training text, which the baselines read.
+    Its twin is trained for as many steps, which cost less; scoring, samples, the page and the baselines, which read
+    ``train_bytes``, come after. ``rate`` is the measured training tokens per second of ``recipe``.
     """
-    flops = cost(recipe.model, context=recipe.data.sequence_length // 2).training_flops_per_token
-    slowness = max(1.0, SPEED / (rate * flops))
-    after = AFTERWARDS * slowness + BASELINES * train_bytes + scoring_seconds(sum(map(len, test)), rate)
-    share = cost(twin(recipe).model, context=recipe.data.sequence_length // 2).training_flops_per_token / flops
+    flops, of_twin = (
+        cost(model, context=recipe.data.sequence_length // 2).training_flops_per_token
+        for model in (recipe.model, twin(recipe).model)
+    )
+    after = AFTERWARDS * max(1.0, SPEED / (rate * flops)) + BASELINES * train_bytes + SCORING * seconds
     left = max(seconds - after, LEAST * seconds)
-    if speed_up(recipe, left / (1 + share)) > 1:
+    both = 1 + of_twin / flops
+    if speed_up(recipe, left / both) > 1:
         left = max(left - 2 * COMPILING, LEAST * seconds)
-    return left / (1 + share) / 60
-
-
-def scoring_seconds(size: int, rate: float) -> float:
-    """Seconds for scoring ``size`` bytes of text with both models and a part of it at other loop counts.
-
-    A forward pass takes a third of a training step; windows overlap by half; a token stands for about 3 bytes.
-    """
-    return (2 + 4 * CURVE) * 2 * size / 3 / (3 * rate)
-
-
-CURVE = 0.2
-"""Share of the scored text that is scored at every loop count."""
+    return left / both / 60
 
 
 def scored_part(test: Sequence[bytes], seconds: float, rate: float) -> list[bytes]:
-    """The held-out documents, or as long a beginning of each as is scored in the time for that out of ``seconds``."""
-    return beginnings(test, SCORING * seconds / scoring_seconds(1_000_000, rate) * 1e6)
+    """The held-out documents, or as long a beginning of each as is scored in the time for that out of ``seconds``.
+
+    Both models score it, and a part of it at four loop counts. A forward pass takes a third of a training step; windows
+    overlap by half; a token stands for about 3 bytes.
+    """
+    per_byte = (2 + 4 * CURVE) * 2 / 3 / (3 * rate)
+    return beginnings(test, SCORING * seconds / per_byte)
 
 
 def beginnings(documents: Sequence[bytes], size: float) -> list[bytes]:
     """The first bytes of each document, equally many, cut before a character; about ``size`` in all, or everything."""
-    lengths = sorted(map(len, documents))
-    if sum(lengths) <= size:
-        return list(documents)
-    left, cap = size, 0.0
-    for index, length in enumerate(lengths):
-        cap = left / (len(lengths) - index)
-        if length > cap:
-            break
-        left -= length
-    return [first_bytes(document, max(int(cap), 64)) for document in documents]
+    left, cap = size, 64.0
+    for index, length in enumerate(sorted(map(len, documents))):
+        cap = max(left / (len(documents) - index), 64)
+        left -= min(length, cap)
+    return [first_bytes(document, int(cap)) for document in documents]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import platform
 import shlex
 import shutil
 import time
@@ -30,11 +28,11 @@ from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.demo.plan import CURVE, Plan, beginnings, looped_minutes, make_plan, scored_part
-from ouroboros.demo.verdict import SEED_NOISE, Judgement, judge
+from ouroboros.demo.verdict import SEED_NOISE, judge
 from ouroboros.errors import OuroborosError, check
-from ouroboros.eval.baselines import Baseline, compare_baselines
+from ouroboros.eval.baselines import compare_baselines
 from ouroboros.eval.score import Score, score
-from ouroboros.eval.stats import Difference, paired_difference
+from ouroboros.eval.stats import paired_difference
 from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
@@ -70,23 +68,7 @@ class Trained:
     model: OuroborosForCausalLM
     score: Score
     metrics: list[dict[str, Any]]
-    state: dict[str, Any]
-    """Of the last checkpoint: data position, precision and what else the run chose."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that the page, the table and ``demo.json`` tell."""
-
-    options: DemoOptions
-    plan: Plan
-    looped: Trained
-    plain: Trained
-    baselines: Sequence[Baseline]
-    curve: Sequence[Score]
-    samples: Sequence[Sample]
-    difference: Difference
-    verdict: Judgement
+    run: RunDirectory
 
 
 def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callable[[], Progress]) -> dict[str, Any]:
@@ -112,43 +94,27 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
         # Training names the formats of chats too, and takes the prepared text only if both say the same.
         recipe = dataclasses.replace(recipe, data=name_formats(recipe.data))
         data = prepare(recipe.data, run / "data")
-        seconds = 60 * options.minutes
-        test = scored_part(data.documents("test"), seconds, plan.rate)
-        left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
-        minutes = looped_minutes(recipe, left, plan.rate, test, data.count("train", "bytes"))
         undo.pop_all()
     tell(plan.describe())
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, minutes=minutes))
-    looped = _train(recipe, run, progress, test)
+    seconds = 60 * options.minutes
+    test = scored_part(data.documents("test"), seconds, plan.rate)
+    left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
+    minutes = looped_minutes(recipe, left, plan.rate, data.count("train", "bytes"))
+    looped = _train(_with_training(recipe, minutes=minutes), run, progress, test)
     shutil.copytree(run / "data", options.out / "twin" / "data")
-    plain = _train(_twin_of(looped), options.out / "twin", progress, test)
-    difference = paired_difference(looped.score, plain.score)
-    cheap = compare_baselines(data.documents("train"), seen_text(data, looped.state["loader"]), test)
-    verdict = judge(
-        (looped.recipe.name, plain.recipe.name),
-        (looped.score.bits_per_byte, plain.score.bits_per_byte),
-        difference,
-        cheap,
-        (looped.metrics, plain.metrics),
-    )
-    curve, samples = _curve(looped, data, test), _samples(looped, data, options)
-    outcome = Outcome(options, plan, looped, plain, cheap, curve, samples, difference, verdict)
-    page, numbers = _report(outcome), _numbers(outcome)
+    # The twin takes as many steps, and is compiled if the looped model was: they differ in nothing but the loop.
+    same = {"minutes": None, "steps": looped.result.counters.step, "compile": looped.run.state()["compile"]}
+    plain = _train(_with_training(twin(looped.recipe), **same), options.out / "twin", progress, test)
+    page, numbers = _results(options, looped, plain, data, test)
+    numbers["plan"] = dataclasses.asdict(plan)
     render(page, options.out / "report.html")
     write_whole(options.out / "demo.json", (json.dumps(numbers, indent=2) + "\n").encode())
     for line in table(page):
         tell(line)
-    for sample in samples[:2]:
+    for sample in page.samples[:2]:
         tell(f"--- {looped.recipe.name} writes ---\n{sample.prompt}{sample.text}")
     tell(f"{options.out / 'report.html'}: the page")
     return numbers
-
-
-def _twin_of(looped: Trained) -> Recipe:
-    """The plain twin with as many steps, compiled if the looped model was: they differ in nothing but the loop."""
-    plain, steps = twin(looped.recipe), looped.result.counters.step
-    training = dataclasses.replace(plain.train, minutes=None, steps=steps, compile=looped.state["compile"])
-    return dataclasses.replace(plain, train=training)
 
 
 def _free(out: Path) -> Path:
@@ -162,21 +128,16 @@ def _free(out: Path) -> Path:
     raise OuroborosError(f"{out} is not empty; choose another --out")
 
 
+def _with_training(recipe: Recipe, **changes: Any) -> Recipe:
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
+
+
 def demo_recipe(options: DemoOptions, plan: Plan) -> Recipe:
     """The looped recipe with the demo's data; its time is still to be said."""
     base = make_recipe("loop", plan.size)
-    return dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, sources=(options.data,), tokenizer=plan.tokenizer),
-        train=dataclasses.replace(
-            base.train,
-            batch_size=plan.batch,
-            seed=options.seed,
-            eval_bytes=32_768,
-            checkpoint_every=0,
-            telemetry_every=50,
-        ),
-    )
+    data = dataclasses.replace(base.data, sources=(options.data,), tokenizer=plan.tokenizer)
+    settings = {"eval_bytes": 32_768, "checkpoint_every": 0, "telemetry_every": 50}
+    return _with_training(dataclasses.replace(base, data=data), batch_size=plan.batch, seed=options.seed, **settings)
 
 
 def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Sequence[bytes]) -> Trained:
@@ -186,24 +147,16 @@ def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Se
             f"the demo was stopped by {result.reason}; `ouroboros resume {out}` finishes this model", result.reason
         )
     run, model = RunDirectory(out), open_model(out).model
-    recipe, state = run.read_recipe(), run.state()
-    found = _score(model, run.open_data(), test, recipe, state["dtype"])
-    return Trained(result, recipe, model, found, read_metrics(run.metrics_file), state)
+    return Trained(result, run.read_recipe(), model, _score(model, run, test), read_metrics(run.metrics_file), run)
 
 
-def _score(
-    model: OuroborosForCausalLM,
-    data: PreparedData,
-    test: Sequence[bytes],
-    recipe: Recipe,
-    dtype: str,
-    loops: int | None = None,
-) -> Score:
-    """Every byte with at least half a window of context, in the precision ``dtype`` of training."""
+def _score(model: OuroborosForCausalLM, run: RunDirectory, test: Sequence[bytes], loops: int | None = None) -> Score:
+    """Every byte with at least half a window of context, in the precision of training."""
+    recipe, dtype = run.read_recipe(), run.state()["dtype"]
     window = recipe.data.sequence_length
     return score(
         model,
-        data.tokenizer,
+        run.open_data().tokenizer,
         test,
         window=window,
         stride=max(1, window // 2),
@@ -213,24 +166,51 @@ def _score(
     )
 
 
-def _curve(arm: Trained, data: PreparedData, test: Sequence[bytes]) -> list[Score]:
-    """The looped model at its own and at other loop counts, on a part of the text."""
-    trained = arm.model.schedule.loops
+def _results(
+    options: DemoOptions, looped: Trained, plain: Trained, data: PreparedData, test: Sequence[bytes]
+) -> tuple[Report, dict[str, Any]]:
+    """The page, and what ``demo.json`` holds."""
+    arms, state = (looped, plain), looped.run.state()
+    difference = paired_difference(looped.score, plain.score)
+    cheap = compare_baselines(data.documents("train"), seen_text(data, state["loader"]), test)
+    names = (looped.recipe.name, plain.recipe.name)
+    bits = (looped.score.bits_per_byte, plain.score.bits_per_byte)
+    verdict = judge(names, bits, difference, cheap, (looped.metrics, plain.metrics))
+    trained = looped.model.schedule.loops
     part = beginnings(test, max(CURVE * sum(map(len, test)), 4096))
-    counts = sorted({1, trained, trained + 1, 2 * trained})
-    return [_score(arm.model, data, part, arm.recipe, arm.state["dtype"], count) for count in counts]
-
-
-def _samples(arm: Trained, data: PreparedData, options: DemoOptions) -> list[Sample]:
-    sampling = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.95)
-    found = []
-    for index, prompt in enumerate(PROMPTS[options.data.startswith("python:")]):
-        torch.manual_seed(options.seed + index)
-        continuation = Continuation(arm.model, data.tokenizer, prompt.encode(), sampling)
-        text = "".join(continuation)
-        settings = f"temperature 0.7, top-p 0.95, seed {options.seed + index}, {arm.model.schedule.loops} loops"
-        found.append(Sample(prompt=prompt, text=text, arm=arm.recipe.name, settings=settings))
-    return found
+    curve = [_score(looped.model, looped.run, part, loops) for loops in sorted({1, trained, trained + 1, 2 * trained})]
+    text = "the source of Python's standard library" if options.data == "python:" else options.data
+    page = Report(
+        title="Does looping pay?",
+        headline=verdict.sentence,
+        decided=verdict.verdict in ("win", "loss"),
+        subtitle=f"A looped language model and its plain twin with equal stored parameters, trained on {text}",
+        command=_command(options),
+        environment={
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "precision": state["dtype"],
+            "held-out text, sha256": looped.score.data_sha256,
+            "training windows": f"{looped.score.window} tokens, {looped.recipe.train.batch_size} a step",
+        },
+        arms=[_arm(arm) for arm in arms],
+        baselines=cheap,
+        loop_curve={names[0]: loop_points([s.to_dict() for s in curve], trained)},
+        samples=_samples(looped, data, options),
+        notes=_notes(looped, plain, curve[0].bytes),
+        difference=difference,
+    )
+    numbers = {
+        "command": page.command,
+        "verdict": verdict.verdict,
+        "verdict_sentence": verdict.sentence,
+        "arms": {arm.recipe.name: _arm_numbers(arm) for arm in arms},
+        "difference": difference.to_dict(),
+        "baselines": [baseline.to_dict() for baseline in cheap],
+        "loops": [s.to_dict() for s in curve],
+        "report": str(options.out / "report.html"),
+    }
+    return page, numbers
 
 
 def _arm(arm: Trained) -> Arm:
@@ -238,27 +218,24 @@ def _arm(arm: Trained) -> Arm:
     return dataclasses.replace(shown, tokens=c.tokens, minutes=c.seconds / 60, tokens_per_second=c.tokens / c.seconds)
 
 
-def _report(outcome: Outcome) -> Report:
-    options, looped, plain = outcome.options, outcome.looped, outcome.plain
-    text = "the source of Python's standard library" if options.data == "python:" else options.data
-    points = loop_points([s.to_dict() for s in outcome.curve], looped.model.schedule.loops)
-    return Report(
-        title="Does looping pay?",
-        headline=outcome.verdict.sentence,
-        decided=outcome.verdict.verdict in ("win", "loss"),
-        subtitle=f"A looped language model and its plain twin with equal stored parameters, trained on {text}",
-        command=_command(options),
-        environment=_environment(looped),
-        arms=[_arm(looped), _arm(plain)],
-        baselines=outcome.baselines,
-        loop_curve={looped.recipe.name: points},
-        samples=list(outcome.samples),
-        notes=_notes(looped, plain, outcome.curve),
-        difference=outcome.difference,
-    )
+def _arm_numbers(arm: Trained) -> dict[str, Any]:
+    c, model = arm.result.counters, arm.recipe.model
+    trained = {"steps": c.step, "training_tokens": c.tokens, "seconds": c.seconds}
+    return arm.score.to_dict() | {"parameters": cost(model).parameters, "layout": model.layout} | trained
 
 
-def _notes(looped: Trained, plain: Trained, curve: Sequence[Score]) -> list[str]:
+def _samples(arm: Trained, data: PreparedData, options: DemoOptions) -> list[Sample]:
+    sampling = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.95)
+    found = []
+    for seed, prompt in enumerate(PROMPTS[options.data.startswith("python:")], options.seed):
+        torch.manual_seed(seed)
+        text = "".join(Continuation(arm.model, data.tokenizer, prompt.encode(), sampling))
+        settings = f"temperature 0.7, top-p 0.95, seed {seed}, {arm.model.schedule.loops} loops"
+        found.append(Sample(prompt=prompt, text=text, arm=arm.recipe.name, settings=settings))
+    return found
+
+
+def _notes(looped: Trained, plain: Trained, curve_bytes: int) -> list[str]:
     """What the numbers do not say."""
     a, b = cost(looped.recipe.model).training_flops_per_token, cost(plain.recipe.model).training_flops_per_token
     minutes = looped.result.counters.seconds / plain.result.counters.seconds
@@ -269,21 +246,8 @@ def _notes(looped: Trained, plain: Trained, curve: Sequence[Score]) -> list[str]
         f" computes {a / b:.2f} times as much per token and trained {minutes:.2f} times as long.",
         f"Scored on {looped.score.bytes:,} held-out bytes in {looped.score.documents} files, every byte once,"
         f" window {looped.score.window}, stride {looped.score.stride}; loop counts on the first"
-        f" {curve[0].bytes:,} bytes of them.",
+        f" {curve_bytes:,} bytes of them.",
     ]
-
-
-def _environment(arm: Trained) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "precision": arm.state["dtype"],
-        "held-out text, sha256": arm.score.data_sha256,
-        "training windows": f"{arm.recipe.data.sequence_length} tokens, {arm.recipe.train.batch_size} a step",
-    }
 
 
 def _command(options: DemoOptions) -> str:
@@ -302,24 +266,4 @@ def table(page: Report) -> list[str]:
     for row in page.rows:
         interval = "" if row.low is None or row.high is None else f"{row.low:.4f} .. {row.high:.4f}"
         lines.append(f"{row.name:<{width}}  {row.bits_per_byte:>9.4f}  {interval}")
-    return [*lines, "", page.verdict, *page.notes, ""]
-
-
-def _numbers(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "command": _command(outcome.options),
-        "verdict": outcome.verdict.verdict,
-        "verdict_sentence": outcome.verdict.sentence,
-        "plan": dataclasses.asdict(outcome.plan),
-        "arms": {
-            arm.recipe.name: arm.score.to_dict()
-            | {"parameters": cost(arm.recipe.model).parameters, "layout": arm.recipe.model.layout}
-            | {"steps": arm.result.counters.step, "training_tokens": arm.result.counters.tokens}
-            | {"seconds": arm.result.counters.seconds}
-            for arm in (outcome.looped, outcome.plain)
-        },
-        "difference": outcome.difference.to_dict(),
-        "baselines": [baseline.to_dict() for baseline in outcome.baselines],
-        "loops": [s.to_dict() for s in outcome.curve],
-        "report": str(outcome.options.out / "report.html"),
-    }
+    return [*lines, "", page.headline, *page.notes, ""]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ouroboros.eval.baselines import Baseline
 from ouroboros.eval.stats import Difference
@@ -16,12 +15,10 @@ STEEP = 0.5
 """Bits per byte that the second half of training takes off the training loss, from which models are still falling."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The verdict as one word and as a sentence."""
+class Judgement(NamedTuple):
+    """The verdict, of the looped model against its twin, as one word and as a sentence."""
 
     verdict: Literal["win", "loss", "cannot tell", "too little training"]
-    """Of the looped model against its twin."""
     sentence: str
 
 
@@ -42,28 +39,22 @@ def judge(
         metrics: records of both trainings.
     """
     gram = min((b.bits_per_byte for b in baselines if "n-gram" in b.name), default=float("inf"))
+    fall, why = max(map(late_fall, metrics)), ""
     if min(scores) >= gram:
-        return Judgement(
-            "too little training",
-            f"Too little training to tell: neither model is better than an n-gram ({gram:.3f} bits per byte);"
-            " give it more time with --minutes.",
-        )
-    fall = max(map(late_fall, metrics))
-    if fall > STEEP:
-        return Judgement(
-            "too little training",
-            f"Too little training to tell: the second half of training still took {fall:.2f} bits per byte off the"
-            " loss; give it more time with --minutes.",
-        )
-    if difference.verdict != "cannot tell" and abs(difference.delta) < SEED_NOISE:
-        return Judgement(
-            "cannot tell",
-            f"Cannot tell: {names[0]} and {names[1]} differ by {abs(difference.delta):.3f} bits per byte on the same"
-            f" held-out text, and two seeds of one model often differ by {SEED_NOISE}.",
-        )
-    words: dict[str, Literal["win", "loss", "cannot tell"]] = {"better": "win", "worse": "loss"}
-    sentence = verdict_sentence(*names, difference)
-    return Judgement(words.get(difference.verdict, "cannot tell"), sentence)
+        why = f"neither model is better than an n-gram ({gram:.3f} bits per byte)"
+    elif fall > STEEP:
+        why = f"the second half of training still took {fall:.2f} bits per byte off the loss"
+    if why:
+        sentence = f"Too little training to tell: {why}; give it more time with --minutes."
+        return Judgement("too little training", sentence)
+    if difference.verdict == "cannot tell" or abs(difference.delta) >= SEED_NOISE:
+        words: dict[str, Literal["win", "loss"]] = {"better": "win", "worse": "loss"}
+        return Judgement(words.get(difference.verdict, "cannot tell"), verdict_sentence(*names, difference))
+    sentence = (
+        f"Cannot tell: {names[0]} and {names[1]} differ by {abs(difference.delta):.3f} bits per byte on the same"
+        f" held-out text, and two seeds of one model often differ by {SEED_NOISE}."
+    )
+    return Judgement("cannot tell", sentence)
 
 
 def late_fall(metrics: Sequence[Mapping[str, Any]]) -> float:

@@ -34,19 +34,16 @@ from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.finding import Finding, find, require
 from ouroboros.eval.score import (
-    Predict,
     Score,
     at_loops,
     byte_table,
-    device_of,
     encode,
-    evaluating,
     first_bytes,
-    log_probs,
     score,
     unknown_nats,
     with_text,
 )
+from ouroboros.eval.windows import Predict, device_of, evaluating, log_probs
 
 CHUNK = 256
 """Bytes of a passage that is looked for in the training text."""
@@ -79,7 +76,7 @@ class Audited:
     window: int
     """Window of the probes: the audited window, at most 256 tokens."""
     scorer: Callable[..., Score]
-    predict: Predict
+    predict: Predict | None
 
     def score(self, documents: Sequence[bytes], **options: Any) -> Score:
         """Call the audited scorer."""
@@ -90,7 +87,7 @@ class Audited:
         """Log-probabilities float32[T, V] of one sequence of input ids."""
         inputs = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(device_of(self.model))
         with evaluating(self.view):
-            return self.predict(self.view, inputs)[0].float().cpu()
+            return (self.predict or log_probs)(self.view, inputs)[0].float().cpu()
 
     def sequence(self, document: bytes) -> np.ndarray:
         """``[eos] + tokens`` of a document, int64[T + 1]."""
@@ -126,7 +123,7 @@ def audit(
     window: int,
     loops: Sequence[int | None] = (None,),
     scorer: Callable[..., Score] = score,
-    predict: Predict = log_probs,
+    predict: Predict | None = None,
     train_documents: Iterable[bytes] | None = None,
 ) -> list[Finding]:
     """Check a model's score for the ways in which such scores go wrong; the module's docstring lists them.

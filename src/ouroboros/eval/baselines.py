@@ -11,23 +11,18 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ouroboros.errors import check
 from ouroboros.eval.score import with_text
 from ouroboros.eval.stats import Record, ratio_interval, unit_edges, unit_size
 
-Compressor = Literal["bz2", "xz"]
-COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
 ORDER = 4
 """Bytes of context of the n-gram that models are compared with."""
 BOUNDARY = 256
 """Symbol in front of every document; a context may hold it, it is never predicted."""
 SYMBOLS = 257
-MAX_ORDER = 6
-"""Longest context whose n-grams, one byte longer, have codes that fit an int64: 257**7 < 2**63."""
 BZ2_BLOCK = 900_000
 """bz2 sees at most this many bytes at once, whatever came before."""
 
@@ -49,18 +44,18 @@ class Baseline(Record):
 
 
 class _Counts(NamedTuple):
-    """Statistics of n-grams of one length, as sorted arrays for binary search."""
+    """Statistics of G n-grams of one length in C contexts (all symbols but the last), for binary search."""
 
     grams: np.ndarray
-    """int64[G] codes of the distinct n-grams, ascending."""
+    """int64[G] codes, ascending."""
     counts: np.ndarray
     """int64[G] occurrences."""
     contexts: np.ndarray
-    """int64[C] codes of the distinct contexts (all symbols but the last), ascending."""
+    """int64[C] codes, ascending."""
     totals: np.ndarray
-    """int64[C] occurrences of each context."""
+    """int64[C] occurrences."""
     types: np.ndarray
-    """int64[C] distinct symbols seen after each context."""
+    """int64[C] distinct symbols seen after each."""
 
 
 class NGram:
@@ -73,12 +68,7 @@ class NGram:
     """
 
     def __init__(self, train: Iterable[bytes], order: int) -> None:
-        """Count n-grams of length 1 to ``order + 1``, that is contexts of 0 to ``order`` bytes.
-
-        Raises:
-            OuroborosError: ``order`` is not in 0..6.
-        """
-        check(0 <= order <= MAX_ORDER, f"n-gram order must be between 0 and {MAX_ORDER}, got {order}")
+        """Count n-grams of length 1 to ``order + 1`` <= 7, whose codes fit an int64: 257**7 < 2**63."""
         self.order = order
         codes = _codes(train, order + 1)
         self.train_bytes = len(codes)
@@ -86,8 +76,10 @@ class NGram:
         levels = []
         for length in range(order + 1, 0, -1) if len(codes) else ():
             # The shorter n-grams are the suffixes of the longer, so one long sort serves them all.
-            grams, counts = _merge(grams % SYMBOLS**length, counts)
-            levels.append(_count_contexts(grams, counts))
+            grams, inverse = np.unique(grams % SYMBOLS**length, return_inverse=True)
+            counts = np.bincount(inverse, weights=counts).astype(np.int64)
+            contexts, first, types = np.unique(grams // SYMBOLS, return_index=True, return_counts=True)
+            levels.append(_Counts(grams, counts, contexts, np.add.reduceat(counts, first), types))
         self._levels = levels[::-1]
 
     def nats(self, documents: Iterable[bytes]) -> np.ndarray:
@@ -106,28 +98,13 @@ class NGram:
 def _codes(documents: Iterable[bytes], length: int) -> np.ndarray:
     """int64[N]: for each byte the base-257 number of the ``length`` symbols that end there, oldest first."""
     head = np.full(length - 1, BOUNDARY, dtype=np.int64)
-    parts: list[np.ndarray] = []
-    for document in documents:
-        parts += (head, np.frombuffer(document, dtype=np.uint8).astype(np.int64))
-    symbols = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    texts = (np.frombuffer(document, dtype=np.uint8).astype(np.int64) for document in documents)
+    symbols = np.concatenate([np.zeros(0, dtype=np.int64), *(part for text in texts for part in (head, text))])
     size = max(0, len(symbols) - length + 1)
     codes = np.zeros(size, dtype=np.int64)
     for offset in range(length):
         codes = codes * SYMBOLS + symbols[offset : offset + size]
     return codes[codes % SYMBOLS != BOUNDARY]
-
-
-def _merge(codes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct codes, ascending, and the sum of their counts."""
-    distinct, inverse = np.unique(codes, return_inverse=True)
-    return distinct, np.bincount(inverse, weights=counts, minlength=len(distinct)).astype(np.int64)
-
-
-def _count_contexts(grams: np.ndarray, counts: np.ndarray) -> _Counts:
-    """Contexts of sorted n-grams; those of one context are neighbours."""
-    of_gram = grams // SYMBOLS
-    contexts, first, types = np.unique(of_gram, return_index=True, return_counts=True)
-    return _Counts(grams, counts, contexts, np.add.reduceat(counts, first), types)
 
 
 def _find(table: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +117,7 @@ def ngram(train: Iterable[bytes], documents: Sequence[bytes], order: int) -> Bas
     """The order-``order`` byte n-gram (that many bytes of context) trained on ``train``; see :class:`NGram`.
 
     Raises:
-        OuroborosError: ``order`` is not in 0..6, or there is no held-out byte.
+        OuroborosError: there is no held-out byte.
     """
     kept = with_text(documents)
     model = NGram(train, order)
@@ -159,13 +136,12 @@ def ngram(train: Iterable[bytes], documents: Sequence[bytes], order: int) -> Bas
     )
 
 
-def compressor(name: Compressor, train: bytes, documents: Sequence[bytes]) -> Baseline:
+def compressor(name: Literal["bz2", "xz"], train: bytes, documents: Sequence[bytes]) -> Baseline:
     """Conditional size of the held-out text given ``train``: ``8 (C(train + text) - C(train)) / len(text)``.
 
-    ``xz`` is preset 9 extreme with a dictionary that holds everything. ``bz2`` sorts blocks of 900,000 bytes and
-    knows nothing of earlier blocks, so more training text cannot help it; the text is cut into pieces of a quarter
-    block, and each is given what directly precedes it (the end of ``train``, then the text before the piece) for
-    the rest of its block, which is the most that it can use.
+    ``xz`` is preset 9 extreme with a dictionary that holds everything. ``bz2`` sorts blocks of 900,000 bytes and knows
+    nothing of earlier ones: the text is cut into pieces of a quarter block, and each is given what directly precedes it
+    (the end of ``train``, then the text before the piece) for the rest of its block.
 
     Raises:
         OuroborosError: there is no held-out byte.
@@ -181,9 +157,8 @@ def compressor(name: Compressor, train: bytes, documents: Sequence[bytes]) -> Ba
             end = min(start + piece, len(joined))
             coded += _added(bz2.compress, joined[max(0, end - BZ2_BLOCK) : start], joined[start:end])
         detail = f"bz2 -9 given the {BZ2_BLOCK - piece:,} bytes before, all that its block can hold"
-    return Baseline(
-        name=name, bits_per_byte=8 * coded / len(text), bytes=len(text), train_bytes=len(train), detail=detail
-    )
+    bits = 8 * coded / len(text)
+    return Baseline(name=name, bits_per_byte=bits, bytes=len(text), train_bytes=len(train), detail=detail)
 
 
 def _added(compress: Callable[[bytes], bytes], before: bytes, text: bytes) -> int:
@@ -207,11 +182,9 @@ def compare_baselines(
 
     Args:
         train: all training documents.
-        seen: the part the model has seen, with repetitions left out; None means all of it.
+        seen: the part the model has seen, with repetitions left out; None means all of it. Names are marked ``(seen)``.
         documents: the held-out documents.
-        whole: what ``train`` is called; of a streamed run it is the head of the text only.
-
-    The names are marked ``(seen)`` and, by default, ``(all)``.
+        whole: the mark of ``train``; of a streamed run it is the head of the text only.
     """
     given = [(whole, train)]
     if seen is not None and sum(map(len, seen)) < sum(map(len, train)):
@@ -219,6 +192,6 @@ def compare_baselines(
     found = []
     for label, texts in given:
         text = b"".join(texts)
-        cheap = [ngram(texts, documents, ORDER), *(compressor(name, text, documents) for name in COMPRESSORS)]
+        cheap = [ngram(texts, documents, ORDER), *(compressor(name, text, documents) for name in ("bz2", "xz"))]
         found += [replace(baseline, name=f"{baseline.name} ({label})") for baseline in cheap]
     return found

@@ -1,9 +1,9 @@
 """Bits per byte of the original text, every byte scored exactly once.
 
 Each document is read as ``[eos] + tokens``; a token is predicted from the tokens before it in its document and window
-(:func:`spans`). The bytes counted are those of the documents themselves. Log-probabilities are float32, sums float64.
-A tokenizer of characters has one token for all that it does not know; each adds what it takes to say which of the
-other Unicode characters it is (:func:`~ouroboros.data.characters.unknown_nats`).
+(:mod:`ouroboros.eval.windows`). The bytes counted are those of the documents themselves. Log-probabilities are float32,
+sums float64. A tokenizer of characters has one token for all that it does not know; each adds what it takes to say
+which of the other Unicode characters it is (:func:`~ouroboros.data.characters.unknown_nats`).
 
 The interval is that of a ratio estimator, ``sum(nats) / sum(bytes)``, over units
 (:func:`~ouroboros.eval.stats.ratio_interval`). Units are whole documents where there are at least ten and none is more
@@ -11,17 +11,17 @@ than half of the text (:func:`~ouroboros.eval.stats.unit_size`); otherwise long 
 (:func:`~ouroboros.eval.stats.unit_edges`; a token counts in the piece where it begins). The interval says how the score
 would vary over text like these units, and nothing about training seeds.
 
-Shapes: B windows, T positions, V vocabulary. Nats are natural-log units, bits are nats / ln 2.
+Shapes: B sequences, T positions. Nats are natural-log units, bits are nats / ln 2.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +31,19 @@ from ouroboros.data.characters import REPLACEMENT
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.stats import Record, ratio_interval, unit_edges, unit_size
+from ouroboros.eval.windows import (
+    Predict,
+    Procedure,
+    Windows,
+    check_windows,
+    device_of,
+    evaluating,
+    log_probs,
+    rows,
+    target_nats,
+)
 
-BATCH_TOKENS = 8192
-"""Input tokens of one batch when the caller gives no batch size."""
-BATCH_LOGITS = 2**25
-"""Logits (tokens times vocabulary) of one batch when the caller gives no batch size: 128 MiB in float32."""
 BOS_RULE = "each document is preceded by one end-of-text token, which is context and is not scored"
-
-Predict = Callable[[Any, Tensor], Tensor]
-"""``predict(model, input_ids[B, T]) -> log-probabilities[B, T, V]`` of the token after each position."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +74,8 @@ class Score(Record):
     """Loop count; ``None`` when the model does not tell."""
     window: int
     stride: int
+    reading: str
+    """How the documents were read: ``windows``, or the name of another procedure, such as an adaptation."""
     bos_rule: str
     data_sha256: str
     model: str
@@ -77,59 +83,6 @@ class Score(Record):
     """float64[units]: nats of each unit, in document order."""
     unit_bytes: np.ndarray = field(repr=False)
     """int64[units]: bytes of each unit."""
-
-
-class Span(NamedTuple):
-    """One window over a document's ``[eos] + tokens``: inputs ``start:end``, scores the targets ``first:end``.
-
-    Target ``i`` is token ``i`` of the document, predicted at input position ``i`` (the token before it).
-    """
-
-    document: int
-    start: int
-    end: int
-    first: int
-
-
-def spans(tokens: int, window: int, stride: int, document: int = 0) -> Iterator[Span]:
-    """The windows that score each of ``tokens`` targets exactly once.
-
-    Window k reads inputs ``k * stride : k * stride + window`` and scores what the windows before it did not.
-    With ``stride == window`` the windows are disjoint; with a smaller stride each target after the first window
-    is predicted from at least ``window - stride + 1`` tokens.
-    """
-    start = scored = 0
-    while scored < tokens:
-        end = min(start + window, tokens)
-        yield Span(document, start, end, scored)
-        start, scored = start + stride, end
-
-
-def log_probs(model: Any, input_ids: Tensor) -> Tensor:
-    """The default :data:`Predict`: float32 log-softmax of ``model(input_ids=...).logits``."""
-    uses_cache = hasattr(getattr(model, "config", None), "use_cache")
-    output = model(input_ids=input_ids, use_cache=False) if uses_cache else model(input_ids=input_ids)
-    return torch.log_softmax(output.logits.float(), dim=-1)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets its previous mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def device_of(model: Any) -> torch.device:
-    """Where the model's first parameter or buffer is, else the CPU."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def at_loops(model: Any, loops: int | None) -> Any:
@@ -238,7 +191,9 @@ def score_loops(
     max_bytes: int | None = None,
     model_name: str = "",
     amp: torch.dtype | None = None,
-    predict: Predict = log_probs,
+    predict: Predict | None = None,
+    procedure: Procedure | None = None,
+    reading: str = "windows",
 ) -> list[Score]:
     """Score ``documents`` in bits per byte at each loop count; the module's docstring says how.
 
@@ -249,28 +204,32 @@ def score_loops(
         loops: loop counts, by ``model.with_loops``; None is the model as it is.
         window: input tokens of a window, at most ``model.config.max_position_embeddings``.
         stride: targets that each window after the first scores; None means ``window`` (disjoint windows).
-        batch_size: windows per batch; None means as many as fit in about 8192 tokens and 2**25 logits.
+        batch_size: windows per batch; None means as many as fit in about 1024 tokens (8192 on an accelerator)
+            and 2**25 logits.
         max_bytes: score the first so many bytes only; the last document is cut, not inside a UTF-8 character.
         model_name: recorded as ``model``.
         amp: autocast type, for example ``torch.bfloat16``; None leaves autocast alone.
         predict: log-probabilities of a batch, for models that are not a plain softmax over logits.
+        procedure: how the documents are read instead, for example a :class:`~ouroboros.eval.windows.Rolling` window or
+            an adaptation (:mod:`ouroboros.eval.adapt`), made for the same window and stride.
+        reading: recorded, says which procedure that is.
 
     Raises:
         OuroborosError: nothing to score, a window or stride out of range, a tokenizer that is not lossless or
             does not belong to the model, a loop count for a model without loops, scores that are not finite.
     """
     stride = window if stride is None else stride
-    _check_windows(model, window, stride)
+    check_windows(model, window, stride)
     text = _prepare(tokenizer, documents, max_bytes)
     _check_vocabulary(model, max(int(sequence.max()) for sequence in text.sequences))
-    batches = _batches(model, text.sequences, window, stride, batch_size)
+    procedure = Windows(window, stride, batch_size, predict) if procedure is None else procedure
     found = []
     for count in loops:
         view = at_loops(model, count)
         with evaluating(view), nullcontext() if amp is None else torch.autocast(device_of(model).type, dtype=amp):
-            nats = _document_nats(view, text.sequences, batches, predict)
+            nats = _document_nats(view, text.sequences, procedure)
         used = count if count is not None else getattr(getattr(view, "schedule", None), "loops", None)
-        found.append(_summary(text, nats, loops=used, window=window, stride=stride, model=model_name))
+        found.append(_summary(text, nats, loops=used, window=window, stride=stride, reading=reading, model=model_name))
     return found
 
 
@@ -284,19 +243,11 @@ def next_token_nats(model: Any, ids: Tensor) -> Tensor:
     Returns:
         Nats, float64 (B, T - 1) on the CPU.
     """
+    found = []
     with evaluating(model):
-        return torch.cat([_window_nats(model, part) for part in ids.split(_rows(model, ids.shape[1]))])
-
-
-def _check_windows(model: Any, window: int, stride: int) -> None:
-    check(window >= 1, f"window must be >= 1, got {window}")
-    check(1 <= stride <= window, f"stride must be between 1 and the window ({window}), got {stride}")
-    longest = getattr(model.config, "max_position_embeddings", None)
-    check(
-        longest is None or window <= longest,
-        f"window {window} is longer than the model's context (max_position_embeddings {longest}): give {longest} or"
-        " less",
-    )
+        for part in ids.to(device_of(model)).split(rows(model, ids.shape[1])):
+            found.append(-log_probs(model, part[:, :-1]).gather(-1, part[:, 1:, None])[..., 0])
+    return torch.cat(found).to("cpu", torch.float64)
 
 
 def _check_vocabulary(model: Any, largest: int) -> None:
@@ -307,38 +258,11 @@ def _check_vocabulary(model: Any, largest: int) -> None:
     )
 
 
-def _rows(model: Any, length: int) -> int:
-    """Windows of ``length`` tokens that are scored at a time."""
-    vocabulary = getattr(model.config, "vocab_size", None) or 1
-    return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // length)
-
-
-def _batches(
-    model: Any, sequences: Sequence[Tensor], window: int, stride: int, batch_size: int | None
-) -> list[list[Span]]:
-    """Windows of like length together, longest first, so that padding costs little."""
-    lengths = (len(sequence) - 1 for sequence in sequences)
-    todo = [span for index, tokens in enumerate(lengths) for span in spans(tokens, window, stride, index)]
-    todo.sort(key=lambda span: span.start - span.end)
-    batches, at = [], 0
-    while at < len(todo):
-        count = batch_size or _rows(model, todo[at].end - todo[at].start)
-        batches.append(todo[at : at + count])
-        at += count
-    return batches
-
-
-def _document_nats(
-    model: Any, sequences: Sequence[Tensor], batches: Sequence[list[Span]], predict: Predict
-) -> np.ndarray:
+def _document_nats(model: Any, sequences: Sequence[Tensor], procedure: Procedure) -> np.ndarray:
     """Negative log-probability, float64[N], of every token of all documents, given as ``[eos] + tokens``."""
     nats = [np.full(len(sequence) - 1, np.nan) for sequence in sequences]
-    for batch in batches:
-        # Padding is on the right, where a causal model cannot see it from any scored position.
-        parts = [sequences[document][start : end + 1] for document, start, end, _ in batch]
-        found = _window_nats(model, torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), predict).numpy()
-        for row, (document, start, end, first) in enumerate(batch):
-            nats[document][first:end] = found[row, first - start : end - start]
+    for found in procedure(model, sequences):
+        nats[found.sequence][found.first : found.first + len(found.log_probs)] = target_nats(found, sequences).numpy()
     for index, values in enumerate(nats):
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
@@ -347,12 +271,6 @@ def _document_nats(
                 " probability 0"
             )
     return np.concatenate(nats)
-
-
-def _window_nats(model: Any, windows: Tensor, predict: Predict = log_probs) -> Tensor:
-    """Negative log-probability, float64 (B, T) on the CPU, of the last T tokens of ``windows`` (B, T + 1)."""
-    windows = windows.to(device_of(model))
-    return -predict(model, windows[:, :-1]).gather(-1, windows[:, 1:, None])[..., 0].to("cpu", torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,6 @@ class Interval(Record):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Both ends."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
@@ -67,63 +66,54 @@ class Difference(Record):
 def unit_size(lengths: Sequence[int]) -> int:
     """Bytes of a unit for documents of these lengths; 0 for whole documents.
 
-    Whole documents are the honest units for saying how a score varies over new documents, because the pieces of
-    one document are alike (on Python files the standard error over whole files is twice that over 4 KiB pieces).
-    Where there are too few documents for that, pieces are all there is.
+    Whole documents say how a score varies over new documents, because the pieces of one document are alike (on Python
+    files the standard error over whole files is twice that over 4 KiB pieces). Of few documents there are only pieces.
     """
     return 0 if len(lengths) >= MIN_DOCUMENTS and max(lengths) <= sum(lengths) / 2 else UNIT_BYTES
 
 
 def unit_edges(length: int, unit_bytes: int = UNIT_BYTES) -> np.ndarray:
-    """Byte offsets that cut a document of ``length`` bytes into near-equal units.
+    """Byte offsets, int64[units + 1] from 0 to ``length``, that cut a document of so many bytes into near-equal units.
 
-    Returns int64[units + 1] from 0 to ``length``; each unit has between ``unit_bytes`` and twice that many
-    bytes, a document shorter than that is one unit, and 0 keeps every document whole. The cut depends on the
-    length alone, not on tokens or windows, so the units of two models with different tokenizers are the same.
+    Each unit has between ``unit_bytes`` and twice that many bytes, a shorter document is one unit, and 0 keeps every
+    document whole. The cut depends on the length alone, so models with different tokenizers have the same units.
     """
     count = max(1, length // unit_bytes) if unit_bytes else 1
     return np.arange(count + 1, dtype=np.int64) * length // count
 
 
-def student_cdf(t: float, df: int) -> float:
-    """P(T <= t) of Student's t with integer ``df`` degrees of freedom (Abramowitz & Stegun 26.7.3, 26.7.4)."""
-    theta = math.atan2(abs(t), math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = df % 2
+def student_quantile(probability: float, df: int) -> float:
+    """The quantile of Student's t at a ``probability`` of at least 1/2, for integer ``df`` >= 1 degrees of freedom.
+
+    By bisection of the distribution function (Abramowitz & Stegun 26.7.3, 26.7.4) up to 200 degrees of freedom; beyond
+    that the first two terms of 26.7.5, whose error there is below 1e-6.
+    """
+    check(df >= 1, f"degrees of freedom must be >= 1, got {df}")
+    if df > 200:
+        z = NormalDist().inv_cdf(probability)
+        return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, df) < 2 * probability - 1 else (low, middle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def _inside(theta: float, df: int) -> float:
+    """P(|T| <= sqrt(df) tan(theta))."""
+    sine, cosine, odd = math.sin(theta), math.cos(theta), df % 2
     term, total = (cosine, cosine if df > 1 else 0.0) if odd else (1.0, 1.0)
     for k in range(2 + odd, df - 1, 2):
         term *= (k - 1) / k * cosine * cosine
         total += term
-    inside = 2 / math.pi * (theta + sine * total) if odd else sine * total
-    return 0.5 + math.copysign(inside / 2, t)
-
-
-def student_quantile(probability: float, df: int) -> float:
-    """The quantile of Student's t at a ``probability`` of at least 1/2, for integer ``df`` >= 1 degrees of freedom.
-
-    By bisection of :func:`student_cdf` up to 200 degrees of freedom; beyond that the first two terms of
-    Abramowitz & Stegun 26.7.5, whose error there is below 1e-6.
-    """
-    check(df >= 1, f"degrees of freedom must be >= 1, got {df}")
-    z = NormalDist().inv_cdf(probability)
-    if df > 200:
-        return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
-    low, high = 0.0, 1.0
-    while student_cdf(high, df) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, df) < probability else (low, middle)
-    return (low + high) / 2
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
 
 
 def ratio_interval(numerators: Numbers, denominators: Numbers) -> Interval:
-    """``sum(y) / sum(x)`` over n clusters, with its standard error and Student interval.
+    """``R = sum(y) / sum(x)`` over n clusters, taken as independent, with its standard error and Student interval.
 
-    The linearised ratio estimator (Cochran, Sampling Techniques, 3rd ed., eq. 6.13, without the finite
-    population correction): with ``R = sum(y) / sum(x)`` and residuals ``e_i = y_i - R x_i``,
-    ``se^2 = n / (n - 1) * sum(e_i^2) / sum(x)^2``. Tokens inside a cluster may be correlated; clusters are
-    taken as independent.
+    The linearised ratio estimator (Cochran, Sampling Techniques, 3rd ed., eq. 6.13, without the finite population
+    correction): ``se^2 = n / (n - 1) * sum((y_i - R x_i)^2) / sum(x)^2``.
     """
     y, x = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     ratio, n = float(y.sum() / x.sum()), len(y)
@@ -141,10 +131,8 @@ def mean_interval(values: Numbers) -> Interval:
         OuroborosError: no values, or a value that is not finite.
     """
     data = np.asarray(values, np.float64)
-    check(
-        data.size > 0 and bool(np.isfinite(data).all()),
-        "an interval needs at least one value and only finite values",
-    )
+    sound = data.size > 0 and bool(np.isfinite(data).all())
+    check(sound, "an interval needs at least one value and only finite values")
     return ratio_interval(data, np.ones_like(data))
 
 
@@ -160,9 +148,8 @@ def verdict_of(low: float | None, high: float | None) -> Verdict:
 def paired_difference(a: Score, b: Score) -> Difference:
     """Difference ``a - b`` in bits per byte on identical units, by the ratio estimator of the nats' difference.
 
-    Pairing removes what both models find hard, so the interval is far narrower than that of either score.
-    It says how the difference would vary over text like these units; it says nothing about training seeds
-    (use :func:`mean_interval` over the deltas of several seeds for that).
+    Pairing removes what both models find hard, so the interval is far narrower than that of either score. It says
+    nothing about training seeds: for that use :func:`mean_interval` over the deltas of several.
 
     Raises:
         OuroborosError: the scores differ in text, window or stride, so they cannot be compared.
@@ -172,6 +159,6 @@ def paired_difference(a: Score, b: Score) -> Difference:
         check(left == right, f"scores cannot be compared: {name} differs ({left} and {right}); score both alike")
     check(np.array_equal(a.unit_bytes, b.unit_bytes), "scores cannot be compared: their units differ")
     found = ratio_interval((np.asarray(a.unit_nats) - np.asarray(b.unit_nats)) / math.log(2), a.unit_bytes)
-    low, high = found.low, found.high
-    verdict = verdict_of(low, high)
-    return Difference(delta=found.mean, stderr=found.stderr, low=low, high=high, verdict=verdict, units=found.n)
+    facts = found.to_dict()
+    verdict = verdict_of(found.low, found.high)
+    return Difference(delta=facts.pop("mean"), units=facts.pop("n"), verdict=verdict, **facts)

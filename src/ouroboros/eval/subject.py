@@ -158,6 +158,16 @@ def close(found: Tensor, expected: Tensor, what: str) -> float:
     return gap
 
 
+def changed_beyond(values: Tensor, *repeats: Tensor) -> Callable[[Tensor], bool]:
+    """What tells whether others differ from ``values`` by more than ``repeats`` of the same computation do.
+
+    What is no number any more differs too.
+    """
+    rounding = max(float((again - values).abs().max()) for again in repeats)
+    limit = max(10 * rounding, TOLERANCE * float(values.abs().max()))
+    return lambda other: not float((other - values).abs().max()) <= limit
+
+
 def same_continuation(found: Continuation, expected: Continuation, what: str) -> float:
     """Two greedy continuations agree in logits and tokens; returns the largest difference of logits.
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.model.configuration import CONSTANT_STATE, FILTERED
 from ouroboros.nn.memory import Memory
 
@@ -245,6 +245,37 @@ def cache_bytes(store: Cache) -> int:
 def seen_tokens(store: Cache | None) -> int:
     """Tokens that ``store`` holds, declared as transformers does: a preallocated one counts in a tensor."""
     return 0 if store is None else store.get_seq_length()
+
+
+def check_rolls(model: Any) -> None:
+    """Refuse a model whose cache cannot forget its first tokens and go on.
+
+    Raises:
+        OuroborosError: says why.
+    """
+    spec = getattr(getattr(model, "config", None), "model_spec", None)
+    if spec is None:
+        raise OuroborosError(f"{type(model).__name__}: its cache is not one of this library; read each window anew")
+    for part in spec.stem:
+        limit = part.longest(spec)
+        check(
+            limit is None,
+            f"the model's table of positions ends at {limit}, so it cannot go on behind a window; read each one anew",
+        )
+
+
+def keep_last(store: Cache, tokens: int) -> None:
+    """Forget all keys and values but those of the last ``tokens`` tokens, of which the cache then says that it holds
+    as many. States of constant size stay as they are.
+
+    Whoever goes on gives the positions of new tokens in the text, which the cache no longer tells.
+    """
+    for layer in store.layers:
+        if isinstance(layer, ConstantStateLayer):
+            layer.seen = min(layer.seen, tokens)
+        elif isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+            past = max(0, layer.keys.shape[-2] - tokens)
+            layer.keys, layer.values = layer.keys[..., past:, :], layer.values[..., past:, :]
 
 
 def check_cache_fits(store: Cache, entries: int, layout: str) -> None:

@@ -70,11 +70,13 @@ class Decoder(nn.Module):
         super().__init__()
         width = spec.hidden_size
         self.layers = nn.ModuleList(Block(block, width) for block in spec.blocks)
+        looped = [segment for segment in spec.schedule.segments if segment.looped]
         self.loops = nn.ModuleList(
-            nn.ModuleDict({part.kind: build(part, width, segment.loops, spec.block.norm.eps) for part in spec.loop})
-            for segment in spec.schedule.segments
-            if segment.looped
+            nn.ModuleDict({part.kind: build(part, width, segment.loops, spec.block.norm.eps) for part in parts})
+            for segment, parts in zip(looped, spec.loop_parts, strict=True)
         )
+        self.watched = {block for parts in spec.loop_parts for part in parts for block in part.watches}
+        """Blocks whose output loop parts read."""
         self.topology = build(spec.topology, spec)
         self.observers: list[Observer] = []
 
@@ -126,14 +128,20 @@ class _Run:
         """The stream before the present loop, by stream."""
         self.carried: dict[int, dict[str, Tensor]] = {}
         """What loop parts hand on, by looped segment."""
+        self.outputs: dict[str, Tensor] = {}
+        """What watched blocks returned last."""
 
     def block(self, step: RunBlock) -> None:
         """A visit."""
         block, x = self.decoder.layers[step.visit.block], self.streams[step.stream]
         context = self.context_of(step.visit, step.last)
+        if step.other is not None:
+            context = context._replace(other=self.streams[step.other])
         with self._gradient(step.left):
             after = block(x, context) if self.call is None else self.call(block, x, context)
         self.streams[step.stream] = after
+        if step.visit.block in self.decoder.watched:
+            self.outputs[f"block.{step.visit.block}"] = after
         for observer in self.observers:
             if observer.on_visit is not None:
                 observer.on_visit(block, context, self._shown(x), self._shown(after))  # pyrefly: ignore
@@ -141,7 +149,7 @@ class _Run:
     def enter(self, step: EnterLoop) -> None:
         """The loop parts before a loop."""
         x = self.before[step.stream] = self.streams[step.stream]
-        carried = self.carried.setdefault(step.looped, {"x0": x})
+        carried = self.carried.setdefault(step.looped, {"x0": x, **self.outputs})
         with self._gradient(step.left):
             for part in self._parts(step.looped):
                 x = part.enter(x, carried, step.loop)

@@ -6,7 +6,6 @@ Shapes: B batch, T new tokens, S keys, R registers, D model width, V vocabulary.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -68,11 +67,12 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         self.expansion = module_of(residual).start(residual, width)
         self.decoder = Decoder(spec)
         self.readout = module_of(residual).reader(residual, width)
-        self.norm = build(spec.block.norm, width)
+        self.norm = build(spec.block.norm.final, width)
         tables = [_rotary_of(block, spec) for block in spec.blocks]
-        distinct = list(dict.fromkeys(tables))
+        distinct = list(dict.fromkeys(table for uses in tables for table in uses))
         self.rotary = nn.ModuleList(Rope(*table) for table in distinct)
-        self.rotary_of_block = [distinct.index(table) for table in tables]
+        self.rotary_of_block = [[distinct.index(table) for table in uses] for uses in tables]
+        """For each block the rotary tables of its uses; later uses take the last."""
         mixers = [block.mixer for block in spec.blocks]
         self._filters_tokens = bool(outer_values(spec) or any(recent_values(block, width) for block in spec.blocks))
         """Whether filters over tokens remember something from call to call."""
@@ -179,7 +179,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         )
         mask = attention_mask["full_attention"] if isinstance(attention_mask, dict) else attention_mask
         padding = padding_of(mask, tokens.shape[1], seen_tokens(past_key_values))
-        shared = VisitContext(rotary=NOWHERE, padding=padding, positions=position_ids + R)
+        shared = VisitContext(rotary=NOWHERE, padding=padding, positions=position_ids + R, carried={})
         together = plain and self.training and bool(R)
         memory_of: MemoryOf = _no_memory
         if not together:
@@ -189,7 +189,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             memory_of = functools.partial(self._memory, past_key_values, prefix, leading_B)
         x_BTD = entered = self._embed(tokens, shared, memory_of)
         if together:
-            x_BTD = self._together(x_BTD, decode, memory_of)
+            x_BTD = self._together(x_BTD, decode, shared.carried or {}, memory_of)
         else:
             attend_to = self._mask(x_BTD, mask, position_ids, past_key_values)
             keys = self._key_tables(attend_to, position_ids, past_key_values)
@@ -202,7 +202,9 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         shown = [state.mean(dim=2) if state.ndim == 4 else state for state in states[:-1]]
         return BaseModelOutputWithPast(x_BTD, past_key_values, (entered, *shown, x_BTD))
 
-    def _together(self, x_BTD: Tensor, decode: Callable[..., Tensor], memory_of: MemoryOf) -> Tensor:
+    def _together(
+        self, x_BTD: Tensor, decode: Callable[..., Tensor], carried: dict[str, Tensor], memory_of: MemoryOf
+    ) -> Tensor:
         """Registers and text as one sequence under one causal mask: in training this is faster than two passes.
 
         The registers come first, so they see each other alone, as they do by themselves.
@@ -210,7 +212,9 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         R = self.spec.registers
         x_BND = torch.cat((self.registers.to(x_BTD.dtype).expand(x_BTD.shape[0], -1, -1), x_BTD), dim=1)
         tables = self._tables(torch.arange(x_BND.shape[1], device=x_BTD.device)[None])
-        shared = VisitContext(rotary=NOWHERE)
+        # What the stem looked up for tokens, it did not for registers.
+        carried = {name: nn.functional.pad(x, (0, 0, R, 0)) for name, x in carried.items()}
+        shared = VisitContext(rotary=NOWHERE, carried=carried)
         return self._through(x_BND, decode, shared, tables, None, memory_of, hidden=R)[:, R:]
 
     def _check_cache(self, store: Cache, schedule: Schedule) -> None:
@@ -231,21 +235,23 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         **options: Any,
     ) -> Tensor:
         """Embeddings to the stream, the decoder, and what the head reads of the stream; (B, T, D) to (B, T, D)."""
-        carried: dict[str, Tensor] = {}
 
         def context_of(visit: Visit, last: bool) -> VisitContext:
-            table = self.rotary_of_block[visit.block]
+            uses = self.rotary_of_block[visit.block]
+            table = uses[min(visit.loop, len(uses) - 1)]
             return shared._replace(
                 rotary=tables[table],
                 key_rotary=None if key_tables is None else key_tables[table],
                 memory=memory_of(visit, last),
                 visit=visit,
                 last=last,
-                carried=carried,
+                first=visit.slot == 0,
             )
 
         outer = memory_of(FIRST_VISIT, True)
         state = x_BTD if self.expansion is None else self.expansion(x_BTD, outer, shared.padding)
+        assert shared.carried is not None
+        shared.carried["x0"] = state
         state = decode(state, context_of=context_of, **options)
         return state if self.readout is None else self.readout(state, outer, shared.padding, "readout")
 
@@ -259,7 +265,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             memory_of: the memory of each visit, registers included.
         """
         at = (position + self.spec.registers)[None]
-        shared = VisitContext(rotary=NOWHERE, mask=seen[None, None, None], positions=at)
+        shared = VisitContext(rotary=NOWHERE, mask=seen[None, None, None], positions=at, carried={})
         keys = self._tables(torch.arange(seen.shape[0], device=seen.device)[None]) if self._rebuilds_keys else None
         x_BTD = self._embed(token_B1, shared, memory_of)
         decode = functools.partial(self.decoder, schedule=self.schedule)
@@ -454,12 +460,14 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         return view
 
 
-def _rotary_of(block: BlockSpec, spec: ModelSpec) -> tuple[RopeSpec, int]:
-    """The rotary embedding of a block and the channels it is made for; of none where nothing is rotated."""
+def _rotary_of(block: BlockSpec, spec: ModelSpec) -> list[tuple[RopeSpec, int]]:
+    """For each use of a block its rotary embedding and the channels that it is made for; of none where nothing is
+    rotated."""
     rotary = block.mixer.rotary(spec.hidden_size)
     if rotary is None:
-        return RopeSpec(fraction=0.0), 2
-    return rotary if spec.rotates else (dataclasses.replace(rotary[0], fraction=0.0), rotary[1])
+        return [(RopeSpec(fraction=0.0), 2)]
+    rope, channels = rotary if spec.rotates else (RopeSpec(fraction=0.0), rotary[1])
+    return [(plain, channels) for plain in rope.by_use(channels, spec.max_position_embeddings)]
 
 
 def _no_memory(visit: Visit, last: bool) -> None:

@@ -77,6 +77,6 @@ class Registers(nn.Module):
         recorders = [Recorder() for _ in schedule.visits]
         tables = self._tables(torch.arange(R, device=self.registers.device)[None])
         decode = functools.partial(self.decoder, schedule=schedule, observers=[])
-        shared = VisitContext(rotary=NOWHERE)
+        shared = VisitContext(rotary=NOWHERE, carried={})
         self._through(self.registers[None], decode, shared, tables, None, lambda visit, last: recorders[visit.slot])
         return [recorder.recorded() for recorder in recorders]

@@ -18,6 +18,7 @@ from ouroboros.nn.norm import RMSNorm
 from ouroboros.nn.part import Init, Projection, Started
 from ouroboros.nn.rope import rotate
 from ouroboros.nn.shift import TokenShift
+from ouroboros.nn.small import ZeroLinear
 from ouroboros.nn.visit import VisitContext
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,8 +46,8 @@ class Attention(Started):
         self.v_proj = Projection(hidden_size, keys, bias=spec.qkv_bias)
         self.o_proj = Projection(queries, hidden_size, bias=spec.out_bias)
         if spec.qk_norm != "none":
-            self.q_norm = RMSNorm(self.head_dim, norm_eps)
-            self.k_norm = RMSNorm(self.head_dim, norm_eps)
+            self.q_norm = RMSNorm(self.head_dim, norm_eps, gain=spec.qk_norm_gain)
+            self.k_norm = RMSNorm(self.head_dim, norm_eps, gain=spec.qk_norm_gain)
         if spec.query_gain is not None:
             self.query_gain = nn.Parameter(torch.full((spec.num_heads,), spec.query_gain))
         if spec.k_shift:
@@ -57,11 +58,24 @@ class Attention(Started):
             self.head_norm = RMSNorm(self.head_dim, norm_eps)
         if spec.output_gate:
             self.gate_proj = Projection(hidden_size, queries, bias=False)
+        if spec.head_gate:
+            self.head_gate = ZeroLinear(hidden_size, spec.num_heads)
+        if spec.value_embedding:
+            self.value_scale = nn.Parameter(torch.ones(1))
+        if spec.value_residual is not None:
+            self.value_mix = nn.Parameter(torch.empty(2))
+        self.reset_parameters()
 
     def reset_parameters(self, init: Init | None = None) -> None:
-        """The queries' gain at its start."""
-        if self.spec.query_gain is not None:
-            nn.init.constant_(self.query_gain, self.spec.query_gain)
+        """The gain of queries and the factors of values at their start."""
+        spec = self.spec
+        if spec.query_gain is not None:
+            nn.init.constant_(self.query_gain, spec.query_gain)
+        if spec.value_embedding:
+            nn.init.ones_(self.value_scale)
+        if spec.value_residual is not None:
+            nn.init.constant_(self.value_mix[0], 1 - spec.value_residual)
+            nn.init.constant_(self.value_mix[1], spec.value_residual)
 
     def forward(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Mix (B, T, D) over time.
@@ -74,7 +88,7 @@ class Attention(Started):
         spec, memory = self.spec, visit.memory
         q_BTHC = self.q_proj(x_BTD).view(B, T, -1, self.head_dim)
         k_BTKC = self.k_proj(x_BTD).view(B, T, -1, self.head_dim)
-        v_BTKC = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
+        v_BTKC = self._values(x_BTD, visit).view(B, T, -1, self.head_dim)
         if spec.k_shift:
             k_BTKC = self.k_shift(k_BTKC, x_BTD, memory, visit.padding, "k_shift")
         if spec.v_shift:
@@ -85,15 +99,34 @@ class Attention(Started):
         q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, visit.rotary)
         if spec.query_gain is not None:
             q_BHTC = q_BHTC * self.query_gain.to(q_BHTC.dtype)[:, None, None]
-        if memory is not None:
-            k_BKTC, v_BKTC = memory.extend(k_BKTC, v_BKTC)
-        dropout = spec.dropout if self.training else 0.0
-        y_BTHC = attend(q_BHTC, k_BKTC, v_BKTC, visit.mask, dropout, once=self.training).transpose(1, 2)
+        y_BTHC = self._attended(q_BHTC, k_BKTC, v_BKTC, visit).transpose(1, 2)
         if spec.normalises_heads:
             y_BTHC = self.head_norm(y_BTHC)
         if spec.output_gate:
             y_BTHC = y_BTHC * F.silu(self.gate_proj(x_BTD)).view(y_BTHC.shape)
+        if spec.head_gate:
+            y_BTHC = y_BTHC * (2 * torch.sigmoid(self.head_gate(x_BTD)))[..., None]
         return self.o_proj(y_BTHC.reshape(B, T, -1))
+
+    def _attended(self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, visit: VisitContext) -> Tensor:
+        """What all heads return, (B, H, T, C)."""
+        keys, values = (k_BKTC, v_BKTC) if visit.memory is None else visit.memory.extend(k_BKTC, v_BKTC)
+        dropout = self.spec.dropout if self.training else 0.0
+        y_BHTC = attend(q_BHTC, keys, values, visit.mask, dropout, once=self.training)
+        return exclude(y_BHTC, v_BKTC) if self.spec.exclusive else y_BHTC
+
+    def _values(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
+        """Values of all heads, (B, T, K C), with what the stem and the first block add to them."""
+        v_BTE = self.v_proj(x_BTD)
+        spec, carried = self.spec, visit.carried
+        if spec.value_embedding and carried is not None and "values" in carried:  # registers have no embedding
+            v_BTE = v_BTE + self.value_scale.to(v_BTE.dtype) * carried["values"].to(v_BTE.dtype)
+        if spec.value_residual is not None and carried is not None:
+            if visit.first:
+                carried["first_values"] = v_BTE
+            own, first = self.value_mix.to(v_BTE.dtype)
+            v_BTE = own * v_BTE + first * carried["first_values"]
+        return v_BTE
 
     def _position(self, q: Tensor, k: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Rotation and query/key norm, in the order the specification names."""
@@ -107,6 +140,14 @@ class Attention(Started):
 
 def _activate(x: Tensor, name: str) -> Tensor:
     return x if name == "none" else ACTIVATIONS[name](x)
+
+
+def exclude(y_BHTC: Tensor, v_BKTC: Tensor) -> Tensor:
+    """What heads return without its component along the token's own value, of the key/value head that serves each."""
+    direction_BK1TC = F.normalize(v_BKTC, dim=-1, eps=1e-12)[:, :, None]
+    y_BKGTC = y_BHTC.unflatten(1, (v_BKTC.shape[1], -1))
+    along = (y_BKGTC * direction_BK1TC).sum(-1, keepdim=True)
+    return (y_BKGTC - along * direction_BK1TC).flatten(1, 2)
 
 
 def attend(

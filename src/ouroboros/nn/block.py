@@ -39,6 +39,7 @@ class Block(nn.Module):
             self.mixer_output_layernorm = build(spec.norm, width)
             if self.has_mlp:
                 self.mlp_output_layernorm = build(spec.norm, width)
+        self.entrance = module_of(spec.residual).entrance(spec.residual, width)
         self.compressor = module_of(spec.residual).reader(spec.residual, width)
         self.mixer_residual = build(spec.residual, width, spec.dropout)
         if self.has_mlp:
@@ -46,6 +47,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, visit: VisitContext) -> Tensor:
         """One visit: the state (B, T, D), or an expanded one (B, T, V, D), to the same."""
+        if self.entrance is not None:
+            x = self.entrance(x, visit)
+        if visit.other is not None and self.pre:
+            visit = visit._replace(other=self.input_layernorm(visit.other))
         read_BTD = self._read(x, visit, "mixer")
         context = self.input_layernorm(read_BTD) if self.pre else read_BTD
         update = self.self_attn(context, visit)
@@ -55,7 +60,7 @@ class Block(nn.Module):
             return x
         read_BTD = self._read(x, visit, "mlp")
         context = self.post_attention_layernorm(read_BTD) if self.pre else read_BTD
-        update = self.mlp(context)
+        update = self.mlp(context, visit)
         update = self.mlp_output_layernorm(update) if self.sandwich else update
         return self.mlp_residual(x, update, context, read_BTD)
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.nn.part import Projection
+from ouroboros.nn.visit import VisitContext
 
 
 class FeedForward(nn.Module):
@@ -29,8 +30,8 @@ class FeedForward(nn.Module):
         self.down_proj = Projection(spec.intermediate_size, width, bias=spec.bias)
         self.dropout = nn.Dropout(spec.dropout) if spec.dropout > 0 else None
 
-    def forward(self, x_D: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
+    def forward(self, x_D: Tensor, visit: VisitContext | None = None) -> Tensor:
+        """Map (..., D) to (..., D), the same at every visit."""
         y_D = self.down_proj(self._hidden(x_D))
         return y_D if self.dropout is None else self.dropout(y_D)
 

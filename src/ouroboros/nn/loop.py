@@ -1,7 +1,7 @@
 """Shipped loop parts: what enters at loop boundaries. Shapes: D model width, L table rows, ``...`` the leading axes.
 
-Where a part has neutral values (embedding, injection, contractive step) it starts at them, and then computes bit for
-bit what its absence computes.
+Where a part has neutral values (embedding, injection, gain, contractive step) it starts at them, and then computes bit
+for bit what its absence computes. What is handed from loop to loop is in :mod:`ouroboros.nn.flow`.
 """
 
 from __future__ import annotations
@@ -109,6 +109,31 @@ class _GateLogits(Started, Projection):
         """Weight zero, bias at its starting value."""
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, self.starting_bias)
+
+
+class LoopGain(LoopModule):
+    """``x <- x + k_l (z - x)``, or ``x + (z - x) / sqrt(mean((z - x)^2) + eps)``; one at the start."""
+
+    PARAMETER_ROLES = {"weight": "vector"}
+
+    def __init__(self, spec: specs.LoopGainSpec, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__()
+        self.eps = norm_eps
+        self.weight = None
+        if spec.form != "rms":
+            self.weight = nn.Parameter(torch.ones(loops, width if spec.form == "channel" else 1))
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """One."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
+    def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """The previous state and the scaled change."""
+        if self.weight is None:
+            return x + nn.functional.rms_norm(z - x, x.shape[-1:], eps=self.eps)
+        # Written so that a gain of 1 changes no bit of z.
+        return z + (self.weight[min(loop, len(self.weight) - 1)] - 1).to(z.dtype) * (z - x)
 
 
 class ContractiveStep(LoopModule):

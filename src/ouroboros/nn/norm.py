@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import NormPart
+from ouroboros.config import NormPart, RMSNormSpec
 from ouroboros.nn.once import once_differentiable
 from ouroboros.nn.part import Init, Started
 
@@ -19,23 +19,31 @@ class RMSNorm(Started):
     Args:
         width: size of the last axis.
         eps: added to the mean square.
+        gain: learn the weight; without, it is one.
+        factor: is multiplied to the result.
     """
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, eps: float = 1e-6, *, gain: bool = True, factor: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if gain else None
+        self.width, self.eps, self.factor = width, eps, factor
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """One."""
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape (..., width); computed in float32, returned in the input's dtype."""
-        return rms_norm(x.float(), self.weight.float(), self.eps, once=self.training).to(x.dtype)
+        wide = x.float()
+        if self.weight is None:
+            weight = wide.new_full((self.width,), self.factor)
+        else:
+            weight = self.weight.float() if self.factor == 1 else self.weight.float() * self.factor
+        return rms_norm(wide, weight, self.eps, once=self.training).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.numel()}, eps={self.eps}"
+        return f"{self.width}, eps={self.eps}"
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, once: bool) -> Tensor:
@@ -94,10 +102,12 @@ class LayerNorm(Started):
     Args:
         width: size of the last axis.
         eps: added to the variance.
+        factor: is multiplied to the result.
     """
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, eps: float = 1e-5, *, factor: float = 1.0) -> None:
         super().__init__()
+        self.factor = factor
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.eps = eps
@@ -111,17 +121,18 @@ class LayerNorm(Started):
         """Normalise ``x`` of shape (..., width); computed in float32 or wider, returned in the input's dtype."""
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps).to(x.dtype)
+        y = F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps)
+        return (y if self.factor == 1 else y * self.factor).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def rms_norm_of(spec: NormPart, width: int) -> RMSNorm:
+def rms_norm_of(spec: RMSNormSpec, width: int) -> RMSNorm:
     """The RMS norm of a specification."""
-    return RMSNorm(width, spec.eps)
+    return RMSNorm(width, spec.eps, gain=spec.gain, factor=spec.factor)
 
 
 def layer_norm_of(spec: NormPart, width: int) -> LayerNorm:
     """The layer norm of a specification."""
-    return LayerNorm(width, spec.eps)
+    return LayerNorm(width, spec.eps, factor=spec.factor)

@@ -4,7 +4,7 @@
 family              built with                                  called with
 ==================  ==========================================  ====================================================
 mixer               ``(spec, width, norm_eps)``                 ``(x_BTD, visit)``, the normalised stream
-feed-forward        ``(spec, width)``                           ``(x_BTD)``
+feed-forward        ``(spec, width)``                           ``(x_BTD, visit)``
 norm                ``(spec, width)``                           ``(x)``
 residual            ``(spec, width, dropout)``                  ``(x, update, context, read)``
 loop part           ``(spec, width, loops, norm_eps)``          ``enter`` and ``leave``, see :class:`LoopModule`
@@ -38,6 +38,8 @@ class Started(nn.Module):
     """
 
     PARAMETER_ROLES: ClassVar[Mapping[str, str]] = {}
+    PARAMETERS_BY_LOOP: ClassVar[bool] = False
+    """Whether some parameters act in some loops alone, so that a step of fewer loops gives them no gradient."""
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Set the parameters that are not of modules inside to their start.
@@ -49,6 +51,18 @@ class Started(nn.Module):
 
 class Projection(nn.Linear):
     """A linear map of a part: the place where converters put low-rank additions or fake quantisation."""
+
+
+class ZeroProjection(Started, Projection):
+    """A linear map that starts at zero, so that what it adds is nothing at the start."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+
+    def reset_parameters(self, init: Init | None = None) -> None:
+        """Zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class Residual(Started):
@@ -63,6 +77,11 @@ class Residual(Started):
     def reader(cls, spec: Any, width: int) -> nn.Module | None:
         """What makes one vector of the stream for a sublayer or the head, called with ``(x, memory, padding, name)``;
         None: the stream is one."""
+        return None
+
+    @classmethod
+    def entrance(cls, spec: Any, width: int) -> nn.Module | None:
+        """What is done to the stream before a block's first sublayer, called with ``(x, visit)``; None: nothing."""
         return None
 
 

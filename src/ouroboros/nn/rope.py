@@ -28,7 +28,7 @@ class Rope(Precise, Started):
     def __init__(self, spec: RopeSpec, head_dim: int) -> None:
         super().__init__()
         self.spec = spec
-        self.rotated = int(head_dim * spec.fraction) // 2 * 2
+        self.rotated = spec.rotated(head_dim)
         self.register_buffer("inv_freq", self.frequencies(), persistent=False)
 
     def reset_parameters(self, init: Init | None = None) -> None:

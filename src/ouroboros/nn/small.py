@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from ouroboros.nn.part import Init, Projection, Started
+from ouroboros.nn.part import Init, Projection, Started, ZeroProjection
+
+
+class ZeroLinear(ZeroProjection):
+    """A linear map to a few numbers that starts at zero."""
+
+    PARAMETER_ROLES = {"weight": "vector"}
 
 
 class SmallLinear(Started, Projection):

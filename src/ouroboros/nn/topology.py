@@ -24,6 +24,8 @@ class RunBlock(NamedTuple):
     left: int = 1
     """Loops of the segment from this one to the end, for truncated backpropagation."""
     stream: str = MAIN
+    other: str | None = None
+    """Another stream that the block may look at."""
 
     def run(self, on: Any) -> None:
         """Run on the executor."""
@@ -75,15 +77,16 @@ Step = RunBlock | EnterLoop | LeaveLoop | Event
 
 def segment_steps(schedule: Schedule, stream: str = MAIN) -> Iterator[Step]:
     """The steps of all segments one after the other: what most topologies are made of."""
-    slot = looped = 0
+    visits, last = iter(schedule.visits), schedule.last_slots
+    looped = 0
     for index, segment in enumerate(schedule.segments):
         for loop in range(segment.loops):
             left = segment.loops - loop
             if segment.looped:
                 yield EnterLoop(index, looped, loop, left, stream)
-            for block in segment.blocks:
-                yield RunBlock(Visit(slot, block, loop), left == 1, left, stream)
-                slot += 1
+            for _ in segment.blocks:
+                visit = next(visits)
+                yield RunBlock(visit, visit.slot in last, left, stream)
             if segment.looped:
                 yield LeaveLoop(index, looped, loop, left, stream)
         looped += segment.looped

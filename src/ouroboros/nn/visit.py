@@ -32,5 +32,10 @@ class VisitContext(NamedTuple):
     """Slot, block and loop."""
     last: bool = True
     """Whether it is the last visit of its block."""
+    first: bool = False
+    """Whether it is the first visit of all."""
     carried: dict[str, Tensor] | None = None
-    """What parts hand from one visit to later ones within a call, by name."""
+    """What parts hand to visits within a call, by name: ``x0`` is the stream at its start, others what stem parts look
+    up or earlier visits make; (B, T, ...) each."""
+    other: Tensor | None = None
+    """The present state of another stream that the topology names, (B, T, D)."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ouroboros.report.text import bits, finite
+from ouroboros.report.text import finite
 
 if TYPE_CHECKING:
     from ouroboros.eval.baselines import Baseline
@@ -22,8 +22,6 @@ class Arm:
     description: str = ""
     layout: str = ""
     """Schedule notation, for example ``"2 (2)x3 2"``; drawn as boxes."""
-    drawing: str = ""
-    """The drawing as text (:func:`ouroboros.accounting.describe`)."""
     parameters: int | None = None
     stored_bytes: int | None = None
     """Bytes at 6 bits per parameter, before compression."""
@@ -39,14 +37,11 @@ class Arm:
     """95 % interval of ``bits_per_byte``."""
     metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     """Records of ``metrics.jsonl``: of ``kind`` train, valid and telemetry; others are passed over."""
-    target_loss: float | None = None
-    """Nats per token of validation that end the training early; drawn in bits per byte."""
     recipe: str = field(default="", repr=False)
     """The resolved recipe as JSON text."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopPoint:
+class LoopPoint(NamedTuple):
     """The score of one arm at one loop count."""
 
     loops: int
@@ -57,20 +52,18 @@ class LoopPoint:
     """Whether the arm was trained with this count."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Text that an arm wrote."""
+class Sample(NamedTuple):
+    """Text that an arm wrote; it may hold anything, and is cleaned and escaped."""
 
     prompt: str | bytes
     text: str | bytes
-    """The continuation, without the prompt. May hold anything: it is cleaned and escaped."""
+    """The continuation, without the prompt."""
     arm: str = ""
     settings: str = ""
     """How it was sampled, for example ``temperature 0.8, top-p 0.95, seed 0``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One line of the results table."""
 
     name: str
@@ -84,15 +77,6 @@ class Row:
     """``best``, ``level`` (two arms that cannot be told apart) or empty."""
 
 
-class Card(NamedTuple):
-    """A small list of facts."""
-
-    title: str
-    detail: str
-    facts: Sequence[tuple[str, str]]
-    """Label and value of each line."""
-
-
 class Table(NamedTuple):
     """Rows of cells, of which the first names the row."""
 
@@ -100,13 +84,11 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
     note: str = ""
     """Stands below the table."""
-    folded: str = ""
-    """If given, the table is folded away under this line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: charts, cards and tables, in this order, under a title."""
+    """A part of the page: charts and tables, in this order, under a title."""
 
     ident: str
     """Unique on the page."""
@@ -115,7 +97,6 @@ class Section:
     """The one sentence to remember; `ouroboros report` prints it too."""
     lead: str = ""
     charts: Sequence[Chart] = ()
-    cards: Sequence[Card] = ()
     tables: Sequence[Table] = ()
 
 
@@ -125,7 +106,7 @@ class Report:
 
     title: str
     headline: str = ""
-    """One sentence that says plainly who won or that nobody can tell; by default made from ``difference``."""
+    """One sentence that says plainly who won, or that nobody can tell."""
     subtitle: str = ""
     """What was done, in one line."""
     command: str = ""
@@ -147,29 +128,21 @@ class Report:
     """Whether the difference may say who won; the headline then says why not."""
 
     @property
-    def verdict(self) -> str:
-        """The headline, made from the difference or the only arm's score if none was given."""
-        if self.headline:
-            return self.headline
-        if self.difference is not None and len(self.arms) >= 2:
-            return verdict_sentence(self.arms[0].name, self.arms[1].name, self.difference)
-        if len(self.arms) == 1 and finite(self.arms[0].bits_per_byte) is not None:
-            return f"{self.arms[0].name} reaches {bits(self.arms[0].bits_per_byte)} bits per byte on held-out text."
-        return ""
-
-    @property
     def rows(self) -> list[Row]:
         """Arms and baselines by bits per byte, the best first; scores that are not finite are left out."""
         scored = [(arm, arm.description, index) for index, arm in enumerate(self.arms)]
         scored += [(baseline, baseline.detail, None) for baseline in self.baselines]
         rows = [
-            Row(name=one.name, detail=detail, bits_per_byte=score, low=low, high=high, arm=index)
+            Row(one.name, detail, score, *(one.interval or (None, None)), index)
             for one, detail, index in scored
             if (score := finite(one.bits_per_byte)) is not None
-            for low, high in [one.interval or (None, None)]
         ]
         rows.sort(key=lambda row: (row.bits_per_byte, row.name))
-        return _marked(rows, self.difference)
+        if len(rows) < 2:
+            return rows
+        open_ = self.difference is not None and self.difference.verdict == "cannot tell"
+        marks = ["level", "level"] if open_ and {rows[0].arm, rows[1].arm} == {0, 1} else ["best"]
+        return [row._replace(mark=mark) for row, mark in zip(rows, marks)] + rows[len(marks) :]
 
 
 def verdict_sentence(first: str, second: str, difference: Difference) -> str:
@@ -188,12 +161,3 @@ def verdict_sentence(first: str, second: str, difference: Difference) -> str:
         f"{winner} wins: it needs {abs(difference.delta):.3f} bits per byte less than {loser} "
         f"on the same held-out text (95 % interval {near:.3f} to {far:.3f})."
     )
-
-
-def _marked(rows: list[Row], difference: Difference | None) -> list[Row]:
-    """Mark the best row, or the two first arms as level when they lead and cannot be told apart."""
-    if len(rows) < 2:
-        return rows
-    level = difference is not None and difference.verdict == "cannot tell" and {rows[0].arm, rows[1].arm} == {0, 1}
-    marks = ["level", "level"] if level else ["best"]
-    return [replace(row, mark=mark) for row, mark in zip(rows, marks)] + rows[len(marks) :]

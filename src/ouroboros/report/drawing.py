@@ -1,20 +1,18 @@
 """Draws a chart of the page as one image: an SVG with its own style sheet, light or dark as the reader's screen.
 
-A chart is a row of a table: what it is called, what is drawn, what its axes mean. What belongs to one section is drawn
-there, on matplotlib's axes, in the colours of :data:`LIGHT`; the style sheet of the image replaces each of them by its
-counterpart of :data:`DARK` where the reader's screen is dark.
+A section draws on matplotlib's axes in the colours of :data:`LIGHT`; the style sheet of the image replaces each of them
+by its counterpart of :data:`DARK` where the reader's screen is dark.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +54,6 @@ SIZE_INCHES = (5.0, 3.3)
 DASHED = (0, (4, 3))
 MAX_VISITS = 32
 """More visits would not be told apart on an axis; of more, this many at even distances are shown."""
-MAX_MARKED_LOOPS = 8
 
 _STYLE: dict[str, Any] = {
     # Text stays text, in the reader's font; names may hold dollar signs.
@@ -67,25 +64,14 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 10.5,
-    "axes.edgecolor": LIGHT["line"],
-    "axes.labelcolor": LIGHT["soft"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), LIGHT["line"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), LIGHT["soft"]),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 0.8,
     "text.color": LIGHT["ink"],
-    "xtick.color": LIGHT["line"],
-    "ytick.color": LIGHT["line"],
-    "xtick.labelcolor": LIGHT["soft"],
-    "ytick.labelcolor": LIGHT["soft"],
-    "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.handlelength": 1.6,
     "legend.fontsize": 10,
-    "legend.columnspacing": 1.2,
 }
 
 
@@ -97,31 +83,17 @@ class Chart:
     draw: Callable[[Axes], None]
     """Draws it on empty axes; artists with a label appear in the legend."""
     x: str = ""
-    """Name of the horizontal axis, with its unit."""
     y: str = ""
     schedule: Schedule | None = None
-    """If given, the horizontal axis is the order of its visits; see :func:`depth_axis`."""
+    """If given, the horizontal axis is the order of its visits; what a loop repeats is shaded."""
     legend: int = 0
     """Columns of the legend above the drawing; 0 puts it inside, where it hides least."""
     words: str = ""
     """How to read the picture; stands below it."""
 
 
-class Picture(NamedTuple):
-    """A drawn chart."""
-
-    svg: str
-    description: str
-    """Title and axes, for readers who do not see it."""
-
-    @property
-    def address(self) -> str:
-        """The picture itself as a ``data:`` address for ``<img src>``."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
-
-
-def drawn(chart: Chart) -> Picture:
-    """Draws a chart; the same chart gives the same text.
+def drawn(chart: Chart) -> str:
+    """The chart as SVG text; the same chart gives the same text.
 
     Raises:
         OuroborosError: matplotlib is not installed.
@@ -132,12 +104,11 @@ def drawn(chart: Chart) -> Picture:
         axes.set_xlabel(chart.x)
         axes.set_ylabel(chart.y)
         if chart.schedule is not None:
-            depth_axis(axes, chart.schedule)
-        if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
+            _depth_axis(axes, chart.schedule)
+        if axes.get_legend_handles_labels()[0]:
             above = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0), "ncols": chart.legend}
             axes.legend(**(above if chart.legend else {"loc": "best"}))
-        sides = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
-        return Picture(themed_svg(figure), f"{chart.title}: {sides}")
+        return themed_svg(figure)
 
 
 @contextmanager
@@ -205,53 +176,22 @@ def level(axes: Axes, value: float, name: str, color: str = "faint") -> None:
 
 
 def heat(
-    axes: Axes,
-    values: np.ndarray,
-    extent: tuple[float, float, float, float],
-    color: str | Sequence[str] = "arm0",
-    negative: str = "arm1",
+    axes: Axes, values: np.ndarray, extent: tuple[float, float, float, float], color: str | Sequence[str] = "arm0"
 ) -> None:
     """A heat map: the stronger a value, the less transparent its cell.
 
     Args:
         axes: to draw on.
-        values: in [-1, 1], (rows, columns), the lowest row first.
+        values: in [0, 1], (rows, columns), the lowest row first.
         extent: left, right, lower and upper end.
-        color: of positive values, by name: one for all columns, or one for each.
-        negative: of negative values.
+        color: by name: one for all columns, or one for each.
     """
-    values = np.clip(values, -1, 1)
-    names = [color] if isinstance(color, str) else color
-    positive = np.array([_middle(name) for name in names])
+    # Halfway between the light and the dark colour, because no style sheet reaches pixels.
+    codes = [COLORS[name] for name in ([color] if isinstance(color, str) else color)]
     picture = np.empty((*values.shape, 4))
-    picture[..., :3] = np.where(values[..., None] < 0, _middle(negative), positive)
-    picture[..., 3] = abs(values)
+    picture[..., :3] = np.array([[list(bytes.fromhex(code[1:])) for code in pair] for pair in codes]).mean(1) / 255
+    picture[..., 3] = np.clip(values, 0, 1)
     axes.imshow(picture, extent=extent, origin="lower", aspect="auto", interpolation="none", zorder=0.6)
-
-
-def matrix(axes: Axes, values: np.ndarray, across: Sequence[str], down: Sequence[str]) -> None:
-    """A heat map of values in [-1, 1] as a matrix is written: the first row on top, rows and columns with names."""
-    rows, columns = values.shape
-    heat(axes, values, (-0.5, columns - 0.5, -0.5, rows - 0.5))
-    for names, set_ticks in ((across, axes.set_xticks), (down, axes.set_yticks)):
-        shown = evenly(range(len(names)), len(names) if len(names) <= 12 else 8)
-        set_ticks(shown, [names[at] for at in shown])
-    axes.set_ylim(rows - 0.5, -0.5)
-    axes.grid(visible=False)
-
-
-def _middle(name: str) -> np.ndarray:
-    """Red, green and blue between the light and the dark colour, for pixels, which no style sheet reaches."""
-    return np.array([[int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)] for code in COLORS[name]]).mean(0)
-
-
-def spread(axes: Axes, places: np.ndarray, quantiles: Sequence[Sequence[float]], color: str, name: str) -> None:
-    """Five quantiles at each place: a thin line from the first to the last, a thick one, and a dot in the middle."""
-    low, lower, middle, upper, high = zip(*quantiles, strict=True)
-    size = min(1.0, 16 / len(places))
-    axes.vlines(places, low, high, color=LIGHT[color], linewidth=0.7 + 0.5 * size, alpha=0.6)
-    axes.vlines(places, lower, upper, color=LIGHT[color], linewidth=4 * size, alpha=0.5)
-    axes.plot(places, middle, "o", markersize=2 + 2.5 * size, color=LIGHT[color], label=name)
 
 
 def shown_visits(schedule: Schedule) -> list[int]:
@@ -259,24 +199,19 @@ def shown_visits(schedule: Schedule) -> list[int]:
     return evenly(range(schedule.num_visits), MAX_VISITS)
 
 
-def depth_axis(axes: Axes, schedule: Schedule) -> None:
-    """Visits in order as the horizontal axis: what is repeated is shaded, with a line where a loop begins again."""
+def _depth_axis(axes: Axes, schedule: Schedule) -> None:
+    """Visits in order as the horizontal axis; what is repeated is shaded."""
     slots = shown_visits(schedule)
-    where = {slot: index for index, slot in enumerate(slots)}
     repeated, first = [], 0
     for segment in schedule.segments:
         last = first + segment.num_blocks * segment.loops
-        inside = [where[slot] for slot in slots if first <= slot < last]
+        inside = [place for place, slot in enumerate(slots) if first <= slot < last]
         if segment.looped and inside:
             repeated.append(f"\u00d7{segment.loops}")
             axes.axvspan(inside[0] - 0.5, inside[-1] + 0.5, color=LIGHT["wash"], linewidth=0, zorder=-1)
-            starts = range(first + segment.num_blocks, last, segment.num_blocks)
-            # More lines would cut the picture to pieces.
-            for start in [slot for slot in starts if slot in where and segment.loops <= MAX_MARKED_LOOPS]:
-                axes.axvline(where[start] - 0.5, color=LIGHT["faint"], linewidth=0.8, linestyle=(0, (2, 2)))
         first = last
-    ticks = slots[:: math.ceil(len(slots) / 12)]
-    axes.set_xticks([where[slot] for slot in ticks], [str(slot) for slot in ticks])
+    ticks = range(0, len(slots), math.ceil(len(slots) / 12))
+    axes.set_xticks(ticks, [str(slots[place]) for place in ticks])
     axes.set_xlim(-0.5, len(slots) - 0.5)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel(f"visit, in order (shaded: loop {' and '.join(repeated)})" if repeated else "block, in order")

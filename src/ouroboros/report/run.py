@@ -1,10 +1,9 @@
 """A report about a single run directory.
 
-Sections of the page that belong to one published system are entries of the place ``sections`` of the registry. The
-name of an entry says in words what its section is about, as the end of the sentence "The page says nothing of ...".
-The entry is a function from a :class:`Run` to a :class:`~ouroboros.report.content.Section`, or to None for a run that
-it has nothing to say of. It raises :class:`OuroborosError` if files of the run that it needs are missing or damaged;
-the page then goes without the section and says so.
+Sections that belong to one published system are entries of the registry's place ``sections``. The name of an entry
+says what its section is about, as the end of the sentence "The page says nothing of ...". The entry makes a
+:class:`~ouroboros.report.content.Section` of a :class:`Run`, or None if it has nothing to say of it. It raises
+:class:`OuroborosError` if files that it needs are missing or damaged; the page then goes without and says so.
 """
 
 from __future__ import annotations
@@ -12,30 +11,28 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ouroboros.accounting import cost, describe
+from ouroboros.accounting import cost
 from ouroboros.config import Recipe, to_json
 from ouroboros.data.prepared import PreparedData
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import OuroborosError, check
 from ouroboros.files import read_text
 from ouroboros.registry import found, load
 from ouroboros.report.content import Arm, LoopPoint, Report, Section
 from ouroboros.report.curves import points
 from ouroboros.report.data import data_section
-from ouroboros.report.text import finite, plural
+from ouroboros.report.text import bits, finite, plural
 from ouroboros.schedule import parse
 from ouroboros.train.log import read_metrics
 from ouroboros.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
-
-MAX_STEPS = 5
-"""Steps that a note names; the rest is in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +72,29 @@ def report_from_run(run_dir: Path | str) -> Report:
         raise OuroborosError(f"{place.metrics_file}: cannot read: {error.strerror}; the run is damaged") from None
     run = Run(place.path, recipe, metrics)
     trained = parse(recipe.model.layout).loops
-    chosen, notes = _comparable(_read_scores(place.scores_file))
-    final = _final_score(chosen, trained)
-    arm = arm_of(recipe, metrics, final)
+    every, notes = _read_scores(place.scores_file), []
+    keys = ("data_sha256", "window", "stride")  # those of the last score, with which others can be compared
+    scores = [score for score in every if all(score.get(key) == every[-1].get(key) for key in keys)]
+    if len(scores) < len(every):
+        notes.append(
+            f"eval.json holds {len(every) - len(scores)} more scores on other text or windows, not shown here."
+        )
+    final = next((score for score in reversed(scores) if score.get("loops") in (trained, None)), {})
+    steps, values = points(metrics, "valid", "step", "bits_per_byte")
     if not metrics:
         notes.append("The run has not logged anything yet.")
-    if arm.bits_per_byte is None:
-        steps, values = points(metrics, "valid", "step", "bits_per_byte")
-        if values:
-            arm = arm_of(recipe, metrics, {"bits_per_byte": values[-1]})
-            notes.append(
-                f"The score is the last validation of the run (step {steps[-1]:,.0f}), on a part of the validation "
-                "text and without an interval; `ouroboros eval` gives a full one."
-            )
+    if not final and values:
+        notes.append(
+            f"The score is the last validation of the run (step {steps[-1]:,.0f}), on a part of the validation text and"
+            " without an interval; `ouroboros eval` gives a full one."
+        )
     notes += _incidents(metrics)
-    curve = loop_points(chosen, trained)
+    arm = arm_of(recipe, metrics, final or ({"bits_per_byte": values[-1]} if values else {}))
+    reached = f"{recipe.name} reaches {bits(arm.bits_per_byte)} bits per byte on held-out text."
+    curve = loop_points(scores, trained)
     return Report(
         title=f"{run.directory.resolve().name}: {recipe.name}",
+        headline="" if arm.bits_per_byte is None else reached,
         subtitle=recipe.description,
         environment=_facts(recipe, final),
         arms=[arm],
@@ -122,74 +125,42 @@ def _sections(run: Run, notes: list[str]) -> list[Section]:
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:
     """The scores of ``eval.json``: a list of objects, or one object."""
+    values: Any = None
     if not path.is_file():
         return []
-    try:
+    with suppress(ValueError, RecursionError):
         values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise OuroborosError(f"{path}: not JSON: {error}; run `ouroboros eval` again or remove the file") from None
     scores = [values] if isinstance(values, dict) else values
-    good = isinstance(scores, list) and all(
-        isinstance(s, dict) and finite(s.get("bits_per_byte")) is not None for s in scores
-    )
-    if not good:
-        raise OuroborosError(
-            f"{path}: expected a list of scores, each with a number bits_per_byte; run `ouroboros eval` again"
-        )
+    good = isinstance(scores, list) and all(isinstance(one, dict) for one in scores)
+    good = good and all(finite(one.get("bits_per_byte")) is not None for one in scores)
+    check(good, f"{path}: expected scores as JSON; run `ouroboros eval` again or remove the file")
     return scores
 
 
 def _incidents(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence on an early end of the training and one on validations that failed."""
-    found = []
-    last = max((r["step"] for r in metrics if r.get("kind") == "train"), default=0)
+    found, last = [], max((r["step"] for r in metrics if r.get("kind") == "train"), default=0)
     # One that was followed by training, after a resume with other settings, was not the end.
-    ends = [r for r in metrics if r.get("kind") == "early_stop" and r["step"] >= last]
-    if ends:
+    if ends := [r for r in metrics if r.get("kind") == "early_stop" and r["step"] >= last]:
         found.append(f"Training stopped early, at step {ends[-1]['step']:,}: {ends[-1]['message']}.")
-    failed = [r for r in metrics if r.get("kind") == "valid_failed"]
-    if failed:
-        steps = ", ".join(f"{r['step']:,}" for r in failed[:MAX_STEPS]) + ", ..." * (len(failed) > MAX_STEPS)
-        # The message may hold a path of the machine; its kind is enough here, metrics.jsonl has all of it.
-        kind = str(failed[-1]["error"]).partition(":")[0]
-        found.append(
-            f"{plural(len(failed), 'validation')} failed (step {steps}; last with {kind}), so the curve has gaps."
-        )
+    if failed := [r for r in metrics if r.get("kind") == "valid_failed"]:
+        # Without the message, which may hold a path of the machine: metrics.jsonl has it.
+        found.append(f"{plural(len(failed), 'validation')} failed, so the curve has gaps.")
     return found
-
-
-def _comparable(scores: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The scores on the same text and windows as the last one; what is left out is noted."""
-    if not scores:
-        return [], []
-    keys = ("data_sha256", "window", "stride")
-    chosen = [s for s in scores if all(s.get(k) == scores[-1].get(k) for k in keys)]
-    left = len(scores) - len(chosen)
-    note = f"eval.json holds {left} more scores on other text or windows, which cannot be compared and are not shown."
-    return chosen, [note] if left else []
-
-
-def _final_score(scores: Sequence[Mapping[str, Any]], trained: int) -> Mapping[str, Any]:
-    """The newest score at the trained loop count (or of a model that has no loops); empty if there is none."""
-    fitting = [s for s in scores if s.get("loops") in (trained, None)]
-    return fitting[-1] if fitting else {}
 
 
 def loop_points(scores: Sequence[Mapping[str, Any]], trained: int) -> list[LoopPoint]:
     """One point for each loop count, the newest score of each; ``trained`` is the count of the training."""
     by_loops = {s["loops"]: s for s in scores if isinstance(s.get("loops"), int)}
     return [
-        LoopPoint(loops=loops, bits_per_byte=score["bits_per_byte"], low=low, high=high, trained=loops == trained)
+        LoopPoint(loops, score["bits_per_byte"], *(_interval(score) or (None, None)), loops == trained)
         for loops, score in sorted(by_loops.items())
-        for low, high in [_interval(score) or (None, None)]
     ]
 
 
 def _interval(score: Mapping[str, Any]) -> tuple[float, float] | None:
     interval = score.get("interval")
-    if not isinstance(interval, list) or len(interval) != 2:
-        return None
-    low, high = map(finite, interval)
+    low, high = map(finite, interval if isinstance(interval, list) and len(interval) == 2 else (None, None))
     return None if low is None or high is None else (low, high)
 
 
@@ -197,14 +168,12 @@ def arm_of(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[
     """A trained model by its resolved recipe, the records of its training, and its score as JSON or nothing."""
     # A causal window of T tokens attends to (T + 1) / 2 positions on average.
     price = cost(recipe.model, context=(recipe.data.sequence_length + 1) // 2)
-    tokens = points(metrics, "train", "step", "tokens")[1]
-    seconds = points(metrics, "train", "step", "seconds")[1]
-    speeds = points(metrics, "train", "step", "tokens_per_second")[1]
+    names = ("tokens", "seconds", "tokens_per_second")
+    tokens, seconds, speeds = (points(metrics, "train", "step", name)[1] for name in names)
     return Arm(
         name=recipe.name,
         description=recipe.description,
         layout=recipe.model.layout,
-        drawing=describe(recipe.model, context=recipe.data.sequence_length),
         parameters=price.parameters,
         stored_bytes=-(-price.parameters * 6 // 8),
         training_flops_per_token=price.training_flops_per_token,
@@ -214,7 +183,6 @@ def arm_of(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[
         bits_per_byte=finite(score.get("bits_per_byte")),
         interval=_interval(score),
         metrics=metrics,
-        target_loss=recipe.train.target_loss,
         recipe=to_json(recipe),
     )
 

@@ -35,18 +35,13 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def bits(value: float | None) -> str:
-    """Bits per byte with three decimals.
+def bits(value: float | None, sign: str = "") -> str:
+    """Bits per byte with three decimals; with ``sign`` ``+`` a difference.
 
     >>> bits(1.43219)
     '1.432'
     """
-    return MISSING if finite(value) is None else f"{value:.3f}"
-
-
-def signed_bits(value: float | None) -> str:
-    """A difference in bits per byte with its sign (U+2212 for minus)."""
-    return MISSING if finite(value) is None else f"{value:+.3f}".replace("-", chr(0x2212))
+    return MISSING if finite(value) is None else f"{value:{sign}.3f}".replace("-", chr(0x2212))
 
 
 def quantity(value: float | None, unit: str = "") -> str:
@@ -58,25 +53,20 @@ def quantity(value: float | None, unit: str = "") -> str:
     number = finite(value)
     if number is None:
         return MISSING
-    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        # 999.5 and above would be written as 1000 of the smaller unit.
-        if abs(number) >= 0.9995 * 10**power:
-            return f"{_three_digits(number / 10**power)} {prefix}{unit}"
-    return f"{_three_digits(number)} {unit}".rstrip()
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:  # and above it would be written as 1e+03
+            return f"{number:.3g} {prefix}{unit}".rstrip()
+        number /= 1000
+    return f"{number:.3g} P{unit}"
 
 
 def percent(share: float | None) -> str:
     """A share as a percentage with one decimal.
 
-    >>> percent(0.5512), percent(0.0002), percent(0.0)
-    ('55.1 %', '< 0.1 %', '0 %')
+    >>> percent(0.5512)
+    '55.1 %'
     """
-    number = finite(share)
-    if number is None:
-        return MISSING
-    if number in (0, 1):
-        return f"{100 * number:.0f} %"
-    return "< 0.1 %" if 0 < number < 0.0005 else "> 99.9 %" if 0.9995 <= number < 1 else f"{100 * number:.1f} %"
+    return MISSING if share is None else f"{100 * share:.1f} %"
 
 
 def plural(count: int, noun: str) -> str:
@@ -86,22 +76,3 @@ def plural(count: int, noun: str) -> str:
     ('1 document', '1,718 documents')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def tick(value: float) -> str:
-    """A round number on an axis, as short as it goes.
-
-    >>> tick(2_500_000.0), tick(500.0)
-    ('2.5 M', '500')
-    """
-    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
-        if abs(value) >= 10**power:
-            return f"{value / 10**power:g} {prefix}"
-    return f"{value:g}"
-
-
-def _three_digits(value: float) -> str:
-    if value == int(value) and abs(value) < 1000:
-        return str(int(value))
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f}"

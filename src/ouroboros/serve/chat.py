@@ -13,15 +13,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ouroboros.data.formats import ChatFormat, TextFormat
+from ouroboros.config import Recipe, from_dict
+from ouroboros.data.formats import ChatFormat, TextFormat, find_format, formats
+from ouroboros.data.sources import parse_sources
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.files import write_whole
 from ouroboros.serve.decoder import LoopDecoder
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation, text_ids
-from ouroboros.serve.template import NONE, find_template
 from ouroboros.serve.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -38,8 +40,7 @@ HELP = """\
 /quit           leave (Ctrl-D too; Ctrl-C stops an answer)"""
 
 
-@dataclass
-class Turn:
+class Turn(NamedTuple):
     """One exchange."""
 
     user: str
@@ -56,7 +57,7 @@ class Chat:
         sampling: starting controls; answers also end where the template says, without one at a blank line unless
             ``sampling.stop`` says otherwise.
         write: receives text as it is written.
-        decoder: writes the tokens; None leaves it to ``model.generate``.
+        decoder: writes the tokens; None takes a growing cache.
         template: makes a prompt of each line; None for plain conversation.
         transcript: is given every turn.
         history: False lets the model continue each line by itself, as it was typed and without a line break behind it.
@@ -88,7 +89,6 @@ class Chat:
                 written += piece
                 self.write(piece)
         except KeyboardInterrupt:
-            answer.cancel()
             stopped = True
             self.write(" [stopped]")
         self.write(f"\n[{answer.rate}]\n" if self.shows_rate else "\n")
@@ -99,7 +99,7 @@ class Chat:
     def command(self, line: str) -> bool:
         """Carry out a line that begins with ``/``; False means leave."""
         name, *words = line[1:].split() or [""]
-        commands: dict[str, Callable[[list[str]], None]] = {
+        commands: dict[str, Callable[..., None]] = {
             "loops": self._loops,
             "set": self._set,
             "template": self._set_template,
@@ -110,38 +110,38 @@ class Chat:
         }
         if name in ("quit", "exit", "q"):
             return False
-        if name not in commands:
-            raise OuroborosError(f"unknown command /{name}{nearest(name, commands)}; /help lists them")
+        check(name in commands, f"unknown command /{name}{nearest(name, commands)}; /help lists them")
         commands[name](words)
         return True
 
     def _prompt(self, line: str) -> tuple[list[bytes], bytes]:
         """Earlier documents and the text to go on from; oldest turns are dropped when the context is full."""
         context = self.sampling.window or self.model.config.max_position_embeddings - 1
-        dropped = 0
-        while True:
-            earlier, prompt = self._documents(line)
-            # Half the context is kept for the answer unless this line alone needs more.
-            if not (self.turns and self.history) or len(text_ids(self.tokenizer, prompt, earlier)) - 1 <= context // 2:
-                break
+        before = len(self.turns)
+        earlier, prompt = self._documents(line)
+        # Half the context is kept for the answer unless this line alone needs more.
+        while self.turns and self.history and len(text_ids(self.tokenizer, prompt, earlier)) - 1 > context // 2:
             self.turns.pop(0)
-            dropped += 1
-        if dropped:
+            earlier, prompt = self._documents(line)
+        if dropped := before - len(self.turns):
             self.write(f"[the context is full: {dropped} oldest turn(s) forgotten]\n")
         return earlier, prompt
 
     def _documents(self, line: str) -> tuple[list[bytes], bytes]:
+        earlier: list[str] = []
         if not self.history:
-            return [], _bytes(self._templated(line))
-        if self.template is None:
-            return [], _bytes("".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n")
-        if isinstance(self.template, ChatFormat):  # in training, too, a conversation is one text
-            return [], _bytes(self.template.conversation([(turn.user, turn.model) for turn in self.turns], line))
-        # In training one record is one document, and an end-of-text token stands between two: a second question
-        # inside a document, after a blank line say, is something the model has never seen. So each turn is a document.
-        # What that costs: training has taught the model that documents are about different things.
-        earlier = [_bytes(self._templated(turn.user) + turn.model) for turn in self.turns]
-        return earlier, _bytes(self._templated(line))
+            prompt = self._templated(line)
+        elif self.template is None:
+            prompt = "".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n"
+        elif isinstance(self.template, ChatFormat):  # in training, too, a conversation is one text
+            prompt = self.template.conversation(self.turns, line)
+        else:
+            # In training one record is one document, and an end-of-text token stands between two: a second question
+            # inside a document, after a blank line say, is something the model has never seen. So each turn is a
+            # document. What that costs: training has taught the model that documents are about different things.
+            earlier, prompt = [self._templated(turn.user) + turn.model for turn in self.turns], self._templated(line)
+        # Bytes that were typed and are not UTF-8 arrive as surrogates.
+        return [text.encode("utf-8", "surrogateescape") for text in earlier], prompt.encode("utf-8", "surrogateescape")
 
     def _templated(self, line: str) -> str:
         return line if self.template is None else self.template.prompt(line) or line
@@ -162,14 +162,14 @@ class Chat:
 
     def _settings(self) -> str:
         facts = self._facts()
-        controls = facts.pop("sampling")
-        del controls["stop"]  # not to be set here
-        words = {"None": NONE, "True": "on", "False": "off"}
-        return "  ".join(f"{name}={words.get(str(value), value)}" for name, value in (facts | controls).items())
+        facts |= facts.pop("sampling")
+        del facts["stop"]  # not to be set here
+        words = {"None": "none", "True": "on", "False": "off"}
+        return "  ".join(f"{name}={words.get(str(value), value)}" for name, value in facts.items())
 
     def _loops(self, words: list[str]) -> None:
-        if len(words) != 1 or not (words[0].isascii() and words[0].isdigit()):
-            raise OuroborosError("/loops takes a number, for example /loops 4")
+        fits = len(words) == 1 and words[0].isascii() and words[0].isdigit()
+        check(fits, "/loops takes a number, for example /loops 4")
         self.model = self.base.with_loops(int(words[0]))
         trained = self.base.schedule.loops
         note = "" if int(words[0]) == trained else f" (trained with {trained})"
@@ -177,30 +177,22 @@ class Chat:
 
     def _set(self, words: list[str]) -> None:
         check(len(words) == 2, "/set takes a name and a value, for example /set temperature 0.7; /show names them")
-        try:
-            self.sampling = self.sampling.with_value(*words)
-        except OuroborosError as error:
-            raise OuroborosError(f"/set {error}") from None
+        name, text = words
+        values = vars(self.sampling) | {name: None if text == "none" else text}
+        self.sampling = from_dict(type(self.sampling), values, where="/set")
 
     def _set_template(self, words: list[str]) -> None:
         check(bool(words), "/template takes a format's name, a template or none")
         self.template = find_template(" ".join(words))
-        self.write(f"[template {self.template.name if self.template else NONE}]\n")
+        self.write(f"[template {self.template.name if self.template else 'none'}]\n")
 
     def _save(self, words: list[str]) -> None:
-        if len(words) != 1:
-            raise OuroborosError("/save takes a file name")
+        check(len(words) == 1, "/save takes a file name")
         path = Path(words[0])
-        if path.exists():
-            raise OuroborosError(f"{path} exists; choose another name")
-        body = {**self._facts(), "turns": [dataclasses.asdict(turn) for turn in self.turns]}
-        path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        check(not path.exists(), f"{path} exists; choose another name")
+        body = {**self._facts(), "turns": [turn._asdict() for turn in self.turns]}
+        write_whole(path, (json.dumps(body, indent=2) + "\n").encode())
         self.write(f"[saved {len(self.turns)} turn(s) to {path}]\n")
-
-
-def _bytes(text: str) -> bytes:
-    """A line as the bytes that were typed; those that are not UTF-8 arrive as surrogates."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 def converse(chat: Chat, read: Callable[[], str]) -> None:
@@ -227,5 +219,34 @@ def converse(chat: Chat, read: Callable[[], str]) -> None:
                 chat.say(line)
         except KeyboardInterrupt:  # before the first word of an answer, or after the last
             chat.write(" [stopped]\n")
-        except (OuroborosError, OSError) as error:
+        except OuroborosError as error:
             chat.write(f"error: {error}\n")
+
+
+def find_template(text: str) -> TextFormat | None:
+    """A format that makes prompts of lines, by name or as a template; None for ``none``.
+
+    Raises:
+        OuroborosError: no such format, or one whose texts have nothing to answer.
+    """
+    if text == "none":
+        return None
+    found = find_format(text)
+    if found.prompt("") is None:
+        usable = [name for name, form in formats().items() if form.prompt("") is not None]
+        raise OuroborosError(
+            f"template {text!r} has no second column to answer with; use {', '.join(usable)}, none or a template"
+            " such as 'Q: {question}\\nA: {answer}'"
+        )
+    return found
+
+
+def recipe_template(recipe: Recipe) -> TextFormat | None:
+    """The format of the heaviest source of ``recipe``, if it makes prompts.
+
+    Raises:
+        OuroborosError: a source that cannot be read as one.
+    """
+    heaviest = max(parse_sources(recipe.data.sources, need_files=False), key=lambda ref: ref.weight)
+    found = find_format(heaviest.format) if heaviest.format else None
+    return found if found and found.prompt("") is not None else None

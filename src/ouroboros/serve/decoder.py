@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,6 @@ from ouroboros.errors import check
 if TYPE_CHECKING:
     from transformers import GenerationConfig
     from transformers.generation import LogitsProcessorList
-    from transformers.generation.streamers import BaseStreamer
 
     from ouroboros.model.modeling import OuroborosForCausalLM
 
@@ -30,25 +29,25 @@ Advance = Callable[[Tensor, Tensor | None], Tensor]
 class LoopDecoder(ABC):
     """Writes one sequence, greedy or sampled; a subclass says where the next logits come from."""
 
-    def generate(
-        self, model: OuroborosForCausalLM, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any
-    ) -> Tensor:
-        """Prompt and new tokens, (1, T); ``options`` are those of ``model.generate``.
+    def tokens(self, model: OuroborosForCausalLM, input_ids: Tensor, **options: Any) -> Iterator[Tensor]:
+        """New tokens (1, 1), each as soon as it is chosen; ``options`` are those of ``model.generate``."""
+        return model.generate(input_ids, custom_generate=self._write, **options)  # pyrefly: ignore
 
-        Raises:
-            OuroborosError: something was asked for that this loop does not serve.
-        """
-        # generate() shows the prompt to the streamer but does not hand it on to a loop that is not its own.
-        return model.generate(  # pyrefly: ignore
-            input_ids, custom_generate=self._write, streamer=streamer, token_streamer=streamer, **options
-        )
+    def generate(self, model: OuroborosForCausalLM, input_ids: Tensor, **options: Any) -> Tensor:
+        """Prompt and new tokens, (1, T)."""
+        return torch.cat((input_ids, *self.tokens(model, input_ids, **options)), dim=1)
 
     @abstractmethod
     def begin(
         self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
     ) -> Advance:
-        """Refuse what is not served; return what gives the logits of one token after another."""
+        """What gives the logits of one token after another.
 
+        Raises:
+            OuroborosError: something was asked for that this loop does not serve.
+        """
+
+    @torch.no_grad()
     def _write(
         self,
         model: OuroborosForCausalLM,
@@ -56,12 +55,11 @@ class LoopDecoder(ABC):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        token_streamer: BaseStreamer | None = None,
         **prepared: Any,
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         """The loop, as ``generate`` calls it; order and random numbers are those of its own."""
         advance = self.begin(model, input_ids, generation_config, prepared)
-        end, token_B1, done = _End(stopping_criteria), None, False
+        reached, token_B1, done = _end(stopping_criteria), None, False
         text, length = input_ids, input_ids.shape[1]
         while not done:
             # Processors see the whole text, and may change the scores in place.
@@ -77,52 +75,47 @@ class LoopDecoder(ABC):
             text[:, length : length + 1] = token_B1
             length += 1
             input_ids = text[:, :length]
-            done = end.reached(input_ids, token_B1)
-            if token_streamer is not None:
-                token_streamer.put(token_B1[0].cpu())
-        if token_streamer is not None:
-            token_streamer.end()
-        return input_ids
+            yield token_B1
+            done = reached(input_ids, token_B1)
 
 
-class _End:
-    """When to stop. Length and end tokens cost a comparison of numbers; criteria of other kinds are called."""
+def _end(criteria: StoppingCriteriaList) -> Callable[[Tensor, Tensor], bool]:
+    """Whether a token, the last of all ids, was the last one to write; only unusual criteria are called."""
+    most, ends, others = math.inf, set[int](), StoppingCriteriaList()
+    for criterion in criteria:
+        # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
+        known = getattr(criterion, "max_position_embeddings", None) or math.inf
+        if type(criterion) is MaxLengthCriteria and criterion.max_length <= known:
+            most = min(most, criterion.max_length)
+        elif type(criterion) is EosTokenCriteria:
+            ends.update(criterion.eos_token_id.flatten().tolist())
+        else:
+            others.append(criterion)
 
-    def __init__(self, criteria: StoppingCriteriaList) -> None:
-        self.length, self.tokens, self.others = math.inf, set[int](), StoppingCriteriaList()
-        for criterion in criteria:
-            # A length beyond what the model was made for is worth a warning, which the criterion itself gives.
-            known = getattr(criterion, "max_position_embeddings", None) or math.inf
-            if type(criterion) is MaxLengthCriteria and criterion.max_length <= known:
-                self.length = min(self.length, criterion.max_length)
-            elif type(criterion) is EosTokenCriteria:
-                self.tokens.update(criterion.eos_token_id.flatten().tolist())
-            else:
-                self.others.append(criterion)
-
-    def reached(self, ids_1T: Tensor, token_11: Tensor) -> bool:
-        """Whether ``token_11``, the last of ``ids_1T``, was the last one to write."""
-        if ids_1T.shape[1] >= self.length or (self.tokens and int(token_11) in self.tokens):
+    def reached(ids_1T: Tensor, token_11: Tensor) -> bool:
+        if ids_1T.shape[1] >= most or (ends and int(token_11) in ends):
             return True
-        return bool(self.others and self.others(ids_1T, None).all())  # pyrefly: ignore
+        return bool(others and others(ids_1T, None).all())  # pyrefly: ignore
+
+    return reached
+
+
+class CachedDecoder(LoopDecoder):
+    """Shows the model every token once; the cache that ``generate`` has prepared grows with the text."""
+
+    def begin(
+        self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
+    ) -> Advance:
+        """Read the prompt with the first call."""
+        options: Any = {"past_key_values": prepared["past_key_values"], "use_cache": True, "logits_to_keep": 1}
+        return lambda ids, token: model(ids if token is None else token, **options).logits[:, -1]
 
 
 class WindowDecoder(LoopDecoder):
-    """Shows the model only the last tokens of a text of any length, counted from position 0 at every step.
-
-    Every position changes with every token past the window, so nothing can be cached: each step runs the whole window.
-
-    Args:
-        window: tokens that the model sees.
-    """
+    """Shows the model only the last ``window`` tokens of a text, from position 0 at every step, without a cache."""
 
     def __init__(self, window: int) -> None:
         self.window = window
-
-    def check_fits(self, model: OuroborosForCausalLM) -> None:
-        """Refuse a window longer than the model's context."""
-        limit = model.config.max_position_embeddings
-        check(self.window <= limit, f"the window is {self.window} tokens but the model's context holds {limit}")
 
     def begin(
         self, model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
@@ -130,8 +123,7 @@ class WindowDecoder(LoopDecoder):
         """Run the window anew for every token.
 
         Raises:
-            OuroborosError: there are several sequences, or the window is longer than the model's context.
+            OuroborosError: there are several sequences.
         """
-        self.check_fits(model)
         check(len(input_ids) == 1, f"a window serves one sequence at a time, got {len(input_ids)}")
         return lambda ids, token: model(ids[:, -self.window :], use_cache=False, logits_to_keep=1).logits[:, -1]

@@ -1,9 +1,8 @@
 """Fast decoding of one sequence: memories at fixed addresses, and a step for one token compiled into one program.
 
 ``FastDecoder().generate(model, ids, ...)`` writes the tokens that ``model.generate(ids, ...)`` writes, greedy or
-sampled with the same seed: options, logits processors and stopping criteria are prepared by ``generate`` itself. At
-batch size one a step is bound by reading every weight once; what is saved is all that surrounds it. Keys and values
-have room for more tokens than there are; a state of constant size is read and written whole.
+sampled with the same seed. At batch size one a step is bound by reading every weight once; what is saved is all that
+surrounds it. Keys and values have room for more tokens than there are; a state of constant size is written whole.
 
 Shapes: B = 1 sequence, K key/value heads, S preallocated positions, R registers, C channels per head, V vocabulary.
 """
@@ -80,11 +79,8 @@ def next_logits(
     recent: list[Recent],
     prefix: list[Prefix] | None,
 ) -> Tensor:
-    """Logits (1, V) after one more token, at position ``at``, shape (1,).
-
-    ``held`` and ``recent`` then include the token, and ``at`` is one more: whatever the compiled program does of it
-    need not be done between its calls.
-    """
+    """Logits (1, V) after one more token, at position ``at``, shape (1,); ``held`` and ``recent`` then include it, and
+    ``at`` is one more, so that nothing is left to do between calls of the compiled program."""
     inner = model.model
     share = inner.spec.share_last_kv
 
@@ -123,9 +119,7 @@ def compiled_step() -> Step:
 
 
 class FastDecoder(LoopDecoder):
-    """A decoding loop of our own in place of the one of ``generate``: one sequence, greedy or sampled.
-
-    One decoder serves a model and its ``with_loops`` views; each loop count is compiled on its first use.
+    """Decodes one sequence, greedy or sampled, with a step compiled for each loop count on its first use.
 
     Args:
         compile: compile the step (10 to 40 seconds on two cores). Without it, or without a compiler on the machine, the
@@ -144,20 +138,32 @@ class FastDecoder(LoopDecoder):
         Raises:
             OuroborosError: several sequences, beams, padding, a cache that holds tokens, or scores asked for.
         """
-        _refuse_what_is_not_served(model, input_ids, config, prepared)
+        past = prepared.get("past_key_values")
+        refused = {
+            "several sequences": len(input_ids) > 1,
+            "beams": config.num_beams != 1,
+            "padding": prepared.get("attention_mask") is not None,  # generate() drops a mask of ones
+            "a cache that holds tokens": past is not None and past.get_seq_length() > 0,
+            "use_cache=False": not config.use_cache,
+            "return_dict_in_generate": config.return_dict_in_generate,
+        }
+        found = ", ".join(what for what, is_so in refused.items() if is_so)
+        check(not found, f"fast decoding does not serve {found}: use model.generate()")
         store = DynamicCache(config=model.config)
         logits = model(input_ids, past_key_values=store, use_cache=True, logits_to_keep=1).logits[:, -1]
         prefix: list[Prefix] | None = getattr(store, "register_prefix", (None, None))[1]
-        held = [_held(layer) for layer in store.layers]
+        held: list[Held] = [
+            {STATE: layer.read()} if layer.keys is None else {KEYS: layer.keys, VALUES: layer.values}  # pyrefly: ignore
+            for layer in store.layers
+        ]
         recent: list[Recent] = [getattr(layer, "recent", {}) for layer in store.layers]
         at = torch.tensor([input_ids.shape[1]], device=input_ids.device)
         step = self._step(model)
 
         def advance(ids: Tensor, token_B1: Tensor | None) -> Tensor:
-            nonlocal held
             if token_B1 is None:
                 return logits
-            held = _with_room(held, ids.shape[1])
+            _make_room(held, ids.shape[1])
             return step(model, token_B1, at, held, recent, prefix)
 
         return advance
@@ -190,41 +196,12 @@ class FastDecoder(LoopDecoder):
         self.compile = False
 
 
-def _held(layer: Any) -> Held:
-    """What a cache entry that has read the prompt holds for its mixer."""
-    return {STATE: layer.read()} if layer.keys is None else {KEYS: layer.keys, VALUES: layer.values}
-
-
-def _with_room(held: list[Held], positions: int) -> list[Held]:
-    """Keys and values moved to larger buffers if their S is less than ``positions``; states are as they are."""
-    if all(entry[KEYS].shape[2] >= positions for entry in held if KEYS in entry):
-        return held
-    return [
-        {name: _larger(buffer, positions) for name, buffer in entry.items()} if KEYS in entry else entry
-        for entry in held
-    ]
-
-
-def _larger(buffer: Tensor, positions: int) -> Tensor:
-    """A copy of (1, K, S, C) with room for ``positions``."""
-    larger = buffer.new_zeros(*buffer.shape[:2], max(SMALLEST, 2 ** (positions - 1).bit_length()), buffer.shape[3])
-    larger[:, :, : buffer.shape[2]] = buffer
-    torch._dynamo.mark_dynamic(larger, 2)  # one program for every S
-    return larger
-
-
-def _refuse_what_is_not_served(
-    model: OuroborosForCausalLM, input_ids: Tensor, config: GenerationConfig, prepared: dict[str, Any]
-) -> None:
-    padded = prepared.get("attention_mask") is not None  # generate() drops a mask of ones
-    past = prepared.get("past_key_values")
-    refused = {
-        "several sequences": len(input_ids) > 1,
-        "beams": config.num_beams != 1,
-        "padding": padded,
-        "a cache that holds tokens": past is not None and past.get_seq_length() > 0,
-        "use_cache=False": not config.use_cache,
-        "return_dict_in_generate": config.return_dict_in_generate,
-    }
-    found = [what for what, is_so in refused.items() if is_so]
-    check(not found, f"fast decoding does not serve {', '.join(found)}: use model.generate()")
+def _make_room(held: list[Held], positions: int) -> None:
+    """Move keys and values (1, K, S, C) to larger buffers where S is less than ``positions``."""
+    for entry in held:
+        for name, buffer in entry.items():
+            if name != STATE and buffer.shape[2] < positions:
+                room = max(SMALLEST, 2 ** (positions - 1).bit_length())
+                entry[name] = larger = buffer.new_zeros(*buffer.shape[:2], room, buffer.shape[3])
+                larger[:, :, : buffer.shape[2]] = buffer
+                torch._dynamo.mark_dynamic(larger, 2)  # one program for every S

@@ -1,13 +1,19 @@
-"""The controls that choose the next token, named and checked, as keyword arguments of transformers' ``generate``."""
+"""The controls that choose the next token, as keyword arguments of transformers' ``generate``, and published styles.
+
+A style holds, as default values, the controls of the program that was published with a system. A control that only this
+program has is a field of a subclass of :class:`Sampling`, whose ``options`` and ``read`` carry it out; the command line
+offers it for models of the system.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.config import ModelSpec
+from ouroboros.errors import check
+from ouroboros.registry import found, load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +41,11 @@ class Sampling:
     """End the text at any of these strings, which are left out."""
 
     def __post_init__(self) -> None:
-        check(self.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
-        check(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
-        check(self.top_k >= 0, f"top_k must be >= 0, got {self.top_k}")
+        least = {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "repetition_window": 0, "no_repeat_ngram": 0}
+        for name, bound in least.items():
+            check(getattr(self, name) >= bound, f"{name} must be >= {bound}, got {getattr(self, name)}")
         check(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         check(self.repetition_penalty > 0, f"repetition_penalty must be > 0, got {self.repetition_penalty}")
-        check(self.repetition_window >= 0, f"repetition_window must be >= 0, got {self.repetition_window}")
-        check(self.no_repeat_ngram >= 0, f"no_repeat_ngram must be >= 0, got {self.no_repeat_ngram}")
         check(self.window is None or self.window >= 1, f"window must be >= 1 or none, got {self.window}")
 
     def options(self) -> dict[str, Any]:
@@ -58,9 +62,7 @@ class Sampling:
             from transformers.generation import RepetitionPenaltyLogitsProcessor
 
             penalise = RepetitionPenaltyLogitsProcessor(self.repetition_penalty)
-            values["logits_processor"] = [
-                lambda input_ids, scores: penalise(input_ids[:, -self.repetition_window :], scores)
-            ]
+            values["logits_processor"] = [lambda ids, scores: penalise(ids[:, -self.repetition_window :], scores)]
         return values
 
     def read(self, ids: list[int]) -> list[int]:
@@ -68,23 +70,31 @@ class Sampling:
         # What a window shows begins anywhere in the text, so nothing marks a beginning.
         return ids if self.window is None else ids[1:] or ids
 
-    def with_value(self, name: str, text: str) -> Sampling:
-        """These controls with the one called ``name`` as ``text`` says; all but ``stop`` can be set so.
-
-        Raises:
-            OuroborosError: there is no such control, or ``text`` is not a value of its type or range.
-        """
-        from pydantic import TypeAdapter, ValidationError
-
-        kinds = {key: kind for key, kind in typing.get_type_hints(type(self)).items() if key != "stop"}
-        check(name in kinds, f"unknown control {name!r}{nearest(name, kinds)}")
-        reader = TypeAdapter(kinds[name])
-        try:
-            value = reader.validate_python(None) if text == "none" else reader.validate_strings(text)
-        except ValidationError as error:
-            raise OuroborosError(f"{name} cannot be {text!r}: {error.errors()[0]['msg']}") from None
-        return dataclasses.replace(self, **{name: value})
-
 
 StyleName = Literal["standard", "published"]
 """The controls to start from: those of this library, or those of the program published with the model's system."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How the program published with one system chooses tokens: an entry of the registry's place ``styles``."""
+
+    recognises: Callable[[ModelSpec], bool]
+    """Whether a model with this specification is of the system."""
+    sampling: Sampling
+    """The controls, at the values of the published program."""
+
+
+def published_sampling(model: ModelSpec) -> Sampling:
+    """The controls of the program that was published with the system of a model with this specification.
+
+    Raises:
+        OuroborosError: the model is of no published system with a style.
+    """
+    styles: dict[str, Style] = {name: load(target) for name, target in found("styles").items()}
+    fitting = [style.sampling for style in styles.values() if style.recognises(model)]
+    check(
+        bool(fitting),
+        f"--style published: the model is of no system that has a published style ({', '.join(styles)}); leave it out",
+    )
+    return fitting[0]

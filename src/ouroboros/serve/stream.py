@@ -1,29 +1,22 @@
 """Streaming: continuations as text that arrives while the model writes.
 
 Text is kept as bytes, because a token may end inside a character, and what could begin a stop string is held back until
-that is known. transformers' ``TextIteratorStreamer`` and ``stop_strings`` do not serve that: the one gives whole words
-of decoded text, from which the bytes cannot be told; the other ends the writing behind a stop string, which has been
-shown by then, and also at one that began in the prompt.
+that is known. (Of transformers, ``TextIteratorStreamer`` gives decoded words, and ``stop_strings`` ends the writing
+once the string has been shown, also at one that began in the prompt.)
 """
 
 from __future__ import annotations
 
 import codecs
-import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from queue import Queue
-from threading import Thread
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from transformers.generation import StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
-from ouroboros.serve.decoder import LoopDecoder, WindowDecoder
+from ouroboros.serve.decoder import CachedDecoder, LoopDecoder, WindowDecoder
 from ouroboros.serve.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -38,7 +31,7 @@ class Continuation:
         tokenizer: its tokenizer.
         prompt: the text so far; an empty prompt starts a new document.
         sampling: how tokens are chosen.
-        decoder: writes the tokens; None leaves it to ``model.generate``, or to a window if ``sampling`` asks for one.
+        decoder: writes the tokens; None takes a growing cache, or a window if ``sampling`` asks for one.
         earlier: whole documents before the prompt, each ended as training ends documents.
 
     Raises:
@@ -56,10 +49,9 @@ class Continuation:
         earlier: Sequence[bytes] = (),
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        ids = sampling.read(text_ids(tokenizer, prompt, earlier))
+        ids, context = sampling.read(text_ids(tokenizer, prompt, earlier)), model.config.max_position_embeddings
+        self.decoder, self.room = decoder or CachedDecoder(), context - len(ids)
         if sampling.window is None:
-            context = model.config.max_position_embeddings
-            self.room = context - len(ids)
             check(
                 self.room >= 1,
                 f"the prompt has {len(ids)} tokens but the model's context holds {context};"
@@ -67,72 +59,52 @@ class Continuation:
             )
         else:
             check(decoder is None, "a window needs the whole of it at every step, which fast decoding does not serve")
-            decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
-            decoder.check_fits(model)
-        self.decoder = decoder
+            fits = sampling.window <= context
+            check(fits, f"the window is {sampling.window} tokens but the model's context holds {context}")
+            self.decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
         self.input_ids = torch.tensor([ids], device=model.device)
-        self._cancelled = False
         self.text = b""
-        """The continuation so far, whole once iteration has ended."""
+        """The continuation so far, without what follows a stop string."""
         self.tokens = 0
-        """Tokens written, an end-of-text token included; known once iteration has ended."""
+        """Tokens written so far, an end-of-text token included."""
         self.seconds = 0.0
         """From the first of these tokens to the last one: without the reading of the prompt."""
 
     @property
     def rate(self) -> str:
-        """What was written, and how fast: ``64 tokens, 533 tokens/s``; without a speed if there was but one token."""
+        """What was written, and how fast: ``64 tokens, 533 tokens/s``; one token has no speed."""
         count = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
         return f"{count}, {(self.tokens - 1) / self.seconds:,.0f} tokens/s" if self.seconds > 0 else count
 
-    def cancel(self) -> None:
-        """Ask the writing thread to end after the present token."""
-        self._cancelled = True
-
     def __iter__(self) -> Iterator[str]:
-        queue: Queue[bytes | Exception | None] = Queue()
-        thread = Thread(target=self._write, args=(queue,), daemon=True)
-        thread.start()
-        # Bytes of one character may come in several tokens.
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        characters = codecs.getincrementaldecoder("utf-8")(errors="replace")  # of which each may take several tokens
+        stops, sent, first = [text.encode() for text in self.sampling.stop], 0, 0.0
+        options = {**self.sampling.options(), "max_new_tokens": min(self.sampling.max_new_tokens, self.room)}
+        end = self.tokenizer.eos_id
+        options |= {"attention_mask": torch.ones_like(self.input_ids), "pad_token_id": end, "eos_token_id": end}
         try:
-            while (piece := queue.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise OuroborosError(f"generation failed: {piece}") from piece
-                if shown := decoder.decode(piece):
+            for token in self.decoder.tokens(self.model, self.input_ids, **options):
+                now, before = time.perf_counter(), len(self.text)
+                first = first if self.tokens else now
+                self.seconds = now - first
+                self.tokens += 1
+                self.text += self.tokenizer.decode([int(token)])
+                # One that began earlier and was whole would have been found earlier.
+                found = [at for s in stops if (at := self.text.find(s, max(before - len(s) + 1, 0))) >= 0]
+                if found:
+                    self.text = self.text[: min(found)]
+                    break
+                # The longest ending of the text that begins a stop string is held back.
+                sizes = range(max(map(len, stops), default=1) - 1, 0, -1)
+                held = next((n for n in sizes if any(s.startswith(self.text[-n:]) for s in stops)), 0)
+                until = max(len(self.text) - held, sent)
+                if shown := characters.decode(self.text[sent:until]):
                     yield shown
-            if rest := decoder.decode(b"", final=True):
-                yield rest
-        finally:
-            self.cancel()
-            thread.join()
-
-    def _write(self, queue: Queue[bytes | Exception | None]) -> None:
-        stop = [text.encode() for text in self.sampling.stop]
-        streamer = _ByteStreamer(self.tokenizer, self.input_ids.shape[1], stop, queue.put)
-        generate: Any = self.model.generate
-        if self.decoder is not None:
-            generate = functools.partial(self.decoder.generate, self.model)
-
-        def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
-            return ids_BT.new_full(ids_BT.shape[:1], self._cancelled or streamer.stopped, dtype=torch.bool)
-
-        options = self.sampling.options()
-        options["max_new_tokens"] = min(self.sampling.max_new_tokens, self.room)
-        try:
-            generate(
-                self.input_ids,
-                attention_mask=torch.ones_like(self.input_ids),
-                pad_token_id=self.tokenizer.eos_id,
-                eos_token_id=self.tokenizer.eos_id,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([ended]),
-                **options,
-            )
+                sent = until
         except Exception as error:
-            queue.put(error)
-        self.text, self.tokens, self.seconds = streamer.text, streamer.tokens, streamer.last - streamer.first
-        queue.put(None)
+            raise OuroborosError(f"generation failed: {error}") from error
+        if rest := characters.decode(self.text[sent:], final=True):
+            yield rest
 
 
 def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] = ()) -> list[int]:
@@ -141,45 +113,3 @@ def text_ids(tokenizer: TextTokenizer, prompt: bytes, earlier: Sequence[bytes] =
     for document in (*earlier, prompt):
         ids += [tokenizer.eos_id, *tokenizer.encode(document, name="prompt").tolist()]
     return ids
-
-
-class _ByteStreamer(BaseStreamer):
-    """Passes on the bytes of new tokens; holds back what could be the beginning of a stop string."""
-
-    def __init__(
-        self, tokenizer: TextTokenizer, prompt_tokens: int, stop: list[bytes], send: Callable[[bytes], Any]
-    ) -> None:
-        self.tokenizer, self.skip, self.stop_strings, self.send = tokenizer, prompt_tokens, stop, send
-        self.text, self.sent, self.stopped = b"", 0, False
-        self.tokens, self.first, self.last = 0, 0.0, 0.0
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompt (first call) or new tokens."""
-        ids = value.reshape(-1).tolist()[self.skip :]
-        self.skip = max(self.skip - value.numel(), 0)
-        if not ids or self.stopped:
-            return
-        self.last = time.perf_counter()
-        self.first = self.first if self.tokens else self.last
-        self.tokens += len(ids)
-        before = len(self.text)
-        self.text += self.tokenizer.decode(ids)
-        # One that began earlier and was whole would have been found earlier.
-        found = [at for s in self.stop_strings if (at := self.text.find(s, max(before - len(s) + 1, 0))) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
-        self._flush(len(self.text) - (0 if found else self._possible_stop()))
-
-    def end(self) -> None:
-        """Send what was held back."""
-        self._flush(len(self.text))
-
-    def _flush(self, until: int) -> None:
-        if until > self.sent:
-            self.send(self.text[self.sent : until])
-            self.sent = until
-
-    def _possible_stop(self) -> int:
-        """Length of the longest ending of the text that begins a stop string."""
-        sizes = range(max(map(len, self.stop_strings), default=1) - 1, 0, -1)
-        return next((n for n in sizes if any(s.startswith(self.text[-n:]) for s in self.stop_strings)), 0)

@@ -11,9 +11,6 @@ from typing import Any
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import append
 
-FIELDS = frozenset({"time", "user", "model"})
-"""What every line has: when (UTC), what was asked and what was answered."""
-
 
 class Transcript:
     """Appends turns to a file.
@@ -35,17 +32,18 @@ class Transcript:
         try:
             # Looked at first: to open a pipe or a device could wait for ever.
             check(not path.exists() or stat.S_ISREG(path.stat().st_mode), f"transcript {path}: not a regular file")
-            self._check_content()
             path.touch()
+            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+                check(
+                    line.endswith(b"\n") and _is_turn(line),
+                    f"transcript {path}: line {number} is no turn of a conversation, so nothing is appended;"
+                    " choose another file",
+                )
         except OSError as error:
             raise OuroborosError(f"transcript {path}: {error.strerror or error}") from None
 
     def add(self, user: str, model: str, **facts: Any) -> None:
-        """Append one turn, with the time and what else is known of it.
-
-        Raises:
-            OuroborosError: it cannot be written; it waits for the next call.
-        """
+        """Append one turn, with the time (UTC) and what else is known of it; errors as of :meth:`flush`."""
         now = datetime.datetime.now(datetime.UTC)
         turn = {"time": now.isoformat(timespec="seconds"), "user": user, "model": model, **facts}
         self.waiting.append(json.dumps(turn).encode("ascii") + b"\n")
@@ -66,21 +64,10 @@ class Transcript:
             raise OuroborosError(f"transcript {self.path}: {reason}") from None
         self.waiting.clear()
 
-    def _check_content(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                check(
-                    line.endswith(b"\n") and _is_turn(line),
-                    f"transcript {self.path}: line {number} is no turn of a conversation, so nothing is appended;"
-                    " choose another file",
-                )
-
 
 def _is_turn(line: bytes) -> bool:
     try:
         turn = json.loads(line)
     except ValueError:
         return False
-    return isinstance(turn, dict) and turn.keys() >= FIELDS
+    return isinstance(turn, dict) and turn.keys() >= {"time", "user", "model"}

@@ -56,11 +56,16 @@ class Workers:
         if self.distributed:
             dist.barrier()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` in DistributedDataParallel, or itself when alone."""
+    def wrap(self, model: nn.Module, *, uneven: bool = False) -> nn.Module:
+        """``model`` in DistributedDataParallel, or itself when alone.
+
+        Args:
+            model: the same on every process.
+            uneven: whether a step may leave out some parameters, as one of fewer loops leaves out those of later loops.
+        """
         if not self.distributed:
             return model
-        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=uneven)
 
 
 @contextlib.contextmanager

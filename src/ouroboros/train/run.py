@@ -21,12 +21,13 @@ from ouroboros.errors import OuroborosError, check
 from ouroboros.files import remove_leftovers
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.train.begin import Source, take
 from ouroboros.train.distributed import Workers, workers
 from ouroboros.train.lock import run_lock
 from ouroboros.train.log import Progress
 from ouroboros.train.precision import Choices, choose_device
 from ouroboros.train.rundir import RECIPE, STATE, RunDirectory
-from ouroboros.train.session import RunResult, restore, train
+from ouroboros.train.session import RunResult, restore, save_checkpoint, train
 from ouroboros.train.stop import check_budget
 from ouroboros.train.trainer import Trainer
 
@@ -36,11 +37,18 @@ _LEFT_OVER = re.compile(r"\.lock|data|\.data\.tmp-.*|\.recipe\.json\.tmp.*")
 """What a start that was killed before its first step leaves in a directory."""
 
 
-def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> RunResult:
+def start(recipe: Recipe, out: Path, *, source: Source | None = None, progress: Progress | None = None) -> RunResult:
     """Train ``recipe`` in the new directory ``out``.
 
+    Args:
+        recipe: what to train, and how.
+        out: the run directory.
+        source: a model whose weights the run begins from. ``recipe.data.tokenizer`` has to be that model's.
+        progress: where progress is shown.
+
     Raises:
-        OuroborosError: no budget, ``out`` exists or cannot be written, data that cannot be used.
+        OuroborosError: no budget, ``out`` exists or cannot be written, data that cannot be used, a source that does not
+            fit.
     """
     check_budget(recipe.train)
     run = RunDirectory(out)
@@ -57,12 +65,16 @@ def start(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Run
             recipe = dataclasses.replace(recipe, data=name_formats(recipe.data, quiet=not crew.is_main))
             data = _prepare(recipe, run, crew, shows_progress=progress is not None and not progress.quiet)
             recipe = resolve(recipe, data)
-            trainer = _trainer(recipe, data, crew)
+            model = _model(recipe, data)
+            begun = None if source is None else take(model, source)
+            trainer = Trainer(recipe, model, data, crew)
             trainer.loader.peek_hash()  # a source that cannot be streamed is found while there is no run yet
+            if begun is not None:
+                save_checkpoint(trainer, run)  # a run that is stopped early needs the other model no more
             if crew.is_main:
                 run.write_recipe(recipe)
             undo.pop_all()  # from here on the directory is a run, which can be resumed
-            return train(trainer, run, progress or Progress(quiet=True), resumed_at=None)
+            return train(trainer, run, progress or Progress(quiet=True), resumed_at=None, begun=begun)
 
 
 def resume(
@@ -100,7 +112,8 @@ def resume(
         for change in changes:
             logger.warning("resume with a changed recipe: %s", change)
         data = _prepare(wanted, run, crew, resumed=True)
-        trainer = _trainer(wanted, data, crew, None if newest is None else Choices.from_dict(newest.documents[STATE]))
+        choices = None if newest is None else Choices.from_dict(newest.documents[STATE])
+        trainer = Trainer(wanted, _model(wanted, data), data, crew, choices=choices)
         if newest is not None:
             restore(trainer, newest)
         check(not (trainer.done and run.weights_file.is_file()), f"resume {out}: the run is complete {_how(trainer)}")
@@ -148,11 +161,12 @@ def _prepare(
     return prepare(recipe.data, run.data, resumed=resumed) if data is None else data
 
 
-def _trainer(recipe: Recipe, data: PreparedData, crew: Workers, choices: Choices | None = None) -> Trainer:
+def _model(recipe: Recipe, data: PreparedData) -> OuroborosForCausalLM:
+    """The model at its start, which the seed decides, on its device."""
     torch.manual_seed(recipe.train.seed)
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))
     nn.Module.to(model, choose_device())
-    return Trainer(recipe, model, data, crew, choices=choices)
+    return model
 
 
 def _refuse_existing(run: RunDirectory) -> None:

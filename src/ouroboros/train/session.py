@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError
 from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
-from ouroboros.optim import untrained_parameters
+from ouroboros.optim import left_out_parameters, untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
+from ouroboros.train.begin import Begun
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.meter import Meter
 from ouroboros.train.rundir import RECIPE, STATE, WEIGHTS, RunDirectory
-from ouroboros.train.state import copy_tensors, pack_optimizers, unpack_optimizers
+from ouroboros.train.state import copy_tensors, model_tensors, pack_optimizers, unpack_optimizers
 from ouroboros.train.stop import Counters, StopControl
 from ouroboros.train.threads import Threads, using_threads
 from ouroboros.train.trainer import NotFinite, SourceFailed, StepResult, Trainer
@@ -32,8 +32,9 @@ from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER, AVERAGES = "optimizer.safetensors", "ema.safetensors"
-"""In a checkpoint, beside the weights: the state of the optimisers, and the averaged weights if there are any."""
+OPTIMIZER, AVERAGES, TEACHER = "optimizer.safetensors", "ema.safetensors", "teacher.safetensors"
+"""In a checkpoint, beside the weights: the state of the optimisers, and the averaged weights and those that are learned
+from in a last phase, if there are any."""
 GROUPS = "optimizer.json"
 """Which parameters and settings :data:`OPTIMIZER` belongs to."""
 
@@ -57,8 +58,15 @@ class RunResult:
     """The step whose weights are exported: the last one, or the best validation's with ``train.patience``."""
 
 
-def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at: int | None) -> RunResult:
+def train(
+    trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at: int | None, begun: Begun | None = None
+) -> RunResult:
     """Train until the budget is spent, validation ends the run or a signal asks to stop; checkpoint and log on the way.
+
+    Args:
+        trainer, run, progress: of the run, its directory, and where progress is shown.
+        resumed_at: the step of the checkpoint that the run goes on from.
+        begun: what a new run took from another model, for the records.
 
     Raises:
         OuroborosError: losses stayed non-finite, or validation kept failing; what was trained before is saved.
@@ -72,6 +80,9 @@ def train(trainer: Trainer, run: RunDirectory, progress: Progress, *, resumed_at
         stack.enter_context(using_threads(trainer.choices.threads_now or trainer.choices.threads))
         validator = Validator(trainer, metrics, shown)
         shown.message(_opening(trainer, resumed_at) + validator.goal())
+        if begun is not None:
+            shown.message(begun.describe())
+            metrics.write(begun.record())
         meter = Meter(trainer)
         seconds = trainer.warm_up()
         if seconds > 1:
@@ -151,6 +162,8 @@ def _saved(trainer: Trainer, run: RunDirectory, error: OuroborosError, hint: str
 def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:
     """The step whose weights are exported: with ``train.patience`` the best validation's, which are then loaded."""
     c = trainer.counters
+    if trainer.average is not None and not trainer.average.updates:
+        logger.warning("the run ended before any weights were averaged; the last ones are exported")
     if not trainer.recipe.train.patience or c.best_step is None or c.best_step == c.step:
         return c.step
     try:
@@ -167,7 +180,8 @@ def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     """One line that says what is about to run and what was chosen for it."""
     parameters = {name: p.numel() for name, p in trainer.model.named_parameters()}
-    untrained = sum(parameters[name] for name in untrained_parameters(trainer.model))
+    frozen = untrained_parameters(trainer.model) | left_out_parameters(trainer.model, trainer.recipe.optim)
+    untrained = sum(parameters[name] for name in frozen)
     never = f" ({untrained:,} of them never trained)" if untrained else ""
     begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
     total = f"{sum(parameters.values()):,} parameters{never}"
@@ -199,8 +213,10 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
     if trainer.workers.is_main:
         tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
         files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
-        if trainer.ema is not None:
-            files[AVERAGES] = trainer.ema.state_tensors()
+        if trainer.average is not None:
+            files[AVERAGES] = trainer.average.state_tensors()
+        if trainer.teacher is not None:
+            files[TEACHER] = trainer.teacher.state_tensors()
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:
@@ -213,12 +229,6 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
     trainer.workers.barrier()
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, each once, and the buffers that belong to a checkpoint; by name, not copied."""
-    parameters, kept = dict(model.named_parameters()), model.state_dict().keys()
-    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in kept}
-
-
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Put the trainer where the checkpoint was."""
     restore_weights(trainer, saved)
@@ -228,16 +238,19 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
 
 
 def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
-    """Put the model's weights, and their average if there is one, where the checkpoint's are.
+    """Put the model's weights, their average and what they learn from, if there are such, where the checkpoint's are.
 
     Raises:
         OuroborosError: the checkpoint is of another model.
     """
     weights = todays_names(saved.tensors(WEIGHTS, trainer.device))
     copy_tensors(model_tensors(trainer.model), weights, f"{saved.path}: its weights belong to another model")
-    if trainer.ema is not None:
+    if trainer.average is not None:
         averages = todays_names(saved.tensors(AVERAGES, trainer.device))
-        trainer.ema.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])
+        trainer.average.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])
+    trainer.teacher = None
+    if (saved.path / TEACHER).is_file():
+        trainer.teach(trainer.model).load(saved.tensors(TEACHER, trainer.device))
 
 
 def export(trainer: Trainer, run: RunDirectory) -> None:

@@ -11,12 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ouroboros.errors import check
 
 Names = Mapping[Any, str]
 """Parameter to name, as ``{p: name for name, p in model.named_parameters()}``."""
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once, and the buffers that belong to a checkpoint; by name, not copied."""
+    parameters, kept = dict(model.named_parameters()), model.state_dict().keys()
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 @torch.no_grad()

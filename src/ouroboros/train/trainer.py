@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.accounting import cost
-from ouroboros.config import Recipe
+from ouroboros.config import LoopTraining, Recipe
 from ouroboros.data.masks import shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
@@ -33,12 +33,15 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
+    muon_momentum,
     set_first_beta,
     set_learning_rate,
+    set_muon_momentum,
 )
+from ouroboros.train.average import Average
+from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler
-from ouroboros.train.ema import Ema
 from ouroboros.train.precision import (
     COMPILED,
     Choices,
@@ -48,6 +51,7 @@ from ouroboros.train.precision import (
     matmul_peak,
     uncompiled,
 )
+from ouroboros.train.quantize import Quantizer
 from ouroboros.train.stop import Counters, EarlyStop, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
@@ -128,7 +132,12 @@ class Trainer:
         self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
         self.choices = self._choose() if choices is None else self._keep(choices)
         self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype)
-        self.ema = Ema(model, spec.ema_decay) if spec.ema_decay > 0 else None
+        held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
+        self.optimized = [p for p in model.parameters() if p in held]
+        self.average = Average(model, spec) if spec.averages else None
+        self.teacher: Teacher | None = None
+        self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
@@ -137,7 +146,8 @@ class Trainer:
         self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(logits_loss, dynamic=False)
-        self.wrapped = workers.wrap(model)
+        by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
+        self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
         self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
@@ -265,24 +275,27 @@ class Trainer:
         progress = self.progress(0.5)
         # Steps of the whole run at the pace so far: exact for a budget of steps or tokens, an estimate for minutes.
         steps = (c.step + 0.5) / progress if progress > 0 else math.inf
-        factor, beta = (schedule(progress, self.recipe.optim, steps) for schedule in (learning_rate, first_beta))
+        factor, beta = self._rates(progress, steps)
         set_learning_rate(self.optimizers, factor)
         if self.recipe.optim.momentum_cycle is not None:
             set_first_beta(self.optimizers, beta)
+        if self.recipe.optim.muon_momentum_warmup:
+            set_muon_momentum(self.optimizers, muon_momentum(c.step, self.recipe.optim))
         # Dropout masks depend on seed, process and step alone, so a resumed run needs no generator state.
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self._next_batch()
         records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
-        loss = self._gradients(batch, loops, probe)
-        norm = clip_and_norm(self.model.parameters(), self.recipe.optim.clip_norm)
+        with self.quantizer.acting(c.step, progress) if self.quantizer is not None else contextlib.nullcontext():
+            loss = self._gradients(batch, loops, probe)
+        norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
         bad = self.workers.any(not (math.isfinite(loss) and math.isfinite(norm)))
         if not bad:
             for optimizer in self.optimizers:
                 optimizer.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
+            if self.average is not None and self.teacher is None:
+                self.average.follow(self.model, c.step + 1, progress)
         if probe is not None:
             records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
@@ -300,6 +313,23 @@ class Trainer:
                 shown(batch)[0],
             )
         return result
+
+    def _rates(self, progress: float, steps: float) -> tuple[float, float]:
+        """The share of the peak rate, and AdamW's first coefficient. The last phase begins where it is due."""
+        spec, optim = self.recipe.train.distill, self.recipe.optim
+        before = 1.0 - spec.fraction
+        if spec.fraction and progress >= before:
+            if self.teacher is None:
+                with self.evaluation_weights() as model:
+                    self.teach(model)
+            return spec.lr, first_beta(1.0, optim)
+        there, steps = progress / before, steps * before
+        return learning_rate(there, optim, steps), first_beta(there, optim, steps)
+
+    def teach(self, model: nn.Module) -> Teacher:
+        """Let the weights learn from a copy of ``model`` from now on."""
+        self.teacher = Teacher(model, self.recipe.train.distill)
+        return self.teacher
 
     def _next_batch(self) -> np.ndarray:
         """This process's part of the next batch. A source that fails ends the run on all processes at the same step."""
@@ -389,6 +419,9 @@ class Trainer:
         smoothing = self.recipe.train.label_smoothing
         watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), watched:
+            if self.teacher is not None:
+                logits = self.wrapped(**arguments).logits
+                return self.teacher.losses(logits, inputs_BT, targets_BT, loops=loops, smoothing=smoothing)
             if self._criterion is None:
                 found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
                 return found.loss, found.unsmoothed_loss
@@ -397,9 +430,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
-        """The model as it is evaluated and exported: averaged weights if there are any, blocks uncompiled."""
-        if self.ema is not None:
-            yield self.ema.module  # pyrefly: ignore (a copy of the model)
+        """The model as it is evaluated and exported: averaged weights if there are any and no last phase has gone on
+        from them, blocks uncompiled."""
+        if self.average is not None and self.average.updates and self.teacher is None:
+            yield self.average.module  # pyrefly: ignore (a copy of the model)
             return
         # Compiled programs are made for the training shape; every other shape would be compiled anew.
         with uncompiled(self.blocks):
@@ -411,7 +445,7 @@ class Trainer:
             "counters": dataclasses.asdict(self.counters),
             "loader": self.loader.state_dict(),
             "next_batch": self._next_batch_hash(),
-            "ema_updates": self.ema.updates if self.ema is not None else 0,
+            "ema_updates": self.average.updates if self.average is not None else 0,
             **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
 

@@ -16,7 +16,7 @@ from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_trans
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Options of every conversion; those of single systems come from their readers, see :func:`_all_options`."""
+    """Options of every conversion; those of single systems come from their readers."""
 
     source: tyro.conf.Positional[Path]
     """The checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory with one. With --to it is a
@@ -80,9 +80,8 @@ def convert(arguments: Sequence[str]) -> int:
 def _export(options: Any) -> int:
     """The way back: a trained model for a published program.
 
-    What writes its file is found at the registry's place ``writers``: a function of the model, its tokenizer and the
-    path, which writes the file whole or not at all and returns the facts that ``--json`` prints, with the system's name
-    as ``system`` and everything else as numbers.
+    An entry of the registry's place ``writers`` is a function of the model, its tokenizer and the path. It writes the
+    file whole or not at all and returns the facts that ``--json`` prints: the name ``system``, and numbers.
     """
     from ouroboros.api import open_model
 

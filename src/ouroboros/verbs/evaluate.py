@@ -1,7 +1,14 @@
-"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines."""
+"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines.
+
+Systems bring scores of streams of ids through the place ``scorings`` of the registry, offered as ``--scoring NAME``: a
+function of model, tokenizer and ids, and of ``window``, ``stride``, ``procedure``, ``reading``, ``loops`` and
+``model_name``. It returns a :class:`~ouroboros.eval.stats.Record` with ``bits_per_byte``, ``bytes``, ``tokens``,
+``loops``, ``window``, ``stride`` and ``reading``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import DataSpec
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError, check, nearest
+from ouroboros.registry import found, load
 from ouroboros.verbs.options import (
     Json,
     Model,
@@ -26,8 +34,11 @@ from ouroboros.verbs.options import (
 )
 
 if TYPE_CHECKING:
+    from ouroboros.api import OpenedModel
     from ouroboros.eval.baselines import Baseline
+    from ouroboros.eval.finding import Finding
     from ouroboros.eval.score import Score
+    from ouroboros.eval.windows import Procedure
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +58,19 @@ class EvalOptions:
     stride: int | None = None
     """How many tokens one window begins behind the one before. The default is the window, so that windows do not
     overlap; a smaller stride scores every token with more context, and takes longer."""
+    rolling: bool = False
+    """With a smaller stride: keep what the model remembers of a window's earlier tokens in place of reading them again.
+    Every token is read once, which is faster, and another way to read, with a score of its own."""
+    adapt: str | None = None
+    """Adapt the model to the text while it is scored: ttt trains on each window once it is scored, slot fits a vector
+    to what stands before each window's targets. The result says so, and whether the score is a fair one."""
+    adapt_steps: int | None = None
+    """With --adapt: optimiser steps for each window."""
+    adapt_lr: float | None = None
+    """With --adapt: the learning rate."""
+    scoring: str | None = None
+    """Score token shards as one stream of ids, by the rules of a challenge: challenge counts the bytes by the table of
+    the tokenizer and every token once, challenge-published repeats the published program."""
     loops: str | None = None
     """The loop counts to score, for example 1,2,4,8; by default the one that the model was trained with."""
     max_bytes: int | None = None
@@ -66,7 +90,7 @@ def eval(arguments: Sequence[str]) -> int:
     """The verb ``eval``."""
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops: Any = parse_loops(options.loops)
-    check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
+    _check(options)
     log_to_stderr()
     quiet_transformers()
     import torch
@@ -76,14 +100,14 @@ def eval(arguments: Sequence[str]) -> int:
 
     opened = open_model(options.model)
     model, tokenizer = opened.model, opened.tokenizer
-    trained = trained_length(options.model)
-    window = options.window or default_window(options.model, model.config.max_position_embeddings)
-    if trained is not None and window > trained:
-        logger.warning(
-            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
-            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
-            *(window, trained),
-        )
+    window = _window(options, model.config.max_position_embeddings)
+    procedure, reading = _procedure(options, window, options.stride or window)
+    criteria = _criteria(options, model)
+
+    amp = torch.bfloat16 if options.precision == "bf16" else None
+    if options.scoring is not None:
+        given = {"window": window, "stride": options.stride or window, "procedure": procedure, "reading": reading}
+        return _eval_stream(options, opened, loops, amp, _legality(criteria), given)
 
     def score_all(documents: list[bytes]) -> list[Score]:
         return score_loops(
@@ -93,24 +117,135 @@ def eval(arguments: Sequence[str]) -> int:
             loops,
             window=window,
             stride=options.stride,
+            procedure=procedure,
+            reading=reading,
             model_name=str(options.model),
-            amp=torch.bfloat16 if options.precision == "bf16" else None,
+            amp=amp,
         )
 
     if options.by_source:
         return _eval_sources(options, score_all)
-    # Conversations are read in the form that the model was trained on.
-    documents = _documents(options, str(opened.directory) if tokenizer.reads_specials else "bytes")
+    # Conversations are read in the form that the model was trained on, and token shards by its tokenizer.
+    by_tokenizer = tokenizer.reads_specials or any(source.startswith("shards:") for source in options.data)
+    documents = _documents(options, str(opened.directory) if by_tokenizer else "bytes")
     if options.max_bytes is not None:  # cut here, so that baselines are given the same bytes
         documents = with_text(documents, options.max_bytes)
     scores = score_all(documents)
-    if not options.data and options.split in (None, "test") and options.max_bytes is None:
+    if not options.data and options.split in (None, "test") and options.max_bytes is None and procedure is None:
         _keep(options.model, scores)
     cheap = _baselines(options.model, documents) if options.baselines else []
     if options.json:
-        emit_json(as_json(scores, cheap))
+        emit_json(as_json(scores, cheap) | _legality(criteria))
     else:
         show_scores(scores, cheap)
+    return 0
+
+
+def _check(options: EvalOptions) -> None:
+    """Refuse options that change nothing together."""
+    check(options.window is None or options.window >= 1, f"eval: --window must be >= 1, got {options.window}")
+    check(
+        not options.rolling or options.stride is not None,
+        "eval: --rolling changes nothing without --stride, because windows do not overlap; give a stride",
+    )
+    check(not (options.rolling and options.adapt), "eval: --rolling and --adapt are two ways to read; leave one out")
+    for name, value in (("steps", options.adapt_steps), ("lr", options.adapt_lr)):
+        check(value is None or options.adapt is not None, f"eval: --adapt-{name} changes nothing without --adapt")
+    if options.scoring is not None:
+        known = found("scorings")
+        check(options.scoring in known, f"eval: unknown scoring {options.scoring!r}{nearest(options.scoring, known)}")
+        check(
+            bool(options.data) and all(source.startswith("shards:") for source in options.data),
+            f"eval: --scoring {options.scoring} scores a stream of ids; give it as --data shards:PATH (`ouroboros"
+            " tokenizer --shards` writes them)",
+        )
+        for name in ("split", "max_bytes", "baselines", "by_source"):
+            option = f"--{name.replace('_', '-')}"
+            check(not getattr(options, name), f"eval: {option} has no meaning with --scoring; leave it out")
+
+
+def _window(options: EvalOptions, limit: int) -> int:
+    """Tokens of a window; one that is longer than in training comes with a word."""
+    trained, window = trained_length(options.model), options.window or default_window(options.model, limit)
+    if trained is not None and window > trained:
+        logger.warning(
+            "windows of %d tokens are longer than the %d that the model was trained on: positions so far from the"
+            " start are new to it, and the score may be worse for that; by default windows are as long as in training",
+            *(window, trained),
+        )
+    return window
+
+
+def _procedure(options: EvalOptions, window: int, stride: int) -> tuple[Procedure | None, str]:
+    """How the text is read, and what results call it; None: in windows, each by itself."""
+    from ouroboros.eval.adapt import adaptation
+    from ouroboros.eval.windows import Rolling
+
+    if options.rolling:
+        return Rolling(window, stride), "rolling"
+    if options.adapt is None:
+        return None, "windows"
+    procedure = adaptation(options.adapt, window, stride, steps=options.adapt_steps, lr=options.adapt_lr)
+    steps, lr = (getattr(procedure, name) for name in ("steps", "lr"))
+    return procedure, f"adapted by {options.adapt} ({steps} steps at {lr:g})"
+
+
+def _criteria(options: EvalOptions, model: Any) -> list[Finding]:
+    """Whether the chosen adaptation is a fair one, nothing without one."""
+    if options.adapt is None:
+        return []
+    from ouroboros.eval.adapt import judge
+
+    findings = judge(model, options.adapt, steps=options.adapt_steps, lr=options.adapt_lr)
+    for finding in findings:
+        if not finding.ok:
+            logger.warning("--adapt %s is not fair by criterion %s: %s", options.adapt, finding.name, finding.detail)
+    return findings
+
+
+def _legality(criteria: Sequence[Finding]) -> dict[str, Any]:
+    """What JSON says of an adaptation."""
+    if not criteria:
+        return {}
+    found = [finding.to_dict() for finding in criteria]
+    return {"legal": all(finding.ok for finding in criteria), "criteria": found}
+
+
+def _eval_stream(
+    options: EvalOptions,
+    opened: OpenedModel,
+    loops: list[int | None],
+    amp: Any,
+    legality: dict[str, Any],
+    given: dict[str, Any],
+) -> int:
+    """The score of a stream of ids by the rules of ``--scoring``, at each loop count; ``given``: how it is read."""
+    import numpy as np
+    import torch
+
+    from ouroboros.data.sources import parse_sources, source_files
+    from ouroboros.data.token_shards import read_stream
+    from ouroboros.eval.score import at_loops
+    from ouroboros.eval.windows import device_of
+
+    vocabulary = opened.tokenizer.vocab_size
+    shards = [ids for ref in parse_sources(options.data) for _, ids in read_stream(source_files(ref), vocabulary)]
+    ids, scoring = np.concatenate(shards), load(found("scorings")[str(options.scoring)])
+    device = device_of(opened.model).type
+    scores = []
+    for count in loops:
+        with contextlib.nullcontext() if amp is None else torch.autocast(device, dtype=amp):
+            view = at_loops(opened.model, count)
+            facts = {"loops": count or opened.model.schedule.loops, "model_name": str(options.model)}
+            scores.append(scoring(view, opened.tokenizer, ids, **given, **facts))
+    if options.json:
+        emit_json(as_json(scores, []) | {"scoring": options.scoring} | legality)
+        return 0
+    first = scores[0]
+    reading = "" if first.reading == "windows" else f", {first.reading}"
+    say(f"{first.tokens:,} tokens, {first.bytes:,} bytes, window {first.window}, stride {first.stride}{reading}")
+    for score in scores:
+        say(f"loops {score.loops:<10}{score.bits_per_byte:>10.4f} bits/byte")
     return 0
 
 
@@ -248,7 +383,8 @@ def as_json(scores: Sequence[Score], cheap: Sequence[Baseline]) -> dict:
 def show_scores(scores: Sequence[Score], cheap: Sequence[Baseline]) -> None:
     """A table, best understood beside the baselines."""
     first = scores[0]
-    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}")
+    reading = "" if first.reading == "windows" else f", {first.reading}"
+    say(f"{first.bytes:,} bytes in {first.documents} documents, window {first.window}, stride {first.stride}{reading}")
     say(f"{'':<16}{'bits/byte':>10}  {'95 % interval':<18}")
     for score in scores:
         name = "model" if score.loops is None or len(scores) == 1 else f"loops {score.loops}"

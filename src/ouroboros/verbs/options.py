@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -44,21 +45,13 @@ def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = N
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                cls,
-                prog=f"ouroboros {verb}",
-                args=list(arguments),
-                config=(tyro.conf.AvoidSubcommands,),
-                **_default(default),
-            )
+            given = {} if default is None else {"default": default}
+            config = (tyro.conf.AvoidSubcommands,)
+            return tyro.cli(cls, prog=f"ouroboros {verb}", args=list(arguments), config=config, **given)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_flatten(complaint.getvalue(), verb)) from None
-
-
-def _default(default: Any) -> dict[str, Any]:
-    return {} if default is None else {"default": default}
 
 
 def _flatten(box: str, verb: str) -> str:
@@ -67,12 +60,10 @@ def _flatten(box: str, verb: str) -> str:
     # A terminal without Unicode gets hyphens, and a rule of its own under the title.
     rules = [index for index, line in enumerate(lines) if line and not line.strip("\u2500-")]
     begin, end = [*([0] if "\u2500" in box else []), *rules, len(lines), len(lines)][:2]
-    first = " ".join(line for line in lines[begin + 1 : end] if line)
-    first = first.split(" Got errors:")[0]
-    for index, line in enumerate(lines):
-        if line.startswith("Perhaps you meant") and index + 1 < len(lines):
-            first += f"; did you mean {lines[index + 1].split()[0].rstrip(',')}?"
-            break
+    first = " ".join(line for line in lines[begin + 1 : end] if line).split(" Got errors:")[0]
+    behind = (after for line, after in itertools.pairwise(lines) if line.startswith("Perhaps you meant"))
+    if suggested := next(behind, ""):
+        first += f"; did you mean {suggested.split()[0].rstrip(',')}?"
     return f"{first or 'wrong options'}; see `ouroboros {verb} --help`"
 
 
@@ -84,21 +75,17 @@ def collect(arguments: Sequence[str], option: str) -> list[str]:
     """
     rest: list[str] = []
     values: list[str] = []
-    at: int | None = None
-    index = 0
-    while index < len(arguments):
-        word = arguments[index]
-        index += 1
-        if word.startswith(f"{option}="):
-            values.append(word.partition("=")[2])
-        elif word == option:
-            while index < len(arguments) and not arguments[index].startswith("--"):
-                values.append(arguments[index])
-                index += 1
+    at, inside = None, False
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name == option:
+            at, inside = len(rest) if at is None else at, not equals
+            values += [value] if equals else []
+        elif inside and not word.startswith("--"):
+            values.append(word)
         else:
+            inside = False
             rest.append(word)
-            continue
-        at = len(rest) if at is None else at
     return rest if at is None else [*rest[:at], option, *values, *rest[at:]]
 
 
@@ -107,12 +94,9 @@ def signal_status(name: str | None) -> int:
     return 128 + getattr(signal, name or "", signal.SIGTERM)
 
 
-def log_to_stderr(verbose: bool = False) -> None:
-    """Send the library's log to standard error, warnings only unless ``verbose``."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("ouroboros").setLevel(logging.INFO if verbose else logging.WARNING)
+def log_to_stderr() -> None:
+    """Send warnings of the library to standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
 
 
 def quiet_transformers() -> None:

@@ -23,24 +23,12 @@ AT = (
 LIST = " A part with one option takes its value directly, as in --model.loop.inject concat."
 
 
-def unchecked(model: ModelSpec, /, **changes: Any) -> Any:
-    """A copy of ``model`` with other options, which are checked when a model is made of all options."""
-    return _copied(type(model), vars(model) | changes)
-
-
-def _copied(cls: type[ModelSpec], values: dict[str, Any]) -> Any:
-    copy: Any = object.__new__(cls)
-    for field in dataclasses.fields(cls):
-        object.__setattr__(copy, field.name, values[field.name])
-    return copy
-
-
 def explained(cls: type, default: Any) -> tuple[type, Any]:
     """Options with a field ``model``, and their defaults, with the fields that explain the choice of parts."""
     more = list(_explanations(default.model))
     model_class = dataclasses.make_dataclass("ModelSpec", more, bases=(ModelSpec,), frozen=True, kw_only=True)
     model_class.__doc__ = ModelSpec.__doc__
-    model = _copied(model_class, vars(default.model) | {name: field.default for name, _, field in more})
+    model = model_class(**{field.name: getattr(default.model, field.name) for field in dataclasses.fields(ModelSpec)})
     fields: Any = [("model", model_class, dataclasses.field(default=model))]
     options = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)
     options.__doc__ = cls.__doc__
@@ -82,9 +70,8 @@ def _choice(family: Any) -> str:
     members = kinds(family)
     names = {spec: [kind for kind, one in members.items() if one is spec] for spec in members.values()}
     each = " ".join(f"{', '.join(kinds)}: {_sentences(spec)}" for spec, kinds in names.items())
-    return f"{_sentences(family)} {each}" + (
-        " Behind it, --help shows the options of the part." if len(names) > 1 else ""
-    )
+    more = " Behind it, --help shows the options of the part." if len(names) > 1 else ""
+    return f"{_sentences(family)} {each}{more}"
 
 
 def _field(name: str, kind: Any, option: str, default: Any, text: str | None) -> tuple[str, Any, Any]:

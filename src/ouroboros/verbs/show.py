@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def show(arguments: Sequence[str]) -> int:
     if options.recipe != chosen.name:  # the recipe came after an option
         chosen = recipe(options.recipe, options.size)
         options = _parse(arguments, chosen)
-    refuse_idle(dataclasses.replace(chosen, model=options.model), chosen)
+    refuse_idle(dataclasses.replace(chosen, model=options.model), chosen, arguments)
     model = options.model
     if options.loops is not None:
         model = dataclasses.replace(model, layout=model.schedule.with_loops(options.loops).notation)
@@ -76,8 +77,8 @@ def show(arguments: Sequence[str]) -> int:
             | {"cache_bytes_per_token": facts.cache_bytes_per_token(), "state_bytes": facts.state_bytes()}
             | {"bytes_at_6_bits": facts.parameters * 6 // 8, "model": to_dict(model)}
         )
-        return 0
-    say(describe(model, context=options.context))
+    else:
+        say(describe(model, context=options.context))
     return 0
 
 
@@ -91,13 +92,8 @@ def named(arguments: Sequence[str]) -> tuple[str, str | None]:
 
     If the first word is an option, the recipe is the first word that is one's name, or ``loop``.
     """
-    words = list(arguments)
-    size = None
-    for index, word in enumerate(words):
-        if word == "--size" and index + 1 < len(words):
-            size = words[index + 1]
-        elif word.startswith("--size="):
-            size = word.partition("=")[2]
-    if words and not words[0].startswith("-"):
-        return words[0], size
-    return next((word for word in words if word in RECIPES), "loop"), size
+    sizes = [after for word, after in itertools.pairwise(arguments) if word == "--size"]
+    sizes += [word.partition("=")[2] for word in arguments if word.startswith("--size=")]
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    name = first or next((word for word in arguments if word in RECIPES), "loop")
+    return name, sizes[-1] if sizes else None

@@ -45,7 +45,7 @@ class TalkOptions:
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
     def decoder(self) -> FastDecoder | None:
-        """The decoder that was asked for; None leaves the writing to ``model.generate``."""
+        """The decoder that was asked for; None for a growing cache."""
         if not self.fast:
             return None
         window = self.sampling.window
@@ -83,14 +83,14 @@ def generate(arguments: Sequence[str]) -> int:
         raise OuroborosError("generate: give --prompt TEXT ('' starts a new document, '-' reads standard input)")
     check(options.count >= 1, f"generate: --count must be >= 1, got {options.count}")
     log_to_stderr()
-    from ouroboros.serve.template import find_template
-
-    decoder, template = options.decoder(), find_template(options.template)
-    model, tokenizer = options.load()
     import torch
 
     from ouroboros.data.templates import chat_format
+    from ouroboros.serve.chat import find_template
     from ouroboros.serve.stream import Continuation
+
+    decoder, template = options.decoder(), find_template(options.template)
+    model, tokenizer = options.load()
 
     template = chat_format(template, tokenizer)
     prompt = sys.stdin.buffer.read() if options.prompt == "-" else options.prompt.encode("utf-8", "surrogateescape")
@@ -98,22 +98,20 @@ def generate(arguments: Sequence[str]) -> int:
     if template is not None:
         prompt = (template.prompt(prompt.decode("utf-8", "surrogateescape")) or "").encode("utf-8", "surrogateescape")
         sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *template.stop))
-    shown = (lambda text: None) if options.json else _write
-    for index in range(options.count):
-        torch.manual_seed(options.seed + index)
-        continuation = Continuation(model, tokenizer, prompt, sampling, decoder)
-        shown(prompt.decode("utf-8", "replace"))
-        for piece in continuation:
-            shown(piece)
-        shown("\n")
+    text = prompt.decode("utf-8", "replace")
+    for seed in range(options.seed, options.seed + options.count):
+        torch.manual_seed(seed)
+        written.append(Continuation(model, tokenizer, prompt, sampling, decoder))
+        for piece in itertools.chain([text], written[-1], ["\n"]):
+            if not options.json:
+                _write(piece)
         if not options.json:
-            sys.stderr.write(f"[{continuation.rate}]\n")
-        written.append(continuation)
+            sys.stderr.write(f"[{written[-1].rate}]\n")
     if options.json:
         emit_json(
             {
                 "model": str(options.model),
-                "prompt": prompt.decode("utf-8", "replace"),
+                "prompt": text,
                 "continuations": [continuation.text.decode("utf-8", "replace") for continuation in written],
                 "tokens": [continuation.tokens for continuation in written],
                 "seconds": [round(continuation.seconds, 6) for continuation in written],
@@ -145,8 +143,7 @@ def chat(arguments: Sequence[str]) -> int:
     import torch
 
     from ouroboros.data.templates import chat_format
-    from ouroboros.serve.chat import Chat, converse
-    from ouroboros.serve.template import find_template
+    from ouroboros.serve.chat import Chat, converse, find_template
     from ouroboros.serve.transcript import Transcript
 
     decoder = options.decoder()
@@ -163,17 +160,8 @@ def chat(arguments: Sequence[str]) -> int:
             f"{options.model}: {model.schedule.notation}, {model.num_parameters():,} parameters,"
             f" template {template.name if template else 'none'}; /help lists commands\n"
         )
-    conversation = Chat(
-        model,
-        tokenizer,
-        options.sampling,
-        _write,
-        decoder=decoder,
-        template=template,
-        transcript=transcript,
-        history=options.history,
-        shows_rate=interactive,
-    )
+    settings = {"decoder": decoder, "template": template, "transcript": transcript, "history": options.history}
+    conversation = Chat(model, tokenizer, options.sampling, _write, **settings, shows_rate=interactive)
     try:
         converse(conversation, lambda: input("> " if interactive else ""))
     finally:
@@ -203,7 +191,7 @@ def _parse(cls: type[_O], verb: str, arguments: Sequence[str]) -> _O:
 def _published(cls: type[_O], model: Path) -> _O:
     """Options without a model, at the defaults of the style published with the system of ``model``."""
     from ouroboros.api import open_model
-    from ouroboros.serve.styles import published_sampling
+    from ouroboros.serve.sampling import published_sampling
 
     return cls(model=tyro.MISSING, sampling=published_sampling(open_model(model).spec))
 
@@ -216,11 +204,11 @@ def _write(text: str) -> None:
 def _trained_template(path: Path) -> TextFormat | None:
     """The template of the text that a run was trained on; a recipe that cannot be read is no reason not to talk."""
     from ouroboros.api import open_model
-    from ouroboros.serve.template import recipe_template
+    from ouroboros.serve.chat import recipe_template
 
     opened = open_model(path)
     try:
-        return None if opened.recipe is None else recipe_template(opened.recipe)
+        return recipe_template(opened.recipe) if opened.recipe else None
     except OuroborosError as error:
         logger.warning("chat: no template from the recipe: %s", error)
         return None

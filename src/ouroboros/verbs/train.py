@@ -29,6 +29,7 @@ from ouroboros.verbs.parts import parse_with_parts, refuse_idle
 from ouroboros.verbs.show import named
 
 if TYPE_CHECKING:
+    from ouroboros.train.begin import Source
     from ouroboros.train.session import RunResult
 
 
@@ -53,6 +54,14 @@ class TrainOptions:
     """Stop after this many minutes."""
     seed: int | None = None
     """Seed of initialisation, order and dropout."""
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Begin from the weights of this model, a run directory or a transformers directory, and read text by its
+    tokenizer. What the recipe adds begins at its own start. The sizes of the two have to be the same."""
+    from_blocks: str | None = None
+    """With --from, where the two have different numbers of blocks: for each block of the recipe the number of the
+    block that it takes, or new; for example 0-3,new,4-8."""
+    from_partly: bool = False
+    """With --from: leave weights of that model that have no place in the recipe's. Otherwise they are an error."""
     quiet: Quiet = False
     json: Json = False
     model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
@@ -78,9 +87,20 @@ def train(arguments: Sequence[str]) -> int:
         optim=options.optim,
         train=dataclasses.replace(options.train, **given),
     )
-    refuse_idle(recipe, default)
+    refuse_idle(recipe, default, arguments)
+    check(
+        options.source is not None or not (options.from_blocks or options.from_partly),
+        "train: --from-blocks and --from-partly change nothing here; they need --from MODEL",
+    )
     log_to_stderr()
     quiet_transformers()
+    source = None
+    if options.source is not None:
+        check(
+            recipe.data.tokenizer == default.data.tokenizer,
+            "train: --from brings the tokenizer of its model; leave --data.tokenizer out",
+        )
+        source, recipe = _source(options, recipe)
     from torch.distributed import get_node_local_rank
 
     from ouroboros.train.log import Progress
@@ -88,7 +108,20 @@ def train(arguments: Sequence[str]) -> int:
 
     if choice and not options.quiet and get_node_local_rank(fallback_rank=0) == 0:
         sys.stderr.write(f"{choice}\n")
-    return _report(start(recipe, options.out, progress=Progress(quiet=options.quiet)), options.json)
+    result = start(recipe, options.out, source=source, progress=Progress(quiet=options.quiet))
+    return _report(result, options.json)
+
+
+def _source(options: TrainOptions, recipe: Recipe) -> tuple[Source, Recipe]:
+    """The model to begin from, and the recipe with its tokenizer."""
+    from ouroboros.api import open_model
+    from ouroboros.train.begin import Source
+
+    opened = open_model(options.source or Path())
+    source = Source(str(options.source), opened.model, options.from_blocks, options.from_partly)
+    bytes_alone = opened.recipe is not None and opened.recipe.data.tokenizer == "bytes"  # they need no file
+    name = "bytes" if bytes_alone else str(opened.directory)
+    return source, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=name))
 
 
 def _default(name: str, size: str | None) -> tuple[Recipe, str]:
@@ -153,7 +186,7 @@ def resume(arguments: Sequence[str]) -> int:
     recipe = dataclasses.replace(
         saved, model=options.model, optim=options.optim, train=options.train, data=options.data
     )
-    refuse_idle(recipe, saved)
+    refuse_idle(recipe, saved, arguments)
     log_to_stderr()
     quiet_transformers()
     result = resume_run(

@@ -164,7 +164,7 @@ def test_specifications_are_values() -> None:
         ),
         (
             {"block": {"mixer": {"rope": {"theta": 3}}}},
-            r"ModelSpec\.block\.mixer\.rope: unknown key 'theta'; known: base, fraction, scale",
+            r"ModelSpec\.block\.mixer\.rope: unknown key 'theta'; known: base, fraction, loop_scales",
         ),
         ({"hidden_size": "big"}, r"hidden_size: .*valid integer"),
         ({"hidden_size": 2.5}, r"hidden_size: .*valid integer"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ouroboros.config import ModelSpec
-from ouroboros.config.needs import all_of, given, idle, needs, positive, several
+from ouroboros.config.needs import all_of, declared_untried, given, idle, needs, positive, several, untried
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.loop import LoopEmbeddingSpec
 from ouroboros.config.parts.osam import OsamSpec
@@ -44,6 +44,24 @@ def test_what_changes_nothing_and_what_it_needs() -> None:
         "both": "size = more than 1",
     }
     assert dict(idle(Outer(size=2, mode="z", inner=Inner(on=True), whole=Inner(on=True), parts=()))) == {}
+
+
+@dataclass(frozen=True)
+class Seldom:
+    kind: str = "c"
+    rare: int = field(default=1, metadata=untried("acts on Sundays") | needs("kind", "d"))
+
+
+@dataclass(frozen=True)
+class Around:
+    seldom: Seldom = Seldom()
+    several: tuple[Seldom, ...] = (Seldom(),)
+
+
+def test_what_a_short_trial_cannot_show_is_declared() -> None:
+    why = "acts on Sundays"
+    assert dict(declared_untried(Around())) == {"seldom.rare": why, "several.c.rare": why}
+    assert dict(idle(Seldom())) == {"rare": "kind = d"}
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,14 @@ from ouroboros.errors import OuroborosError
 from ouroboros.schedule import parse
 
 SHIPPED = {
-    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam"},
+    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"},
     FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "none"},
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta"},
-    LoopPart: {"inject", "embedding", "norm", "gate", "contractive"},
-    StemPart: {"norm", "positions"},
+    LoopPart: {
+        *("flow", "inject", "embedding", "loop_smear", "anchor", "hyper", "norm", "gate", "gain", "contractive"),
+    },
+    StemPart: {"ngram", "norm", "positions", "smear"},
     HeadPart: {"linear"},
     TopologyPart: {"chain"},
 }
@@ -107,7 +109,7 @@ def test_what_a_part_does_not_say_is_plain() -> None:
     )
     assert residual.start_parameters(8) == residual.start_values(8) == 0
     loop, stem, topology = LoopPart(kind="x"), StemPart(kind="x"), TopologyPart(kind="x")
-    assert loop.parameters(8, 3) == loop.flops(8) == 0 and LoopPart.neutral() == ()
+    assert loop.parameters(8, 3) == loop.flops(8, 3) == 0 and LoopPart.neutral() == ()
     assert stem.parameters(model) == stem.flops(model) == stem.recent_values(8) == 0 and stem.longest(model) is None
     assert topology.parameters(model) == topology.flops(model, parse("3")) == 0
     assert HeadPart(kind="x").flops(model) == 2 * 257 * 256 and HeadPart(kind="x").parameters(model) == 0

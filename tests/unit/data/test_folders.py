@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros.data.folders import directory_files, glob_files, walk
+from ouroboros.data.folders import directory_files, glob_files, lies_inside, walk
 from ouroboros.errors import OuroborosError
 
 
@@ -136,6 +136,15 @@ def test_globs_go_into_links_once(make: Callable[..., Path]) -> None:
         "*": ["own.txt"],
         "sub/*.py": ["p.py"],
     }
+
+
+def test_lies_inside(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("real", one_txt=1)
+    root = make("d", own_txt=1)
+    (root / "more").symlink_to("../real")
+    assert lies_inside(root / "new" / "run", root) and lies_inside(root, root)
+    assert lies_inside(tmp_path / "real" / "run", root)
+    assert not lies_inside(tmp_path / "dx" / "run", root)
 
 
 def test_unreadable_directory(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

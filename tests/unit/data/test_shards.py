@@ -202,7 +202,9 @@ def test_reuse_notices_a_changed_tokenizer_directory(here: Path) -> None:
         prepare(spec, "out")
 
 
-def test_a_run_that_goes_on_has_its_tokenizer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_finds_its_tokenizer_or_its_copy(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     byte_tokenizer().save("tok")
     spec = DataSpec(sources=("long.txt",), tokenizer="tok")
     out = prepare(spec, "out").directory.resolve()
@@ -211,8 +213,13 @@ def test_a_run_that_goes_on_has_its_tokenizer(here: Path, monkeypatch: pytest.Mo
     prepare(spec, out, resumed=True)
     with pytest.raises(OuroborosError, match=r"source 'long\.txt': no such file"):
         prepare(spec, out)
+    assert caplog.text == ""
     Path("../tok").rename("../gone")
-    assert prepare(spec, out, resumed=True).tokenizer.kind == "bytes"
+    prepare(spec, out, resumed=True)
+    assert "tokenizer 'tok': is not at" in caplog.text and "the run goes on with its own copy" in caplog.text
+    shards.resolve_tokenizer("bpe:300", [Path("../long.txt").read_bytes()]).save("tok")
+    with pytest.raises(OuroborosError, match=r"data\.tokenizer 'tok': has changed"):
+        prepare(spec, out, resumed=True)
 
 
 def test_compressed_sources_have_the_text_they_hold(here: Path) -> None:
@@ -324,6 +331,10 @@ def test_output_inside_a_source(here: Path) -> None:
     with pytest.raises(OuroborosError, match="'many/run/data': lies inside the source 'many'"):
         prepare(DataSpec(sources=("many",)), "many/run/data")
     assert not Path("many/run").exists()
+    Path("links").mkdir()
+    Path("links/to").symlink_to("../many")
+    with pytest.raises(OuroborosError, match="'many/run/data': lies inside the source 'links'"):
+        prepare(DataSpec(sources=("links",)), "many/run/data")
 
 
 def test_torch_is_not_imported(here: Path) -> None:

@@ -155,13 +155,12 @@ def test_what_is_no_archive_is_untouched(file: Callable[..., Path]) -> None:
         chaos,
         b"PK is no zip\n",
         b"BZh9 is no bzip2",
+        b"\xff\xfe" + chaos,
         b"\x1f\x8b",
         b"\xff\xd8\xff" + chaos,
     ):
         assert read(file(data)) == data
-    assert look(file(chaos)) == (
-        "binary data (or UTF-16 without a byte-order mark, which iconv converts), its bytes taken as they are"
-    )
+    assert look(file(chaos)) == "binary data rather than text, its bytes taken as they are"
     assert look(file(TEXT)) is None
 
 
@@ -179,6 +178,23 @@ def test_marked_wide_text_is_read_as_utf8(file: Callable[..., Path], encoding: s
 def test_wide_text_that_breaks_off(file: Callable[..., Path], end: bytes) -> None:
     with pytest.raises(OuroborosError, match=r"begins as UTF-16 text, which breaks off at byte \d+ \("):
         read(file(TEXT.decode().encode("utf-16") + end))
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+def test_unmarked_wide_text_is_refused(file: Callable[..., Path], encoding: str) -> None:
+    for text in (TEXT.decode(), "short one", "\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440. " * 30):
+        with pytest.raises(OuroborosError, match=f"looks like {encoding} text without.*iconv -f {encoding} -t UTF-8"):
+            read(file(text.encode(encoding)))
+
+
+def test_numbers_are_no_wide_text(file: Callable[..., Path]) -> None:
+    for data in (
+        b"".join(n.to_bytes(2, "little") for n in range(4000)),
+        b"".join(n.to_bytes(4, "little") for n in range(0, 400_000, 97)),
+        bytes(5000),
+        b"a\0" * 4,
+    ):
+        assert read(file(data)) == data
 
 
 def test_endings() -> None:

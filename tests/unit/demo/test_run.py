@@ -43,7 +43,7 @@ def quiet() -> Progress:
 
 
 def test_the_recipe_is_that_of_the_plan_and_makes_no_checkpoints():
-    plan = Plan(size="tiny", tokenizer="bytes", batch=4, rate=1000.0, tokens=1e5)
+    plan = Plan(size="tiny", tokenizer="bytes", batch=4, rate=1000.0)
     recipe = demo_recipe(DemoOptions(minutes=10, data="x.txt", seed=3), plan)
     assert recipe.name == "loop" and recipe.data.sources == ("x.txt",) and recipe.data.tokenizer == "bytes"
     assert recipe.model.hidden_size == 64 and recipe.train.batch_size == 4
@@ -123,3 +123,15 @@ def test_an_interrupted_arm_names_the_way_to_finish_it(text, tmp_path, monkeypat
     monkeypatch.setattr(demo, "start", interrupted)
     with pytest.raises(OuroborosError, match=r"stopped by SIGINT; `ouroboros resume .*loop` finishes this model"):
         run_demo(DemoOptions(out=tmp_path / "out", data=str(text), **SMALL), print, quiet)
+
+
+@pytest.mark.timeout(120)
+def test_chats_are_told_by_their_content_as_in_training(tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    turns = [{"role": "user", "content": "What is {} plus 1?"}, {"role": "assistant", "content": "It is {}."}]
+    records = [{"messages": [{**t, "content": t["content"].format(n)} for t in turns]} for n in range(400)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = DemoOptions(minutes=0.01, out=tmp_path / "out", data=str(tmp_path / "chats.jsonl"), **SMALL)
+    run_demo(options, print, quiet)
+    assert RunDirectory(tmp_path / "out" / "loop").read_recipe().data.sources[0].endswith("chats.jsonl@messages")

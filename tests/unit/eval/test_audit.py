@@ -16,7 +16,8 @@ from ouroboros.data.tokenize import character_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.audit import CHECKS, CHECKS_PER_LOOP_COUNT, audit, check_overlap
 from ouroboros.eval.finding import Finding, Mismatch
-from ouroboros.eval.score import Score, log_probs, score
+from ouroboros.eval.score import Score, score
+from ouroboros.eval.windows import log_probs
 
 NAMES = [*CHECKS, *CHECKS_PER_LOOP_COUNT]
 

@@ -161,7 +161,7 @@ DEFECTS: list[tuple[Check, Callable[[Patch], None]]] = [
     (equivalence.check_static_cache, positions_from_zero),
     (equivalence.check_beams, beams_not_reordered),
     (equivalence.check_left_padding, no_padding_mask),
-    (equivalence.check_batched, norm_over_the_batch),
+    (equivalence.check_left_padding, norm_over_the_batch),
     (equivalence.check_packed, documents_in_one_row),
     (equivalence.check_hidden_states, states_of_the_last_loop_alone),
     (equivalence.check_hidden_states, the_last_state_before_the_norm),

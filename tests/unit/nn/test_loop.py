@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from ouroboros.config.parts.loop import (
     ContractiveStepSpec,
     InjectionSpec,
     LoopEmbeddingSpec,
+    LoopGainSpec,
     LoopNormSpec,
     RecurrenceGateSpec,
 )
@@ -24,6 +27,9 @@ EVERY = [
     LoopEmbeddingSpec(),
     LoopNormSpec(),
     RecurrenceGateSpec(),
+    LoopGainSpec(form="scalar"),
+    LoopGainSpec(form="channel"),
+    LoopGainSpec(form="rms"),
     ContractiveStepSpec(),
 ]
 
@@ -97,6 +103,20 @@ def test_gate_starts_at_its_bias(x: Tensor, z: Tensor) -> None:
 def test_contractive_step(x: Tensor, z: Tensor) -> None:
     torch.testing.assert_close(build(ContractiveStepSpec(step=0.25)).leave(x, z, {}, 0), 0.75 * x + 0.25 * z)
     assert build(ContractiveStepSpec(step=1.0)).leave(x, z, {}, 0) is z
+
+
+@pytest.mark.parametrize(("form", "numbers"), [("scalar", 1), ("channel", D)])
+def test_gain_by_loop_and_last_row_beyond(form: Any, numbers: int, x: Tensor, z: Tensor) -> None:
+    part = build(LoopGainSpec(form=form))
+    assert part.weight.shape == (3, numbers)
+    for loop, row in ((0, 0), (2, 2), (3, 2)):
+        torch.testing.assert_close(part.leave(x, z, {}, loop), x + part.weight[row] * (z - x))
+
+
+def test_gain_of_a_change_of_size_one(x: Tensor, z: Tensor) -> None:
+    step = z - x
+    expected = x + step / torch.sqrt(step.square().mean(-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(build(LoopGainSpec(form="rms")).leave(x, z, {}, 1), expected)
 
 
 @pytest.mark.parametrize("family", [LoopEmbeddingSpec, LoopNormSpec])

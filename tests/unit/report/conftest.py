@@ -13,7 +13,7 @@ from ouroboros.config import to_json
 from ouroboros.eval.baselines import Baseline
 from ouroboros.eval.stats import Difference
 from ouroboros.recipes import recipe
-from ouroboros.report import Arm, LoopPoint, Report, Sample
+from ouroboros.report.content import Arm, LoopPoint, Report, Sample
 
 HOSTILE = "</pre><script>alert(1)</script>&amp; \x00\x1b[31m\udcff\u202e $x_1$ https://example.org/x.js\n"
 CURVE = ((1, 2.2), (2, 1.5), (3, 1.411), (4, 1.42), (8, 1.66))
@@ -51,7 +51,6 @@ def comparison() -> Report:
         name="loop",
         description="prelude, loop, coda",
         layout="2 (2)x3 2",
-        drawing="[2]-[3] x 3",
         parameters=4_890_000,
         stored_bytes=3_667_500,
         training_flops_per_token=56_400_000,
@@ -79,6 +78,7 @@ def comparison() -> Report:
         samples=[Sample(prompt="def main(", text=HOSTILE, arm="loop", settings="temperature 0.8")],
         notes=["One seed each."],
         difference=make_difference(-0.033, -0.021),
+        headline="loop wins.",
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from ouroboros.eval.baselines import Baseline
 from ouroboros.eval.stats import Difference
-from ouroboros.report import Arm, Report, verdict_sentence
+from ouroboros.report.content import Arm, Report, verdict_sentence
 
 
 def difference(low: float, high: float) -> Difference:
@@ -20,13 +20,6 @@ def test_verdict_names_the_winner_or_says_that_nobody_can_tell() -> None:
     assert even.startswith("Cannot tell") and "-0.030 to +0.010" in even
     unknown = Difference(delta=-1.0, stderr=None, low=None, high=None, verdict="cannot tell", units=1)
     assert verdict_sentence("a", "b", unknown).startswith("Cannot tell")
-
-
-def test_headline_given_beats_headline_made(comparison: Report) -> None:
-    assert comparison.verdict.startswith("loop wins")
-    assert dataclasses.replace(comparison, headline="It rained.").verdict == "It rained."
-    assert Report(title="x").verdict == ""
-    assert "1.500" in Report(title="x", arms=[Arm(name="one", bits_per_byte=1.5)]).verdict
 
 
 def test_rows_are_sorted_and_the_best_is_marked(comparison: Report) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 import sys
 from collections import Counter
@@ -14,11 +13,10 @@ from hypothesis import strategies as st
 
 from ouroboros.errors import OuroborosError
 from ouroboros.eval.baselines import Baseline
-from ouroboros.report import Arm, Report, Sample, Section, render
-from ouroboros.report.content import Card, Row, Table
+from ouroboros.report import render
+from ouroboros.report.content import Arm, Report, Row, Sample, Section, Table
 from ouroboros.report.drawing import Chart
-from ouroboros.report.page import SHOWN_VISITS, axis, shown_visits, to_html
-from ouroboros.schedule import parse
+from ouroboros.report.page import axis, to_html
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -68,7 +66,7 @@ def test_page_holds_every_section(html: str) -> None:
     for wanted in (
         "Does looping pay?",
         "Both arms saw the same bytes.",
-        "loop wins: it needs 0.027 bits per byte less than gpt",
+        "loop wins.",
         "Lower is better",
         "1.411",
         "1.390 to 1.430",
@@ -80,7 +78,7 @@ def test_page_holds_every_section(html: str) -> None:
         "3.67 MB",
         "56.4 M",
         "1.5 min",
-        "7.80 k",
+        "7.8 k",
         "Inside the loops of loop",
         "temperature 0.8",
         "ouroboros demo --minutes 1 --seed 0",
@@ -112,32 +110,27 @@ def test_identifiers_are_unique_and_pictures_are_described(html: str) -> None:
     page = Page(html)
     assert [name for name, count in Counter(page.ids).items() if count > 1] == []
     described = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
-    assert "Bits per byte during training: bits per byte against training tokens" in described
+    assert "Bits per byte during training: bits per byte against step" in described
     assert len(set(described)) == page.tags["img"]
 
 
 def test_sections_are_drawn_in_order() -> None:
     chart = Chart(title="A <chart>", draw=lambda axes: axes.plot([1, 2]), x="time, s", y="height, m", words="50 % <up>")
-    cards = [Card("a card", "of <b>", [("name", "value <i>"), ("nothing", "")])]
-    tables = [Table(("x", "y"), [("1", "<2>")], note="a note"), Table(("z",), [("3",)], folded="More")]
-    section = Section(ident="one", title="One", headline="Mind this.", lead="It is so.", charts=[chart], cards=cards)
+    tables = [Table(("x", "y"), [("1", "<2>")], note="a note")]
+    section = Section(ident="one", title="One", headline="Mind this.", lead="It is so.", charts=[chart])
     full = dataclasses.replace(section, tables=tables)
     html = to_html(Report(title="x", sections=[full, Section(ident="two", title="Two")]))
     page = Page(html)
-    assert page.ids == ["one", "two"] and (page.tags["img"], page.tags["table"], page.tags["details"]) == (1, 2, 1)
+    assert page.ids == ["one", "two"] and (page.tags["img"], page.tags["table"]) == (1, 1)
     for wanted in (
         "<strong>Mind this.</strong> It is so.",
         "A &lt;chart&gt;",
-        "50\u00a0% &lt;up&gt;",
+        "50 % &lt;up&gt;",
         'alt="A &lt;chart&gt;: height, m against time, s"',
-        "of &lt;b&gt;",
-        "<dd>value &lt;i&gt;</dd>",
         "<td>&lt;2&gt;</td>",
         "a note",
-        "<summary>More</summary>",
     ):
         assert wanted in html, wanted
-    assert "nothing" not in html
 
 
 def test_samples_are_escaped_and_cleaned(html: str) -> None:
@@ -146,13 +139,13 @@ def test_samples_are_escaped_and_cleaned(html: str) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", html)
 
 
-FIELDS = ("title", "headline", "subtitle", "command", "note", "name", "description", "drawing", "baseline", "fact")
+FIELDS = ("title", "headline", "subtitle", "command", "note", "name", "description", "baseline", "fact")
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_text_is_escaped(field: str) -> None:
     text = dict.fromkeys(FIELDS, "plain") | {field: '<b onclick="x">\'&\x00'}
-    arm = Arm(name=text["name"], description=text["description"], drawing=text["drawing"], bits_per_byte=1.0)
+    arm = Arm(name=text["name"], description=text["description"], bits_per_byte=1.0)
     arm = dataclasses.replace(arm, metrics=[{"kind": "train", "step": 1, "bits_per_byte": 1.0}], recipe=text["fact"])
     html = to_html(
         Report(
@@ -201,7 +194,6 @@ def test_headline_is_coloured_by_the_winner(low: float, high: float, tone: str, 
     arms = [dataclasses.replace(arm, metrics=()) for arm in comparison.arms]
     html = to_html(dataclasses.replace(comparison, difference=difference, arms=arms, loop_curve={}))
     assert f'class="verdict {tone}"' in html
-    assert ("Cannot tell" in html) == (tone == "even")
     assert html.count('class="mark">level<') == (2 if tone == "even" else 0)
 
 
@@ -210,29 +202,21 @@ def test_long_samples_are_cut_and_say_so() -> None:
     assert "y" * 4000 in html and "y" * 4001 not in html and "(1000 more characters)" in html
 
 
-def drawn_schedule(layout: str) -> tuple[str, str, list[str]]:
-    """What a layout's drawing says of itself, and the texts of its blocks and of its visits."""
+def drawn_schedule(layout: str) -> tuple[str, list[str]]:
+    """What a layout's drawing says of itself, and the texts of its blocks."""
     html = to_html(Report(title="x", arms=[Arm(name="one", layout=layout)]))
-    label, blocks, visits = re.findall(r'aria-label="([^"]*)">(.*?)<p class="small">(.*?)</div>\n</div>', html, re.S)[0]
-    return label, " ".join(Page(f"<div>{blocks}</div>").text), Page(visits.partition("</p>")[2] + "</div>").text
+    label, blocks = re.findall(r'aria-label="([^"]*)">(.*?)<p class="small">', html, re.S)[0]
+    return label, " ".join(Page(f"<div>{blocks}</div>").text).split()
 
 
-def test_schedules_have_blocks_loops_and_visits() -> None:
-    label, blocks, visits = drawn_schedule("2 (2)x3 2")
+def test_schedules_have_blocks_and_loops() -> None:
+    label, blocks = drawn_schedule("2 (2)x3 2")
     assert label == "layout 2 (2)x3 2: 6 stored blocks, 10 visits"
-    assert blocks.split() == ["tokens", "0", "1", "2", "3", "\u21ba", "\u00d73", "4", "5", "logits"]
-    assert [text for text in visits if text.strip()] == [str(visit.block) for visit in parse("2 (2)x3 2").visits]
-    label, blocks, _ = drawn_schedule("1")
-    assert label == "layout 1: 1 stored block, 1 visit" and "\u00d7" not in blocks
-    label, blocks, visits = drawn_schedule("100")
-    assert blocks.split() == ["tokens", "0", "1", "\u2026", "99", "logits"]
-    assert visits.index(f"and {100 - SHOWN_VISITS} more") == SHOWN_VISITS + 1
+    assert blocks == ["tokens", "0", "1", "2", "3", "\u21ba", "\u00d73", "4", "5", "logits"]
+    assert drawn_schedule("1")[0] == "layout 1: 1 stored block, 1 visit"
+    assert drawn_schedule("100")[1] == ["tokens", "0", "1", "\u2026", "99", "logits"]
     with pytest.raises(OuroborosError, match="layout"):
         drawn_schedule("(2)x0")
-
-
-def test_later_loops_are_shown_stronger() -> None:
-    assert shown_visits(parse("1 (1)x2 1")) == [(0, 0), (1, 0.5), (1, 1), (2, 0)]
 
 
 def row(score: float, low: float | None = None, high: float | None = None) -> Row:
@@ -249,10 +233,6 @@ def test_axis_covers_every_row_with_few_round_ticks(scores: list[tuple[float, fl
     assert 2 <= len(found["ticks"]) <= 9
     assert found["ticks"] == sorted(set(found["ticks"]))
     assert len({f"{tick:.{found['digits']}f}" for tick in found["ticks"]}) == len(found["ticks"])
-
-
-def test_axis_of_the_demo() -> None:
-    assert axis([row(1.41), row(2.16)])["ticks"] == [1.2, 1.4, 1.6, 1.8, 2.0, 2.2]
 
 
 def test_file_is_small_deterministic_and_replaced_atomically(comparison: Report, html: str, tmp_path: Path) -> None:
@@ -272,7 +252,7 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OuroborosError, match=r"report\.html: cannot write the report: No space left on device"):
+    with pytest.raises(OuroborosError, match=r"cannot write .*report\.html: No space left on device"):
         render(Report(title="x"), out)
     assert out.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
@@ -280,18 +260,11 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mo
 def test_places_that_cannot_hold_a_page_are_named(tmp_path: Path) -> None:
     with pytest.raises(OuroborosError, match="is a directory; give a file name"):
         render(Report(title="x"), tmp_path)
-    with pytest.raises(OuroborosError, match="cannot write the report: No such file or directory"):
+    with pytest.raises(OuroborosError, match="cannot write .*: No such file or directory"):
         render(Report(title="x"), tmp_path / "none" / "report.html")
     (tmp_path / "file").touch()
-    with pytest.raises(OuroborosError, match="cannot write the report"):
+    with pytest.raises(OuroborosError, match="cannot write"):
         render(Report(title="x"), tmp_path / "file" / "report.html")
-
-
-def test_large_page_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    notes = ["x" * 100_000] * 11
-    with caplog.at_level(logging.WARNING, logger="ouroboros.report.page"):
-        render(Report(title="x", notes=notes), tmp_path / "report.html")
-    assert "the page has 1.11 MB" in caplog.text
 
 
 def test_missing_jinja2_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

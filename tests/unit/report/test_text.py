@@ -16,8 +16,6 @@ from ouroboros.report.text import (
     percent,
     plural,
     quantity,
-    signed_bits,
-    tick,
 )
 
 
@@ -52,12 +50,12 @@ def test_displayable_keeps_layout_and_replaces_what_hides() -> None:
         (4_712_345, "", "4.71 M"),
         (3_534_258, "B", "3.53 MB"),
         (950, "B", "950 B"),
-        (999_600, "", "1.00 M"),
+        (999_600, "", "1 M"),
         (12, "", "12"),
         (9712.4, "", "9.71 k"),
         (56_400_000_000, "", "56.4 G"),
         (0, "", "0"),
-        (0.5, "", "0.50"),
+        (0.5, "", "0.5"),
         (None, "B", MISSING),
         (float("nan"), "", MISSING),
     ],
@@ -73,10 +71,9 @@ def test_quantity_is_within_half_a_percent(value: float) -> None:
     assert float(number) * 10**power == pytest.approx(value, rel=0.0051)
 
 
-def test_bits_and_ticks() -> None:
+def test_bits() -> None:
     assert (bits(1.43219), bits(None), bits(float("inf"))) == ("1.432", MISSING, MISSING)
-    assert (signed_bits(-0.0271), signed_bits(0.01)) == ("\u22120.027", "+0.010")
-    assert (tick(2_500_000.0), tick(500.0), tick(0.0), tick(1e9)) == ("2.5 M", "500", "0", "1 G")
+    assert (bits(-0.0271, "+"), bits(0.01, "+")) == ("\u22120.027", "+0.010")
 
 
 def test_finite_takes_numbers_only() -> None:
@@ -85,7 +82,5 @@ def test_finite_takes_numbers_only() -> None:
 
 
 def test_percentages_and_counts() -> None:
-    shares = (0.5512, 1.0, 0.0, 0.0004, 0.9996, 0.0005, None, float("nan"))
-    expected = ["55.1 %", "100 %", "0 %", "< 0.1 %", "> 99.9 %", "0.1 %", MISSING, MISSING]
-    assert [percent(share) for share in shares] == expected
+    assert [percent(share) for share in (0.5512, 1.0, 0.0, None)] == ["55.1 %", "100.0 %", "0.0 %", MISSING]
     assert (plural(1, "time"), plural(0, "time"), plural(12_345, "byte")) == ("1 time", "0 times", "12,345 bytes")

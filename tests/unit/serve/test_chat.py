@@ -7,9 +7,11 @@ from typing import Literal
 
 import pytest
 
+from ouroboros.config import DataSpec
 from ouroboros.data.formats import formats
 from ouroboros.errors import OuroborosError
-from ouroboros.serve.chat import HELP, Chat, Turn, converse
+from ouroboros.recipes import recipe
+from ouroboros.serve.chat import HELP, Chat, Turn, converse, find_template, recipe_template
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import text_ids
 from ouroboros.serve.transcript import Transcript
@@ -112,7 +114,6 @@ def test_bad_loop_counts_are_refused_and_change_nothing(line, chat):
 
 def test_a_plain_model_has_no_loops_to_set(tokenizer, model):
     from ouroboros.api import build
-    from ouroboros.recipes import recipe
 
     plain = Chat(build(recipe("gpt", "tiny")).eval(), tokenizer, Sampling(), Writer())
     with pytest.raises(OuroborosError, match="has no loop"):
@@ -128,13 +129,16 @@ def test_controls_are_set_by_name_and_checked(chat):
     assert "template=none" in chat.write.text and "window=none" in chat.write.text
     chat.command("/set window 40")
     assert chat.sampling.window == 40
+    chat.command("/set window none")
+    assert chat.sampling.window is None
     for line, words in (
         ("/set tempratur 1", "did you mean 'temperature'?"),
         ("/set temperature", "takes a name and a value"),
         ("/set", "takes a name and a value"),
-        ("/set stop x", "unknown control 'stop'"),
-        ("/set temperature warm", "/set temperature cannot be 'warm': Input should be a valid number"),
-        ("/set top_k 1.5", "/set top_k cannot be '1.5': Input should be a valid integer"),
+        ("/set stop x", "/set: stop: Input should be a valid tuple"),
+        ("/set temperature warm", "/set: temperature: Input should be a valid number"),
+        ("/set top_k 1.5", "/set: top_k: Input should be a valid integer"),
+        ("/set top_k none", "/set: top_k: Input should be a valid integer"),
         ("/set top_p 2", r"top_p must be in \(0, 1\]"),
     ):
         with pytest.raises(OuroborosError, match=words):
@@ -157,7 +161,7 @@ def test_controls_of_a_published_style_are_set_and_shown_too(chat):
     for line in ("/set ban on", "/set rule two"):
         chat.command(line)
     assert chat.sampling == Published(ban=True, rule="two")
-    for line, words in (("/set ban 7", "ban cannot be '7': Input should be a valid boolean"), ("/set rule x", "'two'")):
+    for line, words in (("/set ban 7", "ban: Input should be a valid boolean"), ("/set rule x", "'two'")):
         with pytest.raises(OuroborosError, match=words):
             chat.command(line)
 
@@ -347,3 +351,42 @@ def test_conversations_go_on_in_one_text(chat):
     assert chat._stop()[-1] == "\nUser:"
     chat.history = False
     assert chat._prompt("Why?") == ([], b"User: Why?\nAssistant:")
+
+
+def test_names_templates_and_none():
+    assert find_template("none") is None
+    assert find_template("metamath") is formats()["metamath"]
+    written = find_template("Ask {a}:\\nTell {b}")
+    assert written is not None and written.prompt("me") == "Ask me:\nTell"
+
+
+def test_every_named_format_is_usable_or_says_why():
+    for name, form in formats().items():
+        if form.prompt("x") is None:
+            with pytest.raises(OuroborosError, match=f"template '{name}' has no second column.*use .*metamath.*none"):
+                find_template(name)
+        else:
+            assert find_template(name) is form
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(OuroborosError, match="format 'metamth': unknown; did you mean 'metamath'"):
+        find_template("metamth")
+
+
+@pytest.mark.parametrize(
+    ("sources", "name"),
+    [
+        (("python:",), None),
+        (("a.jsonl@qa=0.4", "b.jsonl@mbpp=0.6"), "mbpp"),
+        (("a.jsonl@qa", "b.jsonl@mbpp"), "qa"),
+        (("a.jsonl@qa=0.4", "notes.txt=0.6"), None),
+        (("mix:rhrm",), "tinygsm"),
+        (("mix:rhrm:gone=2", "b.jsonl@qa=1"), "qa"),
+        (("a.jsonl@cosmopedia=2", "b.jsonl@qa"), None),
+    ],
+)
+def test_the_template_of_the_heaviest_source(sources, name):
+    trained = dataclasses.replace(recipe("gpt", "tiny"), data=DataSpec(sources=sources))
+    found = recipe_template(trained)
+    assert (found.name if found else None) == name

@@ -31,7 +31,7 @@ from ouroboros.config.parts.loop import (
     RecurrenceGateSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
-from ouroboros.config.parts.stem import EmbeddingNormSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, NgramSpec, SmearSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.serve import fast
@@ -87,6 +87,7 @@ SPECS = {
     "registers, share_last_kv": BASE.replace(registers=2, share_last_kv=True),
     "filters over tokens": BASE.replace(registers=2, **FILTERS),
     "filters, share_last_kv": BASE.replace(share_last_kv=True, **FILTERS),
+    "tokens before": BASE.replace(stem=(NgramSpec(trigram=True), SmearSpec(boundary=5)), registers=2),
     "blocks that differ": BASE.replace(
         overrides=(
             BlockOverride(where="0", set={"mixer": {"kind": "osam", "buckets": 64, "gate_cap": 4.0}}),

@@ -1,4 +1,4 @@
-"""Sampling controls: their ranges, and what transformers makes of them."""
+"""Sampling controls: their ranges, what transformers makes of them, and those of published styles."""
 
 import pytest
 import torch
@@ -6,8 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation import logits_process as lp
 
+from ouroboros.config import ModelSpec
 from ouroboros.errors import OuroborosError
-from ouroboros.serve.sampling import Sampling
+from ouroboros.recipes import RECIPES
+from ouroboros.registry import found, load
+from ouroboros.serve import sampling
+from ouroboros.serve.sampling import Sampling, Style, published_sampling
 
 PROCESSORS = {
     "temperature": (lp.TemperatureLogitsWarper, "temperature"),
@@ -18,11 +22,11 @@ PROCESSORS = {
 }
 
 
-def processors(model, sampling: Sampling) -> dict[str, float]:
+def processors(model, controls: Sampling) -> dict[str, float]:
     """What ``generate`` would apply, by our names: asked of transformers itself, defaults and all."""
-    config, rest = model._prepare_generation_config(None, **sampling.options())
+    config, rest = model._prepare_generation_config(None, **controls.options())
     assert not rest
-    assert config.do_sample == (sampling.temperature > 0) and config.max_new_tokens == sampling.max_new_tokens
+    assert config.do_sample == (controls.temperature > 0) and config.max_new_tokens == controls.max_new_tokens
     assert config.num_beams == 1
     found = model._get_logits_processor(config, input_ids_seq_length=3, device="cpu")
     names = {kind: (name, attribute) for name, (kind, attribute) in PROCESSORS.items()}
@@ -91,26 +95,20 @@ def test_a_window_begins_anywhere():
     assert Sampling(window=8).read([256, 97]) == [97] and Sampling(window=8).read([256]) == [256]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [("temperature", "0.5", 0.5), ("top_k", "7", 7), ("window", "12", 12), ("window", "none", None)],
-)
-def test_values_as_text(name, text, value):
-    assert getattr(Sampling(window=5).with_value(name, text), name) == value
+def test_a_style_is_that_of_the_system_which_recognises_the_model(monkeypatch):
+    entries = {
+        "wide": Style(recognises=lambda model: model.hidden_size > 100, sampling=Sampling(top_k=1)),
+        "narrow": Style(recognises=lambda model: model.hidden_size == 16, sampling=Sampling(top_k=2)),
+    }
+    monkeypatch.setattr(sampling, "found", lambda place: {name: name for name in entries if place == "styles"})
+    monkeypatch.setattr(sampling, "load", entries.__getitem__)
+    assert published_sampling(ModelSpec(hidden_size=16)) == Sampling(top_k=2)
+    with pytest.raises(OuroborosError, match=r"of no system that has a published style \(wide, narrow\); leave it out"):
+        published_sampling(ModelSpec(hidden_size=32))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("tempratur", "1", "unknown control 'tempratur'; did you mean 'temperature'"),
-        ("stop", "x", "unknown control 'stop'"),
-        ("top_k", "1.5", "top_k cannot be '1.5': Input should be a valid integer"),
-        ("top_k", "none", "top_k cannot be 'none': Input should be a valid integer"),
-        ("window", "all", "window cannot be 'all': Input should be a valid integer"),
-        ("window", "0", "window must be >= 1 or none, got 0"),
-        ("temperature", "warm", "temperature cannot be 'warm': Input should be a valid number"),
-    ],
-)
-def test_text_that_is_no_value_is_named(name, text, words):
-    with pytest.raises(OuroborosError, match=words):
-        Sampling().with_value(name, text)
+def test_every_entry_is_a_style_and_no_model_has_two():
+    entries = [load(target) for target in found("styles").values()]
+    assert entries and all(isinstance(entry, Style) for entry in entries)
+    for value in RECIPES.values():
+        assert sum(entry.recognises(value.model) for entry in entries) <= 1, value.name

@@ -1,12 +1,11 @@
 """Streaming: bytes become text as they arrive, stop strings and cancellation end it, nothing is lost."""
 
 import dataclasses
-import time
 import types
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ouroboros.data.tokenize import train_bpe
@@ -14,7 +13,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.serve import stream
 from ouroboros.serve.fast import FastDecoder
 from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.stream import Continuation, _ByteStreamer, text_ids
+from ouroboros.serve.stream import Continuation, text_ids
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=40)
 
@@ -83,23 +82,36 @@ def test_writing_ends_at_a_stop_string(scripted, tokenizer, monkeypatch):
     assert len(calls) <= 4
 
 
+class Dictated:
+    """In place of a decoder: the tokens that it is given."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids, self.taken = ids, 0
+
+    def tokens(self, model, input_ids, **options):
+        for token in self.ids:
+            self.taken += 1
+            yield torch.tensor([[token]])
+
+
+def dictated(model, tokenizer, stop: str, *ids: int) -> tuple[list[str], Continuation, Dictated]:
+    decoder = Dictated(*ids)
+    continuation = Continuation(model, tokenizer, b"", stopping(stop), decoder)
+    return list(continuation), continuation, decoder
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from(["a", "b", "ab", "\u00e9", "ba"]), max_size=12),
     st.sampled_from(["ab", "bb", "\u00e9a", "aba"]),
 )
-def test_no_cut_of_the_text_into_tokens_changes_where_it_stops(words, stop):
+def test_no_cut_of_the_text_into_tokens_changes_where_it_stops(model, words, stop):
     tokenizer = train_bpe([b"abababba baab \xc3\xa9 abba " * 20], 270)
     text = "".join(words).encode()
     expected = text.split(stop.encode())[0]
     for ids in (list(tokenizer.encode(text)), [token for byte in text for token in _single(tokenizer, byte)]):
-        sent: list[bytes] = []
-        streamer = _ByteStreamer(tokenizer, 1, [stop.encode()], sent.append)
-        streamer.put(torch.tensor([[tokenizer.eos_id]]))
-        for token in ids:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-        assert b"".join(sent) == streamer.text == expected
-        assert streamer.stopped == (stop.encode() in text)
+        pieces, continuation, _ = dictated(model, tokenizer, stop, *ids)
+        assert "".join(pieces).encode() == continuation.text == expected
 
 
 def _single(tokenizer, byte: int) -> list[int]:
@@ -107,14 +119,12 @@ def _single(tokenizer, byte: int) -> list[int]:
     return [index for index, piece in enumerate(tokenizer._byte_table) if piece == bytes([byte])][:1]
 
 
-def test_a_long_token_may_contain_a_stop_string_and_more(tokenizer):
-    sent: list[bytes] = []
-    streamer = _ByteStreamer(tokenizer, 2, [b"bc"], sent.append)
-    streamer.put(torch.tensor([[256, 97]]))
-    streamer.put(torch.tensor(list(b"abcd")))
-    streamer.put(torch.tensor(list(b"more")))
-    streamer.end()
-    assert sent == [b"a"] and streamer.text == b"a" and streamer.stopped
+def test_a_long_token_may_contain_a_stop_string_and_more(model):
+    tokenizer = train_bpe([b"abcd " * 50], 262)
+    ids = list(tokenizer.encode(b"abcd"))
+    assert len(ids) == 1
+    pieces, continuation, decoder = dictated(model, tokenizer, "bc", *ids, *tokenizer.encode(b"more"))
+    assert pieces == ["a"] and continuation.text == b"a" and decoder.taken == 1
 
 
 def test_the_end_of_text_is_not_text(scripted, tokenizer):
@@ -145,27 +155,13 @@ def test_text_that_is_not_utf8_is_refused_where_the_tokenizer_needs_it(model):
         Continuation(model, bpe, b"ab\xff", GREEDY)
 
 
-def test_leaving_early_ends_the_writing(model, tokenizer, monkeypatch):
-    calls = []
-    forward = type(model).forward
-    monkeypatch.setattr(
-        type(model), "forward", lambda self, *a, **k: calls.append(time.sleep(0.1)) or forward(self, *a, **k)
-    )
-    continuation = Continuation(model, tokenizer, b"", Sampling(max_new_tokens=60))
-    next(iter(continuation))  # the iterator is closed here, which waits for the writing thread
-    seen = len(calls)
-    assert seen < 60
-    time.sleep(0.1)
-    assert len(calls) == seen
-
-
-def test_cancel_ends_the_iteration(model, tokenizer):
-    continuation = Continuation(model, tokenizer, b"", Sampling(max_new_tokens=63, temperature=0.0))
-    pieces = []
+def test_leaving_early_ends_the_writing(model, tokenizer):
+    decoder = Dictated(*b"abcdef")
+    continuation = Continuation(model, tokenizer, b"", GREEDY, decoder)
     for piece in continuation:
-        pieces.append(piece)
-        continuation.cancel()
-    assert len(continuation.text) < 40
+        if piece == "b":
+            break
+    assert decoder.taken == continuation.tokens == 2 and continuation.text == b"ab"
 
 
 def test_a_failure_while_writing_is_raised_to_the_reader(model, tokenizer, monkeypatch):

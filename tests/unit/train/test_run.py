@@ -82,6 +82,38 @@ def test_resumed_weights_are_equal_bit_for_bit(what, checkpoint_every, everythin
     assert measured(run) == measured(tmp_path / "whole")
 
 
+STAGES = {
+    "optim.muon_momentum_warmup": 8,
+    "optim.muon_coefficients": "polar_express",
+    "optim.muon_rows": True,
+    "optim.muon_form": "original",
+    "optim.left_out": ["*norm*"],
+    "optim.decay_steps": 5,
+    "train.ema_decay": 0.0,
+    "train.average_every": 2,
+    "train.average_start": 0.25,
+    "train.quantize.start": 0.3,
+    "train.quantize.bits": 4,
+    "train.distill.fraction": 0.3,
+    "train.checkpoint_every": 2,
+}
+"""Options that act by the step or from a share of the run on; the last phase has steps 9 to 12."""
+
+
+@pytest.mark.parametrize(("mode", "stops"), [("noise", (3, 7)), ("round", (10, 11))])
+def test_stages_of_a_run_resume_bit_for_bit(mode, stops, everything, stop_at, sha, tmp_path):
+    recipe = everything(**STAGES, **{"train.quantize.mode": mode})
+    start(recipe, tmp_path / "whole")
+    run = tmp_path / "parts"
+    with pytest.raises(Crash):
+        start(recipe, run, progress=stop_at(stops[0], Crash))
+    with pytest.raises(Crash):
+        resume(run, progress=stop_at(stops[1], Crash))
+    assert (RunDirectory(run).newest().path / "teacher.safetensors").is_file() == (stops[1] > 9)
+    resume(run)
+    assert sha(run) == sha(tmp_path / "whole")
+
+
 def test_the_bit_exactness_test_uses_what_it_claims(everything, tmp_path):
     """Otherwise equality above would say little."""
     recipe = everything()

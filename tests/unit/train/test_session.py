@@ -89,6 +89,21 @@ def test_untrained_parameters_and_tables_go_through_a_whole_run(frozen_parts, ev
         assert all(torch.equal(tensors[name], saved[name]) for name in saved if "up_proj" in name)
 
 
+def test_the_mean_of_the_last_weights_is_what_is_exported(make, tmp_path, caplog):
+    every = {"train.steps": 8, "train.checkpoint_every": 1, "train.keep_last": 9}
+    run = tmp_path / "run"
+    start(make(**every, **{"train.average_every": 2, "train.average_start": 0.4}), run)
+    steps = [load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors") for step in (4, 6, 8)]
+    exported = load_file(run / "model.safetensors")
+    for name, tensor in exported.items():
+        torch.testing.assert_close(tensor, torch.stack([step[name] for step in steps]).mean(0))
+    assert not any(torch.equal(exported["model.norm.weight"], step["model.norm.weight"]) for step in steps)
+    start(make(**every, **{"train.average_every": 5}), tmp_path / "none")
+    assert "ended before any weights were averaged" in caplog.text
+    last = tmp_path / "none" / "checkpoints" / "step-00000008" / "model.safetensors"
+    assert (tmp_path / "none" / "model.safetensors").read_bytes() == last.read_bytes()
+
+
 def test_metrics_are_written_as_asked(make, tmp_path):
     every = {"train.steps": 7, "train.log_every": 3, "train.eval_every": 4, "train.telemetry_every": 5}
     start(make(**every), tmp_path / "run")

@@ -149,6 +149,34 @@ def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
     assert trainer.bytes_per_token == pytest.approx(expected) and 0.9 < expected < 1
 
 
+def test_what_is_left_out_stays_and_does_not_throttle_the_clip(make, trainer_of):
+    """A parameter that nothing updates has a gradient all the same, which the published program kept and added up."""
+    pattern = {"optim.left_out": ["*mlp*"], "optim.clip_norm": 0.01, "optim.schedule": "constant"}
+    trainer = trainer_of(make(**pattern))
+    names = [name for name, _ in trainer.model.named_parameters() if "mlp" in name]
+    assert names and set(trainer.optimized) == {p for n, p in trainer.model.named_parameters() if n not in names}
+    before = weights(trainer)
+    trainer._gradients(copy.deepcopy(trainer.loader).next_batch(), None, None)
+    norms = {n: p.grad.norm().item() for n, p in trainer.model.named_parameters()}
+    assert all(norms[name] > 0 for name in names)
+    trainer.model.zero_grad(set_to_none=True)
+    result = trainer.step()
+    assert result.grad_norm == pytest.approx(math.hypot(*(norms[n] for n in norms if n not in names)), rel=1e-4)
+    assert all(p.grad is None for p in trainer.model.parameters())
+    trainer.step()
+    after = weights(trainer)
+    assert {name for name in after if torch.equal(before[name], after[name])} == set(names)
+
+
+def test_the_momentum_of_muon_follows_the_step(make, trainer_of):
+    trainer = trainer_of(make(**{"optim.muon_momentum_warmup": 4, "optim.muon_momentum_start": 0.55}))
+    found = []
+    for _ in range(6):
+        trainer.step()
+        found.append(trainer.optimizers[0].param_groups[0]["momentum"])
+    assert found == pytest.approx([0.55, 0.65, 0.75, 0.85, 0.95, 0.95])
+
+
 def test_the_learning_rate_is_that_of_the_middle_of_the_step(make, trainer_of):
     spec = {"train.steps": 4, "optim.warmup_fraction": 0.25, "optim.decay_fraction": 0.5}
     trainer = trainer_of(make(**spec))
@@ -270,7 +298,7 @@ def test_a_non_finite_step_is_skipped_counted_and_logged(factor, make, trainer_o
     poison(trainer, {1}, monkeypatch, factor)
     result = trainer.step()
     assert result.skipped and not math.isfinite(result.loss)
-    assert equal(before, weights(trainer)) and trainer.ema.updates == 1
+    assert equal(before, weights(trainer)) and trainer.average.updates == 1
     for then, now in zip(optimizer_before, [o.state_dict()["state"] for o in trainer.optimizers], strict=True):
         assert all(torch.equal(then[i][k], now[i][k]) for i in then for k in then[i])
     assert (trainer.counters.skipped, trainer.counters.bad_in_a_row, trainer.counters.step) == (1, 1, 2)

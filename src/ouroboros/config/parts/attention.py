@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ouroboros.config.needs import needs
 from ouroboros.config.part import Heads, MixerPart, part
 from ouroboros.config.parts.rope import RopeSpec
 from ouroboros.errors import check
@@ -84,6 +85,8 @@ class AttentionSpec(HeadedPart):
     """Add a bias to what the mixer returns."""
     qk_norm: Literal["none", "before_rope", "after_rope"] = "none"
     """RMS-normalise queries and keys per head, before or after the rotation."""
+    qk_norm_gain: bool = field(default=True, metadata=needs("qk_norm", "before_rope", "after_rope"))
+    """Learn a factor for each channel of those norms."""
     query_gain: float | None = None
     """Initial value of a learned gain per query head; None leaves it out."""
     q_activation: Activation = "none"
@@ -100,6 +103,16 @@ class AttentionSpec(HeadedPart):
     """RMS-normalise what each head returns."""
     output_gate: bool = False
     """Multiply what each head returns, RMS-normalised, by ``silu`` of a linear map of the input."""
+    head_gate: bool = False
+    """Multiply what each head returns by ``2 sigmoid`` of a linear map of the input to one number, which is 1 at the
+    start (gated attention, arXiv 2505.06708)."""
+    exclusive: bool = False
+    """Exclusive self-attention: take from what each head returns its component along the token's own value."""
+    value_embedding: bool = False
+    """Add to the values what the stem part ``value_embedding`` looks up for the token, with a learned factor."""
+    value_residual: float | None = None
+    """Mix the first block's values into each later visit's, with learned factors that start at this number and one
+    minus it (value residual, arXiv 2410.17897); None leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +122,26 @@ class AttentionSpec(HeadedPart):
             self.num_heads % kv == 0,
             f"mixer.num_heads ({self.num_heads}) must be a multiple of mixer.num_kv_heads ({kv})",
         )
+
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
+        width = model.hidden_size
+        if self.value_embedding:
+            check(
+                any(part.provides == "values" for part in model.stem),
+                "mixer.value_embedding needs the stem part that looks values up: --model.stem.value_embedding",
+            )
+            check(
+                self.heads(width)[1:] == model.block.mixer.heads(width)[1:],
+                "mixer.value_embedding needs the key/value heads of the other blocks: the table is made for those",
+            )
+        if self.value_residual is not None:
+            first = model.blocks[0].mixer
+            fits = isinstance(first, AttentionSpec) and first.value_residual is not None
+            check(
+                fits and first.heads(width)[1:] == self.heads(width)[1:],
+                "mixer.value_residual needs it in the first block too, with the same key/value heads",
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -126,14 +159,18 @@ class AttentionSpec(HeadedPart):
     def matrices(self, width: int) -> int:
         queries, keys = self.num_heads * self.head_width(width), self.kv_heads * self.head_width(width)
         gates = self.kv_heads * (self.k_shift + self.v_shift) + (queries if self.output_gate else 0)
+        gates += self.num_heads if self.head_gate else 0
         return width * (queries + 2 * keys + gates) + queries * width
 
     def vectors(self, width: int) -> int:
         head = self.head_width(width)
-        norms = (2 * head if self.qk_norm != "none" else 0) + (head if self.normalises_heads else 0)
+        norms = (2 * head if self.qk_norm != "none" and self.qk_norm_gain else 0) + (
+            head if self.normalises_heads else 0
+        )
         gains = self.num_heads if self.query_gain is not None else 0
         biases = (self.num_heads + 2 * self.kv_heads) * head if self.qkv_bias else 0
-        return norms + gains + biases + (width if self.out_bias else 0)
+        values = self.value_embedding + 2 * (self.value_residual is not None)
+        return norms + gains + biases + values + (width if self.out_bias else 0)
 
     def cache_values(self, width: int) -> int:
         return 2 * self.kv_heads * self.head_width(width)

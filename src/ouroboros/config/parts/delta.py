@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ouroboros.config.needs import needs, several
+from ouroboros.config.needs import needs, several, untried
 from ouroboros.config.part import ResidualPart, part
 from ouroboros.errors import check
 
@@ -46,7 +46,9 @@ class DeltaSpec(ResidualPart):
     """Upper end of the target with ``value`` sigmoid."""
     value_constant: float = field(default=2.0, metadata=needs("value", "constant"))
     """The target with ``value`` constant."""
-    guard: Literal["additive", "clamped"] = "additive"
+    guard: Literal["additive", "clamped"] = field(
+        default="additive", metadata=untried("acts on directions that are about as short as eps")
+    )
     """Of the direction: ``h / sqrt(|h|^2 + eps^2)``, or ``h / max(|h|, eps)`` (the earliest form)."""
     eps: float = 1e-6
     """Of the guard."""
@@ -79,6 +81,10 @@ class DeltaSpec(ResidualPart):
     def expanded(self) -> bool:
         """Whether the state has several value channels."""
         return self.values > 1
+
+    @property
+    def form(self) -> str:
+        return f"{self.values} vectors" if self.expanded else "vector"
 
     @property
     def channels(self) -> int:

@@ -1,15 +1,19 @@
 """What enters at the boundaries of a loop: shipped loop parts.
 
-One loop is ``z = blocks(enter(x)); x = leave(x, z)``. Parts enter and leave in the order of the list.
+One loop is ``z = blocks(enter(x)); x = leave(x, z)``. Parts enter and leave in the order of the list; on the command
+line that is the order of this file: what adds to the state comes before what damps the step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ouroboros.config.part import LoopPart, part
 from ouroboros.errors import check
+
+if TYPE_CHECKING:
+    from ouroboros.config.model import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,30 @@ class TablePart(LoopPart):
 
     def parameters(self, width: int, loops: int) -> int:
         return (self.rows or loops) * width
+
+
+@part(module="ouroboros.nn.flow:Flow")
+@dataclass(frozen=True, kw_only=True)
+class FlowSpec(LoopPart):
+    """Adds an instruction for each loop, which depends on the state: ``x + U_l P x`` with a shared P of few rows and a
+    map ``U_l`` for each loop, zero at the start."""
+
+    kind: Literal["flow"] = "flow"
+    rank: int = 32
+    """Rows of P."""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, f"loop.flow.rank must be >= 1, got {self.rank}")
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(),)
+
+    def parameters(self, width: int, loops: int) -> int:
+        return (1 + loops) * self.rank * width
+
+    def flops(self, width: int, loops: int) -> int:
+        return loops * 4 * self.rank * width
 
 
 @part(module="ouroboros.nn.loop:Injection")
@@ -45,8 +73,8 @@ class InjectionSpec(LoopPart):
     def parameters(self, width: int, loops: int) -> int:
         return width if self.mode == "add" else 2 * width * width
 
-    def flops(self, width: int) -> int:
-        return 0 if self.mode == "add" else 4 * width * width
+    def flops(self, width: int, loops: int) -> int:
+        return 0 if self.mode == "add" else loops * 4 * width * width
 
 
 @part(module="ouroboros.nn.loop:LoopEmbedding")
@@ -59,6 +87,76 @@ class LoopEmbeddingSpec(TablePart):
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
         return (cls(),)
+
+
+@part(module="ouroboros.nn.flow:LoopSmear")
+@dataclass(frozen=True, kw_only=True)
+class LoopSmearSpec(LoopPart):
+    """Mixes what a loop has produced with what the loop before produced, ``(1 - g) z + g previous``, with a learned
+    ``g = sigmoid(gate)`` for each channel; before the first loop stands the state that enters it."""
+
+    kind: Literal["loop_smear"] = "loop_smear"
+    start: float = 0.0
+    """The gate before its sigmoid, at the start: 0 mixes both in equal parts, as published; at -20 the state stays as
+    it is to seven digits."""
+
+    def parameters(self, width: int, loops: int) -> int:
+        return width
+
+
+@part(module="ouroboros.nn.flow:Anchor")
+@dataclass(frozen=True, kw_only=True)
+class AnchorSpec(LoopPart):
+    """Hands a few numbers of each token from loop to loop: loop l adds ``R_l W_{l-1} z_{l-1}`` to the state that enters
+    it, where ``z_{l-1}`` is what the loop before produced; R is zero at the start."""
+
+    kind: Literal["anchor"] = "anchor"
+    width: int = 32
+    """Numbers that are handed on."""
+
+    def __post_init__(self) -> None:
+        check(self.width >= 1, f"loop.anchor.width must be >= 1, got {self.width}")
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(),)
+
+    def check(self, model: ModelSpec) -> None:
+        check(
+            all(segment.loops > 1 for segment in model.schedule.segments if segment.looped),
+            f"loop.anchor hands something from loop to loop: give every loop of layout {model.layout!r} at least two,"
+            " or leave the part out",
+        )
+
+    def parameters(self, width: int, loops: int) -> int:
+        return (loops - 1) * 2 * self.width * width
+
+    def flops(self, width: int, loops: int) -> int:
+        return (loops - 1) * 4 * self.width * width
+
+
+@part(module="ouroboros.nn.hyper:HyperConnections")
+@dataclass(frozen=True, kw_only=True)
+class HyperSpec(LoopPart):
+    """Hyper-connections between loops (Hyperloop, arXiv 2604.21254): several streams remember what earlier loops
+    produced. Each loop is written to every stream and read from it with weights that depend on the streams."""
+
+    kind: Literal["hyper"] = "hyper"
+    streams: int = 4
+    """How many states are kept beside the one that blocks see."""
+
+    def __post_init__(self) -> None:
+        check(self.streams >= 1, f"loop.hyper.streams must be >= 1, got {self.streams}")
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(),)
+
+    def parameters(self, width: int, loops: int) -> int:
+        return loops * (3 * self.streams * (self.streams * width + 1) + width)
+
+    def flops(self, width: int, loops: int) -> int:
+        return loops * 6 * self.streams * self.streams * width
 
 
 @part(module="ouroboros.nn.loop:LoopNorm")
@@ -81,8 +179,26 @@ class RecurrenceGateSpec(LoopPart):
     def parameters(self, width: int, loops: int) -> int:
         return 2 * width * width + width
 
-    def flops(self, width: int) -> int:
-        return 4 * width * width
+    def flops(self, width: int, loops: int) -> int:
+        return loops * 4 * width * width
+
+
+@part(module="ouroboros.nn.loop:LoopGain")
+@dataclass(frozen=True, kw_only=True)
+class LoopGainSpec(LoopPart):
+    """Scales what each loop changes, ``x + k_l (z - x)``, by a learned gain that is 1 at the start."""
+
+    kind: Literal["gain"] = "gain"
+    form: Literal["scalar", "channel", "rms"] = "scalar"
+    """One gain for each loop, one for each of its channels, or none: ``rms`` brings the change of every token to a mean
+    square of 1."""
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return cls(form="scalar"), cls(form="channel")
+
+    def parameters(self, width: int, loops: int) -> int:
+        return loops * {"scalar": 1, "channel": width, "rms": 0}[self.form]
 
 
 @part(module="ouroboros.nn.loop:ContractiveStep")

@@ -14,9 +14,11 @@ class RMSNormSpec(NormPart):
     """RMS norm (Zhang & Sennrich 2019)."""
 
     kind: Literal["rms"] = "rms"
+    gain: bool = True
+    """Learn a factor for each channel."""
 
     def parameters(self, width: int) -> int:
-        return width
+        return width if self.gain else 0
 
 
 @part(module="ouroboros.nn.norm:layer_norm_of")

@@ -26,12 +26,8 @@ SYSTEM = System(
             "delta": "ouroboros.systems.delta.recipe:DELTA",
             "delta-published": "ouroboros.systems.delta.recipe:DELTA_PUBLISHED",
         },
-        "readers": {
-            "delta": "ouroboros.systems.delta.checkpoint:READER",
-        },
-        "sections": {
-            "the delta residuals": "ouroboros.systems.delta.report:section",
-        },
+        "readers": {"delta": "ouroboros.systems.delta.checkpoint:READER"},
+        "sections": {"the delta residuals": "ouroboros.systems.delta.report:section"},
     },
 )
 

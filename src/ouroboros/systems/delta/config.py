@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import typing
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,28 +11,18 @@ from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpe
 from ouroboros.config.parts.attention import Activation
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.head import LinearHeadSpec
-from ouroboros.errors import check, nearest
-
-_OTHER_NAMES = {
-    "ddl_v_dim1_constant": "ouroboros_v_constant",
-    "ddl_v_dim1_constant_value": "ouroboros_v_constant_value",
-}
-"""Field names of one published revision, and ours; ``ddl_x`` is otherwise ``ouroboros_x``."""
-_CHOICES = {
-    **dict.fromkeys(("q_activation", "k_activation", "v_activation"), (None, *typing.get_args(Activation))),
-    "ouroboros_compressor": ("channel", "token"),
-}
+from ouroboros.errors import check
 
 
-@dataclass(frozen=True, kw_only=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class OuroborosConfig:
     """A model in the published field names and defaults; :attr:`spec` is the same as a ``ModelSpec``.
 
-    Switches that Deep Delta Learning calls ``ddl_x`` are called ``ouroboros_x`` here; either name is accepted.
+    Deep Delta Learning calls the switches ``ddl_x`` that are called ``ouroboros_x`` here; its settings are read by
+    :func:`~ouroboros.config.codec.from_dict`.
 
     Raises:
-        OuroborosError: an unknown field (the nearest is offered), a wrong type, a value out of range, fields that
-            contradict each other.
+        OuroborosError: a value out of range, fields that contradict each other.
     """
 
     vocab_size: int = 50_304
@@ -81,48 +68,33 @@ class OuroborosConfig:
     """Multiply the logits by ``hidden_size_base / hidden_size``."""
     hidden_size_base: int = 1024
 
-    def __init__(self, **fields: Any) -> None:
-        values = our_fields(fields)
-        for field in dataclasses.fields(self):
-            value = _typed(field.name, values[field.name], field.default) if field.name in values else field.default
-            object.__setattr__(self, field.name, value)
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse values out of range under their published names, with the reasons."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(field.default) is int:
-                check(value >= 1, f"{field.name} must be >= 1, got {value}")
-        for name in ("ouroboros_k_eps", "ouroboros_v_sigmoid_scale", "embedding_init_std"):
-            check(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+    def __post_init__(self) -> None:
         check(
             self.hidden_init_std_factor > 0,
             f"hidden_init_std_factor must be > 0, got {self.hidden_init_std_factor}: weights of 0 give sublayer outputs"
             " of 0, where the direction's gradient is 1 / ouroboros_k_eps and clipping erases every other gradient",
         )
-        check(0 <= self.rope_ratio <= 1, f"rope_ratio must be in [0, 1], got {self.rope_ratio}")
-        beta = self.ouroboros_beta_init
-        check(0 <= beta <= 2, f"ouroboros_beta_init must be in [0, 2], the range of the gate 2 sigmoid(.), got {beta}")
-        spec = self.spec  # which checks everything else as it is made
-        if spec.warnings():
-            warnings.warn(
-                f"ouroboros_beta_init={beta} starts the gate where its derivative is almost 0, so it does not learn;"
-                " for a start near the identity take 0.01 to 0.1",
-                UserWarning,
-                stacklevel=3,
-            )
+        for text in self.spec.warnings():  # the specification checks everything else as it is made
+            warnings.warn(text, UserWarning, stacklevel=3)
 
-    @property
-    def _target(self) -> Literal["constant", "sigmoid", "linear"]:
-        if self.ouroboros_v_constant:
-            return "constant"
-        return "sigmoid" if self.ouroboros_v_sigmoid else "linear"
+    @staticmethod
+    def migrate(values: dict[str, Any]) -> dict[str, Any]:
+        """Settings under any of their published names, by the names here.
+
+        Raises:
+            OuroborosError: one field under two of its names.
+        """
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            ours = name.replace("ddl_v_dim1_", "ddl_v_").replace("ddl_", "ouroboros_")
+            check(ours not in found, f"{name} and another name of {ours} are both given: give one")
+            found[ours] = value
+        return found
 
     @property
     def spec(self) -> ModelSpec:
         """The specification of this model."""
-        d = self.hidden_size
+        d, value = self.hidden_size, "sigmoid" if self.ouroboros_v_sigmoid else "linear"
         return ModelSpec(
             layout=str(self.num_hidden_layers),
             vocab_size=self.vocab_size,
@@ -154,7 +126,7 @@ class OuroborosConfig:
                     gate="linear" if self.ouroboros_beta_single_linear else "two_layer",
                     gate_hidden=self.ouroboros_beta_hidden_size,
                     beta_init=self.ouroboros_beta_init,
-                    value=self._target,
+                    value="constant" if self.ouroboros_v_constant else value,
                     value_scale=self.ouroboros_v_sigmoid_scale,
                     value_constant=self.ouroboros_v_constant_value,
                     eps=self.ouroboros_k_eps,
@@ -165,33 +137,3 @@ class OuroborosConfig:
             embedding_std=self.embedding_init_std,
             output_init="depth_scaled",
         )
-
-
-def our_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Published settings under the names of :class:`OuroborosConfig`.
-
-    Raises:
-        OuroborosError: an unknown field (the nearest is offered), or one field under two of its names.
-    """
-    known = {field.name for field in dataclasses.fields(OuroborosConfig)}
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name == "ddl_state_dv_shortconv_causal" and value is False:
-            continue  # the default of a published switch that does nothing
-        ours = _OTHER_NAMES.get(name, "ouroboros_" + name[4:] if name.startswith("ddl_") else name)
-        check(ours in known, f"OuroborosConfig: unknown field {name!r}{nearest(ours, known)}")
-        check(ours not in found, f"OuroborosConfig: {name} and another name of {ours} are both given: give one")
-        found[ours] = value
-    return found
-
-
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """``value`` if it is of the type of ``default``; an int passes for a float."""
-    if name in _CHOICES:
-        names = ("null" if choice is None else choice for choice in _CHOICES[name])
-        check(value in _CHOICES[name], f"{name} must be one of {', '.join(names)}, got {value!r}")
-        return value
-    kinds = {float: (int, float)}.get(type(default), type(default))
-    fits = isinstance(value, kinds) and (type(default) is bool or not isinstance(value, bool))
-    check(fits, f"{name} must be of type {type(default).__name__}, got {value!r}")
-    return float(value) if type(default) is float else value

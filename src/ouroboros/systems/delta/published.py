@@ -1,31 +1,27 @@
 """The published Python interface of the delta residual: ``logits, loss = model(input_ids, targets=...)``.
 
-A thin envelope around :class:`~ouroboros.model.modeling.OuroborosForCausalLM`, offered by
-:mod:`ouroboros.systems.delta`. Shapes: B batch, T positions, V vocabulary.
+Shapes: B batch, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config import Recipe
 from ouroboros.errors import check
 from ouroboros.model import configuration
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.systems.delta.config import OuroborosConfig
-from ouroboros.systems.delta.recipe import delta_published
 
 TARGETS_IGNORED, LABELS_IGNORED = -1, -100
 """What marks a position without a target: as published, and as in transformers."""
 
 
 class OuroborosModel(nn.Module):
-    """The published model over this library's parts.
+    """The published model over this library's parts; ``model`` is the transformers model with these very weights.
 
     Args:
         config: the published fields.
@@ -33,10 +29,6 @@ class OuroborosModel(nn.Module):
 
     def __init__(self, config: OuroborosConfig) -> None:
         super().__init__()
-        check(
-            isinstance(config, OuroborosConfig),
-            f"OuroborosModel takes an ouroboros.systems.delta.OuroborosConfig, got {type(config).__name__}",
-        )
         self.config = config
         self.model = OuroborosForCausalLM(configuration.OuroborosConfig.from_spec(config.spec))
 
@@ -64,18 +56,11 @@ class OuroborosModel(nn.Module):
         Raises:
             OuroborosError: other shapes, both targets and labels, more than ``block_size`` tokens.
         """
-        check(input_ids.ndim == 2, f"input_ids must be (batch, tokens), got shape {tuple(input_ids.shape)}")
-        length, limit = input_ids.shape[1], self.config.block_size
-        check(
-            length <= limit, f"input_ids has {length} tokens but block_size is {limit}: shorten it or raise block_size"
-        )
+        shape, limit = tuple(input_ids.shape), self.config.block_size
+        check(len(shape) == 2 and shape[1] <= limit, f"input_ids must be (batch, up to {limit} tokens), got {shape}")
         check(targets is None or labels is None, "give targets (already shifted) or labels (shifted inside), not both")
-        for name, given in (("targets", targets), ("labels", labels)):
-            check(
-                given is None or given.shape == input_ids.shape,
-                f"{name} must have the shape of input_ids {tuple(input_ids.shape)},"
-                f" got {tuple(given.shape) if given is not None else ()}",
-            )
+        given = targets if labels is None else labels
+        check(given is None or given.shape == shape, f"targets and labels must have the shape of input_ids {shape}")
         if targets is not None:
             _warn_of_copying(input_ids, targets)
         ignored = TARGETS_IGNORED if labels is None else LABELS_IGNORED
@@ -91,19 +76,6 @@ class OuroborosModel(nn.Module):
     def get_num_params(self) -> int:
         """Parameters; the embedding, which is the output matrix too, counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def to_transformers(self) -> OuroborosForCausalLM:
-        """The transformers model with these very weights: caches, ``generate``, ``save_pretrained``."""
-        return self.model
-
-    def to_recipe(self) -> Recipe:
-        """A recipe of this model, to be trained as published."""
-        recipe = delta_published()
-        return dataclasses.replace(
-            recipe,
-            model=self.config.spec,
-            data=dataclasses.replace(recipe.data, sequence_length=max(2, self.config.block_size)),
-        )
 
 
 def _warn_of_copying(input_ids: Tensor, targets: Tensor) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from ouroboros.config import DataSpec, OptimSpec, Recipe, RMSNormSpec, TrainSpec
 from ouroboros.config.parts.delta import DeltaSpec
-from ouroboros.recipes import RecipeEntry
+from ouroboros.recipes import SIZES, RecipeEntry
 from ouroboros.recipes.gpt import gpt
 from ouroboros.systems.delta.config import OuroborosConfig
 
-_SHAPES: dict[str, dict[str, int]] = {
+_SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 257, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 32},
     "small": {"vocab_size": 257, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 2, "head_dim": 64},
     "published": {},
     "medium": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8},
 }
 """``tiny`` and ``small`` are the plain decoder's; the other two are published. What is not said is as published."""
-_LAPTOP = ("tiny", "small")
 _PUBLISHED_DATA = DataSpec(tokenizer="bpe:4096", sequence_length=1024)
 _PUBLISHED_TRAINING = TrainSpec(batch_size=480, accumulation=60)
 """100,000 updates of 480 sequences were published, on four large accelerators."""
@@ -27,29 +29,25 @@ def delta(size: str = "small") -> Recipe:
 
     With ``residual`` set to ``additive`` it is its own control arm.
     """
-    published = OuroborosConfig(**_SHAPES[size]).spec
-    mixer = published.block.mixer.replace(qk_norm="before_rope")
-    model = published.replace(mixer=mixer, norm=RMSNormSpec(), residual=DeltaSpec())
-    if size in _LAPTOP:
+    published, optim = delta_published(size), OptimSpec()
+    mixer = published.model.block.mixer.replace(qk_norm="before_rope")
+    model = published.model.replace(mixer=mixer, norm=RMSNormSpec(), residual=DeltaSpec())
+    if size in SIZES:
         plain = gpt(size)
-        longest = plain.model.max_position_embeddings
+        longest, optim = plain.model.max_position_embeddings, plain.optim
         model = model.replace(ffn=plain.model.block.ffn, max_position_embeddings=longest)
-        data, optim, train = plain.data, plain.optim, plain.train
-    else:
-        data, optim, train = _PUBLISHED_DATA, OptimSpec(), _PUBLISHED_TRAINING
-    return Recipe(
+    return dataclasses.replace(
+        published,
         name="delta",
         description="delta residual: each sublayer erases and writes along one direction",
         model=model,
-        data=data,
         optim=optim,
-        train=train,
     )
 
 
 def delta_published(size: str = "published") -> Recipe:
     """The model as published, for parity: RMS gains after the rotation, eps 1e-5, random compressors; AdamW, cosine."""
-    plain = gpt(size) if size in _LAPTOP else None
+    plain = gpt(size) if size in SIZES else None
     return Recipe(
         name="delta-published",
         description="delta as published: query/key norm after the rotation, AdamW with a cosine",
@@ -60,6 +58,6 @@ def delta_published(size: str = "published") -> Recipe:
     )
 
 
-_ALIASES = {"base": "published"}
-DELTA = RecipeEntry(make=delta, sizes=tuple(_SHAPES), aliases=_ALIASES)
-DELTA_PUBLISHED = RecipeEntry(make=delta_published, sizes=tuple(_SHAPES), aliases=_ALIASES)
+_CHOICES: dict[str, Any] = {"sizes": tuple(_SHAPES), "aliases": {"base": "published"}}
+DELTA = RecipeEntry(make=delta, **_CHOICES)
+DELTA_PUBLISHED = RecipeEntry(make=delta_published, **_CHOICES)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ouroboros.config.codec import from_dict
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published, published_name
 from ouroboros.convert.readers import Option, Reader
@@ -67,66 +68,32 @@ VALUE_PATH = tuple(name for name in NAMES if name.startswith(("osam.v_proj.", "o
 """Published names that models without the value path have no use for, and published ones hold all the same."""
 PER_ID = ("embed.weight", "head.weight")
 """Published names of the matrices with a row for each id."""
-_AXES = {
-    **dict.fromkeys(NAMES, ("d_model",)),
-    **dict.fromkeys((f"osam.{name}" for name in SCALARS), ()),
-    **dict.fromkeys(PER_ID, ("vocab_size", "d_model")),
-    **dict.fromkeys((f"osam.{name}.weight" for name in ("Wq", "Wk", "Wv", "v_proj.1", "v_proj.4")), ("d_model",) * 2),
-    "osam.readout.0.weight": ("readout_hidden", "m"),
-    "osam.readout.0.bias": ("readout_hidden",),
-    "osam.readout.3.weight": ("d_model", "readout_hidden"),
-}
-"""The fields of ``cfg`` that each shape repeats."""
 MARGIN = 30.0
 """How far, at least, the logits of the ids that are not published lie below the mean of the others: a share of 1e-13 of
 the probability, which float32 does not see beside the rest."""
 
 
-def sizes_of(state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The published ``cfg`` of these tensors, with what shapes say where ``cfg`` is silent.
+def sizes_of(state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of the published ``cfg`` as these tensors have them.
 
     Raises:
-        OuroborosError: tensors are missing, unknown or misshapen, or ``cfg`` says something else than they do.
+        OuroborosError: tensors are missing or unknown, or ``cfg`` says something else than they do.
     """
     TABLE.check(state)
-    found: dict[str, Any] = {}
-    for name in ("embed.weight", "osam.readout.0.weight"):
+    found: dict[str, int] = {}
+    for name, axes in (("embed.weight", ("vocab_size", "d_model")), ("osam.readout.0.weight", ("readout_hidden", "m"))):
         shape = shape_of(state, name, 2)
-        for axis, value in zip(_AXES[name], shape, strict=True):
+        for axis, value in zip(axes, shape, strict=True):
             check(cfg.get(axis, value) == value, f"cfg.{axis} is {cfg.get(axis)} but {name} has shape {shape}")
             found[axis] = value
-    for name, axes in _AXES.items():
-        shape, expected = tuple(state[name].shape), tuple(found[axis] for axis in axes)
-        check(shape == expected, f"{name} has shape {shape}, expected {expected}")
-    h = state["osam.cs.h"]
-    check(
-        not h.is_floating_point() and bool(((h >= 0) & (h < found["m"])).all()),
-        f"osam.cs.h must hold the number of a bucket, 0 to {found['m'] - 1}, for each coordinate",
-    )
-    check(bool((state["osam.cs.sign"].abs() == 1).all()), "osam.cs.sign must hold a sign, +1 or -1, of each coordinate")
-    return found | {"enable_val": _switch(cfg, "enable_val", True), "use_freq_cache": _switch(cfg, "use_freq_cache")}
-
-
-def _mixer_of(sizes: Mapping[str, Any], train_cfg: Mapping[str, Any], kupdate: int | None, gate_cap: float) -> OsamSpec:
-    """The mixer of these sizes and published settings."""
-    every, dropout = train_cfg.get("kupdate", 1), train_cfg.get("dropout", 0.0)
-    check(isinstance(every, int), f"train_cfg.kupdate must be a whole number, got {every!r}")
-    check(isinstance(dropout, (int, float)), f"train_cfg.dropout must be a number, got {dropout!r}")
-    return OsamSpec(
-        buckets=sizes["m"],
-        readout_hidden=sizes["readout_hidden"],
-        kupdate=max(every, 1) if kupdate is None else kupdate,  # the published program takes less for 1
-        value_path=sizes["enable_val"],
-        freeze_phase=_switch(train_cfg, "freeze_phase"),
-        gate_cap=gate_cap,
-        dropout=float(dropout),
-    )
-
-
-def _switch(settings: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    value = settings.get(name, default)
-    check(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
-    return value
+    outer = (found["vocab_size"], found["d_model"])
+    for name, expected in (("head.weight", outer), ("osam.ln.weight", outer[1:]), ("osam.ln.bias", outer[1:])):
+        check(state[name].shape == expected, f"{name} has shape {tuple(state[name].shape)}, expected {expected}")
+    buckets, signs = state["osam.cs.h"], state["osam.cs.sign"]
+    fits = not buckets.is_floating_point() and bool(((buckets >= 0) & (buckets < found["m"])).all())
+    check(fits, f"osam.cs.h must hold the number of a bucket, 0 to {found['m'] - 1}, for each coordinate")
+    check(bool((signs.abs() == 1).all()), "osam.cs.sign must hold a sign, +1 or -1, of each coordinate")
+    return found
 
 
 def to_model(
@@ -155,8 +122,17 @@ def to_model(
     """
     import torch
 
-    sizes = sizes_of(state, cfg or {})
-    mixer = _mixer_of(sizes, train_cfg or {}, kupdate, gate_cap)
+    cfg, train_cfg = cfg or {}, train_cfg or {}
+    sizes, every = sizes_of(state, cfg), train_cfg.get("kupdate", 1)
+    values = {
+        "buckets": sizes["m"],
+        "readout_hidden": sizes["readout_hidden"],
+        "kupdate": 1 if every == 0 else every,  # as the published program takes it
+        "value_path": cfg.get("enable_val", True),
+        "gate_cap": gate_cap,
+        **{name: train_cfg[name] for name in ("freeze_phase", "dropout") if name in train_cfg},
+    }
+    mixer = from_dict(OsamSpec, values if kupdate is None else {**values, "kupdate": kupdate}, where="settings")
     ours = {
         NAMES[name]: tensor.reshape(1) if tensor.ndim == 0 else tensor
         for name, tensor in state.items()
@@ -173,12 +149,10 @@ def to_model(
             ours[NAMES[name]] = torch.cat((state[name], rows))
         vocab_size += 2
         eos_token_id = vocab_size - 1
-    spec = dataclasses.replace(
-        osam_published().model,
-        vocab_size=vocab_size,
-        hidden_size=sizes["d_model"],
-        head_std=(3 * sizes["d_model"]) ** -0.5,
-    ).replace(mixer=mixer)
+    width = sizes["d_model"]
+    spec = osam_published().model.replace(
+        vocab_size=vocab_size, hidden_size=width, head_std=(3 * width) ** -0.5, mixer=mixer
+    )
     return model_of(spec, ours, eos_token_id=eos_token_id)
 
 
@@ -231,14 +205,13 @@ def convert(checkpoint: Checkpoint, *, kupdate: int | None = None, eos_token_id:
     if kupdate is None and "kupdate" not in train_cfg:
         logger.warning("%s does not say kupdate: taken as 1; give --kupdate if it was another", checkpoint.path)
     model = to_model(tensors, cfg, train_cfg, characters=characters, kupdate=kupdate, eos_token_id=eos_token_id)
-    sizes, mixer = sizes_of(tensors, cfg), model.model.spec.block.mixer
-    assert isinstance(mixer, OsamSpec)
-    path = "value path" if sizes["enable_val"] else "no value path"
+    mixer: Any = model.model.spec.block.mixer
+    sizes = {**sizes_of(tensors, cfg), "enable_val": mixer.value_path, "kupdate": mixer.kupdate}
     return Published(
         model=model,
-        sizes={**sizes, "kupdate": mixer.kupdate},
+        sizes=sizes,
         summary=f"width {sizes['d_model']}, {sizes['m']:,} buckets, readout of {sizes['readout_hidden']}, kupdate"
-        f" {mixer.kupdate}, {path}, {sizes['vocab_size']:,} characters",
+        f" {mixer.kupdate}, {'value' if mixer.value_path else 'no value'} path, {sizes['vocab_size']:,} characters",
         tokenizer=None if characters is None else character_tokenizer(["".join(characters).encode()]),
     )
 
@@ -259,14 +232,13 @@ def characters_of(content: Mapping[str, Any]) -> list[str] | None:
     stoi, itos = content.get("stoi"), content.get("itos")
     if stoi is None and itos is None:
         return None
-    check(isinstance(stoi, Mapping) and isinstance(itos, Mapping), "stoi and itos must both be dictionaries")
-    assert isinstance(stoi, Mapping) and isinstance(itos, Mapping)
-    check({index: char for char, index in stoi.items()} == dict(itos), "stoi and itos are not each other's inverse")
-    single = all(isinstance(char, str) and len(char) == 1 and not "\ud800" <= char <= "\udfff" for char in stoi)
-    check(single, "stoi must give the id of single characters")
-    found = sorted(stoi)
-    check([stoi[char] for char in found] == list(range(len(found))), "the ids in stoi are not the characters' ranks")
-    return found
+    characters = [*stoi] if isinstance(stoi, Mapping) and isinstance(itos, Mapping) else [""]
+    single = all(isinstance(char, str) and len(char) == 1 and not "\ud800" <= char <= "\udfff" for char in characters)
+    check(single, "stoi and itos must be dictionaries of single characters and their ids")
+    ranks = dict(enumerate(sorted(characters)))
+    fits = itos == ranks and stoi == {char: rank for rank, char in ranks.items()}
+    check(fits, "stoi and itos must give each character its rank as id, and be each other's inverse")
+    return sorted(characters)
 
 
 READER = Reader(

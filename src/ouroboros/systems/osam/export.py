@@ -121,15 +121,13 @@ def write(model: OuroborosForCausalLM, tokenizer: TextTokenizer, out: Path) -> d
     state, mixer = from_model(model, len(characters)), _mixer(model.model.spec)
     if mixer.kupdate > 1:
         logger.warning("the published program reads the memory at every position, not at every %d-th", mixer.kupdate)
-    cfg = sizes_of(state, {"enable_val": mixer.value_path, "use_freq_cache": False})
+    cfg = {**sizes_of(state, {}), "enable_val": mixer.value_path}
+    train_cfg = {name: getattr(mixer, name) for name in ("kupdate", "freeze_phase", "dropout")}
     content = {
         "state_dict": state,
-        "cfg": cfg,
-        "train_cfg": {
-            **{name: cfg[name] for name in ("d_model", "m", "readout_hidden", "enable_val")},
-            **{name: getattr(mixer, name) for name in ("kupdate", "freeze_phase", "dropout")},
-            "freq_cache": False,
-        },
+        "cfg": {**cfg, "use_freq_cache": False},
+        "train_cfg": {name: value for name, value in cfg.items() if name != "vocab_size"}
+        | {**train_cfg, "freq_cache": False},
         "stoi": {character: index for index, character in enumerate(characters)},
         "itos": dict(enumerate(characters)),
     }

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.errors import check
-from ouroboros.eval.score import device_of, evaluating, next_token_nats
+from ouroboros.eval.score import next_token_nats
 from ouroboros.eval.stats import Record
+from ouroboros.eval.windows import device_of, evaluating
 from ouroboros.nn.linear_memory import Keys, read_and_write
 from ouroboros.nn.osam import Factors, Osam
 from ouroboros.nn.sketch import gram_matrix, reachable_buckets

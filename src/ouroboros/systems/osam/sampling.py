@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper
 
-from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.styles import Style
+from ouroboros.serve.sampling import Sampling, Style
 
 
 @dataclass(frozen=True)

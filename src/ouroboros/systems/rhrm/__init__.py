@@ -12,20 +12,9 @@ SYSTEM = System(
             "rhrm": "ouroboros.systems.rhrm.recipe:RHRM",
             "rhrm-published": "ouroboros.systems.rhrm.recipe:RHRM_PUBLISHED",
         },
-        "readers": {
-            "rhrm": "ouroboros.systems.rhrm.checkpoint:READER",
-        },
-        "styles": {
-            "rhrm": "ouroboros.systems.rhrm.sampling:STYLE",
-        },
-        "sections": {
-            "the published R-HRM pipeline": "ouroboros.systems.rhrm.report:section",
-        },
-        "formats": {
-            "rhrm-published": "ouroboros.systems.rhrm.data:PUBLISHED_FORMAT",
-        },
-        "mixtures": {
-            "rhrm": "ouroboros.systems.rhrm.data:MIXTURE",
-        },
+        "readers": {"rhrm": "ouroboros.systems.rhrm.checkpoint:READER"},
+        "styles": {"rhrm": "ouroboros.systems.rhrm.sampling:STYLE"},
+        "formats": {"rhrm-published": "ouroboros.systems.rhrm.data:PUBLISHED_FORMAT"},
+        "mixtures": {"rhrm": "ouroboros.systems.rhrm.data:MIXTURE"},
     },
 )

@@ -11,8 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.config import BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, RopeSpec
-from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config import FeedForwardSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec
 from ouroboros.config.parts.stem import LearnedPositionsSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published
@@ -20,7 +19,7 @@ from ouroboros.convert.readers import Option, Reader
 from ouroboros.convert.tensors import RenameTable, model_of, shape_of
 from ouroboros.errors import check
 from ouroboros.systems.rhrm import SYSTEM
-from ouroboros.systems.rhrm.recipe import PUBLISHED_SIZES
+from ouroboros.systems.rhrm.recipe import PUBLISHED_SIZES, rhrm_published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +48,6 @@ _IN_BLOCK = {
 }
 _EMBEDDING, _POSITIONS, _REGISTERS = "token_embedding.weight", "position_embedding.weight", "reasoning_tokens"
 _QUERY_NORM, _KEY_NORM = "shared_block.attn.q_norm.scale", "shared_block.attn.k_norm.scale"
-_FREQUENCIES = "shared_block.attn.rotary_emb.inv_freq"
-_ROPE_BASE = 10_000.0
 NAMES = {
     _EMBEDDING: "model.embed_tokens.weight",
     _POSITIONS: "model.stem.positions.weight",
@@ -64,7 +61,7 @@ TABLE = RenameTable(
     names=NAMES,
     optional=(_POSITIONS, _REGISTERS, _QUERY_NORM, _KEY_NORM),
     repeated={"lm_head.weight": _EMBEDDING},
-    derived=(_FREQUENCIES,),
+    derived=("rotary_emb.inv_freq",),
 )
 
 
@@ -82,42 +79,39 @@ def sizes_of(tensors: Mapping[str, Tensor], heads: int | None = None) -> dict[st
     TABLE.check(tensors)
     vocab_size, d_model = shape_of(tensors, _EMBEDDING, 2)
     inner, d_latent = shape_of(tensors, "shared_block.attn.q_up.weight", 2)
-    d_ff, _ = shape_of(tensors, "shared_block.ffn.w1.weight", 2)
     registers = tuple(tensors[_REGISTERS].shape) if _REGISTERS in tensors else (1, 0, d_model)
-    check(
-        len(registers) == 3 and registers[0] == 1,
-        f"{_REGISTERS} has shape {registers}, expected (1, tokens, {d_model})",
-    )
+    fits = len(registers) == 3 and registers[0] == 1
+    check(fits, f"{_REGISTERS} has shape {registers}, expected (1, tokens, {d_model})")
     if _QUERY_NORM in tensors:
-        (width,) = shape_of(tensors, _QUERY_NORM, 1)
-        read = inner // width
-        check(heads is None or heads == read, f"the checkpoint has {read} heads of {width} channels, not {heads}")
+        read = inner // shape_of(tensors, _QUERY_NORM, 1)[0]
+        check(heads is None or heads == read, f"the checkpoint has {read} heads, not {heads}")
         heads = read
     elif heads is None:
-        check(
-            d_model in PUBLISHED_SIZES,
-            f"the number of heads leaves no trace in this revision, and width {d_model} is no published preset's:"
-            " give --heads",
-        )
-        heads, _ = PUBLISHED_SIZES[d_model]
+        heads, _ = _preset(d_model, "heads")
     check(heads >= 1 and inner % heads == 0, f"{heads} heads do not divide the {inner} channels of the queries")
     return {
         "d_model": d_model,
         "heads": heads,
         "head_dim": inner // heads,
-        "d_ff": d_ff,
+        "d_ff": shape_of(tensors, "shared_block.ffn.w1.weight", 2)[0],
         "d_latent": d_latent,
         "prefix_tokens": registers[1],
         "vocab_size": vocab_size,
     }
 
 
+def _preset(width: int, missing: str) -> tuple[int, int]:
+    """Heads and loops of the published preset of this width, where a checkpoint leaves one of them open."""
+    check(
+        width in PUBLISHED_SIZES,
+        f"the number of {missing} leaves no trace in this checkpoint, and width {width} is no published preset's"
+        f" ({', '.join(map(str, PUBLISHED_SIZES))}): give --{missing}",
+    )
+    return PUBLISHED_SIZES[width]
+
+
 def to_model(
-    tensors: Mapping[str, Tensor],
-    *,
-    loops: int,
-    heads: int | None = None,
-    eos_token_id: int | None = None,
+    tensors: Mapping[str, Tensor], *, loops: int, heads: int | None = None, eos_token_id: int | None = None
 ) -> OuroborosForCausalLM:
     """The published model with these tensors, float32, in evaluation mode.
 
@@ -135,42 +129,27 @@ def to_model(
     positions: dict[str, Any] = {}
     if _POSITIONS in tensors:
         positions = {"stem": (LearnedPositionsSpec(),), "max_position_embeddings": shape_of(tensors, _POSITIONS, 2)[0]}
-    elif _FREQUENCIES in tensors:
-        _check_frequencies(tensors[_FREQUENCIES], sizes["head_dim"])
     registers = state.pop(NAMES[_REGISTERS], None)
     if registers is not None and sizes["prefix_tokens"]:
         state[NAMES[_REGISTERS]] = registers[0]
-    spec = ModelSpec(
+    published = rhrm_published().model
+    mixer = BottleneckAttentionSpec(
+        num_heads=sizes["heads"],
+        head_dim=sizes["head_dim"],
+        latent_rank=sizes["d_latent"],
+        qk_norm="before_rope" if _QUERY_NORM in tensors else "none",
+    )
+    spec = published.replace(
         layout=f"(1)x{loops}",
         vocab_size=sizes["vocab_size"],
         hidden_size=sizes["d_model"],
-        block=BlockSpec(
-            mixer=BottleneckAttentionSpec(
-                num_heads=sizes["heads"],
-                head_dim=sizes["head_dim"],
-                latent_rank=sizes["d_latent"],
-                qk_norm="before_rope" if _QUERY_NORM in tensors else "none",
-                rope=RopeSpec(base=_ROPE_BASE),
-            ),
-            ffn=FeedForwardSpec(kind="swiglu", intermediate_size=sizes["d_ff"], bias=True),
-            norm=RMSNormSpec(eps=1e-8),
-        ),
-        head=LinearHeadSpec(logit_scale=0.1),
+        mixer=mixer,
+        ffn=FeedForwardSpec(intermediate_size=sizes["d_ff"], bias=True),
+        dropout=0.0,
         registers=sizes["prefix_tokens"],
-        register_std=1.0,
-        tie_embeddings=True,
         **positions,
     )
     return model_of(spec, state, eos_token_id=eos_token_id)
-
-
-def _check_frequencies(stored: Tensor, width: int) -> None:
-    """The stored frequencies (``width`` / 2) are those of the rotary embedding that is built here."""
-    import torch
-
-    expected = _ROPE_BASE ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-    fits = stored.shape == expected.shape and torch.allclose(stored.double(), expected, rtol=1e-5, atol=0)
-    check(fits, f"{_FREQUENCIES} is not that of base {_ROPE_BASE:g} and {width} channels")
 
 
 def convert(
@@ -184,24 +163,18 @@ def convert(
     """
     tensors = checkpoint.tensors()
     sizes = sizes_of(tensors, heads)
-    width = sizes["d_model"]
     if loops is None:
-        check(
-            width in PUBLISHED_SIZES,
-            f"the number of loops leaves no trace in a checkpoint, and width {width} is no published preset's"
-            f" ({', '.join(map(str, PUBLISHED_SIZES))}): give --loops",
-        )
-        _, loops = PUBLISHED_SIZES[width]
+        _, loops = _preset(sizes["d_model"], "loops")
         logger.warning(
             "the number of loops leaves no trace in a checkpoint: %d, as in the published preset of width %d;"
             " give --loops if it was trained with another number",
             loops,
-            width,
+            sizes["d_model"],
         )
     return Published(
         model=to_model(tensors, loops=loops, heads=heads, eos_token_id=eos_token_id),
         sizes={**sizes, "loops": loops, "positions": "learned" if _POSITIONS in tensors else "rope"},
-        summary=f"width {width}, {sizes['heads']} heads, {loops} loops, {sizes['prefix_tokens']} registers,"
+        summary=f"width {sizes['d_model']}, {sizes['heads']} heads, {loops} loops, {sizes['prefix_tokens']} registers,"
         f" vocabulary {sizes['vocab_size']:,}",
     )
 

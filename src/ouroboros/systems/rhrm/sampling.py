@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
 
-from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.styles import Style
+from ouroboros.serve.sampling import Sampling, Style
 
 
 @dataclass(frozen=True)

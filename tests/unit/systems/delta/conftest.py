@@ -13,7 +13,8 @@ from ouroboros.api import build
 from ouroboros.config import FeedForwardSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.recipes import recipe
-from ouroboros.systems.delta.report import Look, look_at
+from ouroboros.systems.delta.measure import record
+from ouroboros.systems.delta.report_charts import Look
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,17 @@ def delta_model() -> Callable[..., tuple[Any, Any, torch.Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def look(delta_model: Callable[..., tuple[Any, Any, torch.Tensor]]) -> Look:
+def look_of(delta_model: Callable[..., tuple[Any, Any, torch.Tensor]]) -> Callable[..., Look]:
+    """Makes a model as ``delta_model`` does, and looks at it."""
+
+    def look(*layout: str, **delta: Any) -> Look:
+        model, _, ids = delta_model(*layout, **delta)
+        return Look(schedule=model.schedule, records=record(model, ids))
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def look(look_of: Callable[..., Look]) -> Look:
     """Of a looped model with three value channels."""
-    model, made, ids = delta_model("1 (1)x2", values=3)
-    return look_at(model, made, ids)
+    return look_of("1 (1)x2", values=3)

@@ -15,7 +15,18 @@ from ouroboros.nn.delta import TokenCompressor
 from ouroboros.systems.delta.checkpoint import TABLE, our_layout, read_config, to_model
 
 D, V, K, HEADS, WIDTH, HIDDEN = 12, 2, 3, 2, 4, 32
-SETTINGS = {"ddl_k_eps": 1e-5, "block_size": 16}
+SETTINGS = {
+    "vocab_size": 9,
+    "hidden_size": D,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "head_dim": WIDTH,
+    "ddl_value_channels": V,
+    "ddl_state_shortconv_kernel_size": K,
+    "input_embed_shortconv_kernel_size": K,
+    "ddl_k_eps": 1e-5,
+    "block_size": 16,
+}
 
 
 def tensors(**changes: Tensor | None) -> dict[str, Tensor]:
@@ -54,14 +65,15 @@ def spec_of(given: dict[str, Tensor], settings: dict[str, Any]) -> ModelSpec:
     return model_of(given, settings).model.spec
 
 
-def test_sizes_are_read_from_tensors() -> None:
+def test_settings_and_tensors_become_the_specification() -> None:
     spec = spec_of(tensors(), SETTINGS)
     assert (spec.vocab_size, spec.hidden_size, spec.layout, spec.max_position_embeddings) == (9, D, "1", 16)
     mixer, residual = spec.block.mixer, spec.block.residual
     assert (mixer.num_heads, mixer.head_dim, spec.block.ffn.intermediate_size) == (HEADS, WIDTH, HIDDEN)
     assert (residual.values, residual.kernel, residual.compressor) == (V, K, "token")
     assert (residual.embedding_conv, residual.embedding_kernel, residual.eps) == (True, K, 1e-5)
-    assert spec_of(tensors(), {**SETTINGS, "ddl_value_channels": V, "hidden_size": D}) == spec
+    idle = {"ddl_state_dv_shortconv_causal": False, "model_type": "ddl", "q_activation": None}
+    assert spec_of(tensors(), {**SETTINGS, **idle}) == spec
 
 
 def test_the_model_computes_with_the_tensors() -> None:
@@ -93,12 +105,12 @@ def test_without_residual_parameters_it_is_the_additive_twin() -> None:
     twin = {
         name: t for name, t in tensors().items() if not any(p in name for p in ("ddl_", "compress", "read", "conv"))
     }
-    assert spec_of(twin, {}).block.residual.kind == "additive"
-    assert model_of(twin, {})(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 9)
+    assert spec_of(twin, SETTINGS).block.residual.kind == "additive"
+    assert model_of(twin, SETTINGS)(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 9)
 
 
 def test_constant_targets_ignore_the_stored_map() -> None:
-    spec = spec_of(tensors(), {"ddl_v_constant": True})
+    spec = spec_of(tensors(), {**SETTINGS, "ddl_v_constant": True})
     assert spec.block.residual.value == "constant"
 
 
@@ -108,16 +120,17 @@ def test_constant_targets_ignore_the_stored_map() -> None:
         ({"transformer.wte.weight": None}, {}, "transformer.wte.weight missing"),
         ({"ln_f.weight": None}, {}, "ln_f.weight missing"),
         ({"transformer.h.0.ln_1.weight": None}, {}, "do not belong together: .*input_layernorm"),
-        ({"transformer.h.2.ln_1.weight": torch.ones(D)}, {}, r"holds? blocks \[0, 2\]"),
+        ({"transformer.h.2.ln_1.weight": torch.ones(D)}, {}, "do not belong together: .*layers.2.input_layernorm"),
         ({"lm_head.weight": torch.ones(9, D)}, {}, "lm_head.weight differs from transformer.wte.weight"),
-        ({}, {"hidden_size": 24}, "hidden_size is 24 in the settings, but the tensors say 12"),
-        ({}, {"ddl_value_channels": 4}, "ouroboros_value_channels is 4 in the settings, but the tensors say 2"),
-        ({}, {"model_type": "ddl"}, "unknown field 'model_type'"),
+        ({}, {"hidden_size": 24}, "do not belong together: "),
+        ({}, {"ddl_value_channels": 4}, "do not belong together: "),
+        ({}, {"model_tipe": "ddl"}, "unknown key 'model_tipe'"),
+        ({}, {"ddl_state_dv_shortconv_causal": True}, "unknown key"),
         ({"readout.shortconv.weight": torch.ones(9, K)}, {}, r"shape \(9, 3\), expected filters of 2 value channels"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OuroborosError, match=message) as caught:
-        model_of(tensors(**changes), settings)
+        model_of(tensors(**changes), {**SETTINGS, **settings})
     assert "\n" not in str(caught.value)
