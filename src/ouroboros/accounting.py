@@ -6,11 +6,14 @@ Parameters are a sum over blocks, arithmetic and cache sums over visits; what ea
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ouroboros.config import BlockSpec, ModelSpec
-from ouroboros.schedule import Schedule
+from ouroboros.config import BlockSpec, ModelSpec, fields_by_path
+from ouroboros.config.part import Place, of_kind
+from ouroboros.schedule import Schedule, Segment
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def describe(spec: ModelSpec, *, context: int = 512) -> str:
         names = [f"[{block}]" for block in segment.blocks]
         shown = "-".join(names) if len(names) <= 8 else f"{names[0]}-..-{names[-1]}"
         lines.append(f"    {shown}" + (f"  {segment.name}" if segment.name else ""))
-        lines += [f"      {line}" for line in _differences(spec, segment.blocks)]
+        lines += [f"      {line}" for line in _differences(spec, segment)]
         if segment.looped:
             lines.append(f"    ^{'_' * (len(shown) - 2)}|  x {segment.loops}")
         lines.append("    |")
@@ -131,10 +134,28 @@ def describe(spec: ModelSpec, *, context: int = 512) -> str:
     return "\n".join(lines)
 
 
-def _differences(spec: ModelSpec, blocks: range) -> Iterator[str]:
-    """How blocks differ from the model's own, in words."""
-    for override in spec.overrides:
-        hit = [block for block in spec.schedule.blocks_at(override.where) if block in blocks]
-        if hit:
-            which = "" if hit == list(blocks) else f"[{hit[0]}]" + (f" to [{hit[-1]}]" if len(hit) > 1 else "") + ": "
-            yield which + ", ".join(f"{path} = {value}" for path, value in override.set.items())
+def _differences(spec: ModelSpec, segment: Segment) -> Iterator[str]:
+    """How the blocks of a segment differ from the model's own, in words; where they are visited again, nothing."""
+    blocks = [] if segment.again else segment.blocks
+    found = [(block, _own_options(spec, Place(segment, block))) for block in blocks]
+    for options, group in itertools.groupby(found, lambda pair: pair[1]):
+        first, *rest = [block for block, _ in group]
+        which = f"[{first}]" + (f" to [{rest[-1]}]" if rest else "") + ": "
+        if options:
+            yield options if len(rest) + 1 == segment.num_blocks else which + options
+
+
+def _own_options(spec: ModelSpec, place: Place) -> str:
+    """What a block has that the model's own would not have at its place, by dotted path."""
+    assert place.block is not None
+    found, own = spec.blocks[place.block], spec.block.at(place)
+    parts = {name: (getattr(found, name), getattr(own, name)) for name in ("mixer", "ffn", "norm", "residual")}
+    other = {name: there.kind for name, (there, here) in parts.items() if there.kind != here.kind}
+    # What another kind of part has by default is not worth saying, nor what it has in common with the present one.
+    changed = dataclasses.replace(own, **{n: of_kind(parts[n][1], kind).at(place) for n, kind in other.items()})
+    usual = fields_by_path(changed) | fields_by_path(own)
+    words = [f"{name} = {kind}" for name, kind in other.items()]
+    for path, value in fields_by_path(found).items():
+        if value != usual[path] and not path.endswith(".kind"):
+            words.append(f"{path} = {' '.join(map(str, value)) if isinstance(value, list) else value}")
+    return ", ".join(words)

@@ -24,7 +24,7 @@ from ouroboros.errors import OuroborosError, check
 
 _NAME = "[A-Za-z_][A-Za-z0-9_-]*"
 _SEGMENT = re.compile(
-    rf"\s*(?:(?P<again>{_NAME})(?!\S)|(?:(?P<name>{_NAME}):\s*)?"
+    rf"\s*(?:(?P<again>(?!x[0-9]*(?!\S)){_NAME})(?!\S)|(?:(?P<name>{_NAME}):\s*)?"
     r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+)))"
 )
 _MAX_VISITS = 100_000

@@ -56,7 +56,7 @@ def build(case: dict[str, Any], path: Path, context: int) -> OuroborosForCausalL
 
 
 def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
-    """Logits, loss, streams behind every block and the gradient of every parameter."""
+    """Logits, which see no later token, loss, streams behind every block and the gradient of every parameter."""
     tensors = load_file(path.with_suffix(".safetensors"))
     settings, quantised = settings_of(case)
     ids, targets = tensors["ids"].long(), tensors["targets"].long()
@@ -81,6 +81,7 @@ def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
             if found is not None:
                 torch.testing.assert_close(found, expected, **within, msg=lambda text, name=name: f"{name}: {text}")
         loss.backward()
+        no_logit_sees_a_later_token(model, ids, logits, within)
     unread = set(case["unreached_parameters"])
     published = below(tensors, "grad/")
     assert all(not published[name].any() for name in unread)
@@ -93,6 +94,18 @@ def whole_model(case: dict[str, Any], path: Path, work: Path) -> None:
         torch.testing.assert_close(found, gradient, **close, msg=lambda text, name=name: f"{name}: {text}")
     assert set(ours) - {"lm_head.weight"} == set(expected) - {"lm_head.weight"}
     assert sum(p.numel() for p in model.parameters()) == cost(model.model.spec).parameters
+
+
+def no_logit_sees_a_later_token(
+    model: OuroborosForCausalLM, ids: Tensor, logits: Tensor, within: dict[str, float]
+) -> None:
+    """Another last token changes the last logits alone."""
+    changed = ids.clone()
+    changed[:, -1] = (ids[:, -1] + 1) % model.config.vocab_size
+    with torch.no_grad():
+        after = model(changed, use_cache=False).logits
+    torch.testing.assert_close(after[:, :-1], logits[:, :-1], **within)
+    assert not torch.allclose(after[:, -1], logits[:, -1], atol=1e-3)
 
 
 def name_of(settings: Published, block: int, loop: int) -> str:

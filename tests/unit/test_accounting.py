@@ -239,17 +239,27 @@ def test_blocks_that_differ() -> None:
     more = cost(spec, loops=4).flops_per_token - cost(spec).flops_per_token
     assert more == cost(SPEC, loops=4).flops_per_token - cost(SPEC).flops_per_token + 2 * 2 * wide
     text = describe(spec)
-    assert "[1]-[2]  wide" in text and "ffn.intermediate_size = 40, mixer.num_kv_heads = 4" in text
-    assert "mixer.k_shift = True" in text and text.isascii()
+    assert "[1]-[2]  wide" in text and "mixer.num_kv_heads = 4, ffn.intermediate_size = 40\n" in text
+    assert "mixer.k_shift = True" in text and "mixer = osam, mixer.buckets = 9\n" in text and text.isascii()
 
 
 def test_drawing_says_which_blocks_of_a_segment_differ() -> None:
-    overrides = tuple(BlockOverride(where=where, set={"dropout": 0.1}) for where in ("1", "2-3", "0-4"))
-    lines = [line.strip() for line in describe(change(layout="5", overrides=overrides)).splitlines()]
-    assert [line for line in lines if "dropout" in line] == [
+    def drawn(layout: str, *changes: tuple[str, dict[str, Any]], **given: Any) -> list[str]:
+        overrides = tuple(BlockOverride(where=where, set=options) for where, options in changes)
+        lines = describe(change(layout=layout, overrides=overrides, **given)).splitlines()
+        return [line.strip() for line in lines if " = " in line]
+
+    assert drawn("5", ("1", {"dropout": 0.1}), ("2-3", {"dropout": 0.2}), ("4", {"dropout": 0.0})) == [
         "[1]: dropout = 0.1",
-        "[2] to [3]: dropout = 0.1",
-        "dropout = 0.1",
+        "[2] to [3]: dropout = 0.2",
+    ], "what is as everywhere is not said"
+    assert drawn("a:2 1 a", ("0-1", {"dropout": 0.1})) == ["dropout = 0.1"], "of the blocks, not of each visit"
+    scaled = RMSNormSpec(depth_scale=True)
+    found = drawn("3", ("0", {"norm.depth": 1}), ("1", {"norm.depth": 5}), norm=scaled)
+    assert found == ["[1]: norm.depth = 5"], "a depth that the block has anyway is not said"
+    choke = {"kind": "choke", "intermediate_size": F, "choke_size": 4, "loops": 2}
+    assert drawn("1 (1)x2", ("1", {"ffn": choke, "mixer.rope.loop_scales": [9.0, 1.0]})) == [
+        "ffn = choke, mixer.rope.loop_scales = 9.0 1.0, ffn.choke_size = 4"
     ]
 
 

@@ -78,6 +78,34 @@ def test_named_segments() -> None:
 
 
 @pytest.mark.parametrize(
+    ("layout", "blocks", "loops"),
+    [
+        ("a:2 3 a", [0, 1, 2, 3, 4, 0, 1], [0, 0, 0, 0, 0, 1, 1]),
+        ("1 s:1 1 s 1 s", [0, 1, 2, 1, 3, 1], [0, 0, 0, 1, 0, 2]),
+        ("a:(1)x3 b:1 a b a", [0, 0, 0, 1, 0, 1, 0], [0, 1, 2, 0, 3, 1, 4]),
+    ],
+)
+def test_named_segments_are_visited_again(layout: str, blocks: list[int], loops: list[int]) -> None:
+    schedule = parse(layout)
+    assert [visit.block for visit in schedule.visits] == blocks
+    assert [visit.loop for visit in schedule.visits] == loops
+    assert schedule.num_visits == len(blocks) and schedule.num_blocks == len(set(blocks))
+    assert sum(segment.num_blocks for segment in schedule.stored) == schedule.num_blocks
+    assert schedule.last_slots == {len(blocks) - 1 - blocks[::-1].index(block) for block in set(blocks)}
+    assert schedule.notation == layout and parse(schedule.notation) == schedule
+    assert schedule.blocks_at(layout[layout.index(":") - 1]) == schedule.stored[layout[0] == "1"].blocks
+
+
+def test_visited_again_without_its_loop() -> None:
+    schedule = parse("a:(2)x3 1 a")
+    assert schedule.with_loops(5).notation == "a:(2)x5 1 a"
+    assert [segment.looped for segment in schedule.segments] == [True, False, False] and schedule.loops == 3
+    assert not parse("a:2 a").is_looped
+    with pytest.raises(OuroborosError, match="'a:2 a' has no loop"):
+        parse("a:2 a").with_loops(2)
+
+
+@pytest.mark.parametrize(
     ("where", "blocks"),
     [("wide", range(1, 3)), ("end", range(3, 5)), ("0", range(1)), ("2-4", range(2, 5)), ("3-3", range(3, 4))],
 )
@@ -121,11 +149,14 @@ def test_a_loop_of_one_is_still_a_loop() -> None:
         ("2 (1)", 3, "unexpected '(1)'"),
         ("(1) 2", 1, "unexpected"),
         ("()x2", 1, "unexpected"),
-        ("2 x3", 3, "no segment before it is named 'x3'"),
+        ("2 x3", 3, "unexpected 'x3'"),
         ("-1", 1, "unexpected '-1'"),
         ("1.5", 2, "unexpected '.5'"),
         ("2 two", 3, "no segment before it is named 'two'"),
         ("(1)x2 (2)y3", 7, "unexpected '(2)y3'"),
+        ("a a:2", 1, "no segment before it is named 'a'"),
+        ("a:2 a:2", 5, "the name 'a' is given twice"),
+        ("a:60000 a", 9, "more than 100000 visits"),
         ("(1)x999999999", 1, "more than 100000 visits"),
         ("5 99999999999999999999", 3, "more than 100000 visits"),
         ("a:1 a:(1)x2", 5, "the name 'a' is given twice"),

@@ -239,7 +239,7 @@ class NormPart(Part):
     ``final`` leaves the norm before the head alone."""
     eps: float = 1e-6
     """Added to the variance or mean square before its root is taken."""
-    depth_scale: bool = False
+    depth_scale: bool = field(default=False, metadata=needs("placement", "pre", "sandwich"))
     """Divide what a block's norms return by the square root of the block's depth, which is its number counted from 1;
     later blocks then change the stream less. The norm before the head is left as it is."""
     depth: int | None = field(default=None, metadata=needs("depth_scale"))
@@ -256,7 +256,7 @@ class NormPart(Part):
     @property
     def final(self) -> Self:
         """The norm before the head."""
-        return self.replace(depth_scale=False, depth=None)
+        return self.replace(depth_scale=False)
 
     @property
     def factor(self) -> float:
@@ -381,6 +381,18 @@ class HeadPart(Part):
 @dataclass(frozen=True, kw_only=True)
 class TopologyPart(Part):
     """How visits are wired."""
+
+    def crossed(self, model: ModelSpec) -> frozenset[int]:
+        """Blocks that are shown another stream than the one they run on."""
+        return frozenset()
+
+    def check(self, model: ModelSpec) -> None:
+        for number, block in enumerate(model.blocks):
+            check(
+                not block.mixer.reads_other or number in self.crossed(model),
+                f"mixer {block.mixer.kind!r} of block {number} looks at another stream, and topology {self.kind!r}"
+                " shows it none: see topology helix in docs/systems/crawler.md",
+            )
 
     def parameters(self, model: ModelSpec) -> int:
         """Trainable numbers besides blocks and loop parts."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ouroboros.config import ModelSpec
 from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.nn.part import Init, Projection, Started, ZeroProjection
-from ouroboros.nn.topology import MAIN, Event, RunBlock, Step
+from ouroboros.nn.topology import MAIN, Event, RunBlock, Step, by_segment
 from ouroboros.nn.unet import Skips, UNet
 from ouroboros.schedule import Schedule
 
@@ -63,43 +63,48 @@ class Helix(UNet):
     def steps(self, schedule: Schedule) -> Iterator[Step]:
         """The visits in order; hints around those of the second stream, and the sum of both streams at the end."""
         adding, saving = self.events(schedule)
-        visits, last = iter(schedule.visits), schedule.last_slots
         early, time = self._early(schedule), 0
-        waiting: list[Event] = []  # skips that are saved before the first stream goes on
+        waiting: list[Step] = []  # skips that are saved before the first stream goes on
         yield Event(self.exchange.begin)
-        for segment in schedule.segments:
-            here = [next(visits) for _ in segment.blocks]
-            if segment.name == self.helix.stream:
+        for segment, steps in by_segment(schedule):
+            if self.helix.runs_second(segment):
                 row = min(time, early) if self.helix.visit_embedding == "halves" else time
                 yield Event(functools.partial(self.exchange.before, row))
-                for visit in here:
-                    other = MAIN if visit.block in self.reading else None
-                    yield RunBlock(visit, visit.slot in last, stream=SECOND, other=other)
+                yield from (self._elsewhere(step, SECOND, MAIN) for step in steps)
                 yield Event(self.exchange.after)
                 time += 1
             elif segment.name in self.helix.bridge_names:
                 asking, other = (SECOND, MAIN) if segment.name == UP else (MAIN, SECOND)
                 yield Event(functools.partial(_ask, segment.name, asking))
-                yield from (RunBlock(v, v.slot in last, stream=segment.name, other=other) for v in here)
+                yield from (self._elsewhere(step, segment.name, other) for step in steps)
             else:
-                for visit in here:
+                yield from waiting
+                waiting = []
+                for step in steps:
+                    slot = step.visit.slot if isinstance(step, RunBlock) else -1
                     yield from waiting
-                    waiting.clear()
-                    if visit.slot in adding:
-                        yield adding[visit.slot]
-                    yield RunBlock(visit, visit.slot in last)
-                    if visit.slot in saving and self.helix.skip_after_hint:
-                        waiting.append(saving[visit.slot])
-                    elif visit.slot in saving:
-                        yield saving[visit.slot]
+                    waiting = []
+                    if slot in adding:
+                        yield adding[slot]
+                    yield step
+                    if slot in saving:
+                        waiting.append(saving[slot])
+                if not self.helix.skip_after_hint:
+                    yield from waiting
+                    waiting = []
         yield Event(self.exchange.end)
+
+    def _elsewhere(self, step: Step, stream: str, other: str) -> Step:
+        """A visit on another stream; blocks that look at the other one are told which."""
+        assert isinstance(step, RunBlock)
+        return step._replace(stream=stream, other=other if step.visit.block in self.reading else None)
 
     def _early(self, schedule: Schedule) -> int:
         """How often the second stream runs in the first half of the first."""
         slots = [visit.slot for visit in self.spec.paired(schedule)]
-        middle, visits = slots[len(slots) // 2], iter(schedule.visits)
-        ends = [(max(next(visits).slot for _ in segment.blocks), segment.name) for segment in schedule.segments]
-        return sum(slot < middle for slot, name in ends if name == self.helix.stream)
+        middle = slots[len(slots) // 2]
+        runs = [steps[0] for segment, steps in by_segment(schedule) if self.helix.runs_second(segment)]
+        return sum(step.visit.slot < middle for step in runs if isinstance(step, RunBlock))
 
 
 def _ask(name: str, asking: str, streams: dict[str, Tensor]) -> None:

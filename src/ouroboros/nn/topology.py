@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
 from ouroboros.config.parts.topology import ChainSpec
-from ouroboros.schedule import Schedule, Visit
+from ouroboros.schedule import Schedule, Segment, Visit
 
 MAIN = "main"
 """The stream that begins as the embeddings and that the head reads."""
@@ -75,21 +75,25 @@ class Event(NamedTuple):
 Step = RunBlock | EnterLoop | LeaveLoop | Event
 
 
-def segment_steps(schedule: Schedule, stream: str = MAIN) -> Iterator[Step]:
-    """The steps of all segments one after the other: what most topologies are made of."""
+def by_segment(schedule: Schedule) -> Iterator[tuple[Segment, list[Step]]]:
+    """Every segment with its visits and, around each of its loops, the loop parts; all on the main stream."""
     visits, last = iter(schedule.visits), schedule.last_slots
     looped = 0
     for index, segment in enumerate(schedule.segments):
+        steps: list[Step] = []
         for loop in range(segment.loops):
             left = segment.loops - loop
-            if segment.looped:
-                yield EnterLoop(index, looped, loop, left, stream)
-            for _ in segment.blocks:
-                visit = next(visits)
-                yield RunBlock(visit, visit.slot in last, left, stream)
-            if segment.looped:
-                yield LeaveLoop(index, looped, loop, left, stream)
+            inner = [RunBlock(visit, visit.slot in last, left) for _, visit in zip(segment.blocks, visits)]
+            around = (index, looped, loop, left)
+            steps += [EnterLoop(*around), *inner, LeaveLoop(*around)] if segment.looped else inner
         looped += segment.looped
+        yield segment, steps
+
+
+def segment_steps(schedule: Schedule) -> Iterator[Step]:
+    """The steps of all segments one after the other: what most topologies are made of."""
+    for _, steps in by_segment(schedule):
+        yield from steps
 
 
 class Chain(nn.Module):

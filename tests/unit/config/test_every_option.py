@@ -21,6 +21,7 @@ import torch
 
 from ouroboros.config import (
     AttentionSpec,
+    BlockOverride,
     DataSpec,
     DistilledTraining,
     FilterSpec,
@@ -31,7 +32,7 @@ from ouroboros.config import (
     Recipe,
     TrainSpec,
 )
-from ouroboros.config.codec import type_hints
+from ouroboros.config.codec import to_dict, type_hints
 from ouroboros.config.needs import idle
 from ouroboros.config.part import (
     FeedForwardPart,
@@ -41,12 +42,16 @@ from ouroboros.config.part import (
     NormPart,
     ResidualPart,
     StemPart,
+    TopologyPart,
     kinds,
 )
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
+from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.config.parts.loop import RecurrenceGateSpec
 from ouroboros.config.parts.osam import OsamSpec
+from ouroboros.config.parts.tap import TapSpec
+from ouroboros.config.parts.values import ValueEmbeddingSpec
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
@@ -65,10 +70,32 @@ BASE = ModelSpec(layout="1 (1)x3", vocab_size=19, hidden_size=16, max_position_e
 )
 IN_BLOCK = {MixerPart: "mixer", FeedForwardPart: "ffn", NormPart: "norm", ResidualPart: "residual"}
 LISTED = {StemPart: "stem", LoopPart: "loop"}
+TWO_STREAMS = "1 up:1 down:1 second:1 1 up down second third:1 1"
+"""A layout for two streams, of which the segment ``third`` may be the second one as well."""
+
+
+def two_streams(part: HelixSpec, second: Any = None, **changes: Any) -> ModelSpec:
+    """A model of two streams; ``second`` is the mixer of the second one's block."""
+    bridge = {"mixer": "cross", "ffn": "none", "residual": "none"} if part.bridges == "attention" else {}
+    options = {"up": bridge, "down": bridge, "second": {} if second is None else {"mixer": to_dict(second)}}
+    overrides = tuple(BlockOverride(where=where, set=chosen) for where, chosen in options.items() if chosen)
+    return BASE.replace(layout=TWO_STREAMS, topology=part, overrides=overrides, **changes)
 
 
 def placed(part: Any) -> ModelSpec:
-    """The base with this part in it."""
+    """The base with this part in it, and with what the part cannot do without."""
+    if isinstance(part, HelixSpec):
+        return two_streams(part)
+    if isinstance(part, TopologyPart):
+        return BASE.replace(layout="2 (1)x2 2", topology=part)
+    if isinstance(part, TapSpec):
+        return BASE.replace(layout="2 (1)x3", loop=(part,))
+    stem = (ValueEmbeddingSpec(width=4),) if isinstance(part, AttentionSpec) and part.value_embedding else ()
+    if isinstance(part, MixerPart) and part.reads_other:
+        first = part.value_residual if isinstance(part, AttentionSpec) else None
+        return two_streams(HelixSpec(), part, stem=stem, mixer=AttentionSpec(value_residual=first))
+    if isinstance(part, MixerPart):
+        return BASE.replace(mixer=part, stem=stem)
     for family, name in IN_BLOCK.items():
         if isinstance(part, family):
             return BASE.replace(**{name: part})
@@ -92,7 +119,13 @@ def open_questions(
 
 
 SWITCHED: dict[str, list[dict[str, Any]]] = {
-    "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}],
+    "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope"}],
+    "SplitAttentionSpec": [{"num_heads": 2}, {"qk_norm": "before_rope"}],
+    "ChokeSpec": [{"shape": "grouped"}, {"activation": "leaky_relu2"}],
+    "RMSNormSpec": [{"depth_scale": True}],
+    "LayerNormSpec": [{"depth_scale": True}],
+    "UNetSpec": [{"skips": 1}],
+    "HelixSpec": [{"merge": "sigmoid"}],
     "LatentAttentionSpec": [{"rope_dim": 4}],
     "BottleneckAttentionSpec": [{"num_heads": 2}],
     "OsamSpec": [{"decay": True, "buckets": 40, "frequencies": 4, "detach_state": False}],
@@ -103,7 +136,10 @@ SWITCHED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 """Settings in which options act that do nothing by default."""
-MEMBERS = [member for family in (*IN_BLOCK, *LISTED, HeadPart) for member in dict.fromkeys(kinds(family).values())]
+FAMILIES = (*IN_BLOCK, *LISTED, HeadPart, TopologyPart)
+MEMBERS = [member for family in FAMILIES for member in dict.fromkeys(kinds(family).values())]
+OTHER_VALUES = {"loop_scales": ((9.0, 1.0),), "blocks": ((1,),), "stream": ("third",), "merge_cap": (0.3,)}
+"""Values of options for which none is guessed."""
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__name__)
@@ -114,7 +150,7 @@ def test_every_option_of_a_part_acts_or_is_refused(member: Any) -> None:
     for given in starts:
         before = behaviour(placed(given))
         refused = {path for path, _ in idle(given)}
-        for name, changed in open_questions(options(given), refused, acts):
+        for name, changed in open_questions(options(given, OTHER_VALUES), refused, acts):
             try:
                 model = placed(changed)
             except OuroborosError:

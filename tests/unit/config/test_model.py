@@ -110,7 +110,8 @@ class TestOverrides:
             ("0", {"ffn.intermediate_size": "wide"}, r"overrides: ffn\.intermediate_size: .*valid integer"),
             ("0", {"mixer": "osma"}, "overrides.*unknown kind 'osma'; did you mean 'osam'"),
             ("0", {"mixer.num_heads": 3}, "multiple of mixer.num_heads"),
-            ("0", {"residual": "delta"}, "every block must have the same kind of residual"),
+            ("0", {"residual": {"kind": "delta", "values": 2}}, "must join to the same form of stream"),
+            ("0", {"mixer": "cross"}, "mixer 'cross' of block 0 looks at another stream, and topology 'chain' shows"),
         ],
         ids=str,
     )

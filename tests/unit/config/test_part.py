@@ -25,21 +25,22 @@ from ouroboros.config import (
     from_dict,
     to_dict,
 )
-from ouroboros.config.part import _KINDS, _MODULES, build, family, is_family, kinds, module_of, part
+from ouroboros.config.part import _KINDS, _MODULES, Place, build, family, is_family, kinds, module_of, part
 from ouroboros.errors import OuroborosError
 from ouroboros.schedule import parse
 
 SHIPPED = {
-    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"},
-    FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "none"},
+    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule", "cross", "split"},
+    FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "choke", "none"},
     NormPart: {"rms", "layer"},
-    ResidualPart: {"additive", "delta"},
+    ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
-        *("flow", "inject", "embedding", "loop_smear", "anchor", "hyper", "norm", "gate", "gain", "contractive"),
+        *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
+        *("norm", "gate", "gain", "contractive"),
     },
-    StemPart: {"ngram", "norm", "positions", "smear"},
+    StemPart: {"ngram", "norm", "positions", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},
-    TopologyPart: {"chain"},
+    TopologyPart: {"chain", "unet", "helix"},
 }
 
 
@@ -103,17 +104,23 @@ def test_what_a_part_does_not_say_is_plain() -> None:
     assert mixer.prefix_flops(8) == (0, 0) and not (mixer.rebuilds_keys or mixer.flops_are_rounded)
     assert mixer.cache_values(8) == mixer.state_values(8) == mixer.recent_values(8) == 0
     assert list(mixer.warnings(model)) == [] and mixer.check(model) is None
-    assert residual.channels == 1
+    assert residual.channels == 1 and residual.form == "vector" and residual.entrance_parameters(8) == 0
     assert (
         residual.parameters(8) == residual.flops(8) == residual.reader_parameters(8) == residual.reader_values(8) == 0
     )
     assert residual.start_parameters(8) == residual.start_values(8) == 0
+    assert mixer.at(Place(parse("3").segments[0], 1)) is mixer and not mixer.reads_other
     loop, stem, topology = LoopPart(kind="x"), StemPart(kind="x"), TopologyPart(kind="x")
-    assert loop.parameters(8, 3) == loop.flops(8, 3) == 0 and LoopPart.neutral() == ()
+    assert loop.parameters(8, 3) == loop.flops(8, 3) == 0 and LoopPart.neutral() == loop.watches == ()
     assert stem.parameters(model) == stem.flops(model) == stem.recent_values(8) == 0 and stem.longest(model) is None
-    assert topology.parameters(model) == topology.flops(model, parse("3")) == 0
+    assert topology.parameters(model) == topology.flops(model, parse("3")) == 0 and topology.crossed(model) == set()
     assert HeadPart(kind="x").flops(model) == 2 * 257 * 256 and HeadPart(kind="x").parameters(model) == 0
-    assert not StemPart.replaces_rotary and not FeedForwardSpec.absent and NoFeedForwardSpec().absent
+    assert (
+        not StemPart.replaces_rotary
+        and not StemPart.provides
+        and not FeedForwardSpec.absent
+        and NoFeedForwardSpec().absent
+    )
 
 
 def test_specifications_need_no_framework() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import AttentionSpec, RopeSpec
-from ouroboros.nn.attention import Attention, attend
+from ouroboros.nn.attention import Attention, attend, exclude
 from ouroboros.nn.memory import Recorder
 from ouroboros.nn.rope import Rope, rotate
 from ouroboros.nn.visit import VisitContext
@@ -25,7 +25,7 @@ def given(spec: AttentionSpec, mask: Tensor | None = None, length: int = T) -> V
     return VisitContext(rope(torch.arange(length)[None]), mask)
 
 
-def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
     return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
@@ -57,7 +57,14 @@ def naive(layer: Attention, x: Tensor, inputs: VisitContext, allowed: Tensor) ->
         q, k, v = layer.q_proj(x), layer.k_proj(x), layer.v_proj(x)
         q, k, v = q[..., h * C : (h + 1) * C], k[..., kv * C : (kv + 1) * C], v[..., kv * C : (kv + 1) * C]
         if spec.qk_norm == "before_rope":
-            q, k = rms(q, layer.q_norm.weight, 1e-6), rms(k, layer.k_norm.weight, 1e-6)
+            q, k = (
+                rms(t, 1 if n.weight is None else n.weight, 1e-6) for t, n in ((q, layer.q_norm), (k, layer.k_norm))
+            )
+        if spec.value_embedding:
+            v = v + layer.value_scale * inputs.carried["values"][..., kv * C : (kv + 1) * C]
+        if spec.value_residual is not None:
+            own, first = layer.value_mix
+            v = own * v + first * inputs.carried["first_values"][..., kv * C : (kv + 1) * C]
         k, v = mixed(layer, "k", k, x, kv), mixed(layer, "v", v, x, kv)
         q, k, v = (FUNCTIONS[getattr(spec, f"{n}_activation")](t) for n, t in zip("qkv", (q, k, v)))
         q, k = (rotate(t[:, None], *inputs.rotary)[:, 0] for t in (q, k))
@@ -67,11 +74,16 @@ def naive(layer: Attention, x: Tensor, inputs: VisitContext, allowed: Tensor) ->
             q = q * layer.query_gain[h]
         scores = (q @ k.mT / math.sqrt(C)).masked_fill(~allowed, -math.inf)
         y = scores.softmax(-1) @ v
+        if spec.exclusive:
+            direction = v / v.norm(dim=-1, keepdim=True)
+            y = y - (y * direction).sum(-1, keepdim=True) * direction
         if spec.head_norm or spec.output_gate:
             y = rms(y, layer.head_norm.weight, 1e-6)
         if spec.output_gate:
             gate = layer.gate_proj(x)[..., h * C : (h + 1) * C]
             y = y * gate * torch.sigmoid(gate)
+        if spec.head_gate:
+            y = y * 2 * torch.sigmoid(x @ layer.head_gate.weight[h])[..., None]
         heads.append(y)
     return layer.o_proj(torch.cat(heads, dim=-1))
 
@@ -101,12 +113,19 @@ def build(**changes: Any) -> Attention:
         {"head_norm": True, "head_dim": 10},
         {"output_gate": True, "num_kv_heads": 2},
         {"output_gate": True, "head_norm": True, "v_activation": "silu"},
+        {"qk_norm": "before_rope", "qk_norm_gain": False},
+        {"head_gate": True, "head_norm": True},
+        {"exclusive": True},
+        {"exclusive": True, "num_kv_heads": 2, "head_gate": True, "v_activation": "silu"},
+        {"num_heads": 6, "num_kv_heads": 3, "exclusive": True, "value_embedding": True},
+        {"num_kv_heads": 2, "value_embedding": True, "value_residual": 0.3, "v_shift": True},
     ],
     ids=str,
 )
 def test_causal_formula(changes: dict[str, Any]) -> None:
     layer, x = build(**changes), torch.randn(2, T, HIDDEN)
-    inputs = given(layer.spec)
+    values = torch.randn(2, 2, T, layer.spec.kv_heads * layer.head_dim)
+    inputs = given(layer.spec)._replace(carried={"values": values[0], "first_values": values[1]})
     torch.testing.assert_close(
         layer(x, inputs), naive(layer, x, inputs, torch.ones(T, T).tril().bool()), rtol=1e-4, atol=1e-5
     )
@@ -168,6 +187,39 @@ def test_query_gain_starts_at_its_value() -> None:
     layer.reset_parameters()
     assert torch.equal(layer.query_gain, torch.full((4,), 1.5))
     assert not hasattr(Attention(AttentionSpec(num_heads=4), HIDDEN, 1e-6), "query_gain")
+
+
+def test_the_first_visit_hands_its_values_on() -> None:
+    """With what the stem adds, before the mixing; the first visit mixes them with themselves."""
+    first, later = (build(num_kv_heads=2, value_residual=0.3, value_embedding=True) for _ in range(2))
+    x, stem = torch.randn(2, T, HIDDEN), torch.randn(2, T, 2 * first.head_dim)
+    carried: dict[str, Tensor] = {"values": stem}
+    inputs = given(first.spec)._replace(carried=carried)
+    first(x, inputs._replace(first=True))
+    torch.testing.assert_close(carried["first_values"], first.v_proj(x) + first.value_scale * stem)
+    kept = carried["first_values"]
+    later(x, inputs)
+    assert carried["first_values"] is kept
+
+
+def test_new_options_start_where_they_say() -> None:
+    spec = AttentionSpec(num_heads=4, value_residual=0.3, head_gate=True, value_embedding=True)
+    layer, plain = Attention(spec, HIDDEN, 1e-6), Attention(AttentionSpec(num_heads=4), HIDDEN, 1e-6)
+    for parameter in (layer.value_mix, layer.value_scale, layer.head_gate.weight):
+        torch.nn.init.normal_(parameter)
+    layer.reset_parameters()
+    layer.head_gate.reset_parameters()
+    torch.testing.assert_close(layer.value_mix.data, torch.tensor([0.7, 0.3]))
+    assert layer.value_scale.tolist() == [1.0] and not layer.head_gate.weight.any()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    x, carried = torch.randn(1, T, HIDDEN), {"values": torch.zeros(1, T, HIDDEN)}
+    mixed = layer(x, given(spec)._replace(carried=carried, first=True))
+    torch.testing.assert_close(mixed, plain(x, given(spec)))
+
+
+def test_xsa_of_a_value_that_is_nothing() -> None:
+    y, v = torch.randn(1, 2, 3, 4), torch.zeros(1, 1, 3, 4)
+    assert torch.equal(exclude(y, v), y)
 
 
 def test_options_that_are_off_leave_nothing_behind() -> None:

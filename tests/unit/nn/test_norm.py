@@ -100,3 +100,21 @@ def test_autocast_does_not_round_the_norm():
     with torch.autocast("cpu", torch.bfloat16):
         found = rms_norm(x, weight, 1e-5, once=True)
     assert torch.equal(found, rms_norm(x, weight, 1e-5, once=True)) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("spec", [RMSNormSpec(), RMSNormSpec(gain=False), LayerNormSpec()], ids=str)
+def test_depth_scale(spec: NormPart) -> None:
+    """What the norm returns, divided by the root of the depth."""
+    x, scaled = torch.randn(2, 5, 6), build(spec.replace(depth_scale=True, depth=4), 6)
+    plain = build(spec, 6)
+    for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
+        ours.data.copy_(torch.nn.init.normal_(theirs))
+    torch.testing.assert_close(scaled(x), plain(x) / 2)
+    assert torch.equal(build(spec.replace(depth=4), 6)(x), build(spec, 6)(x)), "a depth alone does nothing"
+
+
+def test_without_a_gain() -> None:
+    norm, x = build(RMSNormSpec(gain=False, eps=1e-3), 6), torch.randn(2, 5, 6, requires_grad=True)
+    assert list(norm.parameters()) == []
+    torch.testing.assert_close(norm(x), x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-3))
+    norm.reset_parameters()

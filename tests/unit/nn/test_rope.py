@@ -8,8 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ouroboros.config import RopeSpec
+from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, ModelSpec, RopeSpec
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.executor import observe
+from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.rope import Rope, rotate
+from ouroboros.nn.visit import VisitContext
 
 
 def complex_rotation(x: Tensor, positions: Tensor, spec: RopeSpec) -> Tensor:
@@ -85,3 +89,25 @@ def test_has_no_weights() -> None:
     rope = Rope(RopeSpec(), 8)
     assert list(rope.parameters()) == []
     assert rope.state_dict() == {}
+
+
+def test_each_use_of_a_block_has_its_divisor_and_later_ones_the_last() -> None:
+    """Of the tables that the visits of a model are given; blocks that differ in the divisors alone have their own."""
+    override = BlockOverride(where="1", set={"mixer.rope.loop_scales": [9.0, 2.0], "mixer.rope.original_context": None})
+    rope = RopeSpec(original_context=8)
+    spec = ModelSpec(layout="1 (1)x2", vocab_size=11, hidden_size=16, max_position_embeddings=32, overrides=(override,))
+    spec = spec.replace(mixer=AttentionSpec(num_heads=2, rope=rope), ffn=FeedForwardSpec(intermediate_size=8))
+    model, found = OuroborosForCausalLM(OuroborosConfig.from_spec(spec)).eval(), {}
+
+    def keep(block: object, context: VisitContext, before: Tensor, after: Tensor) -> None:
+        assert context.visit is not None
+        found[context.visit.block, context.visit.loop] = context.rotary[0]
+
+    with observe(model, keep):
+        model(torch.arange(7)[None], loops=3, use_cache=False)
+    assert sorted(found) == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    exponents = torch.arange(4, dtype=torch.float64) / 4
+    for (block, loop), cos in found.items():
+        base, divisor = (10_000 * 4 ** (8 / 6), 1) if block == 0 else (10_000, [9, 2, 2][loop])
+        angles = torch.arange(7)[:, None] / divisor * base**-exponents
+        torch.testing.assert_close(cos[0, 0, :, :4].double(), angles.cos(), rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from ouroboros.config import ModelSpec
 from ouroboros.config.part import build
 from ouroboros.config.parts.topology import ChainSpec
-from ouroboros.nn.topology import MAIN, EnterLoop, Event, LeaveLoop, RunBlock, Step, segment_steps
+from ouroboros.nn.topology import MAIN, EnterLoop, Event, LeaveLoop, RunBlock, Step
 from ouroboros.schedule import Visit, parse
 
 LAYOUTS = ["3", "(1)x3", "(2)x2", "1 (1)x2 1", "1 (1)x2 1 (2)x3 1", "(1)x2 (1)x4"]
@@ -48,9 +48,7 @@ def test_loops_are_entered_and_left_with_what_is_left_of_them() -> None:
     ]
 
 
-def test_steps_of_another_stream_and_events_of_several() -> None:
-    assert {step.stream for step in segment_steps(parse("1 (1)x2"), "side")} == {"side"}
-
+def test_events_of_several_streams() -> None:
     class Executor:
         def __init__(self) -> None:
             self.streams = {MAIN: torch.ones(2), "side": torch.full((2,), 3.0)}

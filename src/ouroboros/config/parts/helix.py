@@ -55,9 +55,14 @@ class HelixSpec(UNetSpec):
         for name in ("merge_cap", "hint_cap"):
             value = getattr(self, name)
             check(value is None or value > 0, f"topology.{name} must be > 0 or null, got {value}")
+        check((self.merge_cap or 0) <= 1, f"topology.merge_cap must be <= 1 or null, got {self.merge_cap}")
 
     def pairs(self, segment: Segment) -> bool:
-        return segment.name not in (self.stream, *self.bridge_names)
+        return not segment.looped and segment.name not in (self.stream, *self.bridge_names)
+
+    def runs_second(self, segment: Segment) -> bool:
+        """Whether a segment runs on the second stream; a loop of its blocks is one of the first."""
+        return segment.name == self.stream and not segment.looped
 
     @property
     def bridge_names(self) -> tuple[str, ...]:
@@ -67,8 +72,7 @@ class HelixSpec(UNetSpec):
     def check(self, model: ModelSpec) -> None:
         super().check(model)
         segments, hint = model.schedule.segments, "see docs/systems/crawler.md"
-        check(not model.schedule.is_looped, f"topology helix runs layouts without loops, not {model.layout!r}; {hint}")
-        names = [segment.name for segment in segments if not self.pairs(segment)]
+        names = [segment.name for segment in segments if not (segment.looped or self.pairs(segment))]
         check(
             self.stream in names,
             f"topology helix: layout {model.layout!r} has no segment {self.stream!r}, the second stream's: write for"
@@ -80,10 +84,17 @@ class HelixSpec(UNetSpec):
             f"topology helix: in layout {model.layout!r} the segments {', '.join(map(repr, self.bridge_names))} must"
             f" stand before each {self.stream!r}; {hint}",
         )
+        for name in self.bridge_names:
+            looks = all(model.blocks[block].mixer.reads_other for block in model.schedule.blocks_at(name))
+            check(looks, f"topology.bridges attention: {name!r} needs --model.at.{name}.mixer cross; {hint}")
+
+    def crossed(self, model: ModelSpec) -> frozenset[int]:
+        named = (self.stream, *self.bridge_names)
+        return frozenset(b for s in model.schedule.stored if s.name in named and not s.looped for b in s.blocks)
 
     def times(self, schedule: Schedule) -> int:
         """How often the second stream's blocks run."""
-        return sum(segment.name == self.stream for segment in schedule.segments)
+        return sum(self.runs_second(segment) for segment in schedule.segments)
 
     def rows(self, schedule: Schedule) -> int:
         """Vectors of ``visit_embedding``."""

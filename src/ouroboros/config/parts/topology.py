@@ -53,6 +53,7 @@ class UNetSpec(TopologyPart):
         return len(self.paired(model.schedule)) // 2 if self.skips is None else self.skips
 
     def check(self, model: ModelSpec) -> None:
+        super().check(model)
         most = len(self.paired(model.schedule)) // 2
         check(
             self.count(model) <= most,

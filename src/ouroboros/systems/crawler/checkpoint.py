@@ -83,8 +83,6 @@ class Names:
 
     def __init__(self, settings: Published) -> None:
         self.settings = settings
-        values = [] if not settings.ve_enabled else [int(i) for i in settings.ve_layers.split(",") if i]
-        self.valued = dict(enumerate(values))
 
     def ours(self, name: str) -> tuple[str, int | None] | None:
         """Our name below ``model``, and the row if the tensor is one of a table; None if the model has no use for it.
@@ -133,7 +131,7 @@ class Names:
     def _of_values(self, name: str, row: str | None) -> tuple[str, int | None] | None:
         settings = self.settings
         blocks = settings.shared or settings.flats
-        connected = any(index < blocks for index in self.valued.values())
+        connected = any(index < blocks for index in settings.valued)
         if not connected and not settings.keep_unconnected:
             return None
         stem = "stem.value_embedding." if connected else "stem.unconnected_values."
@@ -141,7 +139,8 @@ class Names:
             return stem + name.removeprefix("shared."), None
         if not connected:
             return stem + "factors", int(row)
-        index = self.valued[int(row)]
+        check(int(row) < len(settings.valued), f"ve_layers {settings.ve_layers!r} has no number for ve_{name}")
+        index = settings.valued[int(row)]
         if index >= blocks:
             return None
         block = settings.shared_block(index) if settings.shared else settings.flat_block(index)
@@ -154,6 +153,8 @@ def our_layout(name: str, tensor: Tensor, settings: Published) -> Tensor:
     if not name.endswith(("attn.c_q.weight", "attn.c_k.weight")):
         return tensor
     head = settings.model_dim // settings.num_heads
+    fits = tensor.ndim == 2 and tensor.shape[0] % head == 0
+    check(fits, f"{name} has shape {tuple(tensor.shape)}, which heads of {head} channels do not divide")
     half = (settings.rope_dims or head) // 2
     rows = tensor.view(-1, head, tensor.shape[1])
     return rows[:, [*range(half, 2 * half), *range(half), *range(2 * half, head)]].reshape(tensor.shape)
@@ -181,6 +182,7 @@ def our_tensors(tensors: Mapping[str, Tensor], settings: Published) -> dict[str,
         else:
             rows.setdefault("model." + ours[0], {})[ours[1]] = tensor
     for name, table in rows.items():
+        check(len({row.shape for row in table.values()}) == 1, f"the rows of {name} have different shapes")
         whole = torch.stack([table[index] for index in sorted(table)])
         found[name] = whole.flatten() if name.endswith("factors") else whole
     return found
@@ -223,10 +225,9 @@ def convert(checkpoint: Checkpoint, *, config: Path | None = None, eos_token_id:
     check(isinstance(context, int) and context > 0, f"settings {path}: train_seq_len must be a number of tokens")
     tensors = checkpoint.tensors()
     vocabulary, width = shape_of(tensors, "tok_emb.weight", 2)
-    try:
-        settings = Published.read({"vocab_size": vocabulary, "model_dim": width, **stored})
-    except TypeError as error:
-        raise OuroborosError(f"settings {path}: {first_line(error)}") from None
+    settings = Published.read({"vocab_size": vocabulary, "model_dim": width, **stored}, f"settings {path}")
+    for name, tensor in tensors.items():
+        check(bool(tensor.isfinite().all()), f"{checkpoint.path}: tensor {name!r} holds NaN or infinity")
     model = to_model(tensors, settings, context=context, eos_token_id=eos_token_id)
     sizes = {name: value for name, value in dataclasses.asdict(settings).items() if name in _SHOWN}
     kind = "Helix" if settings.helix_enabled else "crawler" if settings.shared else "plain"

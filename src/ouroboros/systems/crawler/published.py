@@ -3,13 +3,12 @@ openai/parameter-golf#1308 and #1283; names are in docs/systems/crawler.md)."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ouroboros.config import AttentionSpec, BlockOverride, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, RopeSpec
-from ouroboros.config.codec import to_dict
+from ouroboros.config.codec import from_dict, to_dict
 from ouroboros.config.part import FeedForwardPart, LoopPart, StemPart, TopologyPart
 from ouroboros.config.parts.choke import ChokeSpec
 from ouroboros.config.parts.head import LinearHeadSpec
@@ -27,7 +26,7 @@ from ouroboros.config.parts.stem import EmbeddingNormSpec, NgramSpec, SmearSpec
 from ouroboros.config.parts.tap import TapSpec
 from ouroboros.config.parts.topology import ChainSpec, UNetSpec
 from ouroboros.config.parts.values import ValueEmbeddingSpec
-from ouroboros.errors import check, nearest
+from ouroboros.errors import check
 from ouroboros.systems.crawler.parts import UnconnectedValuesSpec
 
 EPS = 1.1920928955078125e-07
@@ -51,11 +50,11 @@ class Published:
     num_kv_heads: int = 4
     mlp_mult: float = 3.0
     crawler_mlp_mult: float = 4.0
-    mlp_act: str = "relu_sq"
+    mlp_act: Literal["relu_sq", "leaky_relu_sq"] = "relu_sq"
     mlp_leaky_slope: float = 0.5
     crawler_mlp_leaky_slope: float = 0.5
     crawler_mlp_choke_dim: int = 0
-    crawler_mlp_choke_shape: str = "flat"
+    crawler_mlp_choke_shape: Literal["flat", "pyramid", "pyramid_res", "grouped", "residual"] = "flat"
     crawler_mlp_choke_groups: int = 8
     tie_embeddings: bool = True
     tied_embed_init_std: float = 0.005
@@ -78,7 +77,7 @@ class Published:
     crawler_tap_dim: int = 0
     crawler_tap_loop_specific: bool = True
     crawler_tap_layers: str = "all"
-    crawler_cannon_type: str = "none"
+    crawler_cannon_type: Literal["none", "scalar", "channel", "rmsnorm"] = "none"
     flat_weight_share: bool = False
     helix_enabled: bool = False
     helix_dim: int = 32
@@ -95,21 +94,41 @@ class Published:
     keep_unconnected: bool = False
     """Also make parameters that no visit reads, as the program did."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "model_dim", "helix_stride", "crawler_loops"):
+            check(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("num_flat_layers", "num_crawler_layers"):
+            check(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+        check(
+            self.model_dim % self.num_heads == 0,
+            f"model_dim ({self.model_dim}) must be a multiple of num_heads ({self.num_heads})",
+        )
+        _numbers("ve_layers", self.ve_layers)
+        if self.crawler_tap_layers not in _TAPPED:
+            _numbers("crawler_tap_layers", self.crawler_tap_layers)
+
     @classmethod
-    def read(cls, settings: Mapping[str, Any]) -> Published:
-        """From names to values.
+    def read(cls, settings: Mapping[str, Any], where: str = "settings") -> Published:
+        """From names to values; ``where`` begins an error's text.
 
         Raises:
-            OuroborosError: an unknown name, or a feature of the program that no result used.
+            OuroborosError: an unknown name, a value of another type or out of range, or a feature of the program that
+                no result used.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        settings = dict(settings)
+        return from_dict(cls, dict(settings), where=where)
+
+    @staticmethod
+    def migrate(values: dict[str, Any]) -> dict[str, Any]:
+        """Without settings that have to be off."""
         for name, off in _UNUSED.items():
-            check(settings.pop(name, off) == off, f"{name}: no published result used it, and it is not read here")
-        for name in settings:
-            check(name in fields, f"unknown setting {name!r}{nearest(name, fields)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**values)
+            check(values.get(name, off) == off, f"{name}: no published result used it, and it is not read here")
+        return {name: value for name, value in values.items() if name not in _UNUSED}
+
+    @property
+    def valued(self) -> tuple[int, ...]:
+        """Numbers of the blocks with a value embedding, as they are listed; the program does not ask whether there are
+        such blocks."""
+        return _numbers("ve_layers", self.ve_layers) if self.ve_enabled else ()
 
     @property
     def flats(self) -> int:
@@ -197,7 +216,6 @@ class Published:
         )
 
     def _ffn(self, multiple: float, slope: float) -> FeedForwardSpec:
-        check(self.mlp_act in _ACTIVATIONS, f"unknown mlp_act {self.mlp_act!r}{nearest(self.mlp_act, _ACTIVATIONS)}")
         kind: Any = _ACTIVATIONS[self.mlp_act]
         plain = FeedForwardSpec(kind=kind, intermediate_size=int(multiple * self.model_dim))
         return plain.replace(negative_slope=slope) if kind == "leaky_relu2" else plain
@@ -205,14 +223,13 @@ class Published:
     def _overrides(self) -> list[BlockOverride]:
         """What single blocks have of their own: the depth, which the program counts in its own order, and the rest."""
         found: list[BlockOverride] = []
-        listed = [int(item) for item in self.ve_layers.split(",")] if self.ve_enabled and self.ve_layers else []
         for index in range(2 if self.flat_weight_share else self.flats):
             own = self._depth(index + 1, self.flat_block(index))
             if self.shared == 0:
-                own |= self._chosen(index, self.flats, listed)
+                own |= self._chosen(index, self.flats)
             found.append(BlockOverride(where=str(self.flat_block(index)), set=own))
         for index in range(self.shared):
-            own = {"ffn": to_dict(self._shared_ffn()), **self._chosen(index, self.shared, listed)}
+            own = {"ffn": to_dict(self._shared_ffn()), **self._chosen(index, self.shared)}
             own |= self._depth(self.flats + index + 1, self.shared_block(index))
             scales = self.crawler_loop_rope_scales[: 1 if self.helix_enabled else self.crawler_loops]
             if any(scale != 1 for scale in self.crawler_loop_rope_scales):
@@ -232,10 +249,10 @@ class Published:
         """The depth of a block by the program's count, where it is not the block's number counted from 1."""
         return {"norm.depth": depth} if self.ln_scale and depth != block + 1 else {}
 
-    def _chosen(self, index: int, count: int, listed: list[int]) -> dict[str, Any]:
+    def _chosen(self, index: int, count: int) -> dict[str, Any]:
         """What only some of ``count`` blocks have."""
         exclusive = {"mixer.exclusive": True} if index >= count - self.xsa_last_n else {}
-        return exclusive | ({"mixer.value_embedding": True} if index in listed else {})
+        return exclusive | ({"mixer.value_embedding": True} if index in self.valued else {})
 
     def _split(self, own: dict[str, Any]) -> dict[str, Any]:
         """Options of a shared block, as those of an attention with split heads where there are some."""
@@ -279,13 +296,10 @@ class Published:
         if self.bigram_vocab_size:
             found.append(NgramSpec(buckets=self.bigram_vocab_size, width=self.bigram_dim, trigram=self.trigram))
         found += [EmbeddingNormSpec(), SmearSpec()]
-        if self.ve_enabled and self.ve_layers:
-            listed = [int(item) for item in self.ve_layers.split(",")]
-            connected = any(index < (self.shared or self.flats) for index in listed)
-            if connected:
-                found.append(ValueEmbeddingSpec(width=self.ve_dim))
-            elif self.keep_unconnected:
-                found.append(UnconnectedValuesSpec(width=self.ve_dim, factors=len(listed)))
+        if any(index < (self.shared or self.flats) for index in self.valued):
+            found.append(ValueEmbeddingSpec(width=self.ve_dim))
+        elif self.valued and self.keep_unconnected:
+            found.append(UnconnectedValuesSpec(width=self.ve_dim, factors=len(self.valued)))
         return found
 
     def _loop(self) -> list[LoopPart]:
@@ -313,15 +327,24 @@ class Published:
         return found
 
     def _tap(self) -> TapSpec:
-        layers: Any = {"deep": "deepest", "shallow": "first"}.get(self.crawler_tap_layers, self.crawler_tap_layers)
-        if layers in ("all", "deepest", "first"):
-            return TapSpec(width=self.crawler_tap_dim, per_loop=self.crawler_tap_loop_specific, layers=layers)
-        blocks = tuple(int(item) for item in str(layers).split(","))
-        return TapSpec(width=self.crawler_tap_dim, per_loop=self.crawler_tap_loop_specific, blocks=blocks)
+        tap = TapSpec(width=self.crawler_tap_dim, per_loop=self.crawler_tap_loop_specific)
+        if self.crawler_tap_layers in _TAPPED:
+            layers: Any = _TAPPED[self.crawler_tap_layers]
+            return tap.replace(layers=layers)
+        return tap.replace(blocks=_numbers("crawler_tap_layers", self.crawler_tap_layers))
 
 
+_TAPPED = {"all": "all", "deep": "deepest", "shallow": "first"}
+"""Names of tapped blocks; others are numbers."""
 _UNUSED = {"dtg": False, "f1_corr_rank": 0, "f1_corr_scale_init": 0.1}
 """Settings of the plain program that have to be off."""
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers in ``"9,10"``."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    check(all(item.isdigit() for item in items), f"{name} must be numbers of blocks as in '9,10', got {text!r}")
+    return tuple(map(int, items))
 
 
 def helix_layout(flats: int, shared: int, stride: int, *, attention: bool = False, name: str = "crawler") -> str:

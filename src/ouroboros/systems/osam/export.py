@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 FREE = (
     *("vocab_size", "hidden_size", "max_position_embeddings", "block.dropout", "init_std", "embedding_std", "head_std"),
     *("output_init", "zero_init_outputs", "register_std", "loop", "share_last_kv"),
+    *("block.norm.depth_scale", "block.norm.depth"),
     *(f"block.mixer.{name}" for name in ("buckets", "readout_hidden", "kupdate", "value_path", "freeze_phase")),
     *(f"block.mixer.{name}" for name in ("detach_state", "hash_seed", "dropout", "gate_start", "time_scales")),
 )
