@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,49 +45,28 @@ class Reader:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion wrote."""
-
-    out: str
-    system: str
-    parameters: int
-    sizes: dict[str, Any]
-    """Sizes and settings under their published names."""
-    summary: str
-    tokenizer: bool
-    """Whether ``out`` holds a tokenizer, without which the model cannot be used on text."""
-
-
 def readers() -> list[Reader]:
     """The readers of all systems."""
     return [load(target) for target in found("readers").values()]
 
 
 def reader_of(checkpoint: Checkpoint) -> Reader:
-    """The reader of the system that wrote ``checkpoint``.
-
-    Raises:
-        OuroborosError: no system is recognised; the message names those there are.
-    """
+    """The reader of the system that wrote ``checkpoint``; if none is recognised, the error names those there are."""
     known = readers()
-    for reader in known:
-        if reader.recognises(checkpoint):
-            return reader
-    raise OuroborosError(
-        f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
-        f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
-    )
+    reader = next((reader for reader in known if reader.recognises(checkpoint)), None)
+    if reader is None:
+        raise OuroborosError(
+            f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
+            f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
+        )
+    return reader
 
 
-def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Converted:
+def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Published:
     """Write the model of a published checkpoint as the transformers directory ``out``, whole or not at all.
 
-    Args:
-        source: a file or directory, see :func:`~ouroboros.convert.checkpoint.read`.
-        out: new or empty directory.
-        tokenizer: directory of the tokenizer that the model was trained with.
-        options: what the checkpoint leaves open, see the :attr:`Reader.options` of its system; None is as not given.
+    ``tokenizer`` is the directory of the one that the model was trained with; ``options`` are what the checkpoint
+    leaves open, see :attr:`Reader.options`, where None is as not given.
 
     Raises:
         OuroborosError: a source that cannot be read or is of no known system, an option of another system, a tokenizer
@@ -99,8 +78,12 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
         text = None if tokenizer is None else load_tokenizer(tokenizer)
         checkpoint = read(source)
         reader = reader_of(checkpoint)
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in sorted(given.keys() - reader.options.keys()):
+            others = " or ".join(other.system for other in readers() if name in other.options)
+            fault = f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out"
+            raise OuroborosError(f"{checkpoint.path}: {fault}")
         try:
-            given = _own_options(reader, options)
             made = reader.convert(checkpoint, eos_token_id=None if text is None else text.eos_id, **given)
         except OuroborosError as error:
             raise OuroborosError(f"{checkpoint.path}: {error}") from None
@@ -108,7 +91,7 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
             text is None or made.tokenizer is None,
             f"{checkpoint.path} holds the characters it was trained with: leave --tokenizer out",
         )
-        text = made.tokenizer if text is None else text
+        text = text or made.tokenizer
         if text is not None:
             entries = made.model.config.vocab_size
             padded = entries % _ROUND == 0 and 0 <= entries - text.vocab_size < _ROUND
@@ -118,23 +101,7 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
                 " give the one it was trained with",
             )
             text.padded(entries).save(work)
+        else:
+            logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
-    if text is None:
-        logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
-    return Converted(
-        out=str(out),
-        system=reader.system,
-        parameters=sum(p.numel() for p in made.model.parameters()),
-        sizes=made.sizes,
-        summary=made.summary,
-        tokenizer=text is not None,
-    )
-
-
-def _own_options(reader: Reader, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, all of which must be ``reader``'s."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in sorted(given.keys() - reader.options.keys()):
-        others = " or ".join(other.system for other in readers() if name in other.options)
-        raise OuroborosError(f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out")
-    return given
+    return replace(made, system=reader.system, tokenizer=text)
