@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 from tyro.conf import Suppress
 
-from ouroboros.config.needs import needs
+from ouroboros.config.needs import needs, untried
 from ouroboros.errors import check, nearest
 from ouroboros.registry import load, systems
 
@@ -239,7 +239,9 @@ class NormPart(Part):
     ``final`` leaves the norm before the head alone."""
     eps: float = 1e-6
     """Added to the variance or mean square before its root is taken."""
-    depth_scale: bool = False
+    depth_scale: bool = field(
+        default=False, metadata=untried("leaves the first block as it is, which may be the only one")
+    )
     """Divide what a block's norms return by the square root of the block's depth, which is its number counted from 1;
     later blocks then change the stream less. The norm before the head is left as it is."""
     depth: int | None = field(default=None, metadata=needs("depth_scale"))
@@ -261,7 +263,7 @@ class NormPart(Part):
     @property
     def factor(self) -> float:
         """What is multiplied to the result."""
-        return 1.0 if self.depth is None else self.depth**-0.5
+        return 1.0 if self.depth is None or not self.depth_scale else self.depth**-0.5
 
     def parameters(self, width: int) -> int:
         """Trainable numbers of one norm."""

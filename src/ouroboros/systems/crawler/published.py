@@ -207,10 +207,11 @@ class Published:
         found: list[BlockOverride] = []
         listed = [int(item) for item in self.ve_layers.split(",")] if self.ve_enabled and self.ve_layers else []
         for index in range(2 if self.flat_weight_share else self.flats):
-            own: dict[str, Any] = {"norm.depth": index + 1} if self.ln_scale else {}
+            block = self.flat_block(index)
+            own: dict[str, Any] = {"norm.depth": index + 1} if self.ln_scale and block != index else {}
             if self.shared == 0:
                 own |= self._chosen(index, self.flats, listed)
-            found.append(BlockOverride(where=str(self.flat_block(index)), set=own))
+            found.append(BlockOverride(where=str(block), set=own))
         for index in range(self.shared):
             own = {"ffn": to_dict(self._shared_ffn()), **self._chosen(index, self.shared, listed)}
             own |= {"norm.depth": self.flats + index + 1} if self.ln_scale else {}
