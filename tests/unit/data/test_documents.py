@@ -241,8 +241,7 @@ def test_what_is_said_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert [record.getMessage() for record in caplog.records] == [
         f"source '{tmp_path}': UTF-16 text, read as UTF-8 (bits per byte count the bytes of that): a.txt (the"
         " first such file)",
-        f"source '{tmp_path}': binary data (or UTF-16 without a byte-order mark, which iconv converts), its bytes taken"
-        " as they are: x.txt (the first such file)",
+        f"source '{tmp_path}': binary data rather than text, its bytes taken as they are: x.txt (the first such file)",
     ]
     caplog.clear()
     list(judged_documents(parse_source(str(tmp_path)), DataSpec(stream=True)))
