@@ -391,7 +391,6 @@ def failures(findings: list[Any]) -> list[str]:
 
 COMPILED = {
     "loop": "1 (1)x2",
-    "crawler": "1 crawler:(1)x2 1",
     "helix": "1 crawler:1 1 crawler",
     "delta": "1",
     "osam": "1",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,39 +48,21 @@ class Reader:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion wrote."""
-
-    out: str
-    system: str
-    parameters: int
-    sizes: dict[str, Any]
-    """Sizes and settings under their published names."""
-    summary: str
-    tokenizer: bool
-    """Whether ``out`` holds a tokenizer, without which the model cannot be used on text."""
-
-
 def readers() -> list[Reader]:
     """The readers of all systems."""
     return [load(target) for target in found("readers").values()]
 
 
 def reader_of(checkpoint: Checkpoint) -> Reader:
-    """The reader of the system that wrote ``checkpoint``.
-
-    Raises:
-        OuroborosError: no system is recognised; the message names those there are.
-    """
+    """The reader of the system that wrote ``checkpoint``; if none is recognised, the error names those there are."""
     known = readers()
-    for reader in known:
-        if reader.recognises(checkpoint):
-            return reader
-    raise OuroborosError(
-        f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
-        f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
-    )
+    reader = next((reader for reader in known if reader.recognises(checkpoint)), None)
+    if reader is None:
+        raise OuroborosError(
+            f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
+            f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
+        )
+    return reader
 
 
 def convert(
@@ -92,7 +74,7 @@ def convert(
     keep: str | None = None,
     no_tokenizer: bool = False,
     **options: Any,
-) -> Converted:
+) -> Published:
     """Write the model of a published checkpoint or of a donor as the transformers directory ``out``, whole or not at
     all.
 
@@ -122,7 +104,7 @@ def convert(
     return _of_published(source, out, tokenizer, options)
 
 
-def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapping[str, Any]) -> Converted:
+def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapping[str, Any]) -> Published:
     """As :func:`convert`, of a published checkpoint."""
     from ouroboros.data.tokenize import load_tokenizer
 
@@ -130,8 +112,12 @@ def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapp
         text = None if tokenizer is None else load_tokenizer(tokenizer)
         checkpoint = read(source)
         reader = reader_of(checkpoint)
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in sorted(given.keys() - reader.options.keys()):
+            others = " or ".join(other.system for other in readers() if name in other.options)
+            fault = f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out"
+            raise OuroborosError(f"{checkpoint.path}: {fault}")
         try:
-            given = _own_options(reader, options)
             made = reader.convert(checkpoint, eos_token_id=None if text is None else text.eos_id, **given)
         except OuroborosError as error:
             raise OuroborosError(f"{checkpoint.path}: {error}") from None
@@ -139,7 +125,7 @@ def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapp
             text is None or made.tokenizer is None,
             f"{checkpoint.path} holds the characters it was trained with: leave --tokenizer out",
         )
-        text = made.tokenizer if text is None else text
+        text = text or made.tokenizer
         if text is not None:
             entries = made.model.config.vocab_size
             padded = entries % _ROUND == 0 and 0 <= entries - text.vocab_size < _ROUND
@@ -149,30 +135,22 @@ def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapp
                 " give the one it was trained with",
             )
             text.padded(entries).save(work)
+        else:
+            logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
-    if text is None:
-        logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
-    return Converted(
-        out=str(out),
-        system=reader.system,
-        parameters=sum(p.numel() for p in made.model.parameters()),
-        sizes=made.sizes,
-        summary=made.summary,
-        tokenizer=text is not None,
-    )
+    return replace(made, system=reader.system, tokenizer=text)
 
 
 def _of_donor(
     donor: Donor, out: Path, tokenizer: Path | None, layout: str | None, keep: str | None, no_tokenizer: bool
-) -> Converted:
+) -> Published:
     """As :func:`convert`, of a pretrained model of another library."""
     from ouroboros.convert import donors
     from ouroboros.data.tokenize import load_tokenizer
 
     check(tokenizer is None or not no_tokenizer, "--tokenizer and --no-tokenizer exclude each other")
     with new_directory(out) as work:
-        family, entries = donor.family, donor.config.vocab_size
-        text = None
+        entries, text = donor.config.vocab_size, None
         if not no_tokenizer:
             text = donor.tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
             check(
@@ -195,13 +173,8 @@ def _of_donor(
         )
     sizes = {"layout": spec.layout, "layers": list(made.kept), "identity": made.same}
     proof = {"difference": made.proof.difference, "tolerance": donors.TOLERANCE, "tokens": made.proof.tokens}
-    return Converted(
-        out=str(out),
-        system=family.title,
-        parameters=sum(p.numel() for p in made.model.parameters()),
-        sizes={**sizes, "proof": proof},
-        summary=shown,
-        tokenizer=text is not None,
+    return Published(
+        model=made.model, sizes={**sizes, "proof": proof}, summary=shown, tokenizer=text, system=donor.family.title
     )
 
 
@@ -214,12 +187,3 @@ def _listed(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def _own_options(reader: Reader, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, all of which must be ``reader``'s."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in sorted(given.keys() - reader.options.keys()):
-        others = " or ".join(other.system for other in readers() if name in other.options)
-        raise OuroborosError(f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out")
-    return given

@@ -81,11 +81,12 @@ def convert(arguments: Sequence[str]) -> int:
     from ouroboros.convert import readers
 
     made = readers.convert(options.source, options.out, **given)
+    parameters = sum(p.numel() for p in made.model.parameters())
     if options.json:
-        facts = {name: getattr(made, name) for name in ("system", "out", "parameters", "tokenizer")}
-        emit_json({"source": str(options.source), **made.sizes, **facts})
+        facts = {"out": str(options.out), "parameters": parameters, "tokenizer": made.tokenizer is not None}
+        emit_json({"source": str(options.source), "system": made.system, **made.sizes, **facts})
     else:
-        say(f"{made.out}: {made.system}, {made.parameters:,} parameters, {made.summary}")
+        say(f"{options.out}: {made.system}, {parameters:,} parameters, {made.summary}")
     return 0
 
 

@@ -145,7 +145,7 @@ def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
     assert (trainer.counters.step, trainer.counters.tokens, trainer.step_tokens) == (1, 128, 128)
     assert trainer.loader.state_dict()["samples"] == 4 and trainer.counters.seconds > 0
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    expected = trainer.data.train_bytes / trainer.data.count("train", "tokens")
+    expected = trainer.data.count("train", "bytes") / trainer.data.count("train", "tokens")
     assert trainer.bytes_per_token == pytest.approx(expected) and 0.9 < expected < 1
 
 
