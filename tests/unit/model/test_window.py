@@ -12,6 +12,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.window import key_positions, within
+from ouroboros.serve.fast import FastDecoder
 
 
 def sharp(**options: Any) -> OuroborosForCausalLM:
@@ -101,3 +102,10 @@ def test_ranges() -> None:
         AttentionSpec(window=0)
     with pytest.raises(OuroborosError, match=r"mixer.score_channels must be > 0 or null, got 0"):
         AttentionSpec(score_channels=0.0)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_fast_decoding_has_windows(registers: int) -> None:
+    model, ids = sharp(registers=registers), torch.randint(0, 50, (1, 9))
+    options: dict[str, Any] = {"max_new_tokens": 15, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert FastDecoder(compile=False).generate(model, ids, **options).equal(model.generate(ids, **options))
