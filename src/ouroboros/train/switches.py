@@ -31,6 +31,7 @@ STEPS = 8
 """So many that averaged weights, which begin at four fifths of a run, are of more than one step."""
 TOKENS = 16
 LONG_RUN = 100
+FEW_STEPS_RATE = 1e-2
 SECTIONS = ("optim", "train")
 OTHERS: Mapping[str, tuple[Any, ...]] = {
     "average_start": (0.9,),
@@ -97,7 +98,8 @@ def _small(recipe: Recipe, data: PreparedData) -> Recipe:
         activation_checkpointing=False,
         precision="fp32",
     )
-    optim = recipe.optim
+    # A rate for long runs moves weights so little in a few steps that what averages do would look like rounding.
+    optim = dataclasses.replace(recipe.optim, lr=max(recipe.optim.lr, FEW_STEPS_RATE))
     if optim.matrix_optimizer == "muon":  # without it, that precision is set and idle
         optim = dataclasses.replace(optim, muon_precision="fp32")
     if optim.decay_steps is not None:  # of a long run; in a short one nearly all of the rate would be gone
