@@ -43,7 +43,13 @@ from ouroboros.config.parts.loop import (
 )
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.residual import ScaledResidualSpec
-from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec, NgramSpec, SmearSpec
+from ouroboros.config.parts.stem import (
+    EmbeddingNormSpec,
+    EmbeddingScaleSpec,
+    LearnedPositionsSpec,
+    NgramSpec,
+    SmearSpec,
+)
 from ouroboros.config.parts.tap import TapSpec
 from ouroboros.config.parts.topology import UNetSpec
 from ouroboros.config.parts.values import ValueEmbeddingSpec
@@ -141,6 +147,21 @@ VARIANTS = {
     ),
     "rope half, untied": model(
         mixer(rope=RopeSpec(fraction=0.5, base=500.0)), tie_embeddings=False, stem=(EmbeddingNormSpec(),)
+    ),
+    "window of three, geglu, scaled": model(
+        mixer(
+            num_kv_heads=2,
+            window=3,
+            score_channels=5.0,
+            rope=RopeSpec(slowing=8.0, slowing_context=20, slowing_low=0.5, slowing_high=3.0),
+        ),
+        ffn(kind="geglu", bias=True),
+        stem=(EmbeddingScaleSpec(),),
+    ),
+    "window in some blocks, registers": model(
+        {"overrides": (other("0", mixer__window=2), other("1", mixer__window=5, mixer__rope__base=50.0))},
+        registers=3,
+        stem=(EmbeddingScaleSpec(factor=3.0),),
     ),
     "bigrams": model(stem=(NgramSpec(buckets=40, width=6),)),
     "trigrams, smear, boundary, registers": model(

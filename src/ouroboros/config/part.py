@@ -175,6 +175,11 @@ class MixerPart(Part):
         return None
 
     @property
+    def looks_back(self) -> int | None:
+        """How many tokens a token sees, itself included; None: all that precede it."""
+        return None
+
+    @property
     def rebuilds_keys(self) -> bool:
         """Whether a cache keeps latents whose keys are built anew at each step, with the positions of all of them."""
         return False

@@ -1,4 +1,4 @@
-"""Published checkpoints become model directories of this library.
+"""Published checkpoints, and pretrained models of other libraries, become model directories of this library.
 
 What reads a system's checkpoints is found at the registry's place ``readers``, where an entry is a :class:`Reader`.
 """
@@ -6,15 +6,18 @@ What reads a system's checkpoints is found at the registry's place ``readers``, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ouroboros.convert.checkpoint import SUPPORTED, Checkpoint, Published, read
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import new_directory
 from ouroboros.registry import found, load
+
+if TYPE_CHECKING:
+    from ouroboros.convert.donors import Donor
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +65,47 @@ def reader_of(checkpoint: Checkpoint) -> Reader:
     return reader
 
 
-def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Published:
-    """Write the model of a published checkpoint as the transformers directory ``out``, whole or not at all.
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    layout: str | None = None,
+    keep: str | None = None,
+    no_tokenizer: bool = False,
+    **options: Any,
+) -> Published:
+    """Write the model of a published checkpoint or of a donor as the transformers directory ``out``, whole or not at
+    all.
 
-    ``tokenizer`` is the directory of the one that the model was trained with; ``options`` are what the checkpoint
-    leaves open, see :attr:`Reader.options`, where None is as not given.
+    Args:
+        source: a file or directory, see :func:`~ouroboros.convert.checkpoint.read`; or a donor, see
+            :func:`~ouroboros.convert.donors.find`.
+        out: new or empty directory.
+        tokenizer: directory of the tokenizer that the model was trained with; a donor brings its own.
+        layout: of a donor's blocks.
+        keep: the donor's layer that each block takes.
+        no_tokenizer: write a donor's model alone.
+        options: what the checkpoint leaves open, see the :attr:`Reader.options` of its system; None is as not given.
 
     Raises:
         OuroborosError: a source that cannot be read or is of no known system, an option of another system, a tokenizer
             of another vocabulary, an ``out`` that is not free.
     """
+    from ouroboros.convert import donors
+
+    donor = donors.find(source)
+    if donor is not None:
+        for name in sorted(name for name, value in options.items() if value is not None):
+            raise OuroborosError(f"{source} is a pretrained model of another library: leave --{name} out")
+        return _of_donor(donor, out, tokenizer, layout, keep, no_tokenizer)
+    for name, value in (("layout", layout), ("keep", keep), ("no-tokenizer", no_tokenizer)):
+        check(not value, f"--{name} is for pretrained models of other libraries, and {source} is none: leave it out")
+    return _of_published(source, out, tokenizer, options)
+
+
+def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapping[str, Any]) -> Published:
+    """As :func:`convert`, of a published checkpoint."""
     from ouroboros.data.tokenize import load_tokenizer
 
     with new_directory(out) as work:
@@ -105,3 +139,56 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
             logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
     return replace(made, system=reader.system, tokenizer=text)
+
+
+def _of_donor(
+    donor: Donor, out: Path, tokenizer: Path | None, layout: str | None, keep: str | None, no_tokenizer: bool
+) -> Published:
+    """As :func:`convert`, of a pretrained model of another library."""
+    from ouroboros.convert import donors
+    from ouroboros.data.tokenize import load_tokenizer
+
+    check(tokenizer is None or not no_tokenizer, "--tokenizer and --no-tokenizer exclude each other")
+    with new_directory(out) as work:
+        family, entries = donor.family, donor.config.vocab_size
+        text = None
+        if not no_tokenizer:
+            text = donor.tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+            check(
+                text.vocab_size <= entries,
+                f"{donor.source} has a vocabulary of {entries} and its tokenizer {text.vocab_size} entries: give the"
+                " one it was trained with by --tokenizer DIR",
+            )
+        made = donors.read(donor, layout, keep)
+        spec = made.model.config.model_spec
+        if text is not None:
+            text.padded(entries).save(work)
+        made.model.save_pretrained(work)
+        donors.write_record(donor, work)
+    shown = f"layout {spec.layout!r}, width {spec.hidden_size}, vocabulary {entries:,}; {made.proof.describe()}"
+    if made.same:
+        shown += ": this is the donor, in other words"
+    else:
+        shown += (
+            f" for the whole donor; this layout keeps layers {_listed(made.kept)} and is another model than the donor"
+        )
+    sizes = {"layout": spec.layout, "layers": list(made.kept), "identity": made.same}
+    proof = {"difference": made.proof.difference, "tolerance": donors.TOLERANCE, "tokens": made.proof.tokens}
+    return Published(
+        model=made.model,
+        sizes={**sizes, "proof": proof},
+        summary=shown,
+        tokenizer=text,
+        system=family.title,
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers as text, with ranges."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -47,6 +47,8 @@ _HF_CONFIG: dict[str, Any] = {
     "split_special_tokens": True,
 }
 _READS_SPECIALS = "reads_special_tokens"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+"""Files one of which a directory with a tokenizer holds."""
 _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 

@@ -14,6 +14,7 @@ class FeedForward(nn.Module):
     """``down(act(x))``; the activation by ``spec.kind``:
 
     * ``swiglu``: ``silu(gate x) * (up x)`` (Shazeer 2020)
+    * ``geglu``: ``gelu_tanh(gate x) * (up x)`` (Shazeer 2020)
     * ``relu2``: ``relu(up x)^2`` (So et al. 2021)
     * ``leaky_relu2``: ``leaky_relu(up x, slope)^2``
     * ``gelu``: ``gelu(up x)``
@@ -39,6 +40,8 @@ class FeedForward(nn.Module):
         up_F = self.up_proj(x_D)
         if self.spec.kind == "swiglu":
             return F.silu(self.gate_proj(x_D)) * up_F
+        if self.spec.kind == "geglu":
+            return F.gelu(self.gate_proj(x_D), approximate="tanh") * up_F
         if self.spec.kind == "relu2":
             return F.relu(up_F).square()
         if self.spec.kind == "leaky_relu2":

@@ -31,14 +31,14 @@ from ouroboros.schedule import parse
 
 SHIPPED = {
     MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule", "cross", "split"},
-    FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "choke", "none"},
+    FeedForwardPart: {"swiglu", "geglu", "relu2", "leaky_relu2", "gelu", "choke", "none"},
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
         *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
         *("norm", "gate", "gain", "contractive"),
     },
-    StemPart: {"ngram", "norm", "positions", "smear", "value_embedding", "unconnected_values"},
+    StemPart: {"ngram", "norm", "positions", "scale", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},
     TopologyPart: {"chain", "unet", "helix"},
 }
