@@ -32,13 +32,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x_D: Tensor, visit: VisitContext | None = None) -> Tensor:
         """Map (..., D) to (..., D), the same at every visit."""
-        y_D = self.down_proj(self._hidden(x_D))
+        y_D = self.project("down_proj", self._hidden(x_D, visit), visit)
         return y_D if self.dropout is None else self.dropout(y_D)
 
-    def _hidden(self, x_D: Tensor) -> Tensor:
-        up_F = self.up_proj(x_D)
-        if self.spec.kind == "swiglu":
-            return F.silu(self.gate_proj(x_D)) * up_F
+    def project(self, name: str, x: Tensor, visit: VisitContext | None) -> Tensor:
+        """What the linear map ``name`` makes of ``x``."""
+        return getattr(self, name)(x)
+
+    def _hidden(self, x_D: Tensor, visit: VisitContext | None) -> Tensor:
+        up_F = self.project("up_proj", x_D, visit)
+        if self.spec.gated:
+            return F.silu(self.project("gate_proj", x_D, visit)) * up_F
         if self.spec.kind == "relu2":
             return F.relu(up_F).square()
         if self.spec.kind == "leaky_relu2":
