@@ -7,6 +7,7 @@ summation adds as much, so values are compared within 1e-5 and gradients within 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,6 @@ def spec_of(hyper: dict[str, Any]) -> ModelSpec:
 
 def donor_of(path: Path) -> tuple[dict[str, Tensor], ModelSpec]:
     """Weights and specification of the model that the cases beside ``path`` stand on."""
-    import json
-
     base = path.with_name("base_model.json")
     tensors = {name: tensor for name, tensor in tensors_of(base).items() if name.startswith("model.")}
     return tensors, spec_of(json.loads(base.read_text(encoding="utf-8"))["hyper"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.nn.part import Projection
 from ouroboros.nn.visit import VisitContext
 
@@ -21,7 +22,7 @@ class FeedForward(nn.Module):
 
     OUTPUT_PROJECTIONS = ("down_proj",)
 
-    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+    def __init__(self, spec: Any, width: int) -> None:
         super().__init__()
         self.spec = spec
         if spec.gated:

@@ -45,6 +45,9 @@ class LoopEmbedding(_Table):
 class LoopNorm(_Table):
     """RMS norm of the state that a loop has produced, with a gain for each loop (Controller, section 2.5)."""
 
+    def __init__(self, spec: specs.LoopNormSpec, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__(spec, width, loops, norm_eps if spec.eps is None else spec.eps)
+
     def reset_parameters(self, init: Init | None = None) -> None:
         """One."""
         nn.init.ones_(self.weight)

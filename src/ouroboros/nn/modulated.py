@@ -7,6 +7,7 @@ Ouroboros (arXiv 2604.02051; docs/systems/controller.md). Shapes: B batch, T pos
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +54,12 @@ class LowRank(Started):
         return self.factor * F.linear(low, B.to(x.dtype))
 
 
-def _bases(layer: nn.Module, targets: tuple[str, ...], spec: specs.ModulatedAttentionSpec | specs.ModulatedFeedForwardSpec) -> nn.ModuleDict:
-    make = {"rank": spec.rank, "factor": spec.alpha / spec.rank, "frozen": spec.bases == "frozen"}
-    return nn.ModuleDict({name: LowRank(layer.get_submodule(name), **make) for name in targets})  # pyrefly: ignore
+Modulated = specs.ModulatedAttentionSpec | specs.ModulatedFeedForwardSpec
+
+
+def _bases(layer: nn.Module, targets: tuple[str, ...], spec: Modulated) -> nn.ModuleDict:
+    make: dict[str, Any] = {"rank": spec.rank, "factor": spec.alpha / spec.rank, "frozen": spec.bases == "frozen"}
+    return nn.ModuleDict({name: LowRank(getattr(layer, name), **make) for name in targets})
 
 
 class ModulatedAttention(Attention):

@@ -166,6 +166,12 @@ class LoopNormSpec(TablePart):
     """RMS norm of the state that a loop has produced, with a gain for each loop (Controller, section 2.5)."""
 
     kind: Literal["norm"] = "norm"
+    eps: float | None = None
+    """Added to the mean square before its root is taken; None means what the norms of blocks add."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.eps is None or self.eps > 0, f"loop.norm.eps must be > 0 or null, got {self.eps}")
 
 
 @part(module="ouroboros.nn.loop:RecurrenceGate")

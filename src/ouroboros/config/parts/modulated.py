@@ -1,7 +1,8 @@
 """Linear maps that a loop modulates: a low-rank addition whose diagonal another part hands to each visit.
 
-A modulated map computes ``y = W x + alpha / rank * B (m * A x)`` (Controller, section 2.3). A and B belong to the block;
-the diagonal m comes from a loop part, which makes it of the state that a loop begins with, or learns it for each loop.
+A modulated map computes ``y = W x + alpha / rank * B (m * A x)`` (Controller, section 2.3). A and B belong to the
+block; the diagonal m comes from a loop part, which makes it of the state that a loop begins with, or learns it for each
+loop.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ouroboros.config.needs import needs, untried
-from ouroboros.config.part import FeedForwardPart, LoopPart, MixerPart, part
+from ouroboros.config.needs import needs
+from ouroboros.config.part import FeedForwardPart, LoopPart, part
 from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.errors import check
@@ -63,10 +64,18 @@ class ModulatedAttentionSpec(AttentionSpec):
 
 @part(module="ouroboros.nn.modulated:ModulatedFeedForward")
 @dataclass(frozen=True, kw_only=True)
-class ModulatedFeedForwardSpec(FeedForwardSpec):
+class ModulatedFeedForwardSpec(FeedForwardPart):
     """A gated feed-forward network, ``down(silu(gate x) * (up x))``, whose three maps are modulated by the loop."""
 
-    kind: Literal["modulated_swiglu"] = "modulated_swiglu"  # pyrefly: ignore[bad-override]
+    gated: ClassVar[bool] = True
+
+    kind: Literal["modulated_swiglu"] = "modulated_swiglu"
+    intermediate_size: int = 512
+    """Width of the hidden layer."""
+    bias: bool = False
+    """Add biases to all maps."""
+    dropout: float = 0.0
+    """Dropout of the network's output in training, besides that of every sublayer (``model.dropout``)."""
     rank: int = 32
     """Rank of the addition to each map."""
     alpha: float = 16.0
@@ -75,11 +84,11 @@ class ModulatedFeedForwardSpec(FeedForwardSpec):
     """Whether A and B stay as they are, as published, or are trained."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check(self.intermediate_size >= 1, f"ffn.intermediate_size must be >= 1, got {self.intermediate_size}")
+        check(0 <= self.dropout < 1, f"ffn.dropout must be in [0, 1), got {self.dropout}")
         _check_bases("ffn", self.rank, self.alpha)
 
     def check(self, model: ModelSpec) -> None:
-        super().check(model)
         _check_modulation(model)
 
     @property
@@ -87,18 +96,22 @@ class ModulatedFeedForwardSpec(FeedForwardSpec):
         return self.bases == "frozen"
 
     @property
-    def gated(self) -> bool:
-        return True
+    def hidden_width(self) -> int:
+        return self.intermediate_size
+
+    @property
+    def _plain(self) -> FeedForwardSpec:
+        return FeedForwardSpec(intermediate_size=self.intermediate_size, bias=self.bias, dropout=self.dropout)
 
     def bases_parameters(self, width: int) -> int:
         """Numbers in A and B of all maps."""
         return 3 * self.rank * (width + self.intermediate_size)
 
     def parameters(self, width: int) -> int:
-        return super().parameters(width) + self.bases_parameters(width)
+        return self._plain.parameters(width) + self.bases_parameters(width)
 
     def flops(self, width: int) -> int:
-        return super().flops(width) + 2 * self.bases_parameters(width)
+        return self._plain.flops(width) + 2 * self.bases_parameters(width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +133,7 @@ class _DiagonalsPart(LoopPart):
         others = [part.kind for part in model.loop if part.hands == self.hands and part.kind != self.kind]
         check(not others, f"loop.{self.kind} and loop.{''.join(others)} both hand diagonals: leave one of them out")
         wide = model.block.residual.channels > 1
-        check(not wide, f"loop.{self.kind} reads a stream of one vector; residual {model.block.residual.kind!r} has more")
+        check(not wide, f"loop.{self.kind} needs a residual whose stream is one vector: --model.residual additive")
         for number in _looped(model):
             block = model.blocks[number]
             for name, found in (("mixer", block.mixer), ("ffn", block.ffn)):

@@ -34,7 +34,7 @@ def our_name(name: str) -> str | None:
     and the scale vectors of a model of fixed depth."""
     for theirs, ours in _OWN.items():
         if re.match(theirs, name):
-            return re.sub(f"^{theirs}", lambda _: ours, name)
+            return ours + re.sub(f"^{theirs}", "", name)
     return None
 
 

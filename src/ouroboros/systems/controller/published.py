@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, LoopPart, ModelSpec, to_dict
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
@@ -61,7 +62,7 @@ class Published:
         return modulated(
             donor,
             layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}",
-            loop=(steering, LoopNormSpec(rows=self.norm_steps), RecurrenceGateSpec()),
+            loop=(steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec()),
             rank=self.rank,
             alpha=self.alpha,
         )
@@ -89,14 +90,14 @@ def modulated(
     plain = mixer.kind == "attention" and ffn.kind == "swiglu"
     check(plain, f"mixer {mixer.kind!r} with ffn {ffn.kind!r}: only attention with swiglu can be modulated")
     assert isinstance(mixer, AttentionSpec) and isinstance(ffn, FeedForwardSpec)
-    own = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen"}
+    names = [field.name for field in dataclasses.fields(mixer) if field.name != "kind"]
+    plain_options: dict[str, Any] = {name: getattr(mixer, name) for name in names}
+    own: dict[str, Any] = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen"}
     parts = {
-        "mixer": ModulatedAttentionSpec(**{**_options(mixer), **own}),
-        "ffn": ModulatedFeedForwardSpec(**{**_options(ffn), **own}),
+        "mixer": ModulatedAttentionSpec(**{**plain_options, **own}),
+        "ffn": ModulatedFeedForwardSpec(
+            intermediate_size=ffn.intermediate_size, bias=ffn.bias, dropout=ffn.dropout, **own
+        ),
     }
     override = BlockOverride(where=LOOP, set={name: to_dict(part) for name, part in parts.items()})
     return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(override,))
-
-
-def _options(part: AttentionSpec | FeedForwardSpec) -> dict[str, object]:
-    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.name != "kind"}

@@ -1,12 +1,21 @@
-"""``controller``: a loop whose maps a causal Controller modulates, trained from the start; ``controller-published``: the
+"""``controller``: a loop whose maps a causal Controller modulates, from random weights; ``controller-published``: the
 published geometry on a frozen pretrained model (docs/systems/controller.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, LoopTraining, ModelSpec, OptimSpec, Recipe
-from ouroboros.config import RopeSpec, TrainSpec
+from ouroboros.config import (
+    AttentionSpec,
+    DataSpec,
+    FeedForwardSpec,
+    LoopTraining,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    RopeSpec,
+    TrainSpec,
+)
 from ouroboros.config.parts.loop import RecurrenceGateSpec
 from ouroboros.config.parts.modulated import ControllerSpec
 from ouroboros.recipes import RecipeEntry, recipe
@@ -50,8 +59,10 @@ def qwen(layers: int, hidden: int, heads: int, kv_heads: int, inner: int, vocabu
 def controller_published(size: str = "default") -> Recipe:
     """The published system on Qwen2.5-3B with 17 of its 36 layers; ``tiny`` is for trying things out.
 
-    The published program trains at a depth drawn from 4, 8 and 16. Without a pretrained model all weights are random.
+    The published program draws the depth from 4, 8 and 16; here it is any from 4 to 16. Without a pretrained model all
+    weights are random.
     """
+    drawn = LoopTraining(sampling="uniform", min=4, max=16)
     donor, settings = qwen(36, 2048, 16, 2, 11008, 151_936, 32_768), Published()
     if size == "tiny":
         donor = qwen(8, 64, 4, 2, 96, 257, 128)
@@ -70,9 +81,7 @@ def controller_published(size: str = "default") -> Recipe:
             warmup_fraction=124 / 18_750,
             left_out=DONOR,
         ),
-        train=TrainSpec(batch_size=32 if size == "default" else 8, loops=LoopTraining(sampling="uniform", min=4, max=16))
-        if size == "default"
-        else TrainSpec(batch_size=8),
+        train=TrainSpec(batch_size=8) if size == "tiny" else TrainSpec(batch_size=32, loops=drawn),
     )
 
 
