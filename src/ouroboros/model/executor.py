@@ -173,6 +173,8 @@ class _Run:
         with self._gradient(step.left):
             for part in self._parts(step.looped):
                 z = part.leave(before, z, self.carried[step.looped], step.loop)
+            for part in self._parts(step.looped) if step.left == 1 else ():
+                z = part.finish(z, self.carried[step.looped])
         self.streams[step.stream] = z
         for observer in self.observers:
             if observer.on_loop is not None:

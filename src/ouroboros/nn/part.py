@@ -7,7 +7,7 @@ mixer               ``(spec, width, norm_eps)``                 ``(x_BTD, visit)
 feed-forward        ``(spec, width)``                           ``(x_BTD, visit)``
 norm                ``(spec, width)``                           ``(x)``
 residual            ``(spec, width, dropout)``                  ``(x, update, context, read)``
-loop part           ``(spec, width, loops, norm_eps)``          ``enter``, ``hand`` and ``leave``: :class:`LoopModule`
+loop part           ``(spec, width, loops, norm_eps)``          ``enter``, ``hand``, ``leave``, ``finish``
 stem part           ``(spec, model)``                           ``(x_BTD, ids_BT or None, visit)``
 head                ``(spec, model)``                           ``(logits)``
 topology            ``(spec, model)``                           ``steps(schedule)``
@@ -110,4 +110,8 @@ class LoopModule(Started):
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """The state after loop ``loop``, of ``x`` that was before it and ``z`` that its blocks made."""
+        return z
+
+    def finish(self, z: Tensor, carried: dict[str, Tensor]) -> Tensor:
+        """What leaves the last loop instead of ``z``."""
         return z

@@ -31,21 +31,15 @@ from ouroboros.schedule import parse
 
 SHIPPED = {
     MixerPart: {
-        "attention",
-        "latent_attention",
-        "bottleneck_attention",
-        "osam",
-        "delta_rule",
-        "cross",
-        "split",
-        "modulated_attention",
+        *("attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"),
+        *("cross", "split", "modulated_attention"),
     },
     FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "choke", "none", "modulated_swiglu"},
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
         *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
-        *("norm", "gate", "gain", "contractive", "static_diagonals", "controller"),
+        *("norm", "gate", "gain", "contractive", "static_diagonals", "controller", "halt"),
     },
     StemPart: {"ngram", "norm", "positions", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},

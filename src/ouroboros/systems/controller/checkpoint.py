@@ -25,13 +25,15 @@ _OWN = {
     r"gate\.gate_proj\.": f"{_STEERING}.gate.proj.",
     r"step_norm\.weights": f"{_STEERING}.norm.weight",
     r"static_diags": f"{_STEERING}.static_diagonals.weight",
+    r"halter\.0\.": f"{_STEERING}.halt.first.",
+    r"halter\.2\.": f"{_STEERING}.halt.second.",
+    r"halter\.4\.": f"{_STEERING}.halt.last.",
 }
 """Beginnings of names in a published checkpoint, and ours."""
 
 
 def our_name(name: str) -> str | None:
-    """Our name of a tensor of a published checkpoint; None where the model has no such part, as the halting network
-    and the scale vectors of a model of fixed depth."""
+    """Our name of a tensor of a published checkpoint; None for the scale vectors that no one uses."""
     for theirs, ours in _OWN.items():
         if re.match(theirs, name):
             return ours + re.sub(f"^{theirs}", "", name)
@@ -77,7 +79,9 @@ def to_model(
     """
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(settings.model(spec)))
     tensors = donor_tensors(donor, settings.sources(spec)) | bases_of(donor, settings, spec)
-    tensors |= {ours: tensor for name, tensor in own.items() if (ours := our_name(name)) is not None}
+    named = {ours: tensor for name, tensor in own.items() if (ours := our_name(name)) is not None}
+    # A model of fixed depth has no halting network, and its checkpoint may have one.
+    tensors |= {name: tensor for name, tensor in named.items() if ".halt." not in name or name in model.state_dict()}
     missing, unknown = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not (spec.tie_embeddings and name == "lm_head.weight")]
     check(not missing, f"the checkpoint lacks {', '.join(missing)}")

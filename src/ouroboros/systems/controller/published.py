@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, LoopPart, ModelSpec, to_dict
+from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
 from ouroboros.config.parts.modulated import (
     ControllerSpec,
@@ -41,6 +42,8 @@ class Published:
     """Rows of the norm's gains."""
     static_rows: int | None = None
     """Rows of learned diagonals that stand in the Controller's place; None means the Controller."""
+    halt_hidden: int | None = None
+    """Width of the halting network; None means that all tokens take ``depth`` steps, else it is the most they take."""
 
     def model(self, donor: ModelSpec) -> ModelSpec:
         """The model made of a pretrained one, whose layout is a number of blocks.
@@ -59,10 +62,11 @@ class Published:
         )
         if self.static_rows is not None:
             steering = StaticDiagonalsSpec(rank=self.rank, rows=self.static_rows)
+        halting = () if self.halt_hidden is None else (HaltSpec(hidden=self.halt_hidden),)
         return modulated(
             donor,
             layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}",
-            loop=(steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec()),
+            loop=(steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec(), *halting),
             rank=self.rank,
             alpha=self.alpha,
         )

@@ -35,7 +35,8 @@ def own() -> dict[str, Tensor]:
 def test_names() -> None:
     assert our_name("controller.target_heads.q_proj.weight") == "model.decoder.loops.0.controller.heads.q_proj.weight"
     assert our_name("gate.gate_proj.bias") == "model.decoder.loops.0.gate.proj.bias"
-    assert our_name("halter.0.weight") is None
+    assert our_name("halter.4.bias") == "model.decoder.loops.0.halt.last.bias"
+    assert our_name("attn_scale.scale") is None
 
 
 def test_blocks_are_the_layers_that_stay() -> None:
