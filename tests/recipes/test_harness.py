@@ -22,6 +22,7 @@ from ouroboros.config import (
     RopeSpec,
 )
 from ouroboros.config.part import family, is_family, kinds
+from ouroboros.config.parts import modulated as parts
 from ouroboros.config.parts.choke import ChokeSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.delta_rule import DeltaRuleSpec
@@ -41,7 +42,6 @@ from ouroboros.config.parts.loop import (
     LoopSmearSpec,
     RecurrenceGateSpec,
 )
-from ouroboros.config.parts.modulated import ControllerSpec, StaticDiagonalsSpec
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.residual import ScaledResidualSpec
 from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec, NgramSpec, SmearSpec
@@ -121,12 +121,12 @@ def other(where: str, **options: Any) -> BlockOverride:
     return BlockOverride(where=where, set={name.replace("__", "."): value for name, value in options.items()})
 
 
-def modulated(*parts: Any, bases: str = "trained", alpha: float = 2.0, **changes: Any) -> ModelSpec:
+def modulated(*given: Any, layout: str = "1 loop:(1)x2", alpha: float = 2.0, registers: int = 0) -> ModelSpec:
     """A loop with these parts, of which the first hands diagonals to its blocks."""
-    own = {"rank": parts[0].rank, "alpha": alpha, "bases": bases}
+    own = {"rank": given[0].rank, "alpha": alpha, "bases": "trained" if alpha == 2 else "frozen"}
     mixer = {"kind": "modulated_attention", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, **own}
-    blocks = other("loop", mixer=mixer, ffn={"kind": "modulated_swiglu", "bias": True, **own})
-    return model(loop=parts, overrides=(blocks,), **changes)
+    ffn = {"kind": "modulated_swiglu", "intermediate_size": 40, "bias": True, **own}
+    return model(loop(*given), layout=layout, overrides=(other("loop", mixer=mixer, ffn=ffn),), registers=registers)
 
 
 def bridges() -> tuple[BlockOverride, BlockOverride]:
@@ -369,21 +369,20 @@ VARIANTS = {
             other("2", mixer__cross_heads=4),
         ),
     ),
-    "controller, registers": modulated(ControllerSpec(rank=3, style=5), layout="1 loop:(2)x2 1", registers=2),
-    "controller of the prefix, frozen bases, registers": modulated(
-        ControllerSpec(rank=2, style=4, pooling="prefix", norm=False),
-        bases="frozen",
-        alpha=3.0,
-        layout="loop:(1)x3",
-        registers=2,
+    "controller, registers": modulated(parts.ControllerSpec(rank=3, style=5), layout="1 loop:(2)x2 1", registers=2),
+    "controller of the prefix, frozen, registers": modulated(
+        parts.ControllerSpec(rank=2, style=4, pooling="prefix", norm=False), alpha=3.0, layout="loop:(1)x3", registers=2
     ),
     "controller of the prompt, gate of the update": modulated(
-        ControllerSpec(rank=3, style=5, pooling="prompt", prompt=4, rows=2),
-        RecurrenceGateSpec(form="update"),
-        layout="1 loop:(1)x2",
+        *(parts.ControllerSpec(rank=3, pooling="prompt", prompt=4, rows=2), RecurrenceGateSpec(form="update"))
     ),
     "static diagonals, norm, halting": modulated(
-        *(StaticDiagonalsSpec(rank=2, rows=2), LoopNormSpec(eps=1e-3), HaltSpec(bias=-1.0)), layout="1 loop:(1)x3"
+        *(parts.StaticDiagonalsSpec(rank=3, rows=1), LoopNormSpec(eps=1e-3), HaltSpec(bias=-1.0)), layout="1 loop:(1)x3"
+    ),
+    "static diagonals, dropout": model(
+        {"mixer": parts.ModulatedAttentionSpec(rank=2), "ffn": parts.ModulatedFeedForwardSpec(rank=2, dropout=0.1)},
+        loop(parts.StaticDiagonalsSpec(rank=2)),
+        layout="(1)x2",
     ),
     "unequal loops": model(loop(LoopEmbeddingSpec(), LoopNormSpec(rows=3)), layout="(1)x2 1 (1)x4"),
 }
@@ -474,11 +473,9 @@ def owner(cls: type, name: str) -> type:
 def settings(models: list[ModelSpec]) -> dict[tuple[type, str], set[str]]:
     """Every value of each option in any of ``models``."""
     taken: dict[tuple[type, str], set[str]] = {}
-    for model in models:
-        for spec in (*specifications(model), *model.parts):
-            for field in dataclasses.fields(spec):
-                key = owner(type(spec), field.name), field.name
-                taken.setdefault(key, set()).add(repr(getattr(spec, field.name)))
+    for spec in (spec for model in models for spec in (*specifications(model), *model.parts)):
+        for name in (field.name for field in dataclasses.fields(spec)):
+            taken.setdefault((owner(type(spec), name), name), set()).add(repr(getattr(spec, name)))
     return taken
 
 
