@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from variants import BASE, VARIANTS
 
 from ouroboros.config import AttentionSpec, ModelSpec, Recipe
 from ouroboros.eval.liveness import parameter_lives
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_harness import BASE, VARIANTS
 
 SLEEPING = {
     "choke pyramid, tap of the deepest": "three squares in a row leave so narrow a model gradients that the optimiser"

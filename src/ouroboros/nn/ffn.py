@@ -43,10 +43,10 @@ class FeedForward(nn.Module):
 
     def _hidden(self, x_D: Tensor, visit: VisitContext | None) -> Tensor:
         up_F = self.project("up_proj", x_D, visit)
-        if self.spec.kind == "swiglu":
-            return F.silu(self.project("gate_proj", x_D, visit)) * up_F
         if self.spec.kind == "geglu":
             return F.gelu(self.project("gate_proj", x_D, visit), approximate="tanh") * up_F
+        if self.spec.gated:
+            return F.silu(self.project("gate_proj", x_D, visit)) * up_F
         if self.spec.kind == "relu2":
             return F.relu(up_F).square()
         if self.spec.kind == "leaky_relu2":
