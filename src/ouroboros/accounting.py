@@ -58,15 +58,15 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
     parameters += first.reader_parameters(width) + first.start_parameters(width)
     parameters += sum(part.parameters(spec) for part in (*spec.stem, spec.head, spec.topology))
     flops = visit_flops(spec, run, context, spec.registers) + sum(part.flops(spec) for part in (*spec.stem, spec.head))
-    cached = [spec.blocks[block] for block in cached_blocks(spec, run)]
+    cached = cached_blocks(spec, run)
     return Cost(
         parameters=parameters,
         embedding_parameters=embeddings,
         flops_per_token=flops,
         training_flops_per_token=3 * flops,
-        cache_values_per_token=sum(block.mixer.cache_values(width) for block in cached),
+        cache_values_per_token=sum(spec.blocks[block].mixer.cache_values(width) for block in cached),
         state_values=outer_values(spec)
-        + sum(recent_values(block, width) + block.mixer.state_values(width) for block in cached),
+        + sum(recent_values(spec, block) + spec.blocks[block].mixer.state_values(width) for block in cached),
         context=context,
     )
 
@@ -95,9 +95,13 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
     return total
 
 
-def recent_values(block: BlockSpec, width: int) -> int:
-    """Numbers that one visit remembers per sequence for filters over tokens, beside keys and values."""
-    return block.mixer.recent_values(width) + block.sublayers * block.residual.reader_values(width)
+def recent_values(spec: ModelSpec, number: int) -> int:
+    """Numbers that one visit of block ``number`` remembers per sequence for filters over tokens and for what the loop
+    parts of a loop that it begins hand to its visits, beside keys and values."""
+    block, width = spec.blocks[number], spec.hidden_size
+    begins = any(segment.looped and segment.first_block == number for segment in spec.schedule.segments)
+    looped = sum(part.recent_values(width) for part in spec.loop) if begins else 0
+    return block.mixer.recent_values(width) + block.sublayers * block.residual.reader_values(width) + looped
 
 
 def outer_values(spec: ModelSpec) -> int:
@@ -107,8 +111,9 @@ def outer_values(spec: ModelSpec) -> int:
     return stream + sum(part.recent_values(width) for part in spec.stem)
 
 
-def describe(spec: ModelSpec, *, context: int = 512) -> str:
-    """The drawing that ``ouroboros show`` prints: one line per segment, then the costs."""
+def describe(spec: ModelSpec, *, context: int = 512, trained: int | None = None) -> str:
+    """The drawing that ``ouroboros show`` prints: one line per segment, then the costs; ``trained`` of the parameters,
+    where training leaves some as they are."""
     schedule, total = spec.schedule, cost(spec, context=context)
     wired = "" if spec.topology == ModelSpec().topology else f", wired as {spec.topology.kind}"
     lines = [f"layout {schedule.notation}: {schedule.num_blocks} blocks, {schedule.num_visits} visits{wired}", ""]
@@ -126,6 +131,7 @@ def describe(spec: ModelSpec, *, context: int = 512) -> str:
         "  logits",
         "",
         f"parameters           {total.parameters:>14,}  ({total.embedding_parameters:,} in embeddings)",
+        *([] if trained is None else [f"trained parameters   {trained:>14,}  the others stay as they are"]),
         f"FLOPs/token          {total.flops_per_token:>14,}  forward, attending to {context} positions",
         f"FLOPs/token, training{total.training_flops_per_token:>14,}",
         f"cache bytes/token    {total.cache_bytes_per_token():>14,}  float32, {entries} entries",

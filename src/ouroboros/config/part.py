@@ -70,6 +70,16 @@ class Part:
         """What a user of ``model`` should know before training it."""
         return iter(())
 
+    @property
+    def freezes(self) -> bool:
+        """Whether its module has parameters that it never trains."""
+        return False
+
+    @property
+    def sees_later(self) -> str:
+        """Which option lets a position see later ones, and how; empty where none does."""
+        return ""
+
 
 _KINDS: dict[type[Part], dict[str, type[Part]]] = {}
 _MODULES: dict[type[Part], Any] = {}
@@ -328,6 +338,9 @@ class LoopPart(Part):
     """Whether the state before the first loop enters every loop, which lets gradients reach what made that state even
     if backpropagation is truncated to the last loops."""
 
+    hands: ClassVar[str] = ""
+    """What it hands to the visits of a loop, in a word that parts of blocks ask for; empty for nothing."""
+
     @property
     def watches(self) -> tuple[int, ...]:
         """Blocks before the loop whose last output the part is given, as ``block.NUMBER`` among what loop parts carry;
@@ -345,6 +358,10 @@ class LoopPart(Part):
 
     def flops(self, width: int, loops: int) -> int:
         """Operations in a segment of ``loops`` loops for one token and each channel of the stream."""
+        return 0
+
+    def recent_values(self, width: int) -> int:
+        """Numbers that each loop remembers per sequence of earlier tokens, with the visit that begins it."""
         return 0
 
 

@@ -150,7 +150,8 @@ def _of_donor(
 
     check(tokenizer is None or not no_tokenizer, "--tokenizer and --no-tokenizer exclude each other")
     with new_directory(out) as work:
-        entries, text = donor.config.vocab_size, None
+        family, entries = donor.family, donor.config.vocab_size
+        text = None
         if not no_tokenizer:
             text = donor.tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
             check(
@@ -174,7 +175,11 @@ def _of_donor(
     sizes = {"layout": spec.layout, "layers": list(made.kept), "identity": made.same}
     proof = {"difference": made.proof.difference, "tolerance": donors.TOLERANCE, "tokens": made.proof.tokens}
     return Published(
-        model=made.model, sizes={**sizes, "proof": proof}, summary=shown, tokenizer=text, system=donor.family.title
+        model=made.model,
+        sizes={**sizes, "proof": proof},
+        summary=shown,
+        tokenizer=text,
+        system=family.title,
     )
 
 

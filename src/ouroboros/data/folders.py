@@ -1,4 +1,4 @@
-"""The files that a directory or a glob means: links are followed, and what is left out is named.
+"""The files that a directory or a glob means: links are followed, and files that are left out are named.
 
 A directory means its text, code and record files, compressed ones too. Every real directory is read once, however many
 links lead to it, under its own name where it lies below the source. Documentation (a README, a licence) is no data

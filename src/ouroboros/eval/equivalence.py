@@ -21,7 +21,7 @@ from ouroboros.accounting import cached_blocks
 from ouroboros.config import LoopPart, fields_by_path
 from ouroboros.config.part import kinds
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.finding import equal, require
+from ouroboros.eval.finding import Mismatch, equal, require
 from ouroboros.eval.subject import TOLERANCE, Subject, close, fed, logits_of, same_continuation
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -39,7 +39,11 @@ def check_causal(subject: Subject) -> str:
             other = subject.ids.clone()
             other[:, cut:] = (other[:, cut:] + 1) % subject.spec.vocab_size
             what = f"tokens from position {cut} on changed{place}: earlier positions"
-            close(logits_of(view, other)[:, :cut], expected[:, :cut], what)
+            try:
+                close(logits_of(view, other)[:, :cut], expected[:, :cut], what)
+            except Mismatch as error:
+                declared = "".join(f"; {part.sees_later}" for part in subject.spec.parts if part.sees_later)
+                raise Mismatch(f"{error}{declared}") from None
     counts = ", ".join(str(n) for n in subject.views if n is not None)
     return f"{len(cuts)} cuts of {subject.length} tokens" + (f" at loops {counts}" if counts else "")
 

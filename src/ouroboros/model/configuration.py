@@ -118,5 +118,5 @@ def _entry_kind(spec: ModelSpec, block: int, *, first: bool) -> str:
     parts = spec.blocks[block]
     if parts.mixer.keeps == "state":
         return CONSTANT_STATE
-    filters = recent_values(parts, spec.hidden_size) or (first and outer_values(spec))
+    filters = recent_values(spec, block) or (first and outer_values(spec))
     return FILTERED if filters else "full_attention"

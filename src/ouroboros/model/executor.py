@@ -128,6 +128,10 @@ class _Run:
         """The stream before the present loop, by stream."""
         self.carried: dict[int, dict[str, Tensor]] = {}
         """What loop parts hand on, by looped segment."""
+        self.entered: dict[str, EnterLoop] = {}
+        """The loop that the next visit begins, by stream."""
+        self.handed: dict[str, dict[str, Tensor]] = {}
+        """What loop parts hand to the visits of the present loop, by stream."""
         self.outputs: dict[str, Tensor] = {}
         """What watched blocks returned last."""
 
@@ -138,6 +142,13 @@ class _Run:
         if step.other is not None:
             context = context._replace(other=self.streams[step.other])
         with self._gradient(step.left):
+            if (entered := self.entered.pop(step.stream, None)) is not None:
+                self.handed[step.stream] = {
+                    name: value
+                    for part in self._parts(entered.looped)
+                    for name, value in part.hand(x, context, entered.loop).items()
+                }
+            context = context._replace(handed=self.handed.get(step.stream, {}))
             after = block(x, context) if self.call is None else self.call(block, x, context)
         self.streams[step.stream] = after
         if step.visit.block in self.decoder.watched:
@@ -153,14 +164,17 @@ class _Run:
         with self._gradient(step.left):
             for part in self._parts(step.looped):
                 x = part.enter(x, carried, step.loop)
-        self.streams[step.stream] = x
+        self.streams[step.stream], self.entered[step.stream] = x, step
 
     def leave(self, step: LeaveLoop) -> None:
         """The loop parts after a loop."""
         before, z = self.before[step.stream], self.streams[step.stream]
+        self.handed.pop(step.stream, None)
         with self._gradient(step.left):
             for part in self._parts(step.looped):
                 z = part.leave(before, z, self.carried[step.looped], step.loop)
+            for part in self._parts(step.looped) if step.left == 1 else ():
+                z = part.finish(z, self.carried[step.looped])
         self.streams[step.stream] = z
         for observer in self.observers:
             if observer.on_loop is not None:

@@ -75,7 +75,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         self.rotary_of_block = [[distinct.index(table) for table in uses] for uses in tables]
         """For each block the rotary tables of its uses; later uses take the last."""
         mixers = [block.mixer for block in spec.blocks]
-        self._filters_tokens = bool(outer_values(spec) or any(recent_values(block, width) for block in spec.blocks))
+        self._filters_tokens = bool(outer_values(spec) or any(recent_values(spec, n) for n in range(len(spec.blocks))))
         """Whether filters over tokens remember something from call to call."""
         self._carries_tokens = self._filters_tokens or any(mixer.keeps == "state" for mixer in mixers)
         """Whether a part other than attention brings something from earlier tokens to later ones."""

@@ -87,8 +87,8 @@ class Attention(Started):
         """
         B, T, _ = x_BTD.shape
         spec, memory = self.spec, visit.memory
-        q_BTHC = self.q_proj(x_BTD).view(B, T, -1, self.head_dim)
-        k_BTKC = self.k_proj(x_BTD).view(B, T, -1, self.head_dim)
+        q_BTHC = self.project("q_proj", x_BTD, visit).view(B, T, -1, self.head_dim)
+        k_BTKC = self.project("k_proj", x_BTD, visit).view(B, T, -1, self.head_dim)
         v_BTKC = self._values(x_BTD, visit).view(B, T, -1, self.head_dim)
         if spec.k_shift:
             k_BTKC = self.k_shift(k_BTKC, x_BTD, memory, visit.padding, "k_shift")
@@ -109,7 +109,11 @@ class Attention(Started):
             y_BTHC = y_BTHC * F.silu(self.gate_proj(x_BTD)).view(y_BTHC.shape)
         if spec.head_gate:
             y_BTHC = y_BTHC * (2 * torch.sigmoid(self.head_gate(x_BTD)))[..., None]
-        return self.o_proj(y_BTHC.reshape(B, T, -1))
+        return self.project("o_proj", y_BTHC.reshape(B, T, -1), visit)
+
+    def project(self, name: str, x: Tensor, visit: VisitContext) -> Tensor:
+        """What the linear map ``name`` of queries, keys, values or outputs makes of ``x``."""
+        return getattr(self, name)(x)
 
     def _attended(self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, visit: VisitContext) -> Tensor:
         """What all heads return, (B, H, T, C)."""
@@ -120,7 +124,7 @@ class Attention(Started):
 
     def _values(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """Values of all heads, (B, T, K C), with what the stem and the first block add to them."""
-        v_BTE = self.v_proj(x_BTD)
+        v_BTE = self.project("v_proj", x_BTD, visit)
         spec, carried = self.spec, visit.carried
         if spec.value_embedding and carried is not None and "values" in carried:  # registers have no embedding
             v_BTE = v_BTE + self.value_scale.to(v_BTE.dtype) * carried["values"].to(v_BTE.dtype)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.nn.part import Projection
 from ouroboros.nn.visit import VisitContext
 
@@ -22,7 +23,7 @@ class FeedForward(nn.Module):
 
     OUTPUT_PROJECTIONS = ("down_proj",)
 
-    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+    def __init__(self, spec: Any, width: int) -> None:
         super().__init__()
         self.spec = spec
         if spec.gated:
@@ -33,15 +34,19 @@ class FeedForward(nn.Module):
 
     def forward(self, x_D: Tensor, visit: VisitContext | None = None) -> Tensor:
         """Map (..., D) to (..., D), the same at every visit."""
-        y_D = self.down_proj(self._hidden(x_D))
+        y_D = self.project("down_proj", self._hidden(x_D, visit), visit)
         return y_D if self.dropout is None else self.dropout(y_D)
 
-    def _hidden(self, x_D: Tensor) -> Tensor:
-        up_F = self.up_proj(x_D)
-        if self.spec.kind == "swiglu":
-            return F.silu(self.gate_proj(x_D)) * up_F
+    def project(self, name: str, x: Tensor, visit: VisitContext | None) -> Tensor:
+        """What the linear map ``name`` makes of ``x``."""
+        return getattr(self, name)(x)
+
+    def _hidden(self, x_D: Tensor, visit: VisitContext | None) -> Tensor:
+        up_F = self.project("up_proj", x_D, visit)
         if self.spec.kind == "geglu":
-            return F.gelu(self.gate_proj(x_D), approximate="tanh") * up_F
+            return F.gelu(self.project("gate_proj", x_D, visit), approximate="tanh") * up_F
+        if self.spec.gated:
+            return F.silu(self.project("gate_proj", x_D, visit)) * up_F
         if self.spec.kind == "relu2":
             return F.relu(up_F).square()
         if self.spec.kind == "leaky_relu2":

@@ -45,6 +45,9 @@ class LoopEmbedding(_Table):
 class LoopNorm(_Table):
     """RMS norm of the state that a loop has produced, with a gain for each loop (Controller, section 2.5)."""
 
+    def __init__(self, spec: specs.LoopNormSpec, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__(spec, width, loops, norm_eps if spec.eps is None else spec.eps)
+
     def reset_parameters(self, init: Init | None = None) -> None:
         """One."""
         nn.init.ones_(self.weight)
@@ -88,15 +91,19 @@ class _Concatenated(Started, Projection):
 
 
 class RecurrenceGate(LoopModule):
-    """``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``; starts at the same gate everywhere."""
+    """``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, or twice that; starts at the same gate
+    everywhere."""
 
     def __init__(self, spec: specs.RecurrenceGateSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
-        self.proj = _GateLogits(width, spec.bias)
+        self.doubled = spec.form == "update"
+        self.proj = _GateLogits(width, 0.0 if self.doubled else spec.bias)
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """Between the previous state and the new one."""
         gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
+        if self.doubled:
+            return z + (2 * gate - 1) * (z - x)  # a gate of one half changes no bit of z
         return gate * z + (1 - gate) * x
 
 

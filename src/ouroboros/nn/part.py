@@ -7,7 +7,7 @@ mixer               ``(spec, width, norm_eps)``                 ``(x_BTD, visit)
 feed-forward        ``(spec, width)``                           ``(x_BTD, visit)``
 norm                ``(spec, width)``                           ``(x)``
 residual            ``(spec, width, dropout)``                  ``(x, update, context, read)``
-loop part           ``(spec, width, loops, norm_eps)``          ``enter`` and ``leave``, see :class:`LoopModule`
+loop part           ``(spec, width, loops, norm_eps)``          ``enter``, ``hand``, ``leave``, ``finish``
 stem part           ``(spec, model)``                           ``(x_BTD, ids_BT or None, visit)``
 head                ``(spec, model)``                           ``(logits)``
 topology            ``(spec, model)``                           ``steps(schedule)``
@@ -19,9 +19,12 @@ topology            ``(spec, model)``                           ``steps(schedule
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ouroboros.nn.visit import VisitContext
 
 
 class Init(NamedTuple):
@@ -95,6 +98,20 @@ class LoopModule(Started):
         """The state that enters loop ``loop``, (..., D) to the same."""
         return x
 
+    def hand(self, x: Tensor, visit: VisitContext, loop: int) -> dict[str, Tensor]:
+        """What the visits of loop ``loop`` find in ``visit.handed``, by name.
+
+        Args:
+            x: the state that its first block is given, (B, T, D).
+            visit: what the visit of that block is given.
+            loop: counted from 0.
+        """
+        return {}
+
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """The state after loop ``loop``, of ``x`` that was before it and ``z`` that its blocks made."""
+        return z
+
+    def finish(self, z: Tensor, carried: dict[str, Tensor]) -> Tensor:
+        """What leaves the last loop instead of ``z``."""
         return z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -37,5 +38,7 @@ class VisitContext(NamedTuple):
     carried: dict[str, Tensor] | None = None
     """What parts hand to visits within a call, by name: ``x0`` is the stream at its start, others what stem parts look
     up or earlier visits make; (B, T, ...) each."""
+    handed: Mapping[str, Tensor] = {}
+    """What the loop parts of this loop hand to its visits, by name."""
     other: Tensor | None = None
     """The present state of another stream that the topology names, (B, T, D)."""

@@ -70,16 +70,35 @@ def show(arguments: Sequence[str]) -> int:
     model = options.model
     if options.loops is not None:
         model = dataclasses.replace(model, layout=model.schedule.with_loops(options.loops).notation)
+    trained = _trained(model, chosen.optim.left_out)
     if options.json:
         facts = cost(model, context=options.context)
         emit_json(
             dataclasses.asdict(facts)
+            | ({} if trained is None else {"trained_parameters": trained})
             | {"cache_bytes_per_token": facts.cache_bytes_per_token(), "state_bytes": facts.state_bytes()}
             | {"bytes_at_6_bits": facts.parameters * 6 // 8, "model": to_dict(model)}
         )
     else:
-        say(describe(model, context=options.context))
+        say(describe(model, context=options.context, trained=trained))
     return 0
+
+
+def _trained(model: ModelSpec, left_out: tuple[str, ...]) -> int | None:
+    """Numbers that training changes, counted on a model without weights; None if that is all of them."""
+    if not left_out and not any(part.freezes for part in model.parts):
+        return None
+    import torch
+
+    from ouroboros.model.configuration import OuroborosConfig
+    from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.optim import matching, untrained_parameters
+
+    with torch.device("meta"):
+        built = OuroborosForCausalLM(OuroborosConfig.from_spec(model))
+    numbers = {name: parameter.numel() for name, parameter in built.named_parameters()}
+    out = untrained_parameters(built) | set(matching(list(numbers), left_out, "optim.left_out"))
+    return sum(count for name, count in numbers.items() if name not in out)
 
 
 def _parse(arguments: Sequence[str], chosen: Recipe) -> ShowOptions:

@@ -50,6 +50,12 @@ from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.config.parts.loop import RecurrenceGateSpec
+from ouroboros.config.parts.modulated import (
+    ControllerSpec,
+    ModulatedAttentionSpec,
+    ModulatedFeedForwardSpec,
+    StaticDiagonalsSpec,
+)
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.tap import TapSpec
 from ouroboros.config.parts.values import ValueEmbeddingSpec
@@ -83,12 +89,30 @@ def two_streams(part: HelixSpec, second: Any = None, **changes: Any) -> ModelSpe
     return BASE.replace(layout=TWO_STREAMS, topology=part, overrides=overrides, **changes)
 
 
+def modulated(part: Any) -> ModelSpec:
+    """A model whose loop is modulated, with this part in it."""
+    mixer: Any = ModulatedAttentionSpec(rank=part.rank)
+    ffn: Any = ModulatedFeedForwardSpec(rank=part.rank, intermediate_size=24)
+    steering: Any = ControllerSpec(rank=part.rank, style=8)
+    stem: Any = ()
+    if isinstance(part, ModulatedAttentionSpec):
+        mixer = part
+        stem = (ValueEmbeddingSpec(width=4),) if part.value_embedding else ()
+    elif isinstance(part, ModulatedFeedForwardSpec):
+        ffn = part
+    else:
+        steering = part
+    return BASE.replace(layout="(1)x3", mixer=mixer, ffn=ffn, loop=(steering,), stem=stem)
+
+
 def placed(part: Any) -> ModelSpec:
     """The base with this part in it, and with what the part cannot do without."""
     if isinstance(part, HelixSpec):
         return two_streams(part)
     if isinstance(part, TopologyPart):
         return BASE.replace(layout="2 (1)x2 2", topology=part)
+    if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec | ControllerSpec | StaticDiagonalsSpec):
+        return modulated(part)
     if isinstance(part, TapSpec):
         return BASE.replace(layout="2 (1)x3", loop=(part,))
     stem = (ValueEmbeddingSpec(width=4),) if isinstance(part, AttentionSpec) and part.value_embedding else ()
@@ -122,6 +146,8 @@ def open_questions(
 SLOWED = RopeSpec(slowing=3.0, slowing_context=20)
 SWITCHED: dict[str, list[dict[str, Any]]] = {
     "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
+    "ModulatedAttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
+    "ControllerSpec": [{"pooling": "prompt", "prompt": 4}],
     "SplitAttentionSpec": [{"num_heads": 2}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ChokeSpec": [{"shape": "grouped"}, {"activation": "leaky_relu2"}],
     "RMSNormSpec": [{"depth_scale": True}],

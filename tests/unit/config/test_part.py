@@ -30,13 +30,18 @@ from ouroboros.errors import OuroborosError
 from ouroboros.schedule import parse
 
 SHIPPED = {
-    MixerPart: {"attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule", "cross", "split"},
-    FeedForwardPart: {"swiglu", "geglu", "relu2", "leaky_relu2", "gelu", "choke", "none"},
+    MixerPart: {
+        *("attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"),
+        *("cross", "split", "modulated_attention"),
+    },
+    FeedForwardPart: {
+        *("swiglu", "geglu", "relu2", "leaky_relu2", "gelu", "choke", "none", "modulated_swiglu"),
+    },
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
         *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
-        *("norm", "gate", "gain", "contractive"),
+        *("norm", "gate", "gain", "contractive", "static_diagonals", "controller", "halt"),
     },
     StemPart: {"ngram", "norm", "positions", "scale", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},

@@ -6,9 +6,10 @@ line that is the order of this file: what adds to the state comes before what da
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from ouroboros.config.needs import needs
 from ouroboros.config.part import LoopPart, part
 from ouroboros.errors import check
 
@@ -165,6 +166,12 @@ class LoopNormSpec(TablePart):
     """RMS norm of the state that a loop has produced, with a gain for each loop (Controller, section 2.5)."""
 
     kind: Literal["norm"] = "norm"
+    eps: float | None = None
+    """Added to the mean square before its root is taken; None means what the norms of blocks add."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.eps is None or self.eps > 0, f"loop.norm.eps must be > 0 or null, got {self.eps}")
 
 
 @part(module="ouroboros.nn.loop:RecurrenceGate")
@@ -173,8 +180,15 @@ class RecurrenceGateSpec(LoopPart):
     """Gated recurrence ``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, W = 0 at the start."""
 
     kind: Literal["gate"] = "gate"
-    bias: float = -2.0
+    form: Literal["state", "update"] = "state"
+    """What is gated: the new ``state`` as above, or the ``update``, with ``g = 2 sigmoid(W [z; x] + b)`` and b = 0 at
+    the start, which is the loop without a gate."""
+    bias: float = field(default=-2.0, metadata=needs("form", "state"))
     """The bias ``b`` at the start, the same in every channel."""
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(form="update"),)
 
     def parameters(self, width: int, loops: int) -> int:
         return 2 * width * width + width

@@ -50,6 +50,7 @@ def test_neutral_settings() -> None:
         "anchor": (AnchorSpec(),),
         "hyper": (HyperSpec(),),
         "tap": (TapSpec(),),
+        "gate": (RecurrenceGateSpec(form="update"),),
         "gain": (LoopGainSpec(form="scalar"), LoopGainSpec(form="channel")),
         "contractive": (ContractiveStepSpec(step=1.0),),
     }

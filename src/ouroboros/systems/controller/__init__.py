@@ -1,0 +1,16 @@
+"""The input-conditioned recursion Controller of Ouroboros, arXiv 2604.02051 (docs/systems/controller.md)."""
+
+from __future__ import annotations
+
+from ouroboros.registry import System
+
+SYSTEM = System(
+    name="controller",
+    title="the Controller",
+    entries={
+        "recipes": {
+            "controller": "ouroboros.systems.controller.recipe:CONTROLLER",
+            "controller-published": "ouroboros.systems.controller.recipe:CONTROLLER_PUBLISHED",
+        },
+    },
+)

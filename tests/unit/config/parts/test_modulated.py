@@ -1,0 +1,92 @@
+"""What modulated maps need of a model, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from ouroboros.accounting import cost
+from ouroboros.config import BlockOverride, ModelSpec
+from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.modulated import (
+    ControllerSpec,
+    ModulatedAttentionSpec,
+    ModulatedFeedForwardSpec,
+    StaticDiagonalsSpec,
+)
+from ouroboros.errors import OuroborosError
+
+D, HEADS, INNER, RANK, STYLE = 16, 2, 24, 3, 5
+MIXER = {"kind": "modulated_attention", "num_heads": HEADS, "rank": RANK}
+FFN = {"kind": "modulated_swiglu", "intermediate_size": INNER, "rank": RANK}
+
+
+def model(*loop: Any, where: str = "loop", mixer: Any = MIXER, ffn: Any = FFN, **changes: Any) -> ModelSpec:
+    """A model whose loop is modulated."""
+    override = BlockOverride(where=where, set={"mixer": mixer, "ffn": ffn})
+    return ModelSpec(layout="1 loop:(1)x2 1", vocab_size=11, hidden_size=D, loop=loop, overrides=(override,), **changes)
+
+
+def test_published_counts() -> None:
+    """Section 3 of the specification, Qwen2.5-3B at ranks 8, 32 and 64."""
+    for rank, controller, bases in ((8, 671_360, 415_744), (32, 692_864, 1_662_976), (64, 721_536, 3_325_952)):
+        mixer = ModulatedAttentionSpec(num_heads=16, num_kv_heads=2, rank=rank)
+        ffn = ModulatedFeedForwardSpec(intermediate_size=11008, rank=rank)
+        assert ControllerSpec(rank=rank, rows=64).parameters(2048, loops=8) == controller
+        assert mixer.bases_parameters(2048) + ffn.bases_parameters(2048) == bases
+    assert StaticDiagonalsSpec(rows=64).parameters(2048, loops=8) == 14_336
+
+
+def test_only_a_mean_of_the_prefix_is_remembered() -> None:
+    remembered = {pooling: ControllerSpec(pooling=pooling).recent_values(D) for pooling in ("token", "all")}  # pyrefly: ignore
+    assert remembered == {"token": 0, "all": 0}
+    spec = model(ControllerSpec(rank=RANK, style=STYLE, pooling="prefix"))
+    assert cost(spec).state_values == 2 * D, "a sum for each of the two loops"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: model(), "block 1 needs a loop part that hands it diagonals: --model.loop.controller"),
+        (lambda: model(ControllerSpec(rank=RANK), where="0"), "of block 0 is modulated by a loop, and no loop visits"),
+        (lambda: model(ControllerSpec(rank=4)), r"loop.controller.rank is 4, and mixer.rank of block 1 3"),
+        (lambda: model(StaticDiagonalsSpec(rank=RANK), ffn="gelu"), "ffn of block 1 is 'gelu'.*--model.at.loop.ffn"),
+        (
+            lambda: model(ControllerSpec(rank=RANK), StaticDiagonalsSpec(rank=RANK)),
+            "loop.controller and loop.static_diagonals both hand diagonals",
+        ),
+        (
+            lambda: model(ControllerSpec(rank=RANK, pooling="prompt"), share_last_kv=True),
+            "pooling 'prompt' remembers something in every loop, and share_last_kv",
+        ),
+        (
+            lambda: model(ControllerSpec(rank=RANK)).replace(residual=DeltaSpec(values=2, compressor="token")),
+            "one vector: --model.residual additive",
+        ),
+        (lambda: ModulatedAttentionSpec(rank=0), "mixer.rank must be >= 1, got 0"),
+        (lambda: ModulatedFeedForwardSpec(alpha=0.0), "ffn.alpha must be > 0, got 0"),
+        (lambda: ControllerSpec(rank=0), "loop.controller.rank must be >= 1"),
+        (lambda: StaticDiagonalsSpec(rows=0), "loop.static_diagonals.rows must be >= 1"),
+        (lambda: ControllerSpec(style=0), "loop.controller.style must be >= 1"),
+        (lambda: ControllerSpec(prompt=0), "loop.controller.prompt must be >= 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(build: Any, message: str) -> None:
+    with pytest.raises(OuroborosError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+def test_the_published_pooling_is_said_to_see_later_tokens() -> None:
+    spec = model(ControllerSpec(rank=RANK, pooling="all"))
+    assert any("not causal" in warning for warning in spec.warnings())
+    causal = dataclasses.replace(spec, loop=(ControllerSpec(rank=RANK),))
+    assert not causal.warnings() and not any(part.sees_later for part in causal.parts)
+
+
+def test_frozen_bases_are_declared() -> None:
+    assert ModulatedAttentionSpec().freezes and ModulatedFeedForwardSpec().freezes
+    assert not ModulatedAttentionSpec(bases="trained").freezes
+    assert not ModulatedFeedForwardSpec(bases="trained").freezes
