@@ -33,6 +33,7 @@ from ouroboros.config.parts.loop import (
     LoopNormSpec,
     LoopSmearSpec,
     RecurrenceGateSpec,
+    UpdateGateSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.residual import ScaledResidualSpec
@@ -385,7 +386,7 @@ VARIANTS = {
         parts.ControllerSpec(rank=2, style=4, pooling="prefix", norm=False), alpha=3.0, layout="loop:(1)x3", registers=2
     ),
     "controller of the prompt, gate of the update": modulated(
-        *(parts.ControllerSpec(rank=3, pooling="prompt", prompt=4, rows=2), RecurrenceGateSpec(form="update"))
+        *(parts.ControllerSpec(rank=3, pooling="prompt", prompt=4, rows=2), UpdateGateSpec())
     ),
     "static diagonals, norm, halting": modulated(
         *(parts.StaticDiagonalsSpec(rank=3, rows=1), LoopNormSpec(eps=1e-3), HaltSpec(bias=-1.0)), layout="1 loop:(1)x3"

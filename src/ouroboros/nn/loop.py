@@ -91,20 +91,29 @@ class _Concatenated(Started, Projection):
 
 
 class RecurrenceGate(LoopModule):
-    """``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, or twice that; starts at the same gate
-    everywhere."""
+    """``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``; starts at the same gate everywhere."""
 
     def __init__(self, spec: specs.RecurrenceGateSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
-        self.doubled = spec.form == "update"
-        self.proj = _GateLogits(width, 0.0 if self.doubled else spec.bias)
+        self.proj = _GateLogits(width, spec.bias)
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """Between the previous state and the new one."""
         gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
-        if self.doubled:
-            return z + (2 * gate - 1) * (z - x)  # a gate of one half changes no bit of z
         return gate * z + (1 - gate) * x
+
+
+class UpdateGate(LoopModule):
+    """``x <- x + g * (z - x)`` with ``g = 2 sigmoid(W [z; x] + b)``; one at the start."""
+
+    def __init__(self, spec: specs.UpdateGateSpec, width: int, loops: int, norm_eps: float) -> None:
+        super().__init__()
+        self.proj = _GateLogits(width, 0.0)
+
+    def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
+        """The previous state and the scaled change."""
+        gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
+        return z + (2 * gate - 1) * (z - x)  # written so that a gate of 1 changes no bit of z
 
 
 class _GateLogits(Started, Projection):

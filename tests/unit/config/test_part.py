@@ -41,7 +41,7 @@ SHIPPED = {
     ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
         *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
-        *("norm", "gate", "gain", "contractive", "static_diagonals", "controller", "halt"),
+        *("norm", "gate", "update_gate", "gain", "contractive", "static_diagonals", "controller", "halt"),
     },
     StemPart: {"ngram", "norm", "positions", "scale", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},

@@ -26,6 +26,7 @@ from ouroboros.config.parts.stem import LearnedPositionsSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.executor import Decoder, observe
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.nn.part import LoopModule
 from ouroboros.nn.visit import VisitContext
 from ouroboros.schedule import Visit, parse
 
@@ -102,6 +103,36 @@ def test_loop_parts_at_boundaries() -> None:
             entered = state + (0.5 + index) * start + (loop + 1) * (index + 1)
             state = 0.5 * state + 0.5 * (2 * entered + shift)
     torch.testing.assert_close(run(decoder, layout), state)
+
+
+class Handing(LoopModule):
+    """Hands the state that begins a loop and the loop's number, and adds a thousand to what leaves the last."""
+
+    def hand(self, x: Tensor, visit: VisitContext, loop: int) -> dict[str, Tensor]:
+        assert visit.visit is not None and visit.visit.block == 1
+        return {"state": x, "loop": torch.tensor(loop)}
+
+    def finish(self, z: Tensor, carried: dict[str, Tensor]) -> Tensor:
+        return z + 1000
+
+
+def test_what_loop_parts_hand_to_visits_and_what_leaves_the_last_loop() -> None:
+    """Every block of a loop is handed the same, which is made once the other parts have entered; the rest nothing."""
+    decoder, seen = recording("1 (2)x2 1", InjectionSpec())
+    decoder.loops[0]["handing"] = Handing()
+    nn.init.ones_(decoder.loops[0]["inject"].scale)
+    out = run(decoder, "1 (2)x2 1")
+    first, *looped, last = seen
+    assert not first.handed and not last.handed
+    assert [int(visit.handed["loop"]) for visit in looped] == [0, 0, 1, 1]
+    for one, two in (looped[:2], looped[2:]):
+        assert one.handed["state"] is two.handed["state"]
+    x0 = torch.tensor(3.0)
+    assert (looped[0].handed["state"] == 2 * x0).all(), "with the injection"
+    states = [2 * (2 * (2 * x0) + 10) + 100]
+    states.append(2 * (2 * (states[0] + x0) + 10) + 100)
+    assert (looped[2].handed["state"] == states[0] + x0).all()
+    assert (out == 2 * (states[1] + 1000) + 1000).all(), "finished once, before the block behind the loop"
 
 
 def test_loop_parts_act_in_their_order() -> None:

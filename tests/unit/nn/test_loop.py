@@ -17,6 +17,7 @@ from ouroboros.config.parts.loop import (
     LoopGainSpec,
     LoopNormSpec,
     RecurrenceGateSpec,
+    UpdateGateSpec,
 )
 from ouroboros.nn.part import Init, LoopModule
 
@@ -27,6 +28,8 @@ EVERY = [
     LoopEmbeddingSpec(),
     LoopNormSpec(),
     RecurrenceGateSpec(),
+    UpdateGateSpec(),
+    LoopNormSpec(eps=0.5),
     LoopGainSpec(form="scalar"),
     LoopGainSpec(form="channel"),
     LoopGainSpec(form="rms"),
@@ -92,6 +95,17 @@ def test_gate(x: Tensor, z: Tensor) -> None:
     part = build(RecurrenceGateSpec())
     gate = torch.sigmoid(torch.cat((z, x), dim=-1) @ part.proj.weight.T + part.proj.bias)
     torch.testing.assert_close(part.leave(x, z, {}, 0), gate * z + (1 - gate) * x)
+
+
+def test_update_gate(x: Tensor, z: Tensor) -> None:
+    part = build(UpdateGateSpec())
+    gate = 2 * torch.sigmoid(torch.cat((z, x), dim=-1) @ part.proj.weight.T + part.proj.bias)
+    torch.testing.assert_close(part.leave(x, z, {}, 0), x + gate * (z - x))
+
+
+def test_norm_adds_its_own_eps(x: Tensor, z: Tensor) -> None:
+    expected = z / torch.sqrt(z.square().mean(-1, keepdim=True) + 0.5)
+    torch.testing.assert_close(build(LoopNormSpec(eps=0.5), random=False).leave(x, z, {}, 0), expected)
 
 
 def test_gate_starts_at_its_bias(x: Tensor, z: Tensor) -> None:

@@ -6,10 +6,9 @@ line that is the order of this file: what adds to the state comes before what da
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ouroboros.config.needs import needs
 from ouroboros.config.part import LoopPart, part
 from ouroboros.errors import check
 
@@ -180,15 +179,27 @@ class RecurrenceGateSpec(LoopPart):
     """Gated recurrence ``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, W = 0 at the start."""
 
     kind: Literal["gate"] = "gate"
-    form: Literal["state", "update"] = "state"
-    """What is gated: the new ``state`` as above, or the ``update``, with ``g = 2 sigmoid(W [z; x] + b)`` and b = 0 at
-    the start, which is the loop without a gate."""
-    bias: float = field(default=-2.0, metadata=needs("form", "state"))
+    bias: float = -2.0
     """The bias ``b`` at the start, the same in every channel."""
+
+    def parameters(self, width: int, loops: int) -> int:
+        return 2 * width * width + width
+
+    def flops(self, width: int, loops: int) -> int:
+        return loops * 4 * width * width
+
+
+@part(module="ouroboros.nn.loop:UpdateGate")
+@dataclass(frozen=True, kw_only=True)
+class UpdateGateSpec(LoopPart):
+    """Scales what each loop changes, ``x + g * (z - x)``, by ``g = 2 sigmoid(W [z; x] + b)``, which is 1 at the
+    start."""
+
+    kind: Literal["update_gate"] = "update_gate"
 
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
-        return (cls(form="update"),)
+        return (cls(),)
 
     def parameters(self, width: int, loops: int) -> int:
         return 2 * width * width + width

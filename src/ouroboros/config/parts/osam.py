@@ -107,6 +107,10 @@ class OsamSpec(MixerPart):
                 " the same"
             )
 
+    @property
+    def freezes(self) -> bool:
+        return self.detach_state or self.freeze_phase
+
     def parameters(self, width: int) -> int:
         matrices = 2 * width * width + self.readout_hidden * (self.buckets + width)
         numbers = 3 + self.frequencies * (2 if self.decay else 1)  # two phases and a gate

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from ouroboros.config import ModelSpec
@@ -49,6 +50,18 @@ def donor_tensors(donor: Mapping[str, Tensor], sources: list[int]) -> dict[str, 
             if name.startswith(prefix):
                 found[f"model.decoder.layers.{block}.{name.removeprefix(prefix)}"] = tensor
     return found
+
+
+def averaged_layer(donor: Mapping[str, Tensor], layers: Iterable[int]) -> dict[str, Tensor]:
+    """The mean of some layers tensor by tensor in float32, by the names within a layer, as the first generation makes
+    its one block. Layers are not aligned, so the weights are about 1 / sqrt(layers) as large as theirs."""
+    of_layer = [donor_tensors(donor, [layer]) for layer in layers]
+    prefix = "model.decoder.layers.0."
+    names = [name for name in of_layer[0] if name.startswith(prefix)]
+    return {
+        name.removeprefix(prefix): torch.stack([tensors[name].float() for tensors in of_layer]).mean(0)
+        for name in names
+    }
 
 
 def bases_of(donor: Mapping[str, Tensor], settings: Published, spec: ModelSpec) -> dict[str, Tensor]:

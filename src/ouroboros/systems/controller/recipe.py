@@ -16,7 +16,7 @@ from ouroboros.config import (
     RopeSpec,
     TrainSpec,
 )
-from ouroboros.config.parts.loop import RecurrenceGateSpec
+from ouroboros.config.parts.loop import UpdateGateSpec
 from ouroboros.config.parts.modulated import ControllerSpec
 from ouroboros.recipes import RecipeEntry, recipe
 from ouroboros.systems.controller.published import DONOR, LOOP, Published, modulated
@@ -37,7 +37,7 @@ def controller(size: str = "small") -> Recipe:
     model = modulated(
         loop.model,
         layout=layout,
-        loop=(ControllerSpec(rank=rank, style=style), RecurrenceGateSpec(form="update")),
+        loop=(ControllerSpec(rank=rank, style=style), UpdateGateSpec()),
         rank=rank,
         alpha=float(rank),
         trained=True,

@@ -19,6 +19,7 @@ from ouroboros.config.parts.loop import (
     LoopNormSpec,
     LoopSmearSpec,
     RecurrenceGateSpec,
+    UpdateGateSpec,
 )
 from ouroboros.config.parts.tap import TapSpec
 from ouroboros.errors import OuroborosError
@@ -50,7 +51,7 @@ def test_neutral_settings() -> None:
         "anchor": (AnchorSpec(),),
         "hyper": (HyperSpec(),),
         "tap": (TapSpec(),),
-        "gate": (RecurrenceGateSpec(form="update"),),
+        "update_gate": (UpdateGateSpec(),),
         "gain": (LoopGainSpec(form="scalar"), LoopGainSpec(form="channel")),
         "contractive": (ContractiveStepSpec(step=1.0),),
     }
