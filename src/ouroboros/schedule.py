@@ -28,6 +28,8 @@ _SEGMENT = re.compile(
     r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+)))"
 )
 _MAX_VISITS = 100_000
+NEW = "new"
+"""In a list of blocks, one that begins at its own start."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +184,36 @@ def parse(layout: str) -> Schedule:
         visits += segment.num_blocks * segment.loops
         check(visits <= _MAX_VISITS, f"{where}: has more than {_MAX_VISITS} visits")
     return Schedule(tuple(segments))
+
+
+def blocks_of(text: str, there: int, here: int, option: str, *, new: bool = False) -> list[int | None]:
+    """The block of a source of ``there`` blocks that each of ``here`` blocks takes, by a list with ranges.
+
+    Args:
+        text: the list; with ``new``, ``new`` in it stands for a block that takes none.
+        there: blocks of the source.
+        here: blocks of the model.
+        option: how messages name the list.
+        new: whether blocks may take none.
+
+    Raises:
+        OuroborosError: it is no such list, names a block that is not there, or is of another length.
+
+    >>> blocks_of("0-1,new,2", 3, 4, "--from-blocks", new=True)
+    [0, 1, None, 2]
+    """
+    found: list[int | None] = []
+    for item in text.split(","):
+        first, _, last = item.strip().partition("-")
+        if new and first == NEW and not last:
+            found.append(None)
+            continue
+        check(
+            all(number.isascii() and number.isdigit() for number in (first, last or first)),
+            f"{option}: {item.strip()!r} is no number of a block, no range such as 0-3" + f", and not {NEW!r}" * new,
+        )
+        low, high = int(first), int(last or first)
+        check(low <= high < there, f"{option}: {item.strip()!r} is not within 0-{there - 1}, the source's blocks")
+        found.extend(range(low, high + 1))
+    check(len(found) == here, f"{option}: {text!r} lists {len(found)} blocks, the model has {here}")
+    return found

@@ -59,7 +59,7 @@ def test_archives_are_refused_everywhere(train, cli, text, trained, tmp_path):
     for result in calls:
         assert "plain.txt': is a zip archive (" in result.error() and "; unpack it and name" in result.error()
     path.write_bytes(gzip.compress(text.read_bytes())[:-20])
-    assert "plain.txt': its gzip data is cut off or damaged" in train(path).error()
+    assert "plain.txt': its compressed data is cut off or damaged" in train(path).error()
     assert not (tmp_path / "run").exists()
 
 
@@ -78,14 +78,10 @@ def test_a_hub_layout_with_a_pipe_and_links(train, text, tmp_path, caplog):
     (hub / "loop").symlink_to(".")
     os.mkfifo(hub / "waiting.txt")
     assert train(hub).status == 0
-    (record,) = caplog.records
-    assert "left out: waiting.txt (a named pipe)" in record.getMessage()
+    assert not caplog.records
     manifest = json.loads((tmp_path / "run" / "data" / "manifest.json").read_text())
     assert manifest["sources"][0]["kept"] == len(lines)
-    assert (
-        "waiting.txt': is a named pipe, from which a text cannot be read twice"
-        in train(hub / "waiting.txt", out="other").error()
-    )
+    assert "waiting.txt': is a named pipe or a device" in train(hub / "waiting.txt", out="other").error()
 
 
 def test_resume_from_another_directory(train, cli, text, tmp_path, monkeypatch, caplog):

@@ -175,7 +175,7 @@ def test_overrides_of_the_recipe_come_first():
         ("--model.at.0 none", "--model.at.0: expected --model.at.WHERE.OPTION, for example --model.at.0-1.ffn.bias"),
         ("--model.at.0.ffn.intermediate-size", "--model.at.0.ffn.intermediate-size: expected a value"),
         ("--model.residual.values 4", "--model.residual.values changes nothing here; it needs --model.residual delta"),
-        ("--model.ffn.bais", "unknown option --model.ffn.bais; did you mean '--model.ffn.bias'?"),
+        ("--model.ffn.biass", "unknown option --model.ffn.biass; did you mean '--model.ffn.bias'?"),
         ("--model.ffn.bias.more 1", "unknown option --model.ffn.bias.more"),
         ("--model.mixer.rope.bse 1", "unknown option --model.mixer.rope.bse; did you mean '--model.mixer.rope.base'?"),
         ("--model.hidden-size big", "--model: hidden_size: Input should be a valid integer"),

@@ -254,7 +254,7 @@ def test_characters_of_a_built_in_text(train, cli, tmp_path, caplog):
     run = tmp_path / "work" / "run"
     result = cli("generate", run, "--prompt", "Tall grass", "--max-new-tokens", "4")
     assert result.status == 0 and result.out.startswith("Tall grass"), result
-    assert caplog.text.count("prompt: 1 of 10 characters are unknown to this tokenizer ('T')") == 1
+    assert caplog.text.count("prompt: 1 of 10 characters are unknown to this tokenizer ('T' x 1)") == 1
     scores = cli("eval", run, "--data", "needle:", "--max-bytes", "2000", "--json").json
     assert (scores["bytes"], scores["tokens"], scores["unknown_tokens"]) == (100, 100, 0)  # the test part
 
@@ -265,7 +265,7 @@ def test_data_that_is_not_there(train, files, text, tmp_path):
     assert "no file matches this glob" in train(data=tmp_path / "*.md").error()
     (tmp_path / "hollow").mkdir()
     assert "no text, code or record files" in train(data=tmp_path / "hollow").error()
-    assert "the weight after '=' must be a number" in train(data=f"{text}=much").error()
+    assert "the weight must be > 0 and finite, as in 'notes.txt=0.3', got 'much'" in train(data=f"{text}=much").error()
     assert files(tmp_path / "work") == {}
 
 

@@ -29,7 +29,7 @@ def all_of(*declared: dict[str, Any]) -> dict[str, Any]:
 
 
 def untried(why: str) -> dict[str, Any]:
-    """Metadata of a field whose effect a short trial cannot show, for the liveness proof
+    """Metadata of a field whose effect a short trial may not show, for the liveness proof
     (:mod:`ouroboros.eval.liveness`).
 
     Args:

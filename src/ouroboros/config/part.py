@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 from tyro.conf import Suppress
 
-from ouroboros.config.needs import needs
+from ouroboros.config.needs import needs, untried
 from ouroboros.errors import check, nearest
 from ouroboros.registry import load, systems
 
@@ -185,6 +185,11 @@ class MixerPart(Part):
         return None
 
     @property
+    def looks_back(self) -> int | None:
+        """How many tokens a token sees, itself included; None: all that precede it."""
+        return None
+
+    @property
     def rebuilds_keys(self) -> bool:
         """Whether a cache keeps latents whose keys are built anew at each step, with the positions of all of them."""
         return False
@@ -249,7 +254,11 @@ class NormPart(Part):
     ``final`` leaves the norm before the head alone."""
     eps: float = 1e-6
     """Added to the variance or mean square before its root is taken."""
-    depth_scale: bool = field(default=False, metadata=needs("placement", "pre", "sandwich"))
+    depth_scale: bool = field(
+        default=False,
+        metadata=needs("placement", "pre", "sandwich")
+        | untried("leaves the first block as it is, which may be the only one"),
+    )
     """Divide what a block's norms return by the square root of the block's depth, which is its number counted from 1;
     later blocks then change the stream less. The norm before the head is left as it is."""
     depth: int | None = field(default=None, metadata=needs("depth_scale"))

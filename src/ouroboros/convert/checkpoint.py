@@ -25,12 +25,11 @@ SUPPORTED = (
     f"give a published checkpoint: a file of weights ({', '.join(SUFFIXES)}) or a directory with"
     f" {' or '.join(IN_DIRECTORY)}"
 )
-_COMPILED = "_orig_mod."
 
 
 def published_name(name: str) -> str:
     """``name`` without the prefix that saving a compiled model adds, to the whole of it or to a part."""
-    return name.replace(_COMPILED, "")
+    return name.replace("_orig_mod.", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +52,7 @@ class Checkpoint:
         return any(name.startswith(beginning) for name in self.names)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The content as tensors under their :func:`published_name`.
-
-        Raises:
-            OuroborosError: an entry is something else.
-        """
+        """The content as tensors under their :func:`published_name`; an entry that is something else is refused."""
         from torch import Tensor
 
         for name, value in self.content.items():
@@ -78,7 +73,9 @@ class Published:
     summary: str
     """The most important of them as text."""
     tokenizer: TextTokenizer | None = None
-    """The checkpoint's own tokenizer, if it has one."""
+    """The checkpoint's own tokenizer, if it has one; once it is written, the one that stands beside the model."""
+    system: str = ""
+    """The system's name, for people, once it is written."""
 
 
 def read(path: Path) -> Checkpoint:
@@ -86,46 +83,27 @@ def read(path: Path) -> Checkpoint:
 
     ``.safetensors`` holds numbers only. A ``.pth`` file is a pickle, which in general runs code when it is read; here
     torch's restricted reader (``weights_only=True``) admits tensors and plain containers and refuses everything else,
-    and nothing else in this library reads a pickle. Large files are mapped into memory, not copied.
-
-    Raises:
-        OuroborosError: no such file, another kind of file, damaged, or holding anything but a dictionary with names.
+    and nothing else in this library reads a pickle. Large files are mapped into memory, not copied. What is no such
+    file, is damaged or holds anything but a dictionary with names is an error.
     """
-    path = _weights_in(path) if path.is_dir() else path
-    if not path.is_file():
-        raise OuroborosError(f"{path}: no such file; {SUPPORTED}")
-    if path.suffix not in SUFFIXES:
-        raise OuroborosError(f"{path}: unknown kind of file; {SUPPORTED}")
-    content = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
-    if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
-        raise OuroborosError(f"{path}: holds no dictionary of tensors; {SUPPORTED}")
-    return Checkpoint(path=path, content=content)
-
-
-def _weights_in(directory: Path) -> Path:
-    found = [directory / name for name in IN_DIRECTORY if (directory / name).is_file()]
-    if found:
-        return found[0]
-    parts = sorted(directory.glob("*.index.json"))
-    reason = f"its weights are in several files ({parts[0].name}), save them as one" if parts else "holds no weights"
-    raise OuroborosError(f"{directory}: {reason}; {SUPPORTED}")
-
-
-def _read_pickle(path: Path) -> Any:
     import torch
-
-    try:
-        # Files of the old format cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
-    except Exception as error:  # unpickling a damaged or foreign file can fail in any way; the user needs one line
-        reason = "it holds more than tensors, and reading it could run code" if "weights_only" in str(error) else ""
-        raise OuroborosError(f"{path}: cannot be read: {reason or first_line(error)}") from None
-
-
-def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
+    if path.is_dir():
+        found = [path / name for name in IN_DIRECTORY if (path / name).is_file()]
+        parts = "".join(f" ({part.name}): save them as one" for part in sorted(path.glob("*.index.json")))
+        check(bool(found), f"{path}: its weights are not in one file{parts}; {SUPPORTED}")
+        path = found[0]
+    check(path.is_file() and path.suffix in SUFFIXES, f"{path}: no such file of weights; {SUPPORTED}")
     try:
-        return load_file(path)
-    except Exception as error:  # the reader has its own exceptions; the user needs one line
-        raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
+        if path.suffix in PICKLES:
+            mapped = zipfile.is_zipfile(path)  # files of the old format cannot be
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)  # noqa: TID251
+        else:
+            content = load_file(path)
+    except Exception as error:  # reading a damaged or foreign file can fail in any way; the user needs one line
+        reason = "it holds more than tensors, and reading it could run code" if "weights_only" in str(error) else ""
+        raise OuroborosError(f"{path}: cannot be read: {reason or first_line(error)}") from None
+    named = isinstance(content, Mapping) and bool(content) and all(isinstance(name, str) for name in content)
+    check(named, f"{path}: holds no dictionary of tensors; {SUPPORTED}")
+    return Checkpoint(path=path, content=content)

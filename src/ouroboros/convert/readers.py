@@ -1,4 +1,4 @@
-"""Published checkpoints become model directories of this library.
+"""Published checkpoints, and pretrained models of other libraries, become model directories of this library.
 
 What reads a system's checkpoints is found at the registry's place ``readers``, where an entry is a :class:`Reader`.
 """
@@ -6,15 +6,18 @@ What reads a system's checkpoints is found at the registry's place ``readers``, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ouroboros.convert.checkpoint import SUPPORTED, Checkpoint, Published, read
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import new_directory
 from ouroboros.registry import found, load
+
+if TYPE_CHECKING:
+    from ouroboros.convert.donors import Donor
 
 logger = logging.getLogger(__name__)
 
@@ -45,62 +48,76 @@ class Reader:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion wrote."""
-
-    out: str
-    system: str
-    parameters: int
-    sizes: dict[str, Any]
-    """Sizes and settings under their published names."""
-    summary: str
-    tokenizer: bool
-    """Whether ``out`` holds a tokenizer, without which the model cannot be used on text."""
-
-
 def readers() -> list[Reader]:
     """The readers of all systems."""
     return [load(target) for target in found("readers").values()]
 
 
 def reader_of(checkpoint: Checkpoint) -> Reader:
-    """The reader of the system that wrote ``checkpoint``.
-
-    Raises:
-        OuroborosError: no system is recognised; the message names those there are.
-    """
+    """The reader of the system that wrote ``checkpoint``; if none is recognised, the error names those there are."""
     known = readers()
-    for reader in known:
-        if reader.recognises(checkpoint):
-            return reader
-    raise OuroborosError(
-        f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
-        f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
-    )
+    reader = next((reader for reader in known if reader.recognises(checkpoint)), None)
+    if reader is None:
+        raise OuroborosError(
+            f"{checkpoint.path}: holds {', '.join(checkpoint.names[:3])}, ..., which is of none of the systems that are"
+            f" read ({', '.join(reader.system for reader in known)}); {SUPPORTED}"
+        )
+    return reader
 
 
-def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options: Any) -> Converted:
-    """Write the model of a published checkpoint as the transformers directory ``out``, whole or not at all.
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    layout: str | None = None,
+    keep: str | None = None,
+    no_tokenizer: bool = False,
+    **options: Any,
+) -> Published:
+    """Write the model of a published checkpoint or of a donor as the transformers directory ``out``, whole or not at
+    all.
 
     Args:
-        source: a file or directory, see :func:`~ouroboros.convert.checkpoint.read`.
+        source: a file or directory, see :func:`~ouroboros.convert.checkpoint.read`; or a donor, see
+            :func:`~ouroboros.convert.donors.find`.
         out: new or empty directory.
-        tokenizer: directory of the tokenizer that the model was trained with.
+        tokenizer: directory of the tokenizer that the model was trained with; a donor brings its own.
+        layout: of a donor's blocks.
+        keep: the donor's layer that each block takes.
+        no_tokenizer: write a donor's model alone.
         options: what the checkpoint leaves open, see the :attr:`Reader.options` of its system; None is as not given.
 
     Raises:
         OuroborosError: a source that cannot be read or is of no known system, an option of another system, a tokenizer
             of another vocabulary, an ``out`` that is not free.
     """
+    from ouroboros.convert import donors
+
+    donor = donors.find(source)
+    if donor is not None:
+        for name in sorted(name for name, value in options.items() if value is not None):
+            raise OuroborosError(f"{source} is a pretrained model of another library: leave --{name} out")
+        return _of_donor(donor, out, tokenizer, layout, keep, no_tokenizer)
+    for name, value in (("layout", layout), ("keep", keep), ("no-tokenizer", no_tokenizer)):
+        check(not value, f"--{name} is for pretrained models of other libraries, and {source} is none: leave it out")
+    return _of_published(source, out, tokenizer, options)
+
+
+def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapping[str, Any]) -> Published:
+    """As :func:`convert`, of a published checkpoint."""
     from ouroboros.data.tokenize import load_tokenizer
 
     with new_directory(out) as work:
         text = None if tokenizer is None else load_tokenizer(tokenizer)
         checkpoint = read(source)
         reader = reader_of(checkpoint)
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in sorted(given.keys() - reader.options.keys()):
+            others = " or ".join(other.system for other in readers() if name in other.options)
+            fault = f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out"
+            raise OuroborosError(f"{checkpoint.path}: {fault}")
         try:
-            given = _own_options(reader, options)
             made = reader.convert(checkpoint, eos_token_id=None if text is None else text.eos_id, **given)
         except OuroborosError as error:
             raise OuroborosError(f"{checkpoint.path}: {error}") from None
@@ -108,7 +125,7 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
             text is None or made.tokenizer is None,
             f"{checkpoint.path} holds the characters it was trained with: leave --tokenizer out",
         )
-        text = made.tokenizer if text is None else text
+        text = text or made.tokenizer
         if text is not None:
             entries = made.model.config.vocab_size
             padded = entries % _ROUND == 0 and 0 <= entries - text.vocab_size < _ROUND
@@ -118,23 +135,60 @@ def convert(source: Path, out: Path, *, tokenizer: Path | None = None, **options
                 " give the one it was trained with",
             )
             text.padded(entries).save(work)
+        else:
+            logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
-    if text is None:
-        logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
-    return Converted(
-        out=str(out),
-        system=reader.system,
-        parameters=sum(p.numel() for p in made.model.parameters()),
-        sizes=made.sizes,
-        summary=made.summary,
-        tokenizer=text is not None,
+    return replace(made, system=reader.system, tokenizer=text)
+
+
+def _of_donor(
+    donor: Donor, out: Path, tokenizer: Path | None, layout: str | None, keep: str | None, no_tokenizer: bool
+) -> Published:
+    """As :func:`convert`, of a pretrained model of another library."""
+    from ouroboros.convert import donors
+    from ouroboros.data.tokenize import load_tokenizer
+
+    check(tokenizer is None or not no_tokenizer, "--tokenizer and --no-tokenizer exclude each other")
+    with new_directory(out) as work:
+        family, entries = donor.family, donor.config.vocab_size
+        text = None
+        if not no_tokenizer:
+            text = donor.tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+            check(
+                text.vocab_size <= entries,
+                f"{donor.source} has a vocabulary of {entries} and its tokenizer {text.vocab_size} entries: give the"
+                " one it was trained with by --tokenizer DIR",
+            )
+        made = donors.read(donor, layout, keep)
+        spec = made.model.config.model_spec
+        if text is not None:
+            text.padded(entries).save(work)
+        made.model.save_pretrained(work)
+        donors.write_record(donor, work)
+    shown = f"layout {spec.layout!r}, width {spec.hidden_size}, vocabulary {entries:,}; {made.proof.describe()}"
+    if made.same:
+        shown += ": this is the donor, in other words"
+    else:
+        shown += (
+            f" for the whole donor; this layout keeps layers {_listed(made.kept)} and is another model than the donor"
+        )
+    sizes = {"layout": spec.layout, "layers": list(made.kept), "identity": made.same}
+    proof = {"difference": made.proof.difference, "tolerance": donors.TOLERANCE, "tokens": made.proof.tokens}
+    return Published(
+        model=made.model,
+        sizes={**sizes, "proof": proof},
+        summary=shown,
+        tokenizer=text,
+        system=family.title,
     )
 
 
-def _own_options(reader: Reader, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, all of which must be ``reader``'s."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in sorted(given.keys() - reader.options.keys()):
-        others = " or ".join(other.system for other in readers() if name in other.options)
-        raise OuroborosError(f"this is a checkpoint of {reader.system}, and --{name} is for {others}: leave it out")
-    return given
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers as text, with ranges."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -45,13 +45,8 @@ class RenameTable:
         return None if found is None else found.format(block[1])
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse tensors that are no model of this system.
-
-        Raises:
-            OuroborosError: names that are missing or unknown, two tensors that should be one, numbers that are not
-                finite. Names in numbered blocks are not missed: which of them a model has depends on its settings, and
-                :func:`model_of` reports them.
-        """
+        """Refuse names that are missing or unknown, two tensors that should be one, and numbers that are not finite.
+        Names in numbered blocks, which depend on a model's settings, are missed by :func:`model_of`."""
         used = [name for name in tensors if name not in self.repeated and not name.endswith(self.derived)]
         unknown = sorted(name for name in used if self.ours(name) is None)
         missing = sorted(name for name in self.names.keys() - tensors.keys() - {*self.optional} if "{}" not in name)
@@ -72,11 +67,7 @@ class RenameTable:
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, *axes: int) -> tuple[int, ...]:
-    """The shape of the tensor ``name``, which must have one of these numbers of ``axes``.
-
-    Raises:
-        OuroborosError: the tensor is missing, is empty or has another number of axes.
-    """
+    """The shape of the tensor ``name``, which must be there, not empty, and have one of these numbers of ``axes``."""
     check(name in tensors, f"{name} is missing")
     shape = tuple(tensors[name].shape)
     expected = " or ".join(map(str, axes))
@@ -85,16 +76,8 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, *axes: int) -> tuple[int,
 
 
 def model_of(spec: ModelSpec, state: Mapping[str, Tensor], *, eos_token_id: int | None = None) -> OuroborosForCausalLM:
-    """The model of ``spec`` with the weights ``state``, float32, in evaluation mode.
-
-    Args:
-        spec: the model's specification.
-        state: our names to tensors; with tied embeddings the output matrix may be left out.
-        eos_token_id: end-of-text token for the configuration.
-
-    Raises:
-        OuroborosError: names or shapes that do not belong together; says which.
-    """
+    """The model of ``spec`` with the weights ``state``, float32, in evaluation mode; names or shapes that do not belong
+    together are refused by name. With tied embeddings the output matrix may be left out of ``state``."""
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,34 +40,20 @@ def train(texts: Iterable[str], entries: int, *, shows_progress: bool) -> Tokeni
         special_tokens=[],
         show_progress=shows_progress and sys.stderr.isatty(),
     )
-    _interruptible(
-        lambda stopped: backend.train_from_iterator(itertools.takewhile(lambda _: not stopped(), texts), trainer)
-    )
-    backend.pre_tokenizer = _units(PATTERN)
-    backend.decoder = decoders.ByteLevel()
-    return backend
+    result = Future[None]()
 
-
-def _interruptible(work: Callable[[Callable[[], bool]], object]) -> None:
-    """Do ``work``, which does not listen to Ctrl-C, in a thread, and wait for it here, where an interruption is heard.
-
-    ``work`` is given a function that says whether it was interrupted. What it still does then goes on in the
-    background, without effect, until it has finished or the process ends. What it raises is raised here.
-    """
-    stopped, result = threading.Event(), Future[object]()
-
-    def run() -> None:
+    def work() -> None:
         try:
-            result.set_result(work(stopped.is_set))
+            result.set_result(backend.train_from_iterator(texts, trainer))
         except BaseException as error:  # it belongs to the thread that waits
             result.set_exception(error)
 
-    try:
-        threading.Thread(target=run, daemon=True).start()
-        result.result()
-    except BaseException:
-        stopped.set()
-        raise
+    # The library does not listen to Ctrl-C. In a thread it goes on, without effect, until the process ends.
+    threading.Thread(target=work, daemon=True).start()
+    result.result()
+    backend.pre_tokenizer = _units(PATTERN)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def _units(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -29,11 +29,8 @@ EXCLUDED_PREFIXES = (".", "_sysconfigdata", "config-", "test_")
 
 
 def bundled_files() -> Iterator[tuple[str, Path]]:
-    """Files of the bundled text in sorted order: (path relative to the library, with ``/``; path).
-
-    Raises:
-        OuroborosError: this interpreter has no readable standard library directory (an embedded or zipped one).
-    """
+    """Files of the bundled text in sorted order: (path relative to the library, with ``/``; path). An interpreter
+    without a readable standard library, an embedded or zipped one, is refused."""
     root = Path(sysconfig.get_paths()["stdlib"])
     check(
         (root / "argparse.py").is_file(),

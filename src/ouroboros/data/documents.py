@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from ouroboros.config import DataSpec
 from ouroboros.data.filters import Filters
-from ouroboros.data.folders import Files
-from ouroboros.data.formats import FieldFormat, TextFormat, chat_column, find_format
-from ouroboros.data.records import BAD, Anchor, Document, Skip, read_hub, read_records, read_rows
+from ouroboros.data.formats import TextFormat, chat_column, find_format
+from ouroboros.data.records import BAD, Anchor, Document, document_of, read_hub, read_rows
 from ouroboros.data.sources import SourceRef, is_records, parse_source, source_files
 from ouroboros.data.templates import source_format
-from ouroboros.data.textfile import look, open_text
+from ouroboros.data.textfile import open_text
 from ouroboros.data.token_shards import read_shards, shard_tokenizer
 from ouroboros.errors import OuroborosError, check
 
@@ -33,30 +34,16 @@ _HOPELESS = 10_000
 """A hub stream of which this many documents were all dropped is not read on: it may have no end."""
 _NAMED = 10
 """Records left out as bad that are named, each in a line; all are counted."""
-_SHOWN = 5
-"""Files in one message."""
-
-
-def head_bytes(spec: DataSpec) -> int | None:
-    """How many bytes of each source are read before training; None: all."""
-    return spec.max_bytes or (HEAD_BYTES if spec.stream else None)
 
 
 def read_documents(ref: SourceRef, spec: DataSpec, *, counts: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents of a source that have text and pass the filters, in order, as far as :func:`head_bytes`.
+    """The documents of a source that have text and pass the filters, in order, as far as ``data.max_bytes``.
 
     The document that crosses that limit is cut, with ``spec.stream`` kept whole instead, because cut it would be
-    another text with another split.
-
-    Args:
-        ref: the source.
-        spec: text field, filters and limit.
-        counts: is added what :func:`count_document` counts; without it, what was dropped is logged at the end.
-
-    Raises:
-        OuroborosError: as :func:`judged_documents`; a limit below the first character.
+    another text with another split; a limit below the first character is an error. ``counts`` is added what
+    :func:`count_document` counts; without it, what was dropped is logged at the end.
     """
-    limit = head_bytes(spec)
+    limit = spec.max_bytes or (HEAD_BYTES if spec.stream else None)
     counted: Counter[str] = Counter() if counts is None else counts
     total = 0
     for document in judged_documents(ref, spec, limit=limit):
@@ -81,8 +68,7 @@ def judged_documents(
 ) -> Iterator[Document]:
     """Every document of a source in order; one that has no text or is filtered out says so (:attr:`Document.dropped`).
 
-    A plain text file named by itself is one document that the user chose, and so is a text that is made; filters do
-    not apply to it.
+    Filters do not apply to a plain text file named by itself, which the user chose, nor to a text that is made.
 
     Args:
         ref: the source.
@@ -121,11 +107,8 @@ def judged_documents(
 
 
 def count_document(counts: Counter[str], document: Document, ref: SourceRef | None = None) -> None:
-    """Count a document as ``read`` and as ``kept`` or by the reason it was dropped for.
-
-    The first bad records are named; ``counts`` are handed on from pass to pass of a stream, so that none is named again
-    and again.
-    """
+    """Count a document as ``read`` and as ``kept`` or by the reason it was dropped for. The first bad records are
+    named, once where ``counts`` are handed on from pass to pass of a stream."""
     if document.dropped == BAD and ref is not None and counts[BAD] < _NAMED:
         logger.warning("source %r: left out (data.skip_bad_records): %s", ref.text, document.fault)
     counts.update(("read", document.dropped or "kept"))
@@ -149,9 +132,8 @@ def character_floor(data: bytes, position: int) -> int:
 def name_formats(spec: DataSpec, *, quiet: bool = False) -> DataSpec:
     """``spec`` with ``@messages`` or ``@conversations`` behind each source that needs it and has no format.
 
-    Conversations are told by their content: a record with a list of turns and no text. Only the first record is looked
-    at, of several files that of the first one with records. A source that cannot be read stays as it is, because who
-    reads it says why.
+    The first record tells them: one with a list of turns and no text. A source that cannot be read stays as it is,
+    because who reads it says why.
     """
     return dataclasses.replace(spec, sources=tuple(_named(text, spec.text_field, quiet) for text in spec.sources))
 
@@ -159,69 +141,55 @@ def name_formats(spec: DataSpec, *, quiet: bool = False) -> DataSpec:
 def _named(text: str, text_field: str, quiet: bool) -> str:
     with contextlib.suppress(OuroborosError):
         ref = parse_source(text)
-        form = None if ref.format else _told_format(ref, text_field)
+        files = () if ref.format else (path for _, path in source_files(ref, quiet=True) if is_records(path))
+        first = next((load() for path in files for _, _, load in read_rows(path)), None)
+        form = chat_column(first, text_field) if isinstance(first, dict) else None
         if form is not None:
-            weight = "" if ref.weight == 1 else f"={ref.weight!r}"
             if not quiet:
                 logger.warning(
                     "source %r: has conversations and no %r, read as %s@%s", text, text_field, ref.text, form
                 )
-            return f"{ref.text}@{form}{weight}"
+            return f"{ref.text}@{form}" + ("" if ref.weight == 1 else f"={ref.weight!r}")
     return text
 
 
-def _told_format(ref: SourceRef, text_field: str) -> str | None:
-    files = (path for _, path in source_files(ref, quiet=True) if is_records(path))
-    first = next((row.load() for path in files for row in read_rows(path, Skip())), None)
-    return chat_column(first, text_field) if isinstance(first, dict) else None
-
-
 def _form_of(ref: SourceRef, spec: DataSpec) -> TextFormat:
-    return source_format(find_format(ref.format), spec) if ref.format else FieldFormat(spec.text_field)
+    if ref.format:
+        return source_format(find_format(ref.format), spec)
+    return TextFormat("data.text_field", f"{{{spec.text_field}}}")
 
 
 def _read(ref: SourceRef, spec: DataSpec, start: int, limit: int | None, quiet: bool) -> Iterator[Document]:
-    """What a source on this machine holds, before it is judged."""
+    """What a source on this machine holds, before it is judged; what is passed over is not parsed."""
     files = source_files(ref, quiet=quiet)
-    if ref.format and not any(is_records(path) for _, path in files):
-        raise OuroborosError(
-            f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}"
-        )
-    if ref.is_shards:
-        yield from read_shards(files, shard_tokenizer(spec.tokenizer), Skip(start))
-        return
-    if ref.made is not None and not start:
-        yield Document(ref.kind, ref.made())
-    notes: dict[str, list[str]] = {}
-    try:
-        yield from _read_files(files, _form_of(ref, spec), Skip(start, spec.skip_bad_records), limit, notes)
-    finally:
-        for note, names in notes.items() if not quiet else ():
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            logger.warning("source %r: %s: %s%s", ref.text, note, ", ".join(names[:_SHOWN]), more)
+    check(
+        not ref.format or any(is_records(path) for _, path in files),
+        f"source {ref.text!r}: has no records (jsonl, json, parquet), so it cannot have the format {ref.format!r}",
+    )
+    form, said = _form_of(ref, spec), set()
 
+    def text(name: str, path: Path) -> Document:
+        with open_text(path) as (file, note):
+            # A few bytes more than the limit, so that the caller sees where the last character ends.
+            data = file.read(-1 if limit is None else limit + 4)
+        if note and note not in said and not quiet:
+            logger.warning("source %r: %s: %s (the first such file)", ref.text, note, name)
+            said.add(note)
+        return Document(name, data)
 
-def _read_files(
-    files: Files, form: TextFormat, skip: Skip, limit: int | None, notes: dict[str, list[str]]
-) -> Iterator[Document]:
-    """Everything in ``files``; ``notes`` gets what is to be said of them, with their names."""
-    for name, path in files:
-        if not is_records(path) and skip.pass_over(1):
-            continue
-        try:
-            note = look(path)
-            data = None if is_records(path) else _read_bytes(path, limit)
-        except OSError as error:
-            raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
-        if note:
-            notes.setdefault(note, []).append(name)
-        if data is None:
-            yield from read_records(path, form, skip, name=name)
-        else:
-            yield Document(name, data)
+    def readings() -> Iterator[Callable[[], Document]]:
+        made = ref.made
+        if made is not None:
+            yield lambda: Document(ref.kind, made())
+        if ref.is_shards:
+            yield from read_shards(files, shard_tokenizer(spec.tokenizer))
+            return
+        for name, path in files:
+            if is_records(path):
+                yield from (
+                    partial(document_of, row, name, form, spec.skip_bad_records) for row in read_rows(path, form)
+                )
+            else:
+                yield partial(text, name, path)
 
-
-def _read_bytes(path: Path, limit: int | None) -> bytes:
-    with open_text(path) as file:
-        # A few bytes more than the limit, so that the caller sees where the last character ends.
-        return file.read(-1 if limit is None else limit + 4)
+    yield from (read() for read in itertools.islice(readings(), start, None))

@@ -19,10 +19,6 @@ _LONGEST_MEAN_WORD = 16
 _TABLE = re.compile("[-|:+=\u2500-\u257f]+")
 """What the borders of tables are made of: Markdown, reStructuredText, box drawing."""
 _REPEATED = re.compile(r"(.)\1+", re.DOTALL)
-_UNDERSCORE = "\0"  # a symbol for the regular expressions, which take an underscore for a letter
-_ASCII_SYMBOLS = bytes(code for code in range(128) if not (chr(code).isalnum() or chr(code).isspace()))
-_MAYBE_SYMBOL = bytes(ord(" " if code < 128 and code not in _ASCII_SYMBOLS else "!") for code in range(256))
-"""Translates a byte that is or may be part of a symbol to ``!``, others to a space."""
 
 
 class Filters:
@@ -30,10 +26,9 @@ class Filters:
 
     def __init__(self, spec: FilterSpec) -> None:
         self.spec = spec
-        self._is_on = spec != FilterSpec(symbol_rule=spec.symbol_rule)
 
     def __bool__(self) -> bool:
-        return self._is_on
+        return self.spec != FilterSpec(symbol_rule=self.spec.symbol_rule)
 
     def reason(self, text: str) -> str | None:
         """Why ``text`` is left out, in the words of the specification; None: it stays. The first rule broken counts."""
@@ -48,34 +43,22 @@ class Filters:
             return "letters"
         if spec.max_repeated_lines < 1 and repeated_lines(text) > spec.max_repeated_lines:
             return "repeated lines"
-        if spec.max_repeated_ngrams < 1 and repeated_ngrams(text, spec.max_repeated_ngrams) > spec.max_repeated_ngrams:
+        if spec.max_repeated_ngrams < 1 and repeated_ngrams(text) > spec.max_repeated_ngrams:
             return "repeated n-grams"
         return None
 
 
 def _has_symbol_run(text: str, length: int, is_ascii_rule: bool) -> bool:
-    """Whether ``length`` symbols stand in a row.
-
-    In the Unicode rule a symbol repeated in a row counts once, and a run made of table borders does not count.
-    """
+    """Whether ``length`` symbols stand in a row, by one of the two rules of ``data.filters.symbol_rule``."""
     if is_ascii_rule:
         return re.search(rf"[^A-Za-z0-9\s]{{{length},}}", text) is not None
-    # Ten times faster than the regular expressions: what is not ASCII counts as symbols, each of its bytes.
-    if b"!" * length not in text.encode("utf-8", "surrogatepass").translate(_MAYBE_SYMBOL):
-        return False
-    # ``\w`` is every letter and number, and the underscore, which is replaced.
-    for candidate in re.finditer(rf"[^\w\s]{{{length},}}", text.replace("_", _UNDERSCORE)):
-        for run in _without_marks(candidate[0]).split(" "):
+    for candidate in re.finditer(rf"(?:[^\w\s]|_){{{length},}}", text):
+        # Marks, which belong to letters, end a run; the regular expressions take them for symbols.
+        symbols = ("M" if unicodedata.category(character)[0] == "M" else character for character in candidate[0])
+        for run in "".join(symbols).split("M"):
             if len(_REPEATED.sub(r"\1", run)) >= length and not _TABLE.fullmatch(run):
                 return True
     return False
-
-
-def _without_marks(text: str) -> str:
-    """Symbols with a space in place of each mark."""
-    if text.isascii():
-        return text
-    return "".join(" " if unicodedata.category(character)[0] == "M" else character for character in text)
 
 
 def letter_share(text: str) -> float:
@@ -92,24 +75,10 @@ def repeated_lines(text: str) -> float:
     return 1 - sum(map(len, set(lines))) / total if total else 0.0
 
 
-def repeated_ngrams(text: str, enough: float = 0.0) -> float:
-    """Share of 8-grams of words that stood before in ``text``; of characters where words are not set apart by spaces.
-
-    Args:
-        text: any text; fewer than nine words give 0.
-        enough: an upper bound of the share may be returned in its place if it is no more than this, which is faster.
-    """
+def repeated_ngrams(text: str) -> float:
+    """Share of 8-grams of words that stood before in ``text``; of characters without spaces between words."""
     words: Sequence[str] = text.split()
     if sum(map(len, words)) > _LONGEST_MEAN_WORD * len(words):
         words = "".join(words)
-    count = len(words) - NGRAM + 1
-    if count <= 1:
-        return 0.0
-    share = 1.0
-    for size in (1, 2, NGRAM):
-        distinct = len(set(zip(*(words[place:] for place in range(size)), strict=False)))
-        # The 8-gram that begins with the first sight of a word, or of two, is itself seen for the first time.
-        share = min(share, 1 - (distinct - NGRAM + size) / count)
-        if share <= enough:
-            break
-    return share
+    grams = len(words) - NGRAM + 1
+    return 1 - len(set(zip(*(words[place:] for place in range(NGRAM)), strict=False))) / grams if grams > 1 else 0.0

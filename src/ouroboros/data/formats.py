@@ -8,7 +8,7 @@ template that made the training text makes the prompt of a chat: what precedes t
 from __future__ import annotations
 
 import functools
-import re
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,25 +16,15 @@ from typing import Any, NamedTuple
 from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.registry import found, load
 
-_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
-
 
 @functools.cache
 def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
-    """(literal text, column that follows it or None at the end) in order."""
-    pieces: list[tuple[str, str | None]] = []
-    literal, end = "", 0
-    for match in _PIECE.finditer(template):
-        literal += template[end : match.start()]
-        end = match.end()
-        if match[1]:
-            pieces.append((literal, match[1]))
-            literal = ""
-            continue
-        if len(match[0]) == 1:
-            raise OuroborosError(f"format {template!r}: {match[0]!r} has no partner; a brace itself is written twice")
-        literal += match[0][0]
-    return (*pieces, (literal + template[end:], None))
+    """(literal text, column that follows it, or None) in order."""
+    try:
+        pieces = [piece[:3] for piece in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise OuroborosError(f"format {template!r}: {error}; a brace itself is written twice") from None
+    return tuple((text, f"{column}:{rest}" if rest else column) for text, column, rest in pieces)
 
 
 class Rendered(NamedTuple):
@@ -48,11 +38,7 @@ class Rendered(NamedTuple):
 
 @dataclass(eq=False)
 class TextFormat:
-    """How the columns of a record become one text.
-
-    Raises:
-        OuroborosError: a template without a column, or with a brace that has no partner.
-    """
+    """How the columns of a record become one text; a template without a column is refused."""
 
     name: str
     template: str
@@ -66,7 +52,7 @@ class TextFormat:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the template, in order, each once."""
-        return tuple(dict.fromkeys(column for _, column in _parse(self.template) if column is not None))
+        return tuple(dict.fromkeys(column for _, column in _parse(self.template) if column))
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -75,11 +61,8 @@ class TextFormat:
         return (f"\n{start}",) if start else ()
 
     def render(self, record: Mapping[str, Any], where: str) -> Rendered | None:
-        """The text of ``record``; None where every column is null, empty or only white space.
-
-        Raises:
-            OuroborosError: a column is missing or holds no text; names ``where`` (file and line) and the column.
-        """
+        """The text of ``record``; None where every column is null, empty or only white space. One that is missing or
+        holds something else is an error that names ``where`` (file and line) and the column."""
         values = {column: self._value(record, column, where) or "" for column in self.columns}
         if not any(value and not value.isspace() for value in values.values()):
             return None
@@ -97,18 +80,15 @@ class TextFormat:
         return text, answer
 
     def group_of(self, record: Mapping[str, Any], where: str) -> str | None:
-        """The content of the ``group`` column; None without such a column in the format, or where it is null or empty.
-
-        Raises:
-            OuroborosError: as :meth:`render`.
-        """
+        """The content of the ``group`` column; None where the format has none, or the column is null or empty."""
         return (self._value(record, self.group, where) or None) if self.group else None
 
     def prompt(self, line: str) -> str | None:
-        """The text up to the last column, with ``line`` for the first column and nothing for others.
+        """The text up to the last column, with ``line`` for the first column and nothing for others; None when there is
+        one column only.
 
         Spaces at the end are left out: tokenizers join a space to the word after it, so the model has learned to go on
-        from ``A:`` with `` 42``, not from ``A: ``. Line breaks stay. None when there is one column: nothing to answer.
+        from ``A:`` with `` 42``, not from ``A: ``. Line breaks stay.
         """
         values = dict.fromkeys(self.columns, "") | dict.fromkeys(self.columns[:1], line)
         text, answer = self._filled(values)
@@ -116,10 +96,11 @@ class TextFormat:
 
     def _value(self, record: Mapping[str, Any], column: str, where: str) -> str | None:
         value = self._find(record, column, where)
-        if value is not None and not isinstance(value, str):
-            hint = f"; conversations are read by SRC@{column}" if column in CHATS else ""
-            kind = type(value).__name__
-            raise OuroborosError(f"{where}: column {column!r} holds {kind}, not text ({self._origin}){hint}")
+        hint = f"; conversations are read by SRC@{column}" if column in CHATS else ""
+        check(
+            value is None or isinstance(value, str),
+            f"{where}: column {column!r} holds {type(value).__name__}, not text (format {self.name!r}){hint}",
+        )
         return value
 
     def _find(self, record: Mapping[str, Any], column: str, where: str) -> Any:
@@ -133,19 +114,10 @@ class TextFormat:
             elif value is None:
                 return None
             else:
-                raise self.missing(column, _names(record), where)
+                chats = [f"; it holds conversations: write SRC@{name}" for name in CHATS if name in record]
+                hint = chats[0] if chats else nearest(column, _names(record))
+                raise OuroborosError(f"{where}: no column {column!r} (format {self.name!r}){hint}")
         return value
-
-    def missing(self, column: str, known: Iterable[str], where: str) -> OuroborosError:
-        """The error of a column that is not among the ``known`` ones."""
-        known = list(known)
-        chats = [f"; it holds conversations: write SRC@{name}" for name in CHATS if name in known]
-        hint = chats[0] if chats else nearest(column, known)
-        return OuroborosError(f"{where}: no column {column!r} ({self._origin}){hint}")
-
-    @property
-    def _origin(self) -> str:
-        return f"format {self.name!r}"
 
 
 def _names(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
@@ -157,17 +129,6 @@ def _names(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-class FieldFormat(TextFormat):
-    """One column as it is: what ``data.text_field`` names."""
-
-    def __init__(self, column: str) -> None:
-        super().__init__(column, f"{{{column}}}")
-
-    @property
-    def _origin(self) -> str:
-        return "data.text_field"
-
-
 CHATS = ("messages", "conversations")
 """Columns that usually hold a conversation, and the formats named after them."""
 USER, ASSISTANT = "user", "assistant"
@@ -177,10 +138,9 @@ _ROLES = {"human": USER, "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT}
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation."""
+    """One turn of a conversation; its role is ``system``, ``user``, ``assistant`` or another."""
 
     role: str
-    """``system``, ``user``, ``assistant`` or another."""
     text: str
 
 
@@ -205,7 +165,7 @@ class ChatFormat(TextFormat):
     def _written(self, turns: Sequence[Turn], where: str) -> Rendered:
         text, answers = "", []
         for index, (role, says) in enumerate(turns):
-            text += f"\n{_heading(role)}" if index else _heading(role)
+            text += ("\n" if index else "") + f"{role[:1].upper()}{role[1:]}:"
             if answers and turns[index - 1].role == ASSISTANT:
                 # What the model is to write where its answer ends, as the end-of-text token behind the last turn.
                 answers[-1] = (answers[-1][0], len(text))
@@ -216,19 +176,14 @@ class ChatFormat(TextFormat):
         return Rendered(text, tuple(answers))
 
     def turns(self, record: Mapping[str, Any], where: str) -> list[Turn]:
-        """The turns of a record; none where the column is null or empty.
-
-        Raises:
-            OuroborosError: the column is missing or holds something else; names ``where`` and the turn.
-        """
+        """The turns of a record; none where the column is null or empty. Errors name ``where`` and the turn."""
         column = self.columns[0]
         value = self._find(record, column, where)
-        if value is None:
-            return []
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            kind = type(value).__name__
-            raise OuroborosError(f"{where}: column {column!r} holds {kind}, not a list of turns ({self._origin})")
-        return [_turn(turn, f"{where}: turn {number} of {column!r}") for number, turn in enumerate(value, 1)]
+        check(
+            value is None or (isinstance(value, Sequence) and not isinstance(value, str)),
+            f"{where}: column {column!r} holds {type(value).__name__}, not a list of turns (format {self.name!r})",
+        )
+        return [_turn(turn, f"{where}: turn {number} of {column!r}") for number, turn in enumerate(value or (), 1)]
 
     def prompt(self, line: str) -> str:
         return self.conversation((), line)
@@ -239,30 +194,17 @@ class ChatFormat(TextFormat):
         return f"{before}User: {line}\nAssistant:"
 
 
-def _heading(role: str) -> str:
-    return f"{role[:1].upper()}{role[1:]}:"
-
-
 def _turn(value: Any, where: str) -> Turn:
     """One turn of a conversation, whichever names its parts have."""
     names = value if isinstance(value, Mapping) else ()
     speaker, says = (next((name for name in pair if name in names), "") for pair in (_SPEAKER, _SAYS))
     check(bool(speaker and says), f"{where}: needs 'role' and 'content', or 'from' and 'value'")
-    role, text = value[speaker], value[says]
+    role, said = value[speaker], value[says]
     check(isinstance(role, str) and bool(role.strip()), f"{where}: its {speaker!r} is no name of a speaker")
-    return Turn(_ROLES.get(role.lower(), role.lower()), _said(text, f"{where}: its {says!r}"))
-
-
-def _said(value: Any, where: str) -> str:
-    """Text, null, or a list of parts of which each has text."""
-    if isinstance(value, str) or value is None:
-        return value or ""
-    check(isinstance(value, Sequence), f"{where} holds {type(value).__name__}, not text")
-    for part in value:
-        if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
-            kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
-            raise OuroborosError(f"{where} has a part that is not text ({kind})")
-    return "".join(part["text"] for part in value)
+    parts = [{"text": said or ""}] if isinstance(said, str) or not isinstance(said, Sequence) else said
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    check(all(isinstance(text, str) for text in texts), f"{where}: its {says!r} holds something else than text")
+    return Turn(_ROLES.get(role.lower(), role.lower()), "".join(map(str, texts)))
 
 
 def chat_column(record: Mapping[str, Any], text_field: str) -> str | None:
@@ -294,22 +236,12 @@ _OWN = (
 
 @functools.cache
 def formats() -> dict[str, TextFormat]:
-    """The named formats, by name.
-
-    Systems add theirs in the place ``formats`` of the registry, where an entry is a :class:`TextFormat`.
-    """
+    """The named formats. Systems add theirs in the place ``formats`` of the registry, as :class:`TextFormat` s."""
     return {form.name: form for form in (*_OWN, *map(load, found("formats").values()))}
 
 
 def find_format(text: str) -> TextFormat:
-    """A format by its name, or of a template such as ``{title}: {body}``, in which ``\\n`` is a line break.
-
-    Raises:
-        OuroborosError: neither a name nor a template; a template that cannot be read.
-    """
-    if text in formats():
-        return formats()[text]
-    if "{" not in text:
-        hint = nearest(text, formats())
-        raise OuroborosError(f"format {text!r}: unknown{hint} (or a template, '{{title}}: {{body}}')")
-    return TextFormat(text, text.replace("\\n", "\n"))
+    """A format by its name, or of a template such as ``{title}: {body}``, in which ``\\n`` is a line break."""
+    hint = f"{nearest(text, formats())} (or a template, '{{title}}: {{body}}')"
+    check(text in formats() or "{" in text, f"format {text!r}: unknown{hint}")
+    return formats().get(text) or TextFormat(text, text.replace("\\n", "\n"))

@@ -16,8 +16,6 @@ only group it. Sample number ``i`` = 0, 1, 2, ... is made in three steps.
    order sorts the windows by ``mix(k + (w + 1) * 0x9E3779B97F4A7C15 mod 2**64)`` with SplitMix64's finaliser ``mix``
    (Steele et al. 2014) and ``k`` the first eight bytes, little-endian, of sha256 of the text ``"<seed>:<s>:<e>"``.
    Hence each epoch visits each window once, and no library's random generator can change the order.
-
-The state is the number of samples drawn and ``c``.
 """
 
 from __future__ import annotations
@@ -48,12 +46,7 @@ def window_order(seed: int, source: int, epoch: int, windows: int) -> np.ndarray
 
 
 def choose_source(weights: Sequence[float], counts: Sequence[int]) -> int:
-    """The source of the next sample after ``counts`` samples of each. See the module's step 2.
-
-    Args:
-        weights: positive, sum 1.
-        counts: samples drawn from each source so far.
-    """
+    """The source of the next sample after ``counts`` samples of each; ``weights`` sum to 1. See the module's step 2."""
     if len(weights) == 1:
         return 0
     slack = 1 / (2 * len(weights) - 2)
@@ -63,13 +56,7 @@ def choose_source(weights: Sequence[float], counts: Sequence[int]) -> int:
 
 
 class Loader(abc.ABC):
-    """Batches of windows, mixed by weight; what loaders of stored and of streamed text share.
-
-    Attributes:
-        batch_size: samples of a global batch, over all processes.
-        sequence_length: T, inputs of a window.
-        names: the sources.
-    """
+    """Batches of windows, mixed by weight; what loaders of stored and of streamed text share."""
 
     def __init__(
         self,
@@ -81,21 +68,12 @@ class Loader(abc.ABC):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Open the training split.
+        """Open the training split, with windows of ``sequence_length`` (T) inputs.
 
-        Args:
-            prepared: the data.
-            batch_size: samples of a global batch, over all processes.
-            sequence_length: T, inputs of a window.
-            seed: of the run; a position belongs to one.
-            rank: this process.
-            world_size: processes; each takes ``batch_size // world_size`` consecutive samples of a global batch.
-
-        Raises:
-            OuroborosError: sizes that do not fit; a stored source with less than one window.
+        Each of ``world_size`` processes takes ``batch_size // world_size`` consecutive samples of a global batch. Sizes
+        that do not fit are refused, and so is a stored source with less than one window.
         """
         check(sequence_length >= 1, f"data.sequence_length must be >= 1, got {sequence_length}")
-        check(0 <= rank < world_size, f"rank {rank} of {world_size} processes: need 0 <= rank < world_size")
         check(
             batch_size >= 1 and batch_size % world_size == 0,
             f"train.batch_size ({batch_size}) must be a positive multiple of the number of processes ({world_size})",
@@ -114,14 +92,12 @@ class Loader(abc.ABC):
     def next_batch(self) -> np.ndarray:
         """This process's part of the next global batch, int64 (batch_size // world_size, T + 1).
 
-        With ``data.loss`` = ``answers`` ids that are not learned are hidden: see :mod:`ouroboros.data.masks`.
-
-        Raises:
-            OuroborosError: a source that is streamed cannot be read on; the position stays.
+        With ``data.loss`` = ``answers`` ids that are not learned are hidden: see :mod:`ouroboros.data.masks`. If a
+        source that is streamed cannot be read on, the position stays.
         """
         draws, counts = self._draw()
         share = self.batch_size // self.world_size
-        batch = self._gather(draws[self.rank * share : (self.rank + 1) * share])
+        batch = self._gather(draws[self.rank * share :][:share])
         self._advance(counts)
         return batch
 
@@ -134,11 +110,7 @@ class Loader(abc.ABC):
         return {"samples": sum(self._counts), "counts": list(self._counts), **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position.
-
-        Raises:
-            OuroborosError: the state is of another seed, window length, mixture or data; names which.
-        """
+        """Go to a saved position; one of another seed, window length, mixture or data is refused by name."""
         missing = sorted({"samples", "counts", *self._identity()} - state.keys())
         check(not missing, f"data position: lacks {', '.join(missing)}")
         for name, value in self._identity().items():
@@ -176,12 +148,7 @@ class Loader(abc.ABC):
 
 
 class WindowLoader(Loader):
-    """Batches of windows over prepared data; its position is saved and restored exactly.
-
-    Attributes:
-        windows: windows of each source in one epoch.
-        fingerprint: of the prepared data.
-    """
+    """Batches of windows over prepared data; its position is saved and restored exactly."""
 
     def _open(self, prepared: PreparedData) -> None:
         self.fingerprint = prepared.fingerprint
@@ -190,12 +157,11 @@ class WindowLoader(Loader):
             check(
                 len(stream) > self.sequence_length,
                 f"source {name!r}: its training part has {len(stream)} tokens, but one window needs"
-                f" {self.sequence_length + 1}; set data.sequence_length to at most {len(stream) - 1}, or use a longer"
-                " text",
+                f" {self.sequence_length + 1}; set data.sequence_length to at most {len(stream) - 1}",
             )
         self._learned = [prepared.learned(index) for index in range(len(self.names))]
         self.windows = [count_windows(len(stream), self.sequence_length) for stream in self._streams]
-        self._orders: list[tuple[int, np.ndarray] | None] = [None] * len(self._streams)
+        self._orders = [(-1, np.zeros(0, dtype=np.int64))] * len(self._streams)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "fingerprint": self.fingerprint}
@@ -203,16 +169,11 @@ class WindowLoader(Loader):
     def _window(self, source: int, draw: int) -> np.ndarray:
         epoch, position = divmod(draw, self.windows[source])
         stream = self._streams[source]
-        start = window_start(len(stream), self.sequence_length, int(self._order(source, epoch)[position]))
+        if self._orders[source][0] != epoch:
+            self._orders[source] = (epoch, window_order(self.seed, source, epoch, self.windows[source]))
+        start = window_start(len(stream), self.sequence_length, int(self._orders[source][1][position]))
         here, learned = slice(start, start + self.sequence_length + 1), self._learned[source]
         return stream[here] if learned is None else hide(stream[here], learned[here])
-
-    def _order(self, source: int, epoch: int) -> np.ndarray:
-        cached = self._orders[source]
-        if cached is None or cached[0] != epoch:
-            cached = (epoch, window_order(self.seed, source, epoch, self.windows[source]))
-            self._orders[source] = cached
-        return cached[1]
 
 
 def count_windows(tokens: int, sequence_length: int) -> int:
@@ -229,38 +190,23 @@ def seen_text(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes
     """The prepared training text that a run has seen, once, in the order of the text; None when it is all of it.
 
     Of a streamed run the prepared text is the head of each source; what the run read beyond it was not kept.
-
-    Args:
-        prepared: the run's data.
-        position: :meth:`Loader.state_dict` of the run.
+    ``position`` is :meth:`Loader.state_dict` of the run.
     """
-    return _documents_read(prepared, position) if prepared.spec.stream else _windows_read(prepared, position)
-
-
-def _windows_read(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
-    length, seed, counts = position["sequence_length"], position["seed"], position["counts"]
-    streams = [prepared.tokens("train", index) for index in range(len(prepared.sources))]
-    totals = [count_windows(len(stream), length) for stream in streams]
-    if all(count >= total for count, total in zip(counts, totals, strict=True)):
-        return None
-    found = []
-    for source, (stream, total, count) in enumerate(zip(streams, totals, counts, strict=True)):
-        end = 0
-        for window in np.sort(window_order(seed, source, 0, total)[:count]).tolist():
+    found: list[bytes] = []
+    is_all = True
+    for source, count in enumerate(position["counts"]):
+        if prepared.spec.stream:
+            documents, place = prepared.documents("train", source), position["positions"][source]
+            before = place["counts"].get("kept", 0) - place["counts"].get("held out", 0)
+            read = len(documents) if place["epoch"] else before + (place["offset"] > 0)
+            is_all &= read >= len(documents)
+            found += documents[:read]
+            continue
+        length, stream, end = position["sequence_length"], prepared.tokens("train", source), 0
+        total = count_windows(len(stream), length)
+        is_all &= count >= total
+        for window in np.sort(window_order(position["seed"], source, 0, total)[:count]).tolist():
             start = window_start(len(stream), length, window)
             found.append(prepared.tokenizer.decode(stream[max(start, end) : start + length]))
             end = start + length
-    return found
-
-
-def _documents_read(prepared: PreparedData, position: Mapping[str, Any]) -> list[bytes] | None:
-    """The documents of the prepared head that a streamed run has begun to read in its first pass."""
-    found, is_all = [], True
-    for source, place in enumerate(position["positions"]):
-        documents = prepared.documents("train", source)
-        counts = place["counts"]
-        before = counts.get("kept", 0) - counts.get("held out", 0)
-        read = len(documents) if place["epoch"] else before + (place["offset"] > 0)
-        is_all &= read >= len(documents)
-        found += documents[:read]
     return None if is_all else found

@@ -16,18 +16,15 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import TextTokenizer
 
 SAMPLE_BYTES = 1_000_000
-"""Bytes of each part of a source on which a tokenizer is tried, at its beginning; the document that crosses them is
-tried whole."""
+"""Bytes of each part of a source on which a tokenizer is tried, at its beginning."""
 _SHOWN = 20
 """Characters of a difference that a message shows."""
 
 
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
-    """The printable character that stands for each byte in byte-level vocabularies (Radford et al. 2019).
-
-    Printable Latin-1 characters stand for themselves; the other bytes, in order, for U+0100 onward.
-    """
+    """The character of each byte in byte-level vocabularies (Radford et al. 2019): those of Latin-1 that are printable
+    stand for themselves, U+0100 onward for the other bytes in order."""
     spare = iter(range(256, 512))
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     return tuple(chr(byte) if byte in printable else chr(next(spare)) for byte in range(256))
@@ -74,24 +71,17 @@ def is_byte_model(state: dict[str, Any]) -> bool:
 def check_round_trip(tokenizer: TextTokenizer, documents: Iterable[tuple[str, bytes]], *, what: str) -> None:
     """Encode and decode a sample and refuse a tokenizer that changes it, which no score in bits per byte can be of.
 
-    Tokenizers that are lossless by their making are not tried, and those of characters are not either: what they do
-    not know is counted, reported and paid for in the score.
-
-    Args:
-        tokenizer: any.
-        documents: (name, text) of each.
-        what: what names the tokenizer in a message.
-
-    Raises:
-        OuroborosError: a document is not UTF-8, or comes back as something else; shows the first difference.
+    Those that are lossless by their making are not tried, nor those of characters: what they do not know is counted,
+    reported and paid for in the score. ``documents`` are (name, text) each; the error names the tokenizer as ``what``
+    and shows the first difference.
     """
     tried = 0
     for name, document in () if tokenizer.is_lossless or tokenizer.unknown_id is not None else documents:
         found = tokenizer.decode(tokenizer.encode(document, name=name))
         if found != document:
             text, other = document.decode(), found.decode("utf-8", "replace")
-            differences = (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
-            place = next(differences, min(len(text), len(other)))
+            length = min(len(text), len(other))
+            place = next((i for i in range(length) if text[i] != other[i]), length)
             start = max(place - _SHOWN // 2, 0)
             raise OuroborosError(
                 f"{what}: loses text: it gives back {other[start : start + _SHOWN]!r} for"

@@ -1,8 +1,7 @@
 """Which tokens training learns to write, with ``data.loss`` = ``answers``.
 
-A token of an answer is one that has a byte in it; the end-of-text token behind a text that ends with an answer belongs
-to it too. Windows carry this within their ids: an id that is read and not learned is given as its complement, ``~id``,
-which is negative.
+A token of an answer is one that has a byte in it, or the end-of-text token behind an answer that ends the text. Windows
+carry this within their ids: an id that is read and not learned is given as its complement ``~id``, which is negative.
 """
 
 from __future__ import annotations
@@ -19,33 +18,27 @@ IGNORED = -100
 
 
 class Masks:
-    """Finds the tokens of answers.
-
-    Args:
-        tokenizer: of the ids.
-
-    Raises:
-        OuroborosError: its ids have no bytes of their own, so nothing says which of them belong to an answer.
-    """
+    """Finds the tokens of answers; refuses a tokenizer whose ids have no bytes of their own."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._bytes = tokenizer.token_bytes()
+        self._tokenizer, self._bytes = tokenizer, tokenizer.token_bytes()
 
     def mask(
         self, ids: np.ndarray, document: bytes, answers: Sequence[tuple[int, int]] | None, name: str
     ) -> np.ndarray:
-        """Whether each of the ids (n,) of a document is learned, bool (n,).
+        """Whether each of the ids (n,) of a document is learned, bool (n,); tokens without its bytes are refused.
 
         ``answers`` are bytes from and to; None learns all of the document. ``name`` is its name, for messages.
-
-        Raises:
-            OuroborosError: the tokens do not have the document's bytes.
         """
         if answers is None:
             return np.ones(len(ids), dtype=bool)
-        ends = np.cumsum(self._sizes(ids, document))
-        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        sizes = self._bytes[ids]
+        if self._tokenizer.unknown_id is not None:
+            # One token a character: those that the tokenizer does not know have their own lengths.
+            points = np.frombuffer(document.decode().encode("utf-32-le"), dtype="<u4")
+            sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF).astype(np.int64)
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
         check(
             not len(ends) or ends[-1] == len(document),
             f"{name}: the tokenizer changes this text, so data.loss 'answers' cannot tell the tokens of its answer;"
@@ -55,13 +48,6 @@ class Masks:
         for start, end in answers:
             mask[np.searchsorted(ends, start, side="right") : np.searchsorted(starts, end, side="left")] = True
         return mask
-
-    def _sizes(self, ids: np.ndarray, document: bytes) -> np.ndarray:
-        if self._tokenizer.unknown_id is None:
-            return self._bytes[ids]
-        # One token a character: those that the tokenizer does not know have their own lengths.
-        points = np.frombuffer(document.decode().encode("utf-32-le"), dtype="<u4")
-        return 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF).astype(np.int64)
 
 
 def ends_answered(document: bytes, answers: Sequence[tuple[int, int]] | None) -> bool:

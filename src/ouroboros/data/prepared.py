@@ -16,6 +16,7 @@ Layout of the directory, for source number ``i`` and each split (``train``, ``va
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -32,7 +33,6 @@ from ouroboros.config import DataSpec, from_dict
 from ouroboros.data.documents import read_documents
 from ouroboros.data.records import Document
 from ouroboros.data.sources import SourceRef
-from ouroboros.data.splits import SPLITS
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import sha256_of
@@ -69,8 +69,7 @@ class PreparedData:
 
     @property
     def reading_spec(self) -> DataSpec:
-        """:attr:`spec` to read the sources again with, by the chat template of the tokenizer that is kept here: the
-        one it was copied from may be gone, or stand elsewhere than in the current directory."""
+        """:attr:`spec` to read the sources again with, by the chat template of the tokenizer that is kept here."""
         return dataclasses.replace(self.spec, tokenizer=str((self.directory / "tokenizer").absolute()))
 
     @property
@@ -79,22 +78,14 @@ class PreparedData:
         files = sorted((name, entry["sha256"]) for name, entry in self.manifest["files"].items())
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
-    @property
-    def train_bytes(self) -> int:
-        """Bytes of original text in the training split, over all sources."""
-        return self.count("train", "bytes")
-
     def count(self, split: str, unit: str) -> int:
         """``documents``, ``bytes`` or ``tokens`` of a split, over all sources."""
         return sum(source["splits"][split][unit] for source in self.manifest["sources"])
 
     def tokens(self, split: str, source: int) -> np.ndarray:
         """The ids of one source and split, a read-only memory map (n,)."""
-        path = self._file(split, source, ".bin")
-        dtype = np.dtype(self.manifest["dtype"])
-        if path.stat().st_size == 0:
-            return np.zeros(0, dtype)
-        return np.memmap(path, dtype=dtype, mode="r")
+        path, dtype = self._file(split, source, ".bin"), np.dtype(self.manifest["dtype"])
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
     def learned(self, source: int) -> np.ndarray | None:
         """Whether training learns each of the training ids, a read-only memory map (n,); None where it learns all."""
@@ -111,19 +102,11 @@ class PreparedData:
         return [document for index in chosen for document in raw_documents(self._file(split, index, ""))]
 
     def _file(self, split: str, source: int, suffix: str) -> Path:
-        check(split in SPLITS, f"split {split!r}: must be one of {', '.join(SPLITS)}")
-        check(0 <= source < len(self.sources), f"source number {source}: there are {len(self.sources)}")
         return self.directory / f"{source}-{split}{suffix}"
 
     def check_sources(self, base: Path | None = None) -> None:
-        """Read every source again and refuse if one has changed. What is streamed is not read again.
-
-        Args:
-            base: directory that relative sources are resolved against; None means where they were prepared.
-
-        Raises:
-            OuroborosError: names the source that changed, or is gone.
-        """
+        """Read every source again, but for streams, and refuse one that has changed or is gone. Relative sources are
+        looked for in ``base``, or where they were prepared."""
         for ref, entry in zip(self.sources, self.manifest["sources"], strict=True):
             self._refuse_changed(ref if base is None else dataclasses.replace(ref, base=base), entry)
 
@@ -132,44 +115,39 @@ class PreparedData:
 
         A source is looked for in the directory it was prepared from. If it is not there any more, the same text is
         taken from the current directory; else the run goes on with the text stored here, once that is verified, and a
-        warning says so.
-
-        Raises:
-            OuroborosError: names the source that changed, or the streamed one that is gone; an altered file.
+        warning says so; a streamed run cannot.
         """
         found = [self._find(ref, entry) for ref, entry in zip(self.sources, self.manifest["sources"], strict=True)]
-        gone = [ref for ref, place in zip(self.sources, found, strict=True) if place is None]
+        lost = [ref for ref, place in zip(self.sources, found, strict=True) if place is None]
+        gone = ", ".join(f"source {ref.text!r} at {str(ref.path)!r}" for ref in lost)
+        check(
+            not gone or not self.spec.stream,
+            f"{gone}: not there any more; a streamed run reads its text while it trains: put it back there,"
+            " or resume in a directory that has it",
+        )
         if gone:
-            check(
-                not self.spec.stream,
-                f"source {gone[0].text!r}: is not at {str(gone[0].path)!r} any more; a streamed run reads its text"
-                " while it trains: put it back there, or resume in a directory that has it",
-            )
             self.verify()
             logger.warning(
-                "%s: not there any more; the run goes on with the text prepared from it, which is intact",
-                ", ".join(f"source {ref.text!r} at {str(ref.path)!r}" for ref in gone),
+                "%s: not there any more; the run goes on with the text prepared from it, which is intact", gone
             )
         self.sources = tuple(place or ref for ref, place in zip(self.sources, found, strict=True))
 
     def _find(self, ref: SourceRef, entry: dict[str, Any]) -> SourceRef | None:
-        """The source where it was, or the same one in the current directory."""
+        """The source where it was, or the same text in the current directory."""
         if ref.is_there():
             self._refuse_changed(ref, entry)
             return ref
         here = dataclasses.replace(ref, base=Path())
-        try:
-            return here if here.is_there() and self._fingerprint(here) == entry["fingerprint"] else None
-        except OuroborosError as error:  # something else of that name
-            logger.info("%s", error)
-            return None
+        with contextlib.suppress(OuroborosError):  # something else of that name
+            if here.is_there() and self._fingerprint(here) == entry["fingerprint"]:
+                return here
+        return None
 
     def _fingerprint(self, ref: SourceRef) -> str:
         return fingerprint_of(read_documents(ref, self.reading_spec))
 
     def _refuse_changed(self, ref: SourceRef, entry: dict[str, Any]) -> None:
         if ref.is_hub or self.spec.stream:  # it would take too long
-            logger.info("source %r: a stream, not compared again", ref.text)
             return
         check(
             self._fingerprint(ref) == entry["fingerprint"],
@@ -178,11 +156,7 @@ class PreparedData:
         )
 
     def verify(self) -> None:
-        """Compare the sha256 of every file with the manifest.
-
-        Raises:
-            OuroborosError: a file was altered; names it.
-        """
+        """Refuse data of which a file's sha256 is not that of the manifest."""
         for name, entry in self.manifest["files"].items():
             check(
                 sha256_of(self.directory / name) == entry["sha256"],
@@ -202,22 +176,8 @@ def fingerprint_of(documents: Iterable[Document]) -> str:
 
 
 def open_prepared(directory: str | Path) -> PreparedData:
-    """Open what ``prepare`` wrote, and check that every file of its manifest is there with its size.
-
-    Raises:
-        OuroborosError: no complete preparation there; another format version; a truncated file.
-    """
+    """Open what ``prepare`` wrote: of this format version, every file of its manifest there with its size."""
     path = Path(directory)
-    manifest = _read_manifest(path)
-    for name, entry in manifest["files"].items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
-        check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
-    return PreparedData(path, manifest)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -231,7 +191,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     )
     missing = sorted({"spec", "base", "dtype", "tokenizer", "sources", "files"} - manifest.keys())
     check(not missing, f"data {str(path)!r}: {MANIFEST} lacks {', '.join(missing)}; prepare the data anew")
-    return manifest
+    for name, entry in manifest["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+        check(size == entry["bytes"], f"data {str(path)!r}: {name} {found}; prepare the data anew")
+    return PreparedData(path, manifest)
 
 
 def raw_documents(stem: Path) -> Iterator[bytes]:

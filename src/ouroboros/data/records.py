@@ -1,14 +1,15 @@
 """Records: json lines, json arrays, parquet files and Hugging Face streams, each record as a document.
 
-Reading takes two steps. A reader yields rows, each of which can load its columns; :func:`read_records` makes
-text of them by a format, and says of each record that has no text, or cannot be read, why it is left out.
+A reader yields rows, each of which can load its columns; :func:`document_of` makes text of them by a format, and says
+of each record that has no text, or cannot be read, why it is left out.
 """
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,18 +19,13 @@ import numpy as np
 
 from ouroboros.config import DataSpec
 from ouroboros.data.formats import TextFormat
-from ouroboros.data.textfile import open_text, text_suffix
+from ouroboros.data.textfile import StreamError, open_text, text_suffix
 from ouroboros.errors import OuroborosError, check, first_line
 
 BAD, NO_TEXT = "bad record", "no text"
 """Reasons to leave out a record."""
 ANCHOR_ROWS = 1000
 """Rows of a hub stream between two anchors."""
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class StreamError(OuroborosError):
-    """A stream that broke or could not be opened; it may work when opened again."""
 
 
 class Anchor(NamedTuple):
@@ -38,8 +34,7 @@ class Anchor(NamedTuple):
     record: int
     """Rows before it."""
     state: dict[str, Any]
-    """The reader's own state there, as JSON values. It names the file of the data set and the row in it, so that of the
-    files before it nothing is fetched."""
+    """The reader's own state there, as JSON values, so that of the files before it nothing is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,54 +67,15 @@ class Document:
         return replace(self, data=self.data[low:high], answers=answers, ids=None)
 
 
-@dataclass
-class Skip:
-    """What readers leave out."""
-
-    left: int = 0
-    """Records that are still to be passed over; readers count it down."""
-    bad: bool = False
-    """Whether a record that cannot be read is handed on as dropped, where it would otherwise be an error."""
-
-    def pass_over(self, available: int) -> int:
-        """How many of the next ``available`` records are passed over; counts down."""
-        passed = min(self.left, available)
-        self.left -= passed
-        return passed
+Row = tuple[int, str, Callable[[], Any]]
+"""A record that has not been parsed: its line or row, from 1; the same with the file, for messages; what gives its
+columns, or raises :class:`~ouroboros.errors.OuroborosError` for what is no record."""
 
 
-class Row(NamedTuple):
-    """A record that has not been parsed."""
-
-    place: int
-    """Line or row, from 1."""
-    where: str
-    """The same with the file, for messages."""
-    load: Callable[[], Any]
-    """Gives the columns; raises :class:`~ouroboros.errors.OuroborosError` for what is no record."""
-
-
-def read_records(path: Path, form: TextFormat, skip: Skip | None = None, *, name: str = "") -> Iterator[Document]:
-    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order, without the first ``skip.left``.
-
-    Lines that are passed over are not parsed, row groups of parquet not read. Documents are called after ``name``, or
-    the file's own, and their line or row.
-
-    Raises:
-        OuroborosError: not readable, not JSON or parquet, a record without a column of ``form`` or with something
-            else than text there, unless ``skip.bad``; names file and line or row.
-    """
-    skip = skip or Skip()
-    for row in read_rows(path, skip, form):
-        yield _document(row, f"{name or path.name}:{row.place}", form, skip.bad)
-
-
-def read_rows(path: Path, skip: Skip, form: TextFormat | None = None) -> Iterator[Row]:
-    """The records of a file before they are made text; of parquet, all columns where no ``form`` asks for some."""
-    try:
-        yield from _parquet_rows(path, skip, form) if text_suffix(path) == ".parquet" else _json_rows(path, skip)
-    except OSError as error:
-        raise OuroborosError(f"file {str(path)!r}: cannot be read: {error.strerror or first_line(error)}") from error
+def read_rows(path: Path, form: TextFormat | None = None) -> Iterator[Row]:
+    """The records of a ``.jsonl``, ``.json`` or ``.parquet`` file in order; of parquet, the columns that ``form`` asks
+    for. A file that cannot be read, or is something else, is an error that names it."""
+    return _parquet_rows(path, form) if text_suffix(path) == ".parquet" else _json_rows(path)
 
 
 def read_hub(
@@ -127,124 +83,96 @@ def read_hub(
 ) -> Iterator[Document]:
     """Stream ``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT`` (split ``train`` by default).
 
-    Documents are called ``NAME:row`` with rows from 1; the first is row ``start`` + 1, looked for from ``anchor`` on if
-    there is one. Every :data:`ANCHOR_ROWS` rows a document has an anchor for what follows it.
-
-    Raises:
-        StreamError: no such data set, no network, the stream broke.
-        OuroborosError: neither ``data.stream`` nor ``data.max_bytes``; a row without a column of ``form``.
+    The first document is row ``start`` + 1, looked for from ``anchor`` on if there is one. Every :data:`ANCHOR_ROWS`
+    rows a document has an anchor for what follows it. A stream that cannot be read is a :class:`StreamError`.
     """
+    import datasets
+
     name, config, split = (*text.removeprefix("hf:").split(":"), "", "")[:3]
     check(bool(name), f"source {text!r}: no name after 'hf:'; write 'hf:OWNER/NAME'")
     check(
         spec.max_bytes is not None or spec.stream,
         f"source {text!r}: needs data.stream or data.max_bytes, for example 10000000",
     )
-    for number, values, state in _hub_rows(text, (name, config or None, split or "train"), start, anchor):
-        row = Row(number, f"source {text!r}: row {number}", lambda values=values: values)
-        document = _document(row, f"{name}:{number}", form, spec.skip_bad_records)
-        yield replace(document, anchor=Anchor(number, state)) if state else document
-
-
-def _hub_rows(
-    text: str, place: tuple[str, str | None, str], start: int, anchor: Anchor | None
-) -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
-    """The number of each row from ``start`` + 1 on, its columns, and of some the reader's state behind it."""
-    import datasets
-
-    name, config, split = place
     passed = 0 if anchor is None else anchor.record
     try:
-        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         if anchor is not None:
             rows.load_state_dict(anchor.state)
         for number, values in enumerate(itertools.islice(rows, start - passed, None), start + 1):
-            yield number, values, rows.state_dict() if number % ANCHOR_ROWS == 0 else None
+            row = (number, f"source {text!r}: row {number}", lambda values=values: values)
+            document = document_of(row, name, form, spec.skip_bad_records)
+            state = rows.state_dict() if number % ANCHOR_ROWS == 0 else None
+            yield replace(document, anchor=Anchor(number, state)) if state else document
+    except OuroborosError:
+        raise
     except Exception as error:  # network, hub and parser errors share no base class; the user needs one line
         reason = first_line(error, otherwise="")
         raise StreamError(f"source {text!r}: cannot be streamed: {type(error).__name__}: {reason}") from error
 
 
-def _document(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
-    """The text of a record; with ``leave_out`` one that cannot be read is handed on as dropped."""
+def document_of(row: Row, name: str, form: TextFormat, leave_out: bool) -> Document:
+    """The text of a record, called ``NAME:row``. What is no JSON object, lacks a column of ``form`` or has no text
+    there is an error that names file and line or row; with ``leave_out`` it is handed on as dropped."""
+    place, where, load = row
+    name = f"{name}:{place}"
     try:
-        return _rendered(row, name, form)
-    except OuroborosError as error:
-        if leave_out:
-            return Document(name, b"", dropped=BAD, fault=str(error))
-        # A fault of the first record is one of the format rather than of the record.
-        hint = "; data.skip_bad_records leaves such records out" if row.place > 1 else ""
-        raise OuroborosError(f"{error}{hint}") from error.__cause__
-
-
-def _rendered(row: Row, name: str, form: TextFormat) -> Document:
-    values = row.load()
-    check(isinstance(values, dict), f"{row.where}: expected an object with columns, got {type(values).__name__}")
-    found = form.render(values, row.where)
-    if found is None:
-        return Document(name, b"", dropped=NO_TEXT)
-    text, answers = found
-    try:
+        values = load()
+        check(isinstance(values, dict), f"{where}: expected an object with columns, got {type(values).__name__}")
+        found = form.render(values, where)
+        if found is None:
+            return Document(name, b"", dropped=NO_TEXT)
+        text, answers = found
         data = text.encode()
-    except UnicodeEncodeError as error:
-        raise OuroborosError(f"{row.where}: its text has an unpaired surrogate at character {error.start}") from None
-    if answers and len(data) != len(text):
-        answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
-    group = form.group_of(values, row.where)
-    return Document(name, data, group=group.encode() if group else None, answers=answers)
+        if answers and len(data) != len(text):
+            answers = tuple((len(text[:start].encode()), len(text[:end].encode())) for start, end in answers)
+        group = form.group_of(values, where)
+        return Document(name, data, group=group.encode() if group else None, answers=answers)
+    except ValueError as error:
+        fault = str(error)
+        if isinstance(error, UnicodeEncodeError):
+            fault = f"{where}: its text has an unpaired surrogate at character {error.start}"
+        if leave_out:
+            return Document(name, b"", dropped=BAD, fault=fault)
+        # A fault of the first record is one of the format rather than of the record.
+        hint = "; data.skip_bad_records leaves such records out" if place > 1 else ""
+        raise OuroborosError(f"{fault}{hint}") from None
 
 
-def _json_rows(path: Path, skip: Skip) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[Row]:
     """Lines; of a ``.json`` file that begins with a bracket, the entries of the array."""
-    with open_text(path) as file:
-        head = file.peek(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    with open_text(path) as (file, _):
+        head = file.peek(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         if text_suffix(path) == ".json" and head.startswith(b"["):
-            values = _parse(file.read(), str(path))
-            passed = skip.pass_over(len(values))
-            for number, value in enumerate(values[passed:], passed + 1):
-                yield Row(number, f"{path}: record {number}", lambda value=value: value)
+            for number, value in enumerate(_parse(file.read(), str(path)), 1):
+                yield number, f"{path}: record {number}", lambda value=value: value
             return
         for number, line in enumerate(file, 1):
-            if not line.isspace() and not skip.pass_over(1):
-                where = f"{path}:{number}"
-                yield Row(number, where, partial(_parse, line, where))
+            if not line.isspace():
+                yield number, f"{path}:{number}", partial(_parse, line, f"{path}:{number}")
 
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.removeprefix(_BYTE_ORDER_MARK))
+        return json.loads(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
         raise OuroborosError(f"{where}: not JSON: {first_line(error)}") from None
 
 
-def _parquet_rows(path: Path, skip: Skip, form: TextFormat | None) -> Iterator[Row]:
+def _parquet_rows(path: Path, form: TextFormat | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = _wanted(file.schema_arrow.names, form, path)
-            row, groups = 0, list(range(file.metadata.num_row_groups))
-            while groups and file.metadata.row_group(groups[0]).num_rows <= skip.left:
-                row += skip.pass_over(file.metadata.row_group(groups.pop(0)).num_rows)
-            for batch in file.iter_batches(columns=columns, row_groups=groups) if groups else ():
-                passed = skip.pass_over(batch.num_rows)
-                row += passed
-                for value in batch.slice(passed).to_pylist():
-                    row += 1
-                    yield Row(row, f"{path}: row {row}", lambda value=value: value)
+            # The columns that the format reads, those themselves or what their names begin with; if one is missing,
+            # all, so that the first record says which.
+            names, read = file.schema_arrow.names, () if form is None else (*form.columns, *filter(None, [form.group]))
+            found = dict.fromkeys(column if column in names else column.partition(".")[0] for column in read)
+            batches = file.iter_batches(columns=list(found) if found and found.keys() <= set(names) else None)
+            for row, value in enumerate((value for batch in batches for value in batch.to_pylist()), 1):
+                yield row, f"{path}: row {row}", lambda value=value: value
     except pyarrow.ArrowException as error:
         raise OuroborosError(f"{path}: not a readable parquet file: {first_line(error)}") from error
-
-
-def _wanted(names: Sequence[str], form: TextFormat | None, path: Path) -> list[str]:
-    """The columns of a parquet file that ``form`` reads: those themselves, or those that their names begin with."""
-    found: list[str] = []
-    if form is not None:
-        for column in (*form.columns, *([form.group] if form.group else [])):
-            start = column.partition(".")[0]
-            whole = start if column not in names and start in names else column
-            if whole not in names:
-                raise form.missing(column, names, str(path))
-            found.append(whole)
-    return list(dict.fromkeys(found or names))
+    except OSError as error:
+        raise StreamError(f"file {str(path)!r}: cannot be read: {first_line(error)}") from error

@@ -25,17 +25,10 @@ from ouroboros.data.folders import lies_inside
 from ouroboros.data.formats import find_format
 from ouroboros.data.lossless import check_round_trip
 from ouroboros.data.masks import Masks, ends_answered
-from ouroboros.data.prepared import (
-    FORMAT_VERSION,
-    MANIFEST,
-    PreparedData,
-    fingerprint_of,
-    open_prepared,
-    raw_documents,
-)
+from ouroboros.data.prepared import FORMAT_VERSION, MANIFEST, PreparedData, fingerprint_of, open_prepared, raw_documents
 from ouroboros.data.records import Document
 from ouroboros.data.sources import SourceRef, parse_sources
-from ouroboros.data.splits import SPLITS, Span, Splits, check_disjoint, split_documents
+from ouroboros.data.splits import SPLITS, Splits, check_disjoint, split_documents
 from ouroboros.data.templates import TemplateChat, source_format
 from ouroboros.data.token_shards import encode_documents
 from ouroboros.data.tokenize import TextTokenizer, decode_utf8, is_made_of_text, load_tokenizer, resolve_tokenizer
@@ -53,12 +46,8 @@ had no record that could not be read, or has left it out."""
 def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_progress: bool = False) -> PreparedData:
     """Write the shards of ``spec`` to the directory ``out``, or reuse those that are there and still fit.
 
-    Args:
-        spec: the sources, and what is made of them.
-        out: the directory.
-        resumed: ``out`` belongs to a run that goes on: its sources are looked for where it was begun, and may be gone
-            (:meth:`~ouroboros.data.prepared.PreparedData.find_sources`).
-        shows_progress: training a vocabulary is shown on standard error if it is a terminal.
+    ``resumed`` says that ``out`` belongs to a run that goes on, whose sources may be gone; with ``shows_progress``,
+    training a vocabulary is shown on standard error if it is a terminal.
 
     Raises:
         OuroborosError: a source that cannot be used; ``out`` holds something else; a source changed since ``out``
@@ -75,7 +64,7 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
     for ref in refs:
         # What a run writes would become part of its own source, which then counts as changed.
         check(
-            not ref.is_directory or not lies_inside(path, ref.path),
+            ref.kind != "directory" or not lies_inside(path, ref.path),
             f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
         )
     remove_leftovers(path.parent, path.name)
@@ -130,15 +119,13 @@ def _check_tokenizer(spec: DataSpec, prepared: PreparedData, resumed: bool) -> N
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A source whose text is on disk."""
+    """A source whose text is on disk: its documents without their bytes, what the names of its files begin with, and
+    its part of the manifest."""
 
     ref: SourceRef
     splits: Splits
-    """Its documents without their bytes."""
     stem: str
-    """What its files begin with."""
     entry: dict[str, Any]
-    """Its part of the manifest."""
 
     def documents(self, split: str) -> Iterator[tuple[str, Document, bytes]]:
         """The name for messages, the document without its bytes, and these."""
@@ -159,14 +146,37 @@ def _write_all(spec: DataSpec, refs: Sequence[SourceRef], work: Path, shows_prog
         named = ((name, data) for name, _, data in source.documents(split))
         check_round_trip(tokenizer, named, what=f"data.tokenizer {spec.tokenizer!r}")
     tokenizer.save(work / "tokenizer")
-    masks = _masks(spec, tokenizer, sources)
+    check(
+        spec.loss == "all" or any(d.answers is not None for s in sources for d in s.splits.documents("train")),
+        "data.loss 'answers' changes nothing: no source has questions and answers; name the format of one, such as"
+        " SRC@messages or 'SRC@Q: {question}\\nA: {answer}'",
+    )
+    masks = None if spec.loss == "all" else Masks(tokenizer)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
     for source in sources:
         for split in SPLITS:
             source.entry["splits"][split]["tokens"] = _write_tokens(tokenizer, source, split, dtype)
         if masks is not None and not spec.stream:
             _write_mask(masks, source, dtype)
-    _write_manifest(spec, tokenizer, dtype, [source.entry for source in sources], work)
+    files = {
+        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(path for path in work.rglob("*") if path.is_file())
+    }
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "spec": to_dict(spec),
+        "base": str(Path.cwd()),
+        "dtype": dtype.str,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "sources": [source.entry for source in sources],
+        "files": files,
+    }
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
@@ -186,38 +196,24 @@ def _write_text(ref: SourceRef, spec: DataSpec, stem: str) -> _Source:
         f"source {ref.text!r}: its training part has {size} bytes; at least {MIN_TRAIN_BYTES} are needed;"
         " use a longer text",
     )
-    _report_counts(ref, counts)
+    # Whatever is left out of a user's own source is said.
+    level = logging.INFO if counts["kept"] == counts["read"] or ref.is_built_in else logging.WARNING
+    is_little = 2 * counts["kept"] < counts["read"]
+    hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
+    logger.log(level, "source %r: %s%s", ref.text, describe_counts(counts), hint)
     entry = {
         "text": ref.text,
         "weight": ref.weight,
         "format": ref.format,
         "kind": ref.kind,
         "fingerprint": fingerprint_of(documents),
-        "cut": splits.is_cut,
-        "read": counts.pop("read"),
-        "kept": counts.pop("kept"),
+        **{name: counts.pop(name) for name in ("read", "kept")},
         "dropped": dict(sorted(counts.items())),
         "splits": {split: _write_raw(splits.documents(split), f"{stem}-{split}") for split in SPLITS},
     }
-    return _Source(ref, _outline(splits), stem, entry)
-
-
-def _report_counts(ref: SourceRef, counts: Counter[str]) -> None:
-    """Log what was read, kept and dropped; whatever is left out of a user's own source is said."""
-    is_little = 2 * counts["kept"] < counts["read"]
-    hint = "; more than half was dropped: see data.filters and the format of the source" if is_little else ""
-    is_complete = counts["kept"] == counts["read"] or ref.is_built_in
-    level = logging.INFO if is_complete else logging.WARNING
-    logger.log(level, "source %r: %s%s", ref.text, describe_counts(counts), hint)
-
-
-def _outline(splits: Splits) -> Splits:
-    """The same splits without the text, which is on disk by now."""
-
-    def bare(span: Span) -> Span:
-        return dataclasses.replace(span, document=dataclasses.replace(span.document, data=b""))
-
-    return Splits(*(tuple(map(bare, splits.spans(split))) for split in SPLITS), is_cut=splits.is_cut)
+    replace, parts = dataclasses.replace, (splits.train, splits.valid, splits.test)
+    outline = Splits(*(tuple(replace(s, document=replace(s.document, data=b"")) for s in part) for part in parts))
+    return _Source(ref, outline, stem, entry)
 
 
 def _write_raw(documents: Sequence[Document], stem: str) -> dict[str, int]:
@@ -248,18 +244,6 @@ def _write_starts(path: str, sizes: Sequence[int]) -> int:
     return starts[-1]
 
 
-def _masks(spec: DataSpec, tokenizer: TextTokenizer, sources: Sequence[_Source]) -> Masks | None:
-    """What finds the tokens that are learned; None where all of them are."""
-    if spec.loss == "all":
-        return None
-    check(
-        any(document.answers is not None for source in sources for document in source.splits.documents("train")),
-        "data.loss 'answers' changes nothing: no source has questions and answers; name the format of one, such as"
-        " SRC@messages or 'SRC@Q: {question}\\nA: {answer}'",
-    )
-    return Masks(tokenizer)
-
-
 def _write_mask(masks: Masks, source: _Source, dtype: np.dtype) -> None:
     """One byte for each training id: whether it is learned."""
     stem = f"{source.stem}-train"
@@ -272,27 +256,3 @@ def _write_mask(masks: Masks, source: _Source, dtype: np.dtype) -> None:
             mask = masks.mask(ids[start + 1 : end], data, document.answers, document.name)
             file.write(np.concatenate([[ended], mask]).astype(np.uint8).tobytes())
             ended = ends_answered(data, document.answers)
-
-
-def _write_manifest(
-    spec: DataSpec, tokenizer: TextTokenizer, dtype: np.dtype, entries: list[dict[str, Any]], work: Path
-) -> None:
-    files = {
-        file.relative_to(work).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(path for path in work.rglob("*") if path.is_file())
-    }
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "spec": to_dict(spec),
-        "base": str(Path.cwd()),
-        "dtype": dtype.str,
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "fingerprint": tokenizer.fingerprint,
-        },
-        "sources": entries,
-        "files": files,
-    }
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")

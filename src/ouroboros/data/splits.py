@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ouroboros.data.documents import character_floor
@@ -42,20 +43,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a source, and whether documents were cut to make them."""
+    """The three parts of a source."""
 
     train: tuple[Span, ...]
     valid: tuple[Span, ...]
     test: tuple[Span, ...]
-    is_cut: bool = field(default=False, kw_only=True)
-
-    def spans(self, split: str) -> tuple[Span, ...]:
-        """The part named ``train``, ``valid`` or ``test``."""
-        return getattr(self, split)
 
     def documents(self, split: str) -> list[Document]:
-        """The documents of one part."""
-        return [span.document for span in self.spans(split)]
+        """The documents of the part named ``train``, ``valid`` or ``test``."""
+        return [span.document for span in getattr(self, split)]
 
 
 def fraction_of(data: bytes) -> float:
@@ -78,14 +74,8 @@ def split_documents(
 ) -> Splits:
     """Split the documents of one source; a fraction of 0 leaves that part empty.
 
-    Args:
-        documents: those of one source.
-        valid_fraction: of the text, held out for validation.
-        test_fraction: of the text, held out for the final test.
-        allow_cut: False leaves every document to :func:`part_of`, as streams need it.
-
-    Raises:
-        OuroborosError: too little text for the parts asked for; text on both sides (a defect, checked always).
+    Without ``allow_cut`` every document is left to :func:`part_of`, as streams need it. Too little text for the parts
+    asked for is an error, and so is text on both sides (a defect, checked always).
     """
     docs = [document for document in documents if document.data]
     wanted = [fraction for fraction in (valid_fraction, test_fraction) if fraction > 0]
@@ -110,22 +100,19 @@ def split_documents(
 
 
 def check_disjoint(sources: Iterable[Splits], names: Iterable[str] = ()) -> None:
-    """Raise unless no held-out text of any source is in the training part of any source.
-
-    Two texts are the same when their bytes are, or when they are overlapping parts of the same document.
-    """
-    train: dict[bytes, list[tuple[int, int, int]]] = {}
-    contents: dict[bytes, int] = {}
+    """Refuse held-out text of any source in the training part of any source: the same bytes, or overlapping parts of
+    one document."""
     sources, labels = list(sources), list(names)
+    # By the sha256 of a whole document, or of a part: where in it, and of which source.
+    train: dict[bytes, list[tuple[float, float, int]]] = {}
     for index, splits in enumerate(sources):
         for span in splits.train:
             train.setdefault(span.parent, []).append((span.start, span.end, index))
-            contents.setdefault(span.digest, index)
+            train.setdefault(span.digest, []).append((-math.inf, math.inf, index))
     for index, splits in enumerate(sources):
         for span in (*splits.valid, *splits.test):
-            shared = [i for start, end, i in train.get(span.parent, ()) if start < span.end and span.start < end]
-            if span.digest in contents:
-                shared.append(contents[span.digest])
+            places = (*train.get(span.parent, ()), *train.get(span.digest, ()))
+            shared = [i for start, end, i in places if start < span.end and span.start < end]
             if shared:
                 where = f" (held out of {labels[index]!r}, training part of {labels[shared[0]]!r})" if labels else ""
                 raise OuroborosError(
@@ -181,35 +168,30 @@ def _by_cut(docs: list[Document], valid_fraction: float, test_fraction: float) -
     test_from = total - round(total * test_fraction)
     valid_from = test_from - round(total * valid_fraction)
     valid_cut, test_cut = _boundary(spans, valid_from), _boundary(spans, test_from)
-    parts = [list(_between(spans, *bounds)) for bounds in ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))]
+    bounds = ((0, valid_cut), (valid_cut, test_cut), (test_cut, total))
+    parts = [tuple(_between(spans, *place)) for place in bounds]
     for name, fraction, part in zip(SPLITS, (1.0, valid_fraction, test_fraction), parts, strict=True):
         check(
             fraction == 0 or bool(part),
             f"too little text: the {name} part of {total} bytes would be empty; use a longer text, or set"
             f" data.{name}_fraction to 0 for none",
         )
-    return Splits(*map(tuple, parts), is_cut=True)
+    return Splits(*parts)
 
 
 def _boundary(spans: list[Span], position: int) -> int:
     """The line start nearest to ``position`` in the joined documents, or a character boundary if none is near."""
     base = 0
-    for span in spans:
-        data = span.document.data
-        if position < base + len(data):
-            return base + _line_start(data, position - base)
-        base += len(data)
+    for data in (span.document.data for span in spans):
+        here, base = position - base, base + len(data)
+        if here < len(data):
+            reach = min(_NEWLINE_REACH, len(data) // 100)
+            before = data.rfind(b"\n", max(0, here - reach), here) + 1
+            after = data.find(b"\n", here, here + reach) + 1
+            found = [place for place in (before, after) if 0 < place < len(data)] if here else []
+            near = min(found, key=lambda place: abs(place - here), default=character_floor(data, here))
+            return base - len(data) + near
     return base
-
-
-def _line_start(data: bytes, position: int) -> int:
-    reach = min(_NEWLINE_REACH, len(data) // 100)
-    before = data.rfind(b"\n", max(0, position - reach), position) + 1
-    after = data.find(b"\n", position, position + reach) + 1
-    found = [place for place in (before, after) if 0 < place < len(data)]
-    if position == 0 or not found:
-        return character_floor(data, position)
-    return min(found, key=lambda place: abs(place - position))
 
 
 def _between(spans: list[Span], start: int, end: int) -> Iterator[Span]:

@@ -2,9 +2,9 @@
 
 Each source is one stream of ids: its training documents in the order of the source, each after its end-of-text id,
 again from the first document when the source ends. Window ``w`` of a source is ids ``w*T`` to ``w*T + T`` inclusive,
-as for stored text, so every id but the very first is a target once in every pass and no document is lost, however
-short or long it is. Windows are mixed by :func:`ouroboros.data.loader.choose_source`: weights are shares of *tokens*.
-Drawing documents instead would give sources of long documents more than their weight.
+as for stored text, so every id but the very first is a target once in every pass. Windows are mixed by
+:func:`ouroboros.data.loader.choose_source`: weights are shares of *tokens*, where drawing documents would give sources
+of long documents more than their weight.
 
 The position of a source is the document at which its unread ids begin, how many ids of it are used, and the pass. All
 that was read ahead is read again from there, so a restored loader gives the same batches, whatever failed before.
@@ -16,23 +16,22 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
 import numpy as np
 
-from ouroboros.config import DataSpec, to_dict
+from ouroboros.config import to_dict
 from ouroboros.data.documents import count_document, judged_documents
 from ouroboros.data.loader import Loader, WindowLoader
 from ouroboros.data.masks import Masks, ends_answered, hide
 from ouroboros.data.prepared import PreparedData
-from ouroboros.data.records import Anchor, Document, StreamError
-from ouroboros.data.sources import SourceRef
+from ouroboros.data.records import Anchor, Document
 from ouroboros.data.splits import part_of
+from ouroboros.data.textfile import StreamError
 from ouroboros.data.token_shards import encode_documents
-from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, first_line
 
 logger = logging.getLogger(__name__)
@@ -60,55 +59,108 @@ class Place:
     anchor: Anchor | None = None
     """A place at or before it that a hub stream can be opened at."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        values = {"record": self.record, "epoch": self.epoch, "counts": dict(self.counts)}
-        return values if self.anchor is None else {**values, "anchor": list(self.anchor)}
 
-    @classmethod
-    def of_json(cls, values: Mapping[str, Any]) -> Place:
-        """The inverse of :meth:`to_json`."""
-        anchor = values.get("anchor")
-        return cls(values["record"], values["epoch"], values["counts"], Anchor(*anchor) if anchor else None)
+class SourceStream:
+    """The ids of the training documents of one source, endlessly, from a place on; windows are looked at, then passed.
 
-
-class DocumentStream:
-    """The training documents of one source, endlessly, from a place on; a failed reader is opened again.
-
-    Attributes:
-        restarts: how often the reader was opened again after a failure.
+    A failed reader is opened again; ``restarts`` says how often.
     """
 
-    def __init__(
-        self,
-        ref: SourceRef,
-        spec: DataSpec,
-        is_training: Callable[[Document], bool],
-        *,
-        place: Place,
-        restarts: int = 0,
-    ) -> None:
-        self.name, self.restarts = ref.text, restarts
-        self._ref, self._spec, self._is_training = ref, spec, is_training
-        self._place = place
+    def __init__(self, loader: StreamLoader, source: int, position: Mapping[str, Any]) -> None:
+        data, self._loader = loader.data, loader
+        self._ref, self._spec, self._tokenizer = data.sources[source], data.reading_spec, data.tokenizer
+        self.name = self._ref.text
+        anchor = position.get("anchor")
+        self._start = Place(
+            *(position["record"], position["epoch"], position["counts"]), Anchor(*anchor) if anchor else None
+        )
+        self._offset, self.restarts = position["offset"], position["restarts"]
+        # Where the reader is, which is ahead of the ids that are used.
+        self._place = self._start
         self._documents: Iterator[Document] | None = None
-        self._failures, self._reason = 0, ""
+        self._failures = 0
         self._has_begun = self._has_text = False
+        self._ids = np.zeros(0, dtype=np.int32 if loader.masks is None else np.int64)
+        # Whether the end of the last document is learned. After a restored position it does not matter: the first
+        # end-of-text id was a target before.
+        self._ended = False
+        # The documents whose ids are there, and how many ids each has; of those of the first, ``offset`` are used.
+        self._heads: deque[tuple[Place, int]] = deque()
+        # Read, not tokenised yet; they stay here if the source fails for good.
+        self._taken: list[tuple[Place, Document]] = []
 
-    def __next__(self) -> tuple[Place, Document]:
-        """The next training document.
+    def position(self) -> dict[str, Any]:
+        """The place of the unread ids, how many ids of its document are used, and restarts, as JSON values."""
+        place = self._heads[0][0] if self._heads else self._start
+        found = {"record": place.record, "epoch": place.epoch, "counts": dict(place.counts)}
+        anchor = {} if place.anchor is None else {"anchor": list(place.anchor)}
+        return {**found, **anchor, "offset": self._offset, "restarts": self.restarts}
 
-        Raises:
-            OuroborosError: the source cannot be opened, fails again and again, or has no training document; names it.
-        """
+    def window(self, start: int, length: int) -> np.ndarray:
+        """``length`` ids, ``start`` ids after the position, which stays."""
+        self.fill(start + length)
+        return self._ids[self._offset + start :][:length]
+
+    def fill(self, count: int) -> None:
+        """Read until ``count`` ids after the position are there. A source that cannot be opened, fails again and again
+        or has no training document is an error that names it."""
+        while len(self._ids) < self._offset + count:
+            self._ids = np.concatenate([self._ids, *self._block()])
+
+    def advance(self, count: int) -> None:
+        """Pass ``count`` ids, of which one more must have been read."""
+        self._offset += count
+        while self._offset >= self._heads[0][1]:
+            size = self._heads.popleft()[1]
+            self._ids = self._ids[size:]
+            self._offset -= size
+
+    def _block(self) -> list[np.ndarray]:
+        """The ids of the next documents, an end-of-text id before each."""
+        size = sum(len(document.data) for _, document in self._taken)
+        while len(self._taken) < BLOCK_DOCUMENTS and size < BLOCK_BYTES:
+            self._taken.append(self._next())
+            size += len(self._taken[-1][1].data)
+        names = [f"source {self.name!r}: {document.name}" for _, document in self._taken]
+        documents = [document for _, document in self._taken]
+        texts = [document.data for document in documents]
+        encoded = list(encode_documents(self._tokenizer, documents, texts, names))
+        check(
+            bool(self._heads) or self._offset <= len(encoded[0]),
+            f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",
+        )
+        eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
+        parts, ended, masks = [], self._ended, self._loader.masks
+        for (_, document), ids, name in zip(self._taken, encoded, names, strict=True):
+            part = np.concatenate([eos, ids])
+            if masks is not None:
+                mask = masks.mask(ids, document.data, document.answers, name)
+                part = hide(part, np.concatenate([[ended], mask]))
+                ended = ends_answered(document.data, document.answers)
+            parts.append(part)
+        # Nothing below fails.
+        self._heads += [(place, len(part)) for (place, _), part in zip(self._taken, parts, strict=True)]
+        self._ended = ended
+        self._taken.clear()
+        return parts
+
+    def _next(self) -> tuple[Place, Document]:
+        """The next training document."""
         while True:
             document = self._read()
             if document is None:
-                self._begin_again()
+                check(
+                    self._has_text,
+                    f"source {self.name!r}: a whole pass gave no training document; everything in it is filtered out,"
+                    " held out or empty",
+                )
+                self._documents, self._has_text = None, False
+                self._place = Place(0, self._place.epoch + 1, self._place.counts)
+                logger.info("source %r: begins again, pass %d", self.name, self._place.epoch + 1)
                 continue
             place, counts = self._place, Counter(self._place.counts)
             count_document(counts, document, self._ref)
-            is_training = document.dropped is None and self._is_training(document)
+            is_training = document.dropped is None and self._loader.is_training(document)
             if document.dropped is None and not is_training:
                 counts["held out"] += 1
             self._place = Place(document.index + 1, place.epoch, counts, document.anchor or place.anchor)
@@ -126,29 +178,28 @@ class DocumentStream:
                     place = self._place
                     documents = judged_documents(self._ref, self._spec, start=place.record, anchor=place.anchor)
                 document = next(documents, None)
+                break
             except Exception as error:  # network, hub and parser errors share no base class
                 self._fail(error)
-                continue
-            self._documents, self._failures = documents, 0
-            self._check_first(document)
-            return document
+        self._documents, self._failures = documents, 0
+        check(
+            self._has_begun or self._place == Place() or (document is not None and document.dropped is None),
+            f"source {self.name!r}: record {self._place.record + 1} is not there any more; the source has changed"
+            " since the checkpoint",
+        )
+        self._has_begun = True
+        return document
 
     def _fail(self, error: Exception) -> None:
-        """Wait before the next attempt, or give up: at once where another attempt would find the same."""
-        is_ours, passes = isinstance(error, OuroborosError), is_passing(error)
-        line = first_line(error, otherwise="")
-        reason = line if is_ours else f"{type(error).__name__}: {line}".removesuffix(": ")
-        where = f"source {self.name!r}: reading record {self._place.record + 1} failed"
-        if not self._has_begun or (is_ours and not isinstance(error, StreamError) and not passes):
-            if is_ours and self.name in str(error):
-                raise error
-            what = where if self._has_begun else f"source {self.name!r}: cannot be opened"
-            raise OuroborosError(f"{what}: {reason}") from error
+        """Wait before the next attempt, or give up: at once if the source was never open, or the text is at fault."""
+        is_ours = isinstance(error, OuroborosError)
+        if is_ours and not (self._has_begun and isinstance(error, StreamError)):
+            raise error
+        reason = first_line(error) if is_ours else f"{type(error).__name__}: {first_line(error)}"
+        if not self._has_begun:
+            raise OuroborosError(f"source {self.name!r}: cannot be opened: {reason}") from error
         self._failures += 1
-        is_repeated = self._failures > 1 and self._reason == reason
-        self._reason = reason
-        if is_repeated and not passes:
-            raise OuroborosError(f"{where} twice in the same way: {reason}") from error
+        where = f"source {self.name!r}: reading record {self._place.record + 1} failed"
         if self._failures >= MAX_FAILURES:
             raise OuroborosError(f"{where} {MAX_FAILURES} times in a row: {reason}") from error
         wait = FIRST_WAIT * 2 ** (self._failures - 1)
@@ -156,150 +207,29 @@ class DocumentStream:
         sleep(wait)
         self.restarts += 1
 
-    def _check_first(self, document: Document | None) -> None:
-        """A restored place must still be there."""
-        if not self._has_begun and self._place != Place():
-            check(
-                document is not None and document.dropped is None,
-                f"source {self.name!r}: record {self._place.record + 1} is not there any more; the source has changed"
-                " since the checkpoint",
-            )
-        self._has_begun = True
-
-    def _begin_again(self) -> None:
-        check(
-            self._has_text,
-            f"source {self.name!r}: a whole pass gave no training document; everything in it is filtered out, held out"
-            " or empty",
-        )
-        self._documents, self._has_text = None, False
-        self._place = Place(0, self._place.epoch + 1, self._place.counts)
-        logger.info("source %r: begins again, pass %d", self.name, self._place.epoch + 1)
-
-
-_NETWORK = ("aiohttp", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
-"""Libraries whose errors are those of a connection, not all of which are of Python's own kind for it."""
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of a connection or a device, which may be gone at the next attempt.
-
-    What a reader of records finds in them is not: it will be there again.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and not isinstance(error, _LASTING):
-            return True
-        if type(error).__module__.partition(".")[0] in _NETWORK:
-            return True
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return False
-
-
-class TokenStream:
-    """The ids of one source, endlessly; windows are looked at, then passed."""
-
-    def __init__(
-        self, documents: DocumentStream, tokenizer: TextTokenizer, masks: Masks | None, place: Place, offset: int
-    ) -> None:
-        self._documents, self._tokenizer, self._masks = documents, tokenizer, masks
-        self._ids = np.zeros(0, dtype=np.int32 if masks is None else np.int64)
-        # Whether the end of the last document is learned. That of the first end-of-text id after a restored position
-        # does not matter: it was a target before.
-        self._ended = False
-        # The documents whose ids are there, and how many ids each has; of those of the first, ``offset`` are used.
-        self._heads: deque[tuple[Place, int]] = deque()
-        # Read, not tokenised yet; they stay here if the source fails for good.
-        self._taken: list[tuple[Place, Document]] = []
-        self._start, self._offset = place, offset
-
-    @property
-    def place(self) -> Place:
-        """The document at which the unread ids begin."""
-        return self._heads[0][0] if self._heads else self._start
-
-    def position(self) -> dict[str, Any]:
-        """The place of the unread ids, how many ids of its document are used, and restarts, as JSON values."""
-        return {**self.place.to_json(), "offset": self._offset, "restarts": self._documents.restarts}
-
-    def window(self, start: int, length: int) -> np.ndarray:
-        """``length`` ids, ``start`` ids after the position, which stays."""
-        self.fill(start + length)
-        return self._ids[self._offset + start :][:length]
-
-    def fill(self, count: int) -> None:
-        """Read until ``count`` ids after the position are there."""
-        while len(self._ids) < self._offset + count:
-            self._ids = np.concatenate([self._ids, *self._block()])
-
-    def advance(self, count: int) -> None:
-        """Pass ``count`` ids, of which one more must have been read."""
-        self._offset += count
-        while self._offset >= self._heads[0][1]:
-            size = self._heads.popleft()[1]
-            self._ids = self._ids[size:]
-            self._offset -= size
-
-    def _block(self) -> list[np.ndarray]:
-        """The ids of the next documents, an end-of-text id before each."""
-        size = sum(len(document.data) for _, document in self._taken)
-        while len(self._taken) < BLOCK_DOCUMENTS and size < BLOCK_BYTES:
-            self._taken.append(next(self._documents))
-            size += len(self._taken[-1][1].data)
-        names = [f"source {self._documents.name!r}: {document.name}" for _, document in self._taken]
-        documents = [document for _, document in self._taken]
-        texts = [document.data for document in documents]
-        encoded = list(encode_documents(self._tokenizer, documents, texts, names))
-        check(
-            bool(self._heads) or self._offset <= len(encoded[0]),
-            f"{names[0]}: has fewer tokens than were used of it; the source has changed since the checkpoint",
-        )
-        eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
-        parts, ended = [], self._ended
-        for (_, document), ids, name in zip(self._taken, encoded, names, strict=True):
-            part = np.concatenate([eos, ids])
-            if self._masks is not None:
-                mask = self._masks.mask(ids, document.data, document.answers, name)
-                part = hide(part, np.concatenate([[ended], mask]))
-                ended = ends_answered(document.data, document.answers)
-            parts.append(part)
-        # Nothing below fails.
-        self._heads += [(place, len(part)) for (place, _), part in zip(self._taken, parts, strict=True)]
-        self._ended = ended
-        self._taken.clear()
-        return parts
-
 
 class StreamLoader(Loader):
     """Batches of windows over sources that are read as training goes; its position is saved and restored exactly.
 
-    Has the interface of :class:`ouroboros.data.loader.WindowLoader`. Sources are opened at the first use of a batch:
-    one that cannot be read then is an error at once, one that breaks later is opened again at the same record (see
-    :data:`MAX_FAILURES`). Every process reads and tokenises the whole stream and takes its rows of each global batch,
-    so that any number of processes sees the same batches; the work of reading is not shared between them.
-
-    The order is that of the sources; ``seed`` only marks whose position it is.
+    Sources are opened at the first use of a batch: one that cannot be read then is an error at once, one that breaks
+    later is opened again at the same record (see :data:`MAX_FAILURES`). Every process reads the whole stream and takes
+    its rows of each global batch, so that any number of processes sees the same batches. The order is that of the
+    sources; ``seed`` only marks whose position it is.
     """
 
     def _open(self, prepared: PreparedData) -> None:
-        self._prepared = prepared
-        self._masks = Masks(prepared.tokenizer) if prepared.spec.loss == "answers" else None
+        self.data = prepared
+        self.masks = Masks(prepared.tokenizer) if prepared.spec.loss == "answers" else None
         held_out = [document for split in ("valid", "test") for document in prepared.documents(split)]
         self._held_out = {hashlib.sha256(document).digest() for document in held_out}
-        self._streams = [self._stream(source, Place(), 0) for source in range(len(self.names))]
+        start = {"record": 0, "epoch": 0, "counts": {}, "offset": 0, "restarts": 0}
+        self._streams = [SourceStream(self, source, start) for source in range(len(self.names))]
 
-    def _stream(self, source: int, place: Place, offset: int, restarts: int = 0) -> TokenStream:
-        prepared = self._prepared
-        spec = prepared.reading_spec
-        documents = DocumentStream(prepared.sources[source], spec, self._is_training, place=place, restarts=restarts)
-        return TokenStream(documents, prepared.tokenizer, self._masks, place, offset)
-
-    def _is_training(self, document: Document) -> bool:
-        spec = self._prepared.spec
-        if part_of(document, spec.valid_fraction, spec.test_fraction) != "train":
-            return False
+    def is_training(self, document: Document) -> bool:
+        """Whether a document belongs to the training part."""
+        part = part_of(document, self.data.spec.valid_fraction, self.data.spec.test_fraction)
         # A copy of a held-out text may belong to another group.
-        return hashlib.sha256(document.data).digest() not in self._held_out
+        return part == "train" and hashlib.sha256(document.data).digest() not in self._held_out
 
     def sources(self) -> list[dict[str, Any]]:
         """Where each source is, for people: its name, ``record``, ``epoch``, ``counts``, ``offset``, ``restarts``."""
@@ -310,23 +240,13 @@ class StreamLoader(Loader):
         return {**super().state_dict(), "positions": [stream.position() for stream in self._streams]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position; the sources are read from there at the next use.
-
-        Raises:
-            OuroborosError: the state is of another seed, window length, mixture, tokenizer, source or filter; names
-                which.
-        """
-        check(
-            state.get("positions") is not None, "data position: lacks positions; it is of stored data, not of a stream"
-        )
+        is_stream = state.get("positions") is not None
+        check(is_stream, "data position: lacks positions; it is of stored data, not of a stream")
         super().load_state_dict(state)
-        streams = []
-        for source, saved in enumerate(state["positions"]):
-            streams.append(self._stream(source, Place.of_json(saved), saved["offset"], saved["restarts"]))
-        self._streams = streams
+        self._streams = [SourceStream(self, source, saved) for source, saved in enumerate(state["positions"])]
 
     def _identity(self) -> dict[str, Any]:
-        prepared, spec = self._prepared, self._prepared.spec
+        prepared, spec = self.data, self.data.spec
         return {
             **super()._identity(),
             "tokenizer": prepared.tokenizer.fingerprint,
@@ -342,33 +262,24 @@ class StreamLoader(Loader):
         return self._streams[source].window(start, self.sequence_length + 1)
 
     def look_ahead(self) -> None:
-        """Read what the next batch needs, so that :meth:`next_batch` cannot fail; the position stays.
-
-        Raises:
-            OuroborosError: a source cannot be read on.
-        """
+        """Read what the next batch needs, so that :meth:`next_batch` cannot fail; the position stays."""
         self._fill(self._draw()[1])
 
-    def _fill(self, counts: list[int]) -> list[int]:
-        """Read what windows up to ``counts`` need, and the id behind them; how many ids they pass of each source."""
-        passed = [(new - old) * self.sequence_length for new, old in zip(counts, self._counts, strict=True)]
-        for stream, size in zip(self._streams, passed, strict=True):
-            if size:
-                stream.fill(size + 1)
+    def _fill(self, counts: list[int]) -> list[tuple[SourceStream, int]]:
+        """Read what windows up to ``counts`` need, and the id behind them; the sources with what they pass of each."""
+        drawn = zip(self._streams, counts, self._counts, strict=True)
+        passed = [(stream, (new - old) * self.sequence_length) for stream, new, old in drawn if new > old]
+        for stream, size in passed:
+            stream.fill(size + 1)
         return passed
 
     def _advance(self, counts: list[int]) -> None:
-        passed = self._fill(counts)
-        # Nothing below fails, so the sources move together or not at all.
-        for stream, size in zip(self._streams, passed, strict=True):
-            if size:
-                stream.advance(size)
+        # All sources are read before the first one moves, so they move together or not at all.
+        for stream, size in self._fill(counts):
+            stream.advance(size)
         super()._advance(counts)
 
 
 def open_loader(prepared: PreparedData, **options: int) -> Loader:
-    """The loader of ``prepared``: over its stored text, or over its sources as they are read with ``data.stream``.
-
-    The options are those of :class:`ouroboros.data.loader.Loader`.
-    """
+    """The loader of ``prepared``: over its stored text, or over its sources as they are streamed."""
     return (StreamLoader if prepared.spec.stream else WindowLoader)(prepared, **options)

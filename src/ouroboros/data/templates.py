@@ -6,6 +6,7 @@ refused. So a tokenizer with which such text was made reads special tokens (``Te
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,8 @@ from ouroboros.errors import OuroborosError, check, first_line
 
 
 class TemplateChat(ChatFormat):
-    """Conversations by the chat template of a transformers tokenizer.
-
-    Args:
-        column: with the turns.
-        hf: the tokenizer.
-        tells_answers: find out what of a text is an answer, which takes the template twice more for each.
-    """
+    """Conversations by the chat template of the transformers tokenizer ``hf``; with ``tells_answers`` it also finds out
+    what of a text is an answer, which takes the template twice more for each."""
 
     def __init__(self, column: str, hf: Any, *, tells_answers: bool = False) -> None:
         super().__init__(column)
@@ -57,12 +53,9 @@ class TemplateChat(ChatFormat):
         return self._text([*turns, Turn(USER, line)], "chat", prompt=True)
 
     def _text(self, turns: Sequence[Turn], where: str, *, prompt: bool = False) -> str:
-        for turn in turns:
-            for token in self._hf.all_special_tokens:
-                check(
-                    token not in turn.text,
-                    f"{where}: a turn of {turn.role!r} spells the special token {token!r} of the tokenizer",
-                )
+        for turn, token in itertools.product(turns, self._hf.all_special_tokens):
+            fault = f"{where}: a turn of {turn.role!r} spells the special token {token!r} of the tokenizer"
+            check(token not in turn.text, fault)
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
             return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
@@ -77,9 +70,8 @@ def source_format(form: TextFormat, spec: DataSpec) -> TextFormat:
     if not isinstance(form, ChatFormat) or is_made or not path.is_dir():  # one that is not there is an error elsewhere
         return form
     hf = load_tokenizer(path).hf
-    if not getattr(hf, "chat_template", None):
-        return form
-    return TemplateChat(form.columns[0], hf, tells_answers=spec.loss == "answers")
+    has_template = bool(getattr(hf, "chat_template", None))
+    return TemplateChat(form.columns[0], hf, tells_answers=spec.loss == "answers") if has_template else form
 
 
 def chat_format(form: TextFormat | None, tokenizer: TextTokenizer) -> TextFormat | None:

@@ -12,14 +12,15 @@ gets the decoded text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ouroboros.data.folders import MAGIC as GLOB
 from ouroboros.data.folders import Files, glob_files
-from ouroboros.data.records import Document, Skip
+from ouroboros.data.records import Document
 from ouroboros.data.tokenize import TextTokenizer, is_made_of_text, resolve_tokenizer
 from ouroboros.errors import OuroborosError, check
 
@@ -107,8 +108,8 @@ def read_stream(files: Files, vocab_size: int) -> Iterator[tuple[str, np.ndarray
         yield name, ids
 
 
-def read_shards(files: Files, tokenizer: TextTokenizer, skip: Skip) -> Iterator[Document]:
-    """The documents of shards, decoded, with their ids; empty ones are passed over.
+def read_shards(files: Files, tokenizer: TextTokenizer) -> Iterator[Callable[[], Document]]:
+    """The documents of shards with their ids, decoded when they are called for; empty ones are passed over.
 
     Raises:
         OuroborosError: as :func:`read_stream`.
@@ -117,6 +118,10 @@ def read_shards(files: Files, tokenizer: TextTokenizer, skip: Skip) -> Iterator[
     separates = np.zeros(tokenizer.vocab_size, bool)
     separates[[token["id"] for token in added if token["special"]]] = True
     name, rest = "", np.zeros(0, "<u2")
+
+    def document(name: str, ids: np.ndarray) -> Document:
+        return Document(name, tokenizer.decode(ids), ids=ids)
+
     for shard, ids in read_stream(files, tokenizer.vocab_size):
         start = 0
         for number, end in enumerate([*np.flatnonzero(separates[ids]).tolist(), None]):
@@ -125,24 +130,18 @@ def read_shards(files: Files, tokenizer: TextTokenizer, skip: Skip) -> Iterator[
                 name = f"{shard}:{number}"
             rest = np.concatenate([rest, piece]) if len(rest) else piece
             if end is not None:
-                if len(rest) and not skip.pass_over(1):
-                    yield Document(name, tokenizer.decode(rest), ids=rest)
+                if len(rest):
+                    yield partial(document, name, rest)
                 start, rest = end + 1, rest[:0]
-    if len(rest) and not skip.pass_over(1):
-        yield Document(name, tokenizer.decode(rest), ids=rest)
+    if len(rest):
+        yield partial(document, name, rest)
 
 
 def encode_documents(
     tokenizer: TextTokenizer, documents: Sequence[Document], texts: Iterable[bytes], names: Sequence[str]
 ) -> Iterator[np.ndarray]:
-    """The ids of each document, int32: those that it has, else those of its text.
-
-    Args:
-        tokenizer: of all.
-        documents: with or without their bytes.
-        texts: their bytes.
-        names: of them, for messages.
-    """
+    """The ids of each document, int32: those that it has, else those of its text, which is given in ``texts``; the
+    documents may be without it. ``names`` are for messages."""
     if all(document.ids is None for document in documents):
         yield from tokenizer.encode_many(texts, names=names)
         return

@@ -8,9 +8,11 @@ normaliser, no prefix space and no post-processor, and reload through ``AutoToke
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 from collections import Counter
@@ -22,7 +24,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ouroboros.data import bpe
-from ouroboros.data.characters import REPLACEMENT, Characters, describe_unknown
+from ouroboros.data.characters import REPLACEMENT, character_model, describe_unknown, known_characters, unknown_nats
 from ouroboros.data.lossless import byte_alphabet, is_byte_level, is_byte_model, is_lossless, steps_of
 from ouroboros.data.sentencepieces import read_sentencepieces
 from ouroboros.errors import OuroborosError, check, first_line, nearest
@@ -32,7 +34,8 @@ logger = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 
 _PIECE_BYTES = 1 << 16
-_BATCH_BYTES = 1 << 21
+_BATCH = 64
+"""Pieces that are encoded in parallel."""
 
 _HF_CONFIG: dict[str, Any] = {
     "bos_token": END_OF_TEXT,
@@ -44,13 +47,13 @@ _HF_CONFIG: dict[str, Any] = {
     "split_special_tokens": True,
 }
 _READS_SPECIALS = "reads_special_tokens"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+"""Files one of which a directory with a tokenizer holds."""
 _SAVED_CONFIG = {**_HF_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class TextTokenizer:
-    """Bytes to ids and back, over a :class:`tokenizers.Tokenizer`; :func:`tokenizer_of` makes one.
-
-    Of this class itself are byte-level BPE and every existing tokenizer that is neither of the two below.
+    """Bytes to ids and back: byte-level BPE, characters, and every existing tokenizer.
 
     Attributes:
         vocab_size: number of ids, the special tokens included.
@@ -60,29 +63,32 @@ class TextTokenizer:
         eos_id: the end-of-text token: before every document, after it, and padding.
     """
 
-    unknown_id: int | None = None
-    unknown_nats = 0.0
-
-    def __init__(self, backend: Tokenizer, state: dict[str, Any], *, eos_id: int, hf: Any = None) -> None:
-        """Made by :func:`tokenizer_of`; ``state`` is the definition of ``backend`` (``tokenizer.json``)."""
+    def __init__(self, backend: Tokenizer, *, eos_id: int, hf: Any = None) -> None:
+        """Of a definition; ``hf`` is the transformers tokenizer that it comes from, if it was not made here."""
         backend.no_truncation()
         backend.no_padding()
-        self.backend = backend
-        self.eos_id = eos_id
-        self._state = state
+        self.backend, self.eos_id = backend, eos_id
+        self._state = state = json.loads(backend.to_str())
         self._foreign = hf is not None
+        self.reads_specials = False
         if hf is not None:
             self.hf = hf
-        self.reads_specials = bool(hf is not None and hf.init_kwargs.get(_READS_SPECIALS))
+            self.reads_specials = bool(hf.init_kwargs.get(_READS_SPECIALS))
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.is_lossless = is_lossless(state)
+        self._known = known_characters(state)
+        self.unknown_id = None if self._known is None else len(self._known)
+        self.unknown_nats = 0.0 if self._known is None else unknown_nats(len(self._known))
+        self._reported: set[str] = set()
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
-        self._may_cut = self.is_lossless and {"Regex": bpe.PATTERN} in splits
+        self._may_cut = self._known is not None or (self.is_lossless and {"Regex": bpe.PATTERN} in splits)
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
         """What manifests call it: ``bytes``, ``bpe`` (lossless byte-level BPE), ``chars`` or ``other``."""
-        return "bpe" if self.is_lossless else "other"
+        if is_byte_model(self._state):
+            return "bytes"
+        return "chars" if self._known is not None else "bpe" if self.is_lossless else "other"
 
     @functools.cached_property
     def hf(self) -> Any:
@@ -97,60 +103,75 @@ class TextTokenizer:
         return hashlib.sha256(json.dumps(self._state, sort_keys=True).encode()).hexdigest()
 
     def encode(self, data: bytes, *, name: str = "text") -> np.ndarray:
-        """The ids of ``data``, int32 (n,), without special tokens.
+        """The ids of ``data``, int32 (n,), without special tokens; only the byte tokenizer takes what is not UTF-8.
 
         Unknown characters are counted and named in a warning, unless all of them have been named before.
-
-        Raises:
-            OuroborosError: ``data`` is not UTF-8 and the tokenizer is not the byte tokenizer; names the offset.
         """
         (ids,) = self.encode_many([data], names=[name])
         return ids
 
     def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only.
-
-        Unknown characters are reported once, after the last document.
-        """
+        """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only, and unknown
+        characters are reported once, after the last document."""
+        if self.kind == "bytes":
+            yield from (np.frombuffer(document, dtype=np.uint8).astype(np.int32) for document in documents)
+            return
         done: list[np.ndarray] = []
-        for batch in _batches(_pieces(documents, names, self._may_cut)):
-            # transformers resets this flag on the shared backend whenever its own tokenizer is called.
-            self.backend.encode_special_tokens = not self.reads_specials
-            found = self.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-            for encoding, (_, is_last) in zip(found, batch, strict=True):
-                done.append(np.array(encoding.ids, dtype=np.int32))
+        unknown: Counter[str] = Counter()
+        total, index, place = 0, 0, ""
+        pieces = _pieces(documents, names, self._may_cut)
+        while batch := list(itertools.islice(pieces, _BATCH)):
+            for ids, (text, is_last) in zip(self._encode_batch([text for text, _ in batch]), batch, strict=True):
+                done.append(ids)
+                total += len(ids)
+                if self._known is not None and (ids == self.unknown_id).any():
+                    place = place or _name_of(names, index)
+                    unknown += self._unknown_in(text)
                 if is_last:
                     yield np.concatenate(done)
-                    done = []
+                    done, index = [], index + 1
+        if unknown.keys() - self._reported:
+            self._reported |= unknown.keys()
+            logger.warning(
+                "%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
+                *(place, unknown.total(), total, describe_unknown(unknown)),
+            )
+
+    def _encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        if self._known is not None:
+            return [self._code_points[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")] for text in texts]
+        # transformers resets this flag on the shared backend whenever its own tokenizer is called.
+        self.backend.encode_special_tokens = not self.reads_specials
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
+
+    @functools.cached_property
+    def _code_points(self) -> np.ndarray:
+        """The id of each Unicode code point, for a tokenizer of characters."""
+        known = [ord(character) for character in self._known or ()]
+        ids = np.full(0x110000, self.unknown_id, dtype=np.int32)
+        ids[known] = np.arange(len(known))
+        return ids
 
     def unknown(self, data: bytes) -> Counter[str]:
-        """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none.
+        """How often each character that becomes :attr:`unknown_id` occurs in ``data``; empty where there is none."""
+        return Counter() if self._known is None else self._unknown_in(decode_utf8(data, "text"))
 
-        Raises:
-            OuroborosError: ``data`` is not UTF-8 and the tokenizer is one of characters; names the offset.
-        """
-        del data
-        return Counter()
+    def _unknown_in(self, text: str) -> Counter[str]:
+        found = Counter(text)
+        return Counter({character: found[character] for character in found.keys() - set(self._known or ())})
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD.
-
-        The exact inverse of :meth:`encode` if the tokenizer is lossless or no character was unknown.
-        """
+        """The bytes of ``ids``; special tokens become nothing, unknown characters U+FFFD. The exact inverse of
+        :meth:`encode` if the tokenizer is lossless or no character was unknown."""
         values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1)
-        return self._decode(values)
-
-    def _decode(self, ids: np.ndarray) -> bytes:
-        if self.is_lossless:
-            return b"".join([self._byte_table[i] for i in ids.tolist()])
-        return str(self.backend.decode(ids.tolist(), skip_special_tokens=not self.reads_specials)).encode()
+        if self.is_lossless or self.unknown_id is not None:
+            return b"".join([self._byte_table[i] for i in values.tolist() if i < self.vocab_size])
+        return str(self.backend.decode(values.tolist(), skip_special_tokens=not self.reads_specials)).encode()
 
     def token_bytes(self) -> np.ndarray:
-        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters.
-
-        Raises:
-            OuroborosError: the tokenizer is neither byte-level nor of characters, so an id has no bytes of its own.
-        """
+        """Number of bytes each id stands for, int32 (vocab_size,); 0 for special tokens and unknown characters. Refused
+        where the tokenizer is neither byte-level nor of characters, so that an id has no bytes of its own."""
         sizes = np.array([len(piece) for piece in self._byte_table], dtype=np.int32)
         if self.unknown_id is not None:
             sizes[self.unknown_id] = 0
@@ -159,6 +180,9 @@ class TextTokenizer:
     @functools.cached_property
     def _byte_table(self) -> list[bytes]:
         """What each id stands for."""
+        if self._known is not None:
+            known = [character.encode() for character in [*self._known, REPLACEMENT]]
+            return known + [b""] * (self.vocab_size - len(known))
         values = {char: byte for byte, char in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
         added = {token["id"]: token for token in self._state["added_tokens"]}
@@ -179,21 +203,15 @@ class TextTokenizer:
         """This tokenizer as it reads texts that its chat template made; kept when it is saved."""
         hf = copy.deepcopy(self.hf)
         hf.init_kwargs[_READS_SPECIALS] = True
-        return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def padded(self, entries: int) -> TextTokenizer:
-        """This tokenizer with special tokens that no text is encoded into, up to ``entries`` ids.
-
-        For models whose embedding was rounded up; an id that decodes to nothing stands for each of its spare rows.
-        """
+        """This tokenizer for a model whose embedding was rounded up: with ids that decode to nothing, up to ``entries``
+        of them, for the spare rows."""
         spare = [AddedToken(f"<|unused{i}|>", special=True, normalized=False) for i in range(self.vocab_size, entries)]
-        if not self._foreign:
-            backend = Tokenizer.from_str(self.backend.to_str())
-            backend.add_special_tokens(spare)
-            return tokenizer_of(backend, eos_id=self.eos_id)
         hf = copy.deepcopy(self.hf)
         hf.add_tokens(spare, special_tokens=True)
-        return tokenizer_of(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
+        return TextTokenizer(hf.backend_tokenizer, eos_id=self.eos_id, hf=hf)
 
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer`` loads without a network."""
@@ -202,92 +220,9 @@ class TextTokenizer:
         if self._foreign:
             self.hf.save_pretrained(path)
             return
-        (path / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8", newline="\n")
-        config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True) + "\n"
-        (path / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
-
-
-class ByteTokenizer(TextTokenizer):
-    """Ids 0..255 are the byte values; takes any bytes."""
-
-    @property
-    def kind(self) -> str:
-        return "bytes"
-
-    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        del names
-        for document in documents:
-            yield np.frombuffer(document, dtype=np.uint8).astype(np.int32)
-
-    def _decode(self, ids: np.ndarray) -> bytes:
-        return ids[ids < 256].astype(np.uint8).tobytes()
-
-
-class CharacterTokenizer(TextTokenizer):
-    """One id per known character, and one for all others: see :mod:`ouroboros.data.characters`."""
-
-    def __init__(
-        self, backend: Tokenizer, state: dict[str, Any], characters: Characters, *, eos_id: int, hf: Any = None
-    ) -> None:
-        super().__init__(backend, state, eos_id=eos_id, hf=hf)
-        self._characters = characters
-        self.unknown_id, self.unknown_nats = characters.unknown_id, characters.unknown_nats
-        self._reported: set[str] = set()
-
-    @property
-    def kind(self) -> str:
-        return "chars"
-
-    def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
-        unknown: Counter[str] = Counter()
-        total, places = 0, []
-        for index, document in enumerate(documents):
-            name = _name_of(names, index)
-            text = decode_utf8(document, name)
-            ids = self._characters.encode(text)
-            total += len(ids)
-            if (ids == self.unknown_id).any():
-                unknown += self._characters.unknown(text)
-                places.append(name)
-            yield ids
-        if unknown.keys() - self._reported:
-            self._reported |= unknown.keys()
-            logger.warning(
-                "%s%s: %d of %d characters are unknown to this tokenizer (%s); each is read as the unknown token",
-                places[0],
-                f" and {len(places) - 1} more" if len(places) > 1 else "",
-                unknown.total(),
-                total,
-                describe_unknown(unknown),
-            )
-
-    def unknown(self, data: bytes) -> Counter[str]:
-        return self._characters.unknown(decode_utf8(data, "text"))
-
-    def _decode(self, ids: np.ndarray) -> bytes:
-        return b"".join([self._byte_table[i] for i in ids.tolist()])
-
-    @functools.cached_property
-    def _byte_table(self) -> list[bytes]:
-        known = [character.encode() for character in [*self._characters.known, REPLACEMENT]]
-        return known + [b""] * (self.vocab_size - len(known))
-
-
-def tokenizer_of(backend: Tokenizer, *, eos_id: int, hf: Any = None) -> TextTokenizer:
-    """The tokenizer of a definition, which tells whether it is one of bytes, of characters or another.
-
-    Args:
-        backend: the definition.
-        eos_id: the end-of-text token.
-        hf: the transformers tokenizer that it comes from, if it was not made here.
-    """
-    state = json.loads(backend.to_str())
-    if is_byte_model(state):
-        return ByteTokenizer(backend, state, eos_id=eos_id, hf=hf)
-    characters = Characters.of_state(state)
-    if characters is not None:
-        return CharacterTokenizer(backend, state, characters, eos_id=eos_id, hf=hf)
-    return TextTokenizer(backend, state, eos_id=eos_id, hf=hf)
+        config = json.dumps(_SAVED_CONFIG, indent=2, sort_keys=True)
+        for name, text in (("tokenizer", self.backend.to_str(pretty=True)), ("tokenizer_config", config)):
+            (path / f"{name}.json").write_text(f"{text}\n", encoding="utf-8", newline="\n")
 
 
 def byte_tokenizer() -> TextTokenizer:
@@ -299,30 +234,20 @@ def byte_tokenizer() -> TextTokenizer:
 
 
 def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
-    """One id per character of ``documents``, by rank, then the unknown character, last ``<|endoftext|>``.
-
-    Raises:
-        OuroborosError: a document is not UTF-8; there is no character.
-    """
+    """One id per character of ``documents``, by rank, then the unknown character, last ``<|endoftext|>``."""
     found: set[str] = set()
     for text, _ in _pieces(documents, (), False):
         found |= set(text)
-    return _finish(Characters(found).backend())
+    return _finish(character_model(found))
 
 
 def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bool = False) -> TextTokenizer:
     """Train byte-level BPE (Sennrich et al. 2016) of ``vocab_size`` entries; the last is ``<|endoftext|>``.
 
-    Deterministic in ``documents``. A text too small for so many merges gives a smaller vocabulary and a warning. With
-    ``shows_progress`` there are bars on standard error if it is a terminal.
-
-    Raises:
-        OuroborosError: fewer than 257 entries asked for; a document is not UTF-8.
+    Deterministic in ``documents``, which must be UTF-8. A text too small for so many merges gives a smaller vocabulary
+    and a warning. With ``shows_progress`` there are bars on standard error if it is a terminal.
     """
-    check(
-        vocab_size >= 257,
-        f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})",
-    )
+    check(vocab_size >= 257, f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
     texts = (text for text, _ in _pieces(documents, (), True))
     tokenizer = _finish(bpe.train(texts, vocab_size - 1, shows_progress=shows_progress))
@@ -334,37 +259,27 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bo
 
 
 def load_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Load a tokenizer from a local directory: one saved here, any fast Hugging Face tokenizer, or one SentencePiece
-    file (``NAME.model``). Never the network.
-
-    Raises:
-        OuroborosError: no such directory, no readable tokenizer in it, or one without an end-of-text token.
-    """
+    """Load a tokenizer from a local directory, never the network: one saved here, any fast Hugging Face tokenizer that
+    has an end-of-text token, or one SentencePiece file (``NAME.model``)."""
     path = Path(directory)
     check(path.is_dir(), f"tokenizer {str(directory)!r}: no such directory")
-    try:
+    with contextlib.suppress(Exception):  # tokenizers raises that itself; the general reader below explains or succeeds
         if json.loads((path / "tokenizer_config.json").read_bytes()) == _SAVED_CONFIG:
             backend = Tokenizer.from_file(str(path / "tokenizer.json"))
-            return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
-    except Exception as error:  # tokenizers raises bare Exception; the general reader below explains or succeeds
-        logger.debug("tokenizer %s: not one of ours: %s", path, error)
-    models = sorted(path.glob("*.model"))
-    if len(models) == 1 and not (path / "tokenizer.json").exists():
-        return _of_sentencepieces(models[0])
+            return TextTokenizer(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
+    pieces = sorted(path.glob("*.model"))
+    if len(pieces) == 1 and not (path / "tokenizer.json").exists():
+        return _of_sentencepieces(pieces[0])
     from transformers import AutoTokenizer
 
     try:
         hf: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         backend = hf.backend_tokenizer
     except Exception as error:  # any reader of any format may fail in its own way; the user needs one line
-        reason = first_line(error)
-        raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {reason}") from error
+        raise OuroborosError(f"tokenizer {str(directory)!r}: cannot be loaded: {first_line(error)}") from error
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.bos_token_id
-    check(
-        eos_id is not None,
-        f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json",
-    )
-    return tokenizer_of(backend, eos_id=int(eos_id), hf=hf)
+    check(eos_id is not None, f"tokenizer {str(directory)!r}: has no eos_token; set one in its tokenizer_config.json")
+    return TextTokenizer(backend, eos_id=int(eos_id), hf=hf)
 
 
 def _of_sentencepieces(path: Path) -> TextTokenizer:
@@ -379,17 +294,12 @@ def _of_sentencepieces(path: Path) -> TextTokenizer:
         )
     config = {**_HF_CONFIG, "bos_token": separator, "eos_token": separator, "pad_token": separator}
     hf = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
-    return tokenizer_of(hf.backend_tokenizer, eos_id=int(hf.eos_token_id), hf=hf)
+    return TextTokenizer(hf.backend_tokenizer, eos_id=int(hf.eos_token_id), hf=hf)
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
-    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` or a directory.
-
-    Args:
-        name: the value.
-        train_documents: the training split; read for ``chars`` and ``bpe:N`` only.
-        shows_progress: as in :func:`train_bpe`.
-    """
+    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` (both made of
+    ``train_documents``) or a directory."""
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
@@ -413,14 +323,7 @@ def is_made_of_text(name: str) -> bool:
 
 def _finish(backend: Tokenizer) -> TextTokenizer:
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return tokenizer_of(backend, eos_id=_end_of_text_id(backend))
-
-
-def _end_of_text_id(backend: Tokenizer) -> int:
-    index = backend.token_to_id(END_OF_TEXT)
-    if index is None:
-        raise OuroborosError(f"tokenizer: has no {END_OF_TEXT}")
-    return index
+    return TextTokenizer(backend, eos_id=backend.get_vocab()[END_OF_TEXT])
 
 
 def decode_utf8(data: bytes, name: str, base: int = 0) -> str:
@@ -437,30 +340,13 @@ def decode_utf8(data: bytes, name: str, base: int = 0) -> str:
 def _pieces(documents: Iterable[bytes], names: Sequence[str], may_cut: bool) -> Iterator[tuple[str, bool]]:
     """Documents as text, long ones in pieces if they may be cut: (text, whether it ends its document)."""
     for index, document in enumerate(documents):
-        name = _name_of(names, index)
-        start = 0
-        while True:
+        name, start, is_last = _name_of(names, index), 0, False
+        while not is_last:
             cut = bpe.SAFE_CUT.search(document, start + _PIECE_BYTES) if may_cut else None
-            end = cut.start() + 1 if cut else len(document)
-            yield decode_utf8(document[start:end], name, start), cut is None
-            if cut is None:
-                break
+            end, is_last = cut.start() + 1 if cut else len(document), cut is None
+            yield decode_utf8(document[start:end], name, start), is_last
             start = end
 
 
 def _name_of(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) else f"document {index + 1}"
-
-
-def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Group pieces so that one parallel call has enough work and memory stays bounded."""
-    batch: list[tuple[str, bool]] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[0])
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -99,7 +99,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     seconds = 60 * options.minutes
     test = scored_part(data.documents("test"), seconds, plan.rate)
     left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
-    minutes = looped_minutes(recipe, left, plan.rate, data.train_bytes)
+    minutes = looped_minutes(recipe, left, plan.rate, data.count("train", "bytes"))
     looped = _train(_with_training(recipe, minutes=minutes), run, progress, test)
     shutil.copytree(run / "data", options.out / "twin" / "data")
     # The twin takes as many steps, and is compiled if the looped model was: they differ in nothing but the loop.

@@ -2,10 +2,10 @@
 
 A parameter is *alive* if changing it changes logits, a gradient reaches it, an optimiser group holds it, and training
 moves it. Many parts start neutral, with a factor at zero, so one state does not tell: the function is judged where
-every parameter has noise on it, and where that shows nothing also at the start; gradient and movement are judged from
-the recipe's own start on. A factor whose partner starts at zero wakes up at the second step, while two factors that
-both start at zero never move. What a module declares in ``untrained`` (:func:`ouroboros.optim.untrained_parameters`)
-may be dead. Switches are options: see :mod:`ouroboros.eval.switches`.
+every parameter has noise on it, little or much, and at the start; gradient and movement are judged from the recipe's
+own start on. A factor whose partner starts at zero wakes up at the second step, while two factors that both start at
+zero never move. What a module declares in ``untrained`` (:func:`ouroboros.optim.untrained_parameters`) may be dead.
+Switches are options: see :mod:`ouroboros.eval.switches`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from ouroboros.optim import build_optimizers, clip_and_norm, learning_rate, set_
 
 STEPS = 10
 """Training steps within which a parameter has to move."""
+NOISES = (NOISE, 6 * NOISE, 0.0)
+"""Standard deviations of the noise on all parameters, where it is looked for what the function depends on."""
 TOKENS = 24
 """Tokens of each of the two sequences that are computed and trained on, where the context allows it."""
 
@@ -122,10 +124,11 @@ def _lives(model: OuroborosForCausalLM, recipe: Recipe) -> Iterable[ParameterLif
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trained = _train(model, recipe, start)
     _restore(model, start)
-    perturb(model)
-    acting = _acting(model, list(start))
-    _restore(model, start)
-    acting |= _acting(model, [name for name in start if name not in acting])
+    acting: set[str] = set()
+    for noise in NOISES:
+        _restore(model, start)
+        perturb(model, noise)
+        acting |= _acting(model, [name for name in start if name not in acting])
     for name, parameter in model.named_parameters():
         faults = [
             "no logit depends on it" if name not in acting else "",
@@ -177,7 +180,7 @@ def _train(model: OuroborosForCausalLM, recipe: Recipe, start: dict[str, Tensor]
         found.groups.update({names[parameter]: group["role"] for parameter in group["params"]})
     model.train()
     for step in range(STEPS):
-        set_learning_rate(optimizers, learning_rate((step + 0.5) / STEPS, optim, STEPS))
+        set_learning_rate(optimizers, learning_rate((step + 0.5) / STEPS, optim))
         ids = _random_ids(model, extra=1)
         backprop = recipe.train.loops.backprop
         loss = model(ids[:, :-1], targets=ids[:, 1:], use_cache=False, backprop_loops=backprop).loss

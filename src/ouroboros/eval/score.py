@@ -3,7 +3,7 @@
 Each document is read as ``[eos] + tokens``; a token is predicted from the tokens before it in its document and window
 (:mod:`ouroboros.eval.windows`). The bytes counted are those of the documents themselves. Log-probabilities are float32,
 sums float64. A tokenizer of characters has one token for all that it does not know; each adds what it takes to say
-which of the other Unicode characters it is (:attr:`~ouroboros.data.characters.Characters.unknown_nats`).
+which of the other Unicode characters it is (:func:`~ouroboros.data.characters.unknown_nats`).
 
 The interval is that of a ratio estimator, ``sum(nats) / sum(bytes)``, over units
 (:func:`~ouroboros.eval.stats.ratio_interval`). Units are whole documents where there are at least ten and none is more

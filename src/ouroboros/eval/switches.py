@@ -59,6 +59,7 @@ def switches(
     others: Mapping[str, tuple[Any, ...]] | None = None,
     prefix: str = "",
     among: Container[str] | None = None,
+    trusting: bool = False,
 ) -> Iterator[Switch]:
     """Every option of ``spec`` with what it changes.
 
@@ -70,6 +71,8 @@ def switches(
         others: see :func:`options`.
         prefix: of the names.
         among: the names of the options that are asked for; None for all.
+        trusting: do not try what is declared :func:`~ouroboros.config.needs.untried`. Else it is tried, and its
+            declaration counts where nothing is seen.
     """
     declared, found = dict(declared_untried(spec)), dict[str, Switch]()
     for name, changed in options(spec, others):
@@ -79,10 +82,12 @@ def switches(
         if need is not None:
             set_ = _is_set(spec, name)
             found[name] = Switch(name=prefix + name, why=f"needs {need}" + ", but is set" * set_, dead=set_)
-        elif name in declared:
+        elif name in declared and trusting:
             found[name] = Switch(name=prefix + name, why=f"declared: it {declared[name]}")
         elif name not in found or not found[name].acts:
             tried = _tried(prefix + name, changed, effect)
+            if tried.dead and name in declared:
+                tried = Switch(name=prefix + name, why=f"declared: it {declared[name]}")
             # That one value does nothing counts more than that another is refused.
             found[name] = tried if name not in found or tried.acts or tried.dead else found[name]
     yield from found.values()
@@ -172,7 +177,7 @@ def another(hint: Any, value: Any) -> Iterator[Any]:
     elif value is None:
         for choice in choices:
             if choice in (int, float):
-                yield from (choice(2), choice(6), choice(1))
+                yield from (choice(2), choice(6), choice(1), choice(0))
             elif dataclasses.is_dataclass(choice):
                 yield choice()
             else:
@@ -263,16 +268,18 @@ def model_switches(spec: ModelSpec, *, context: int = TOKENS) -> Iterator[Switch
 
     Args:
         spec: the model; it is tried out at a small width.
-        context: tokens of longer texts. Options that show nothing in short ones are tried again in such, with a wider
-            model.
+        context: tokens of longer texts. Options that show nothing are tried again in a wider model, and then in such a
+            text.
     """
     small = narrow(spec)
     wide = narrow(spec, least=4 * small.hidden_size)
     longer = max(TOKENS, min(context, spec.max_position_embeddings))
-    first = {switch.name: switch for switch in _tried_at(small, TOKENS)}
-    dead = {name for name, switch in first.items() if switch.dead}
-    again = _tried_at(wide, longer, dead) if dead and (wide, longer) != (small, TOKENS) else ()
-    yield from (first | {switch.name: switch for switch in again}).values()
+    found = {switch.name: switch for switch in _tried_at(small, TOKENS)}
+    for model, tokens in ((wide, TOKENS), (small, longer)):
+        dead = {name for name, switch in found.items() if switch.dead}
+        if dead and (model, tokens) != (small, TOKENS):
+            found |= {switch.name: switch for switch in _tried_at(model, tokens, dead)}
+    yield from found.values()
 
 
 def _tried_at(spec: ModelSpec, tokens: int, among: Container[str] | None = None) -> Iterator[Switch]:

@@ -37,6 +37,7 @@ from ouroboros.model.packing import find_starts, separately
 from ouroboros.model.padding import leading_padding, padding_of
 from ouroboros.model.pretrained import OuroborosPreTrainedModel
 from ouroboros.model.registers import NOWHERE, MemoryOf, Registers
+from ouroboros.model.window import key_positions, within
 from ouroboros.nn.block import Block
 from ouroboros.nn.memory import Memory, Prefix, Prefixed
 from ouroboros.nn.rope import Rope
@@ -80,6 +81,8 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         """Whether a part other than attention brings something from earlier tokens to later ones."""
         self._rebuilds_keys = any(mixer.rebuilds_keys for mixer in mixers)
         """Whether cached latents become keys anew at every step, which then needs the positions of all keys."""
+        self._windows = [mixer.looks_back for mixer in mixers]
+        """For each block how many tokens it sees; None: all."""
         self._attends = any(mixer.keeps != "state" for mixer in mixers)
         """Whether a mixer needs a mask; states are causal by themselves."""
         self.gradient_checkpointing = False
@@ -192,10 +195,10 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             x_BTD = self._together(x_BTD, decode, shared.carried or {}, memory_of)
         else:
             attend_to = self._mask(x_BTD, mask, position_ids, past_key_values)
-            keys = self._key_tables(attend_to, position_ids, past_key_values)
+            keys_at = self._keys_at(attend_to, position_ids, past_key_values)
             # Without a mask, a cache or registers the text begins at 0, which some parts then need not be told.
             shared = shared._replace(mask=attend_to, positions=None if plain and not R else shared.positions)
-            x_BTD = self._through(x_BTD, decode, shared, self._tables(position_ids + R), keys, memory_of)
+            x_BTD = self._through(x_BTD, decode, shared, position_ids + R, keys_at, memory_of)
         x_BTD = self.norm(x_BTD)
         if not output_hidden_states:
             return BaseModelOutputWithPast(x_BTD, past_key_values)
@@ -211,11 +214,11 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         """
         R = self.spec.registers
         x_BND = torch.cat((self.registers.to(x_BTD.dtype).expand(x_BTD.shape[0], -1, -1), x_BTD), dim=1)
-        tables = self._tables(torch.arange(x_BND.shape[1], device=x_BTD.device)[None])
+        at = torch.arange(x_BND.shape[1], device=x_BTD.device)[None]
         # What the stem looked up for tokens, it did not for registers.
         carried = {name: nn.functional.pad(x, (0, 0, R, 0)) for name, x in carried.items()}
         shared = VisitContext(rotary=NOWHERE, carried=carried)
-        return self._through(x_BND, decode, shared, tables, None, memory_of, hidden=R)[:, R:]
+        return self._through(x_BND, decode, shared, at, None, memory_of, hidden=R)[:, R:]
 
     def _check_cache(self, store: Cache, schedule: Schedule) -> None:
         """Refuse a cache of another model or loop count; give a new one entries that hold more than keys and values."""
@@ -229,18 +232,26 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         x_BTD: Tensor,
         decode: Callable[..., Tensor],
         shared: VisitContext,
-        tables: list[tuple[Tensor, Tensor]],
-        key_tables: list[tuple[Tensor, Tensor]] | None,
+        at: Tensor,
+        keys_at: Tensor | None,
         memory_of: MemoryOf,
         **options: Any,
     ) -> Tensor:
-        """Embeddings to the stream, the decoder, and what the head reads of the stream; (B, T, D) to (B, T, D)."""
+        """Embeddings to the stream, the decoder, and what the head reads of the stream; (B, T, D) to (B, T, D).
+
+        ``at`` are the positions of the tokens, registers counted, and ``keys_at`` those of all keys, None for the same.
+        """
+        tables = self._tables(at)
+        key_tables = self._tables(keys_at) if keys_at is not None and self._rebuilds_keys else None
+        seen = (at if keys_at is None else keys_at, self.spec.registers)
+        masks = {window: within(shared.mask, window, at, *seen) for window in dict.fromkeys(self._windows)}
 
         def context_of(visit: Visit, last: bool) -> VisitContext:
             uses = self.rotary_of_block[visit.block]
             table = uses[min(visit.loop, len(uses) - 1)]
             return shared._replace(
                 rotary=tables[table],
+                mask=masks[self._windows[visit.block]],
                 key_rotary=None if key_tables is None else key_tables[table],
                 memory=memory_of(visit, last),
                 visit=visit,
@@ -266,10 +277,10 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         """
         at = (position + self.spec.registers)[None]
         shared = VisitContext(rotary=NOWHERE, mask=seen[None, None, None], positions=at, carried={})
-        keys = self._tables(torch.arange(seen.shape[0], device=seen.device)[None]) if self._rebuilds_keys else None
+        keys_at = torch.arange(seen.shape[0], device=seen.device)[None]
         x_BTD = self._embed(token_B1, shared, memory_of)
         decode = functools.partial(self.decoder, schedule=self.schedule)
-        return self.norm(self._through(x_BTD, decode, shared, self._tables(at), keys, memory_of))
+        return self.norm(self._through(x_BTD, decode, shared, at, keys_at, memory_of))
 
     def _embed(self, tokens: Tensor, shared: VisitContext, memory_of: MemoryOf) -> Tensor:
         """Ids (B, T) or embeddings (B, T, D) through the stem; (B, T, D)."""
@@ -314,27 +325,21 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             attention_mask=mask,
             past_key_values=store,
             position_ids=positions,
-            allow_is_causal_skip=R == 0,
+            # A window is cut out of a mask of all keys, of which a preallocated cache has more than there are tokens.
+            allow_is_causal_skip=R == 0 and (store is None or not any(self._windows)),
         )
         if R and attend_to is not None:
             see_all = attend_to.new_ones if attend_to.dtype == torch.bool else attend_to.new_zeros
             attend_to = torch.cat((see_all((*attend_to.shape[:-1], R)), attend_to), dim=-1)
         return attend_to
 
-    def _key_tables(
-        self, mask: Tensor | None, positions: Tensor, store: Cache | None
-    ) -> list[tuple[Tensor, Tensor]] | None:
-        """The rotary tables of all keys, where they are built anew from latents."""
-        if not self._rebuilds_keys:
+    def _keys_at(self, mask: Tensor | None, positions: Tensor, store: Cache | None) -> Tensor | None:
+        """Positions of all keys, where keys are built anew from latents or a window ends; else None."""
+        if not self._rebuilds_keys and not any(self._windows):
             return None
-        T, R, past = positions.shape[-1], self.spec.registers, seen_tokens(store)
-        text = mask.shape[-1] - R if mask is not None else past + T
-        at = positions
-        if text != T:
-            # A cache is filled without gaps, so the position of the last token tells those of all keys.
-            at = positions[:, -1:] - (past + T - 1) + torch.arange(text, device=positions.device)
-        before = torch.arange(R, device=positions.device).expand(at.shape[0], R)
-        return self._tables(torch.cat((before, at.clamp(min=0) + R), dim=1))
+        R, past = self.spec.registers, seen_tokens(store)
+        keys = mask.shape[-1] - R if mask is not None else past + positions.shape[-1]
+        return key_positions(positions, keys, past, R)
 
     def _memory(
         self, store: Cache | None, prefix: list[Prefix] | None, leading_B: Tensor | None, visit: Visit, last: bool

@@ -99,7 +99,8 @@ class OuroborosPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        spec = self.config.model_spec
+        base: Any = self.base_model
+        spec = base.spec  # the configuration would read its JSON anew for every module
         if isinstance(module, Started):
             module.reset_parameters(Init(std=spec.init_std))
         elif isinstance(module, (nn.Linear, nn.Embedding)):

@@ -35,10 +35,6 @@ class Registers(nn.Module):
     def _through(self, *arguments: Any, **options: Any) -> Tensor:
         """Embeddings to what the head reads."""
 
-    @abc.abstractmethod
-    def _tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Rotary tables."""
-
     def _register_prefix(self, schedule: Schedule, store: Cache | None) -> list[Prefix] | None:
         """What every visit remembers of the registers; they never see the text, so a cache keeps them."""
         if not self.spec.registers:
@@ -75,8 +71,8 @@ class Registers(nn.Module):
     def _compute_prefix(self, schedule: Schedule) -> list[Prefix]:
         R = self.spec.registers
         recorders = [Recorder() for _ in schedule.visits]
-        tables = self._tables(torch.arange(R, device=self.registers.device)[None])
+        at = torch.arange(R, device=self.registers.device)[None]
         decode = functools.partial(self.decoder, schedule=schedule, observers=[])
         shared = VisitContext(rotary=NOWHERE, carried={})
-        self._through(self.registers[None], decode, shared, tables, None, lambda visit, last: recorders[visit.slot])
+        self._through(self.registers[None], decode, shared, at, None, lambda visit, last: recorders[visit.slot])
         return [recorder.recorded() for recorder in recorders]

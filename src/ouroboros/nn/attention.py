@@ -32,8 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Attention(Started):
     """``softmax(q k^T / sqrt(C) + mask) v``, K key/value heads shared by H query heads (Ainslie et al. 2023).
 
-    Optional: biases, RMS norm of queries and keys before or after rotation, a learned gain per query head; activations
-    of queries, keys and values; keys and values mixed with the previous token's; norm and gate of what heads return.
+    Optional: another number than C under the root; biases, RMS norm of queries and keys before or after rotation, a
+    learned gain per query head; activations of queries, keys and values; keys and values mixed with the previous
+    token's; norm and gate of what heads return.
     """
 
     def __init__(self, spec: AttentionSpec, hidden_size: int, norm_eps: float) -> None:
@@ -97,6 +98,8 @@ class Attention(Started):
         k_BKTC = _activate(k_BTKC, spec.k_activation).transpose(1, 2)
         v_BKTC = _activate(v_BTKC, spec.v_activation).transpose(1, 2)
         q_BHTC, k_BKTC = self._position(q_BHTC, k_BKTC, visit.rotary)
+        if spec.score_channels is not None:  # the kernels divide by the root of C
+            q_BHTC = q_BHTC * (self.head_dim / spec.score_channels) ** 0.5
         if spec.query_gain is not None:
             q_BHTC = q_BHTC * self.query_gain.to(q_BHTC.dtype)[:, None, None]
         y_BTHC = self._attended(q_BHTC, k_BKTC, v_BKTC, visit).transpose(1, 2)

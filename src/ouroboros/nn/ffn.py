@@ -15,6 +15,7 @@ class FeedForward(nn.Module):
     """``down(act(x))``; the activation by ``spec.kind``:
 
     * ``swiglu``: ``silu(gate x) * (up x)`` (Shazeer 2020)
+    * ``geglu``: ``gelu_tanh(gate x) * (up x)`` (Shazeer 2020)
     * ``relu2``: ``relu(up x)^2`` (So et al. 2021)
     * ``leaky_relu2``: ``leaky_relu(up x, slope)^2``
     * ``gelu``: ``gelu(up x)``
@@ -42,6 +43,8 @@ class FeedForward(nn.Module):
 
     def _hidden(self, x_D: Tensor, visit: VisitContext | None) -> Tensor:
         up_F = self.project("up_proj", x_D, visit)
+        if self.spec.kind == "geglu":
+            return F.gelu(self.project("gate_proj", x_D, visit), approximate="tanh") * up_F
         if self.spec.gated:
             return F.silu(self.project("gate_proj", x_D, visit)) * up_F
         if self.spec.kind == "relu2":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,9 +38,19 @@ class Rope(Precise, Started):
         self.inv_freq.copy_(self.frequencies())
 
     def frequencies(self) -> Tensor:
-        """``base^(-2i / n) / scale`` for i = 0 .. n/2 - 1, shape (P,)."""
+        """``base^(-2i / n) / scale`` for i = 0 .. n/2 - 1, shape (P,), slowed where the specification says so.
+
+        A rotation that makes r turns within ``slowing_context`` keeps the share ``(r - low) / (high - low)``, within 0
+        and 1, of its frequency; the rest is divided by ``slowing``.
+        """
+        spec = self.spec
         exponents = torch.arange(0, self.rotated, 2, dtype=torch.float32) / max(self.rotated, 1)
-        return self.spec.base**-exponents / self.spec.scale
+        plain_P = spec.base**-exponents / spec.scale
+        if spec.slowing == 1:
+            return plain_P
+        turns_P = spec.slowing_context * plain_P / (2 * math.pi)
+        kept_P = ((turns_P - spec.slowing_low) / (spec.slowing_high - spec.slowing_low)).clamp(0, 1)
+        return plain_P * (kept_P + (1 - kept_P) / spec.slowing)
 
     def forward(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine tables, each (B, 1, T, n) float32, the second half repeating the first."""

@@ -25,6 +25,18 @@ class EmbeddingNorm(Started):
         return nn.functional.rms_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
 
 
+class EmbeddingScale(Started):
+    """``y = a x`` with a fixed number, ``sqrt(D)`` by default (Vaswani et al. 2017, section 3.4). Has no parameters."""
+
+    def __init__(self, spec: specs.EmbeddingScaleSpec, model: ModelSpec) -> None:
+        super().__init__()
+        self.factor = model.hidden_size**0.5 if spec.factor is None else spec.factor
+
+    def forward(self, x_BTD: Tensor, ids_BT: Tensor | None, visit: VisitContext) -> Tensor:
+        """(B, T, D) to the same."""
+        return x_BTD * self.factor
+
+
 class LearnedPositions(nn.Embedding):
     """Adds a vector for each position of the text, registers not counted."""
 

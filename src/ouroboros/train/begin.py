@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ouroboros.errors import check
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.schedule import NEW, blocks_of
 from ouroboros.train.state import model_tensors
-
-NEW = "new"
-"""In a list of blocks, one that begins at its own start."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _wanted_names(model: OuroborosForCausalLM, source: Source, present: Mapping[
             f" --from-blocks {_example(there.num_blocks, here.num_blocks)}",
         )
         return {name: name for name in present}
-    numbers = blocks_of(source.blocks, there.num_blocks, here.num_blocks)
+    numbers = blocks_of(source.blocks, there.num_blocks, here.num_blocks, "--from-blocks", new=True)
     blocks = model.model.decoder.layers
     prefix = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     wanted = {}
@@ -105,32 +103,6 @@ def _wanted_names(model: OuroborosForCausalLM, source: Source, present: Mapping[
         elif numbers[int(number)] is not None:
             wanted[name] = f"{prefix}{numbers[int(number)]}.{rest}"
     return wanted
-
-
-def blocks_of(text: str, there: int, here: int) -> list[int | None]:
-    """The block of a source of ``there`` blocks that each of ``here`` blocks takes, by a list as in :class:`Source`.
-
-    Raises:
-        OuroborosError: it is no such list, names a block that is not there, or is of another length.
-
-    >>> blocks_of("0-1,new,2", 3, 4)
-    [0, 1, None, 2]
-    """
-    found: list[int | None] = []
-    for item in text.split(","):
-        first, _, last = item.strip().partition("-")
-        if first == NEW and not last:
-            found.append(None)
-            continue
-        check(
-            all(number.isascii() and number.isdigit() for number in (first, last or first)),
-            f"--from-blocks: {item.strip()!r} is no number of a block, no range such as 0-3, and not {NEW!r}",
-        )
-        low, high = int(first), int(last or first)
-        check(low <= high < there, f"--from-blocks: {item.strip()!r} is not within 0-{there - 1}, the source's blocks")
-        found.extend(range(low, high + 1))
-    check(len(found) == here, f"--from-blocks: {text!r} lists {len(found)} blocks, the model has {here}")
-    return found
 
 
 def _example(there: int, here: int) -> str:

@@ -23,13 +23,15 @@ from ouroboros.eval.subject import changed_beyond
 from ouroboros.eval.switches import Switch, narrow, switches
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.optim import ROLES, first_beta, learning_rate, parameter_roles
+from ouroboros.optim import ROLES, first_beta, learning_rate, muon_momentum, parameter_roles
 from ouroboros.train.distributed import Workers
 from ouroboros.train.trainer import Trainer
 
-STEPS = 6
+STEPS = 8
+"""So many that averaged weights, which begin at four fifths of a run, are of more than one step."""
 TOKENS = 16
 LONG_RUN = 100
+FEW_STEPS_RATE = 1e-2
 SECTIONS = ("optim", "train")
 OTHERS: Mapping[str, tuple[Any, ...]] = {
     "average_start": (0.9,),
@@ -70,7 +72,7 @@ def training_switches(recipe: Recipe) -> tuple[Switch, ...]:
 
             spec = getattr(small, section)
             needed = dict(idle(spec, recipe=small)) | (_rates_of_nothing(small) if section == "optim" else {})
-            found += switches(spec, effect, idle=needed, others=OTHERS, prefix=f"{section}.")
+            found += switches(spec, effect, idle=needed, others=OTHERS, prefix=f"{section}.", trusting=True)
         return tuple(found)
 
 
@@ -96,9 +98,12 @@ def _small(recipe: Recipe, data: PreparedData) -> Recipe:
         activation_checkpointing=False,
         precision="fp32",
     )
-    optim = recipe.optim
+    # A rate for long runs moves weights so little in a few steps that what averages do would look like rounding.
+    optim = dataclasses.replace(recipe.optim, lr=max(recipe.optim.lr, FEW_STEPS_RATE))
     if optim.matrix_optimizer == "muon":  # without it, that precision is set and idle
         optim = dataclasses.replace(optim, muon_precision="fp32")
+    if optim.decay_steps is not None:  # of a long run; in a short one nearly all of the rate would be gone
+        optim = dataclasses.replace(optim, decay_steps=min(optim.decay_steps, STEPS // 2))
     return dataclasses.replace(recipe, model=model, data=data.spec, optim=optim, train=train)
 
 
@@ -113,6 +118,7 @@ def _trained(recipe: Recipe, data: PreparedData) -> tuple[Tensor, Tensor, Tensor
         weights = torch.cat([parameter.detach().flatten() for parameter in exported.parameters()])
     middles = [(step + 0.5) / LONG_RUN for step in range(LONG_RUN)]
     schedules = [schedule(at, recipe.optim, LONG_RUN) for schedule in (learning_rate, first_beta) for at in middles]
+    schedules += [muon_momentum(step, recipe.optim) for step in range(0, LONG_RUN**2, LONG_RUN)]
     return losses, weights, torch.tensor(schedules)
 
 

@@ -150,7 +150,7 @@ class Trainer:
         self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
-        self.bytes_per_token = data.train_bytes / max(data.count("train", "tokens"), 1)
+        self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
 
     def _choose(self) -> Choices:
         """Choose what the recipe leaves open, by measurement; processes that train together choose alike."""

@@ -19,13 +19,22 @@ class ConvertOptions:
     """Options of every conversion; those of single systems come from their readers."""
 
     source: tyro.conf.Positional[Path]
-    """The checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory with one. With --to it is a
-    run or model directory of this library."""
+    """A pretrained model (Llama, Mistral, Qwen2, Qwen3, Gemma 3): its transformers directory, its GGUF file, or its
+    name on the hub. Or a published checkpoint: a .pth, .pt, .bin or .safetensors file of its tensors, or a directory
+    with one. With --to it is a run or model directory of this library."""
     out: Path
     """Model directory to write; it must be new or empty. With --to it is the file to write."""
     tokenizer: Path | None = None
     """Directory of the tokenizer that the model was trained with (GPT-2's for the published ones), which is copied to
-    the model."""
+    the model. A pretrained model's own is copied without."""
+    no_tokenizer: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Pretrained models: write the model without a tokenizer."""
+    layout: str | None = None
+    """Pretrained models: how blocks follow each other, for example '2 (1)x2 2'; by default the model's own layers in
+    order."""
+    keep: str | None = None
+    """Pretrained models: for each block of the layout in order the layer that it takes, for example 0-1,3,4-5. The
+    others are left out."""
     json: bool = False
     """Print one JSON object."""
 
@@ -47,7 +56,10 @@ def _all_options() -> tuple[type[ConvertOptions], list[str]]:
         "AllOptions",
         [(name, Annotated[kind | None, tyro.conf.arg(help=text)], None) for name, (kind, text) in fields.items()],
         bases=(ConvertOptions,),
-        namespace={"__doc__": f"Make a model directory of a published checkpoint, told by its content: {names}."},
+        namespace={
+            "__doc__": "Make a model directory of a pretrained model, or of a published checkpoint, told by its"
+            f" content: {names}."
+        },
         frozen=True,
         kw_only=True,
     )
@@ -60,19 +72,21 @@ def convert(arguments: Sequence[str]) -> int:
     options: Any = parse(cls, "convert", arguments)
     log_to_stderr()
     quiet_transformers()
-    given = {name: getattr(options, name) for name in own}
+    given = {name: getattr(options, name) for name in (*own, "tokenizer", "no_tokenizer", "layout", "keep")}
     if options.to is not None:
-        for name, value in {**given, "tokenizer": options.tokenizer}.items():
-            check(value is None, f"--{name} is about reading a published checkpoint: leave it out with --to")
+        for name, value in given.items():
+            option = f"--{name.replace('_', '-')}"
+            check(value is None or value is False, f"{option} is about reading a model: leave it out with --to")
         return _export(options)
     from ouroboros.convert import readers
 
-    made = readers.convert(options.source, options.out, tokenizer=options.tokenizer, **given)
+    made = readers.convert(options.source, options.out, **given)
+    parameters = sum(p.numel() for p in made.model.parameters())
     if options.json:
-        facts = {name: getattr(made, name) for name in ("system", "out", "parameters", "tokenizer")}
-        emit_json({"source": str(options.source), **made.sizes, **facts})
+        facts = {"out": str(options.out), "parameters": parameters, "tokenizer": made.tokenizer is not None}
+        emit_json({"source": str(options.source), "system": made.system, **made.sizes, **facts})
     else:
-        say(f"{made.out}: {made.system}, {made.parameters:,} parameters, {made.summary}")
+        say(f"{options.out}: {made.system}, {parameters:,} parameters, {made.summary}")
     return 0
 
 

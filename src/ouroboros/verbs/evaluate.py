@@ -348,7 +348,7 @@ def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
             found += [document.data for document in documents]
             continue
         splits = split_documents(documents, spec.valid_fraction, spec.test_fraction)
-        found += [span.document.data for span in splits.spans(split)]
+        found += [document.data for document in splits.documents(split)]
     return found
 
 

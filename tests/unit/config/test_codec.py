@@ -62,7 +62,7 @@ placements = st.sampled_from(["pre", "sandwich", "final"])
 blocks = st.builds(
     BlockSpec,
     mixer=mixers | latents | bottlenecks | memories,
-    ffn=st.builds(FeedForwardSpec, kind=st.sampled_from(["swiglu", "relu2", "leaky_relu2", "gelu"]))
+    ffn=st.builds(FeedForwardSpec, kind=st.sampled_from(["swiglu", "geglu", "relu2", "leaky_relu2", "gelu"]))
     | st.builds(NoFeedForwardSpec),
     norm=st.builds(RMSNormSpec, placement=placements, eps=st.floats(1e-12, 1e-1))
     | st.builds(LayerNormSpec, placement=placements),

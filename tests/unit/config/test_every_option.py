@@ -30,6 +30,7 @@ from ouroboros.config import (
     OptimSpec,
     QuantizedTraining,
     Recipe,
+    RopeSpec,
     TrainSpec,
 )
 from ouroboros.config.codec import to_dict, type_hints
@@ -142,18 +143,19 @@ def open_questions(
             yield name, changed
 
 
+SLOWED = RopeSpec(slowing=3.0, slowing_context=20)
 SWITCHED: dict[str, list[dict[str, Any]]] = {
-    "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope"}],
-    "ModulatedAttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope"}],
+    "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
+    "ModulatedAttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ControllerSpec": [{"pooling": "prompt", "prompt": 4}],
-    "SplitAttentionSpec": [{"num_heads": 2}, {"qk_norm": "before_rope"}],
+    "SplitAttentionSpec": [{"num_heads": 2}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ChokeSpec": [{"shape": "grouped"}, {"activation": "leaky_relu2"}],
     "RMSNormSpec": [{"depth_scale": True}],
     "LayerNormSpec": [{"depth_scale": True}],
     "UNetSpec": [{"skips": 1}],
     "HelixSpec": [{"merge": "sigmoid"}],
-    "LatentAttentionSpec": [{"rope_dim": 4}],
-    "BottleneckAttentionSpec": [{"num_heads": 2}],
+    "LatentAttentionSpec": [{"rope_dim": 4, "rope": SLOWED}],
+    "BottleneckAttentionSpec": [{"num_heads": 2, "rope": SLOWED}],
     "OsamSpec": [{"decay": True, "buckets": 40, "frequencies": 4, "detach_state": False}],
     "DeltaSpec": [
         {"eps": 0.5, "value": "constant", "gate": "two_layer"},

@@ -34,14 +34,16 @@ SHIPPED = {
         *("attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"),
         *("cross", "split", "modulated_attention"),
     },
-    FeedForwardPart: {"swiglu", "relu2", "leaky_relu2", "gelu", "choke", "none", "modulated_swiglu"},
+    FeedForwardPart: {
+        *("swiglu", "geglu", "relu2", "leaky_relu2", "gelu", "choke", "none", "modulated_swiglu"),
+    },
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
         *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
         *("norm", "gate", "update_gate", "gain", "contractive", "static_diagonals", "controller", "halt"),
     },
-    StemPart: {"ngram", "norm", "positions", "smear", "value_embedding", "unconnected_values"},
+    StemPart: {"ngram", "norm", "positions", "scale", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},
     TopologyPart: {"chain", "unet", "helix"},
 }

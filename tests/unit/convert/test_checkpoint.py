@@ -78,16 +78,16 @@ def test_other_files_say_what_is_supported(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "parts" / "model.safetensors.index.json").write_text("{}")
     for name, words in (
-        ("nowhere.pth", "no such file; give a published checkpoint"),
-        ("notes.txt", r"unknown kind of file; give .*\.safetensors.* or a directory with model.safetensors"),
+        ("nowhere.pth", "no such file of weights; give a published checkpoint"),
+        ("notes.txt", r"no such file of weights; give .*\.safetensors.* or a directory with model.safetensors"),
         ("empty.pth", "cannot be read: ."),
         ("text.pt", "cannot be read: ."),
         ("bad.safetensors", "cannot be read: ."),
         ("list.pth", "holds no dictionary of tensors"),
         ("nothing.pth", "holds no dictionary of tensors"),
         ("numbers.pth", "holds no dictionary of tensors"),
-        ("none", "none: holds no weights; give "),
-        ("parts", r"in several files \(model.safetensors.index.json\), save them as one"),
+        ("none", "none: its weights are not in one file; give "),
+        ("parts", r"not in one file \(model.safetensors.index.json\): save them as one"),
     ):
         with pytest.raises(OuroborosError, match=words) as caught:
             read(tmp_path / name)

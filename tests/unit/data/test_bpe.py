@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 
@@ -48,29 +48,25 @@ def test_units_of_ordinary_length_train_the_same_vocabulary(monkeypatch: pytest.
     }
 
 
-def test_work_is_done_and_its_error_raised() -> None:
-    done = []
-    bpe._interruptible(lambda stopped: done.append(stopped()))
-    assert done == [False]
-
-    def fail(stopped: Callable[[], bool]) -> None:
+def test_an_error_while_the_text_is_read_is_raised() -> None:
+    def texts() -> Iterator[str]:
+        yield "some text"
         raise LookupError("none")
 
     with pytest.raises(LookupError, match="none"):
-        bpe._interruptible(fail)
+        bpe.train(texts(), 300, shows_progress=False)
 
 
 def test_an_interruption_is_heard_while_the_work_goes_on() -> None:
-    ended = threading.Event()
+    reading, ended = threading.Event(), threading.Event()
 
-    def work(stopped: Callable[[], bool]) -> None:
+    def texts() -> Iterator[str]:
         os.kill(os.getpid(), signal.SIGINT)
-        while not stopped():
-            time.sleep(0.01)
+        assert reading.wait(20)
+        yield "some text"
         ended.set()
 
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        bpe._interruptible(work)
-    assert time.monotonic() - start < 5
+        bpe.train(texts(), 300, shows_progress=False)
+    reading.set()
     assert ended.wait(5)

@@ -120,13 +120,9 @@ def naive_share(words: list[str]) -> float:
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
-@given(
-    st.lists(st.sampled_from("ab"), max_size=60) | st.lists(st.integers(0, 9).map(str), max_size=60), st.floats(0, 1)
-)
-def test_repeated_ngrams_against_counting(words: list[str], enough: float) -> None:
-    text = " ".join(words)
-    assert repeated_ngrams(text) == pytest.approx(naive_share(words))
-    assert (repeated_ngrams(text, enough) > enough) == (naive_share(words) > enough)
+@given(st.lists(st.sampled_from("ab"), max_size=60) | st.lists(st.integers(0, 9).map(str), max_size=60))
+def test_repeated_ngrams_against_counting(words: list[str]) -> None:
+    assert repeated_ngrams(" ".join(words)) == pytest.approx(naive_share(words))
 
 
 def test_repetition_without_spaces() -> None:

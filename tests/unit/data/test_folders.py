@@ -42,8 +42,7 @@ def test_documentation_is_no_data_beside_data_of_another_kind(
     caplog.set_level("INFO")
     root = make("d", README_md=500, LICENSE_txt=500, data__a_json_gz=50, dataset_infos_json=9)
     assert names(root) == ["data/a.json.gz"]
-    assert "source 'source': skipped documentation: LICENSE.txt, README.md" in caplog.text
-    assert "skipped files of other kinds: .json" in caplog.text
+    assert "1009 of 1059 bytes: LICENSE.txt, README.md, .json" in caplog.text
     assert "WARNING" not in caplog.text
     assert names(make("text", README_md=500, corpus_txt=9)) == ["corpus.txt"]
 
@@ -58,19 +57,12 @@ def test_notes_are_data_whatever_they_are_called(make: Callable[..., Path]) -> N
     assert names(make("like", README_md=5, readmeter_jsonl=5)) == ["readmeter.jsonl"]
 
 
-def test_documentation_alone_beside_much_of_another_kind(make: Callable[..., Path]) -> None:
-    with pytest.raises(
-        OuroborosError, match=r"'source': only documentation \(README.md\) beside files of other kinds \(.json\)"
-    ):
-        names(make("d", README_md=50, train_json=500))
-
-
 def test_most_of_it_skipped_is_a_warning(make: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     root = make("d", a_txt=10, b_zip=30, c_png=5, d_png=27)
     assert names(root, quiet=True) == ["a.txt"] and caplog.text == ""
     names(root)
-    assert "most of its bytes are skipped, 62 of 72: files of other kinds (.png, .zip)" in caplog.text
+    assert "skipped documentation and files of other kinds, 62 of 72 bytes: .png, .zip" in caplog.text
     assert caplog.records[0].levelname == "WARNING"
 
 
@@ -86,7 +78,7 @@ def test_links_are_followed_each_directory_once(make: Callable[..., Path], tmp_p
     assert names(tmp_path / "link") == names(root)
 
 
-def test_loops_end_and_are_named(make: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_loops_end(make: Callable[..., Path]) -> None:
     root = make("d", own_txt=1, sub__in_txt=1)
     make("other", deep__there_txt=1)
     for name, target in (
@@ -98,21 +90,15 @@ def test_loops_end_and_are_named(make: Callable[..., Path], caplog: pytest.LogCa
     ):
         (root / name).symlink_to(target)
     assert names(root) == ["own.txt", "sub/in.txt", "x/deep/there.txt"]
-    assert "left out: sub/top (a link to a directory above), up (a link to a directory above)" in caplog.text
     assert len(list(walk(root))) == 4
-    caplog.clear()
     assert [name for name, _ in glob_files("s*/**", root)] == ["sub/in.txt"]
-    assert "source 's*/**': left out: sub/top (a link to a directory above)" in caplog.text
 
 
-def test_what_would_wait_is_skipped_by_name(make: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_would_wait_is_skipped(make: Callable[..., Path]) -> None:
     root = make("d", a_txt=1)
     os.mkfifo(root / "waiting.txt")
     assert names(root) == ["a.txt"]
-    assert "source 'source': left out: waiting.txt (a named pipe)" in caplog.text
-    caplog.clear()
     assert [name for name, _ in glob_files("*.txt", root)] == ["a.txt"]
-    assert "source '*.txt': left out: waiting.txt (a named pipe)" in caplog.text
     os.unlink(root / "a.txt")
     with pytest.raises(OuroborosError, match="no text, code or record files"):
         names(root)
@@ -125,7 +111,7 @@ def test_links_to_nothing(make: Callable[..., Path], target: str) -> None:
     root = make("d", a_txt=1)
     (root / "link.txt").symlink_to(target)
     for call in (lambda: names(root), lambda: glob_files("*", root), lambda: glob_files("**/*", root)):
-        with pytest.raises(OuroborosError, match="'link.txt' is a link to a file that is gone"):
+        with pytest.raises(OuroborosError, match=r"source .*: cannot be read: .*link.txt$"):
             call()
     (root / "link.txt").rename(root / "link.png")
     assert names(root) == ["a.txt"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros.data.formats import CHATS, ChatFormat, FieldFormat, TextFormat, chat_column, find_format, formats
+from ouroboros.data.formats import CHATS, ChatFormat, TextFormat, chat_column, find_format, formats
 from ouroboros.errors import OuroborosError
 from ouroboros.registry import found
 
@@ -23,6 +23,11 @@ RECORDS = {
     "messages": {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]},
     "conversations": {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]},
 }
+
+
+def field_format(column: str) -> TextFormat:
+    """What ``data.text_field`` names, as a format."""
+    return TextFormat("data.text_field", f"{{{column}}}")
 
 
 def test_every_format_has_a_record_here() -> None:
@@ -74,7 +79,7 @@ def test_an_empty_column_is_a_legal_value(value: str | None) -> None:
         ((7 + len(value or ""), 12 + len(value or "")),),
     )
     assert form.render(dict.fromkeys(record, value), "here") is None
-    assert FieldFormat("body").render({"body": value}, "here") is None
+    assert field_format("body").render({"body": value}, "here") is None
 
 
 def test_a_missing_column_is_named_with_the_nearest() -> None:
@@ -87,10 +92,10 @@ def test_a_missing_column_is_named_with_the_nearest() -> None:
 def test_a_value_that_is_no_text() -> None:
     with pytest.raises(OuroborosError, match=r"^a:3: column 'answer' holds int, not text \(format 'qa'\)$"):
         find_format("qa").render({"question": "q", "answer": 5}, "a:3")
-    with pytest.raises(OuroborosError, match=r"holds list, not text \(data\.text_field\)"):
-        FieldFormat("body").render({"body": []}, "a:3")
+    with pytest.raises(OuroborosError, match=r"holds list, not text \(format 'data\.text_field'\)"):
+        field_format("body").render({"body": []}, "a:3")
     with pytest.raises(OuroborosError, match=r"; conversations are read by SRC@messages$"):
-        FieldFormat("messages").render({"messages": []}, "a:3")
+        field_format("messages").render({"messages": []}, "a:3")
 
 
 def test_templates() -> None:
@@ -105,10 +110,10 @@ def test_templates() -> None:
     [
         ("gsm8", "format 'gsm8': unknown; did you mean 'gsm8k'"),
         ("", "; known: chat, conversations, cosmopedia"),
-        ("{a} {", "'{' has no partner"),
-        ("{a}}", "'}' has no partner"),
+        ("{a} {", "Single '{'.*a brace itself is written twice"),
+        ("{a}}", "Single '}'"),
         ("{{a}}", "names no column"),
-        ("{}", "has no partner"),
+        ("{}", "names no column"),
     ],
 )
 def test_bad_formats(text: str, message: str) -> None:
@@ -123,13 +128,13 @@ def test_columns_within_columns() -> None:
     del record["data.text"]
     assert form.render(record, "here") == ("T: x", ((2, 4),))
     assert form.render({**record, "data": None}, "here") == ("T: ", ((2, 3),))
-    assert FieldFormat("data.text").render(record, "here") == ("x", None)
+    assert field_format("data.text").render(record, "here") == ("x", None)
 
 
 @pytest.mark.parametrize(
     ("column", "record", "message"),
     [
-        ("text", {"data": {"text": "x"}}, r"no column 'text' \(data.text_field\); did you mean 'data.text'"),
+        ("text", {"data": {"text": "x"}}, r"no column 'text' \(format 'data.text_field'\); did you mean 'data.text'"),
         ("data.body", {"data": {"text": "x"}}, r"no column 'data.body' .*; did you mean 'data.text'"),
         ("data.text", {"data": "x"}, r"no column 'data.text'"),
         ("data.n", {"data": {"n": 1}}, "column 'data.n' holds int, not text"),
@@ -138,7 +143,7 @@ def test_columns_within_columns() -> None:
 )
 def test_missing_columns_within_columns(column: str, record: dict, message: str) -> None:
     with pytest.raises(OuroborosError, match=f"^a:3: .*{message}"):
-        FieldFormat(column).render(record, "a:3")
+        field_format(column).render(record, "a:3")
 
 
 def said(*turns: tuple[str, str], names: tuple[str, str] = ("role", "content")) -> list[dict]:
@@ -189,15 +194,12 @@ def test_odd_conversations() -> None:
         (["hello"], "turn 1 of 'messages': needs 'role' and 'content', or 'from' and 'value'"),
         ([{"role": "user", "text": "x"}], "turn 1 of 'messages': needs 'role' and 'content'"),
         ([{"role": None, "content": "x"}], "turn 1 of 'messages': its 'role' is no name of a speaker"),
-        ([{"role": "user", "content": 5}], "turn 1 of 'messages': its 'content' holds int, not text"),
-        (
-            [{"role": "user", "content": [{"type": "image"}]}],
-            r"turn 1 of 'messages': its 'content' has a part that is not text \(image\)",
-        ),
+        ([{"role": "user", "content": 5}], "turn 1 of 'messages': its 'content' holds something else than text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "its 'content' holds something else than text"),
     ],
 )
 def test_bad_conversations_name_the_turn(value: object, message: str) -> None:
-    with pytest.raises(OuroborosError, match=f"^a:3: {message}"):
+    with pytest.raises(OuroborosError, match=f"^a:3: .*{message}"):
         find_format("messages").render({"messages": value}, "a:3")
     with pytest.raises(OuroborosError, match=r"^a:3: no column 'messages' \(format 'messages'\)"):
         find_format("messages").render({"turns": value}, "a:3")

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ouroboros.data import lossless
 from ouroboros.data.lossless import check_round_trip
-from ouroboros.data.tokenize import byte_tokenizer, character_tokenizer, tokenizer_of, train_bpe
+from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
 TEXT = b"the old map hides a letter"
@@ -52,7 +52,7 @@ def lower() -> Tokenizer:
     ],
 )
 def test_lost_text_is_shown(backend: Tokenizer, document: bytes, message: str) -> None:
-    tokenizer = tokenizer_of(backend, eos_id=0)
+    tokenizer = TextTokenizer(backend, eos_id=0)
     documents = [("fine", b"the old map"), ("notes", document), ("never", b"\xff")]
     with pytest.raises(OuroborosError, match=f"^data.tokenizer 'tok': loses text: .*{re.escape(message)}.*'bpe:4096'"):
         check_round_trip(tokenizer, documents, what="data.tokenizer 'tok'")
@@ -60,12 +60,12 @@ def test_lost_text_is_shown(backend: Tokenizer, document: bytes, message: str) -
 
 def test_text_that_comes_back_is_fine_whatever_the_tokenizer() -> None:
     for backend in (word_pieces(), unigram(), lower()):
-        check_round_trip(tokenizer_of(backend, eos_id=0), [("a", TEXT), ("b", b"a map")], what="")
+        check_round_trip(TextTokenizer(backend, eos_id=0), [("a", TEXT), ("b", b"a map")], what="")
 
 
 def test_no_more_than_the_sample_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [("a", TEXT), ("b", b"LOST")]
-    tokenizer = tokenizer_of(lower(), eos_id=0)
+    tokenizer = TextTokenizer(lower(), eos_id=0)
     monkeypatch.setattr(lossless, "SAMPLE_BYTES", len(TEXT))
     check_round_trip(tokenizer, documents, what="")
     monkeypatch.setattr(lossless, "SAMPLE_BYTES", len(TEXT) + 1)
@@ -80,4 +80,4 @@ def test_tokenizers_that_lose_nothing_unsaid_are_not_tried() -> None:
 
 def test_text_that_is_not_utf8_is_named() -> None:
     with pytest.raises(OuroborosError, match="^notes: invalid UTF-8 at byte 1"):
-        check_round_trip(tokenizer_of(lower(), eos_id=0), [("notes", b"a\xff")], what="")
+        check_round_trip(TextTokenizer(lower(), eos_id=0), [("notes", b"a\xff")], what="")

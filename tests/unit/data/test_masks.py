@@ -12,7 +12,7 @@ from ouroboros.config import DataSpec
 from ouroboros.data.masks import IGNORED, Masks, ends_answered, hide, shown
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
-from ouroboros.data.tokenize import byte_tokenizer, character_tokenizer, tokenizer_of, train_bpe
+from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
 TEXT = "Q: h\u00e9 \u4e16\nA: \u00e9\u4e16 yes\n".encode()
@@ -61,7 +61,7 @@ def test_tokens_that_have_no_bytes_or_other_ones_are_refused() -> None:
     bpe = TOKENIZERS["bpe"]
     with pytest.raises(OuroborosError, match=r"^notes: the tokenizer changes this text, .* 'answers'"):
         Masks(bpe).mask(bpe.encode(TEXT)[:-1], TEXT, (ANSWER,), "notes")
-    words = tokenizer_of(Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")), eos_id=1)
+    words = TextTokenizer(Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")), eos_id=1)
     with pytest.raises(OuroborosError, match="has no bytes of its own"):
         Masks(words)
 

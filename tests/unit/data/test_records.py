@@ -16,16 +16,21 @@ from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import documents as reading
 from ouroboros.data import records
 from ouroboros.data.documents import judged_documents, read_documents
-from ouroboros.data.formats import FieldFormat, TextFormat, find_format
-from ouroboros.data.records import Document, Skip, StreamError, read_records
+from ouroboros.data.formats import TextFormat, find_format
+from ouroboros.data.records import Document, document_of, read_rows
 from ouroboros.data.shards import prepare
 from ouroboros.data.sources import parse_source
 from ouroboros.data.stream import StreamLoader, open_loader
+from ouroboros.data.textfile import StreamError
 from ouroboros.errors import OuroborosError
 
 ROWS = [{"text": "one\r\n", "id": 1}, {"text": "", "id": 2}, {"text": "tw\u00f6", "id": 3}]
 EXPECTED = [b"one\r\n", None, "tw\u00f6".encode()]
-TEXT = FieldFormat("text")
+TEXT = TextFormat("data.text_field", "{text}")
+
+
+def read_records(path: Path, form: TextFormat, leave_out: bool = False) -> Iterator[Document]:
+    return (document_of(row, path.name, form, leave_out) for row in read_rows(path, form))
 
 
 def epochs(made: StreamLoader) -> list[int]:
@@ -53,11 +58,11 @@ def test_lines_in_a_json_file_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
     assert list(read_records(path, TEXT)) == [Document("a.json:1", b"a"), Document("a.json:2", b"b")]
-    assert [record.name for record in read_records(path, TEXT, name="x/a.json")] == ["x/a.json:1", "x/a.json:2"]
 
 
 @pytest.mark.parametrize(
-    ("suffix", "place"), [(".jsonl", r"a\.jsonl:1"), (".json", r"a\.json: record 1"), (".parquet", r"a\.parquet")]
+    ("suffix", "place"),
+    [(".jsonl", r"a\.jsonl:1"), (".json", r"a\.json: record 1"), (".parquet", r"a\.parquet: row 1")],
 )
 def test_missing_field_offers_the_nearest(tmp_path: Path, suffix: str, place: str) -> None:
     path = write(tmp_path / f"a{suffix}", [{"texts": "x"}])
@@ -114,20 +119,20 @@ def test_formats_and_groups(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
-@pytest.mark.parametrize("start", [0, 1, 2, 3, 6, 7, 9])
-def test_skipping(tmp_path: Path, suffix: str, start: int) -> None:
-    path = write(tmp_path / f"a{suffix}", [{"text": str(i)} for i in range(7)])
-    everything = list(read_records(path, TEXT))
-    assert [record.data for record in everything] == [b"%d" % i for i in range(7)]
-    skip = Skip(start)
-    assert list(read_records(path, TEXT, skip)) == everything[start:]
-    assert skip.left == max(start - 7, 0)
+@pytest.mark.parametrize("start", [0, 1, 6, 7, 13])
+def test_passing_over(tmp_path: Path, suffix: str, start: int) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}{suffix}", [{"text": f"{name}{i}"} for i in range(7)])
+    ref, spec = parse_source(f"*{suffix}", base=tmp_path), DataSpec()
+    everything = list(judged_documents(ref, spec))
+    assert [record.data for record in everything] == [f"{name}{i}".encode() for name in "ab" for i in range(7)]
+    assert list(judged_documents(ref, spec, start=start)) == everything[start:]
 
 
-def test_skipped_lines_are_not_parsed(tmp_path: Path) -> None:
+def test_lines_that_are_passed_over_are_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{bad\n\n{"text": "x"}\n')
-    assert [record.name for record in read_records(path, TEXT, Skip(1))] == ["a.jsonl:3"]
+    assert [record.name for record in judged_documents(parse_source(str(path)), DataSpec(), start=1)] == ["a.jsonl:3"]
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -280,7 +285,7 @@ def test_what_a_parser_cannot_take_is_one_line(tmp_path: Path) -> None:
         ("bad.parquet", "parquet"),
     ):
         with pytest.raises(OuroborosError, match=message) as caught:
-            list(read_records(tmp_path / name, FieldFormat("text")))
+            list(read_records(tmp_path / name, TEXT))
         assert "\n" not in str(caught.value)
 
 
@@ -288,10 +293,10 @@ def test_what_a_parser_cannot_take_is_one_line(tmp_path: Path) -> None:
 def test_columns_within_columns(tmp_path: Path, suffix: str) -> None:
     rows = [{"meta": {"n": "1"}, "data": {"text": "a"}}, {"meta": {"n": "2"}, "data": None}]
     path = write(tmp_path / f"a{suffix}", rows)
-    assert texts(path, FieldFormat("data.text")) == [b"a", None]
+    assert texts(path, find_format("{data.text}")) == [b"a", None]
     assert texts(path, find_format("{meta.n}: {data.text}")) == [b"1: a", b"2: "]
     with pytest.raises(OuroborosError, match="no column 'dta.text'"):
-        texts(path, FieldFormat("dta.text"))
+        texts(path, find_format("{dta.text}"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
@@ -308,14 +313,13 @@ BAD = ["{bad", "[1]", '{"text": 5}', '{"text": "a\\ud800"}', '{"id": 5}', "[" * 
 def test_bad_records_are_handed_on_where_they_are_to_be_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(['{"text": "fine"}', *BAD, '{"text": "too"}']))
-    found = list(read_records(path, TEXT, Skip(0, bad=True)))
+    found = list(read_records(path, TEXT, leave_out=True))
     assert [record.data for record in found] == [b"fine", *[b""] * len(BAD), b"too"]
     assert [record.dropped for record in found] == [None, *["bad record"] * len(BAD), None]
     for place, record in enumerate(found[1:-1], 2):
         assert record.fault is not None and record.fault.startswith(f"{path}:{place}: ")
     with pytest.raises(OuroborosError, match=r":2: not JSON: .*; data.skip_bad_records leaves such records out$"):
         list(read_records(path, TEXT))
-    assert list(read_records(path, TEXT, Skip(3, bad=True))) == found[3:]
 
 
 def test_bad_records_are_left_out_of_every_pass_and_counted(tmp_path, caplog):

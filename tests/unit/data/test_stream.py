@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from ouroboros.config import DataSpec, FilterSpec
 from ouroboros.data import stream
 from ouroboros.data.loader import WindowLoader, seen_text
-from ouroboros.data.records import Document, StreamError
+from ouroboros.data.records import Document
 from ouroboros.data.shards import prepare
 from ouroboros.data.sources import SourceRef
 from ouroboros.data.splits import part_of
 from ouroboros.data.stream import BLOCK_BYTES, StreamLoader, open_loader
+from ouroboros.data.textfile import StreamError
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 
@@ -438,24 +439,8 @@ class Odd(Exception):
     """Of a library."""
 
 
-def chained(error: Exception, cause: Exception | None) -> Exception:
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "attempts"),
-    [
-        (Odd("the same"), 2),
-        (chained(StreamError("cut off"), ValueError("bad block")), 2),
-        (chained(StreamError("cut off"), FileNotFoundError("gone")), 2),
-        (chained(StreamError("cut off"), chained(Odd("x"), TimeoutError("slow"))), 8),
-        (OSError(5, "input/output error"), 8),
-        (chained(OuroborosError("s: cannot be read"), OSError(5, "input/output error")), 8),
-        (type("HTTPError", (Exception,), {"__module__": "httpx._exceptions"})("503"), 8),
-    ],
-)
-def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeypatch, error, attempts):
+@pytest.mark.parametrize("error", [Odd("the same"), StreamError("cut off"), OSError(5, "input/output error")])
+def test_errors_of_a_line_are_tried_again(loader, waits, monkeypatch, error):
     def broken(ref, spec, *, start, anchor):
         if start == 0:
             yield Document("s:1", b"text", 0)
@@ -463,27 +448,9 @@ def test_errors_of_a_line_are_tried_again_and_others_once(loader, waits, monkeyp
 
     made = loader(Reader(s=[]))
     monkeypatch.setattr(stream, "judged_documents", broken)
-    with pytest.raises(OuroborosError, match="reading record 2 failed (twice in the same way|8 times in a row): "):
+    with pytest.raises(OuroborosError, match=f"reading record 2 failed 8 times in a row: .*{str(error)[-5:]}"):
         made.next_batch()
-    assert len(waits) == attempts - 1
-
-
-def test_different_failures_are_no_repetition(loader, waits, monkeypatch):
-    errors = [Odd("one"), Odd("two"), Odd("one"), Odd("two"), None]
-
-    def broken(ref, spec, *, start, anchor):
-        if start == 0:
-            yield Document("s:1", b"text", 0)
-        if error := errors.pop(0):
-            raise error
-        yield Document("s:2", b"x" * 99, 1)
-        yield from ()
-
-    made = loader(Reader(s=[]), batch_size=1)
-    monkeypatch.setattr(stream, "judged_documents", broken)
-    monkeypatch.setattr(stream, "BLOCK_DOCUMENTS", 2)
-    made.next_batch()
-    assert len(waits) == 4
+    assert len(waits) == 7
 
 
 def test_looking_ahead_leaves_nothing_to_fail(loader, monkeypatch):

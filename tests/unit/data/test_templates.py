@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_writes_conversations_as_before(monkeypatch: pytest.M
     hf.chat_template = TEMPLATE.replace("im_end|>\n", "im_end|>")
     hf.save_pretrained("tok")
     with pytest.raises(OuroborosError, match=r"data\.tokenizer 'tok': has changed"):
-        prepare(spec, "out", resumed=True)
+        prepare(spec, "out")
 
 
 def test_templates_that_fail_or_rewrite_are_said() -> None:

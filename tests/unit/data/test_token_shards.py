@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ouroboros.config import DataSpec
+from ouroboros.data.documents import judged_documents
 from ouroboros.data.loader import WindowLoader
 from ouroboros.data.prepared import PreparedData
-from ouroboros.data.records import Document, Skip
+from ouroboros.data.records import Document
 from ouroboros.data.shards import prepare
 from ouroboros.data.sources import parse_source, source_files
 from ouroboros.data.stream import open_loader
@@ -114,13 +115,13 @@ def test_places(shards: Path) -> None:
 
 def test_documents_go_on_from_shard_to_shard(shards: Path, bpe: Path) -> None:
     tokenizer = load_tokenizer(bpe)
-    found = list(read_shards(shard_files(str(shards), None), tokenizer, Skip()))
+    found = [read() for read in read_shards(shard_files(str(shards), None), tokenizer)]
     assert [document.data for document in found] == TEXTS
     assert found[0].name == "train_000000.bin:1" and len({document.name for document in found}) == len(TEXTS)
     for document, ids in zip(found, tokenizer.encode_many(TEXTS), strict=True):
         assert document.ids is not None and document.ids.tolist() == ids.tolist()
         assert document.part(0, 5).ids is None
-    later = list(read_shards(shard_files(str(shards), None), tokenizer, Skip(37)))
+    later = judged_documents(parse_source(f"shards:{shards}"), DataSpec(tokenizer=str(bpe)), start=37)
     assert [document.data for document in later] == TEXTS[37:]
 
 

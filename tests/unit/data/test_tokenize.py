@@ -105,7 +105,7 @@ def test_long_documents_in_pieces_encode_like_whole_ones(bpe: TextTokenizer, par
     whole = bpe.encode(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenize, "_PIECE_BYTES", 3)
-        patch.setattr(tokenize, "_BATCH_BYTES", 10)
+        patch.setattr(tokenize, "_BATCH", 2)
         assert len(list(tokenize._pieces([data], [], True))) >= data[3:].count(b"X\n") // 3
         assert bpe.encode(data).tolist() == whole.tolist()
 
@@ -119,7 +119,7 @@ def test_encode_many_keeps_documents_apart(bpe: TextTokenizer, monkeypatch: pyte
     documents = [CODE * 3, b"", PROSE, b"x\n" * 50]
     expected = [bpe.encode(document).tolist() for document in documents]
     monkeypatch.setattr(tokenize, "_PIECE_BYTES", 20)
-    monkeypatch.setattr(tokenize, "_BATCH_BYTES", 50)
+    monkeypatch.setattr(tokenize, "_BATCH", 2)
     assert [ids.tolist() for ids in bpe.encode_many(documents)] == expected
 
 
@@ -278,11 +278,11 @@ def test_unknown_characters_are_reported_once(caplog: pytest.LogCaptureFixture) 
     assert tokenizer.unknown(data) == {"$": 2, "\u00e9": 1}
     with caplog.at_level(logging.WARNING):
         assert tokenizer.encode(data, name="prompt").tolist() == [0, 3, 1, 3, 3]
-        assert "prompt: 3 of 5 characters are unknown to this tokenizer ('$' x 2, '\u00e9')" in caplog.text
+        assert "prompt: 3 of 5 characters are unknown to this tokenizer ('$' x 2, '\u00e9' x 1)" in caplog.text
         assert tokenizer.encode(b"$ab", name="prompt").tolist() == [3, 0, 1]
         assert len(caplog.records) == 1
         list(tokenizer.encode_many([b"abc", b"$", b"?a", b"b!"], names=["w", "x", "y", "z"]))
-        assert "x and 2 more: 3 of 8 characters are unknown to this tokenizer ('!', '$', '?')" in caplog.text
+        assert "x: 3 of 8 characters are unknown to this tokenizer ('!' x 1, '$' x 1, '?' x 1)" in caplog.text
         assert len(caplog.records) == 2
         tokenizer.encode(b"abccba")
     assert len(caplog.records) == 2

@@ -78,7 +78,7 @@ class TestGradients:
 
     def test_zero_throughout(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
         real = FeedForward.forward
-        monkeypatch.setattr(FeedForward, "forward", lambda self, x: 0 * real(self, x))
+        monkeypatch.setattr(FeedForward, "forward", lambda self, *inputs: 0 * real(self, *inputs))
         with pytest.raises(Mismatch, match=r"all zero: .*model\.decoder\.layers\.0\.mlp\.up_proj"):
             counts.check_gradients(subject)
 
@@ -148,7 +148,7 @@ class TestUntrained:
 
     def test_one_that_is_declared_and_in_a_group_fails(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
         with_untrained(subject, "unseen")
-        monkeypatch.setattr("ouroboros.optim.untrained_parameters", lambda model: set())
+        monkeypatch.setattr("ouroboros.optim.groups.untrained_parameters", lambda model: set())
         with pytest.raises(Mismatch, match="parameters in groups"):
             counts.check_optimizer_groups(subject)
 

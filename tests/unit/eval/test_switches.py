@@ -51,8 +51,8 @@ def test_options_and_their_other_values() -> None:
         (bool, True, [False]),
         (Literal["a", "b", "c"], "b", ["a", "c"]),
         (int, 3, [4, 6]),
-        (int | None, None, [2, 6, 1]),
-        (float | None, None, [2.0, 6.0, 1.0]),
+        (int | None, None, [2, 6, 1, 0]),
+        (float | None, None, [2.0, 6.0, 1.0, 0.0]),
         (Literal["a"] | None, None, ["a"]),
         (str, "x", []),
         (tuple[int, ...], (1, 2), [(2, 4)]),
@@ -91,13 +91,15 @@ def test_what_a_change_changes(changes: dict[str, Any], what: str | None) -> Non
 
 
 def test_one_value_without_effect_counts_more_than_another_that_is_refused() -> None:
-    def nothing(spec: Outer) -> None:
+    def nothing(spec: Any) -> None:
         return None
 
     found = {switch.name: switch for switch in switches(Outer(count=0), nothing, idle={"inner": "a depth"})}
     assert found["count"].dead and found["pair"].dead
     assert (found["name"].dead, found["name"].why) == (False, "not tried: no other value of it is known")
     assert (found["inner.depth"].dead, found["inner.depth"].why) == (False, "needs a depth")
+    limit = {switch.name: switch for switch in switches(BASE, nothing, idle={})}["max_position_embeddings"]
+    assert (limit.dead, limit.why) == (False, "declared: it limits the length of a text")
     wanted = [switch.name for switch in switches(Outer(count=0), nothing, idle={}, prefix="a.", among={"a.count"})]
     assert wanted == ["a.count"]
 

@@ -72,7 +72,8 @@ def naive(layer: Attention, x: Tensor, inputs: VisitContext, allowed: Tensor) ->
             q, k = rms(q, layer.q_norm.weight, 1e-6), rms(k, layer.k_norm.weight, 1e-6)
         if spec.query_gain is not None:
             q = q * layer.query_gain[h]
-        scores = (q @ k.mT / math.sqrt(C)).masked_fill(~allowed, -math.inf)
+        channels = C if spec.score_channels is None else spec.score_channels
+        scores = (q @ k.mT / math.sqrt(channels)).masked_fill(~allowed, -math.inf)
         y = scores.softmax(-1) @ v
         if spec.exclusive:
             direction = v / v.norm(dim=-1, keepdim=True)
@@ -106,6 +107,7 @@ def build(**changes: Any) -> Attention:
         {"qkv_bias": True, "out_bias": True},
         {"qk_norm": "before_rope", "query_gain": 1.5},
         {"qk_norm": "after_rope", "num_kv_heads": 2},
+        {"qk_norm": "before_rope", "num_kv_heads": 2, "score_channels": 3.0},
         {"rope": RopeSpec(fraction=0.5, scale=2.0)},
         {"k_shift": True, "v_shift": True, "num_kv_heads": 2},
         {"k_shift": True, "q_activation": "silu", "k_activation": "elu+1", "v_activation": "relu"},

@@ -20,7 +20,7 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", ["swiglu", "relu2", "leaky_relu2", "gelu"])
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "relu2", "leaky_relu2", "gelu"])
 def test_formula(kind: str, bias: bool) -> None:
     layer = FeedForward(FeedForwardSpec(kind=kind, intermediate_size=7, bias=bias, negative_slope=0.3), 5)
     x = torch.randn(2, 3, 5)
@@ -30,18 +30,19 @@ def test_formula(kind: str, bias: bool) -> None:
         return value @ weight.weight.T + (weight.bias if bias else 0)
 
     up = linear("up_proj", x)
-    if kind == "swiglu":
+    if kind in ("swiglu", "geglu"):
         gate = linear("gate_proj", x)
-        hidden = gate * torch.sigmoid(gate) * up
+        cubic = (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+        hidden = gate * (torch.sigmoid(gate) if kind == "swiglu" else (1 + torch.tanh(cubic)) / 2) * up
     else:
         hidden = FORMULAS[kind](up)
     torch.testing.assert_close(layer(x), linear("down_proj", hidden))
 
 
-def test_only_swiglu_has_a_gate() -> None:
-    for kind in ("swiglu", "relu2", "leaky_relu2", "gelu"):
+def test_some_have_a_gate() -> None:
+    for kind in ("swiglu", "geglu", "relu2", "leaky_relu2", "gelu"):
         layer = FeedForward(FeedForwardSpec(kind=kind, intermediate_size=7), 5)
-        assert hasattr(layer, "gate_proj") == (kind == "swiglu")
+        assert hasattr(layer, "gate_proj") == (kind in ("swiglu", "geglu"))
         assert (layer.down_proj.bias is None) and (layer.up_proj.bias is None)
 
 

@@ -34,6 +34,11 @@ class Executor:
         other = None if step.other is None else self.streams[step.other]
         self.streams[step.stream] = run(step.visit.block, self.streams[step.stream], other)
 
+    def enter(self, step: Any) -> None:
+        """No loop parts."""
+
+    leave = enter
+
 
 def run(block: int, x: Tensor, other: Tensor | None = None) -> Tensor:
     """What stands for a block."""
@@ -149,6 +154,20 @@ def test_split_heads_look_at_the_first_stream() -> None:
         step.run(on)
     assert topology.reading == {1}
     torch.testing.assert_close(on.streams[MAIN], published(topology, [0, 2], [1], 1, x, None))
+
+
+def test_beside_a_loop_of_the_same_blocks() -> None:
+    """The first stream loops over them, outside of the skips; the second one runs them when their name is called."""
+    layout, spec = "1 second:(1)x2 1 second", HelixSpec(bridge_width=2)
+    topology, x = built(layout, spec), torch.randn(2, 3, D, dtype=torch.float64)
+    on = Executor(x)
+    for step in topology.steps(parse(layout)):
+        step.run(on)
+    up, down, start = topology.exchange.up, topology.exchange.down, x
+    first = x = run(0, x)
+    x = run(2, run(1, run(1, x)) + topology.skips.weight[0] * first)
+    y = run(1, start + up(x))
+    torch.testing.assert_close(on.streams[MAIN], x + down(start) + topology.exchange.merge * y)
 
 
 def lm(spec: ModelSpec) -> OuroborosForCausalLM:

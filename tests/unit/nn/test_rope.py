@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -43,6 +45,27 @@ def test_is_complex_rotation(spec: RopeSpec) -> None:
     torch.testing.assert_close(
         rotate(x, *Rope(spec, 12)(positions)).double(), complex_rotation(x, positions, spec), rtol=1e-4, atol=1e-4
     )
+
+
+def test_slows_by_wavelength() -> None:
+    """Per channel and in plain words: Llama 3.1 keeps fast turns, slows slow ones by eight, and mixes in between."""
+    spec = RopeSpec(base=500.0, slowing=8.0, slowing_context=40, slowing_low=1.0, slowing_high=4.0)
+    plain, found = Rope(RopeSpec(base=500.0), 24).inv_freq, Rope(spec, 24).inv_freq
+    seen = set()
+    for before, after in zip(plain.tolist(), found.tolist(), strict=True):
+        wavelength = 2 * math.pi / before
+        if wavelength < 40 / 4:
+            case, expected = "fast", before
+        elif wavelength > 40 / 1:
+            case, expected = "slow", before / 8
+        else:
+            share = (40 / wavelength - 1) / (4 - 1)
+            case, expected = "between", (1 - share) * before / 8 + share * before
+        seen.add(case)
+        assert after == pytest.approx(expected, rel=1e-5)
+    assert seen == {"fast", "between", "slow"}
+    (used,) = spec.by_use(24, 4096)
+    assert used == spec
 
 
 @given(

@@ -9,7 +9,7 @@ import torch
 
 from ouroboros.config import ModelSpec, RMSNormSpec
 from ouroboros.config.part import build
-from ouroboros.config.parts.stem import EmbeddingNormSpec, LearnedPositionsSpec, SmearSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, EmbeddingScaleSpec, LearnedPositionsSpec, SmearSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.nn.memory import Recorder
 from ouroboros.nn.visit import VisitContext
@@ -80,3 +80,10 @@ def test_a_boundary_needs_ids_and_a_vocabulary_that_has_it() -> None:
         part(x, None, VisitContext(NOWHERE))
     with pytest.raises(OuroborosError, match="stem.smear.boundary is 7, but the vocabulary has 7 tokens"):
         build(SmearSpec(boundary=7), ModelSpec(vocab_size=7))
+
+
+def test_embeddings_are_scaled() -> None:
+    model, x = ModelSpec(hidden_size=16), torch.randn(1, 2, 16)
+    context: Any = None
+    assert build(EmbeddingScaleSpec(), model)(x, None, context).equal(4 * x)
+    assert build(EmbeddingScaleSpec(factor=0.5), model)(x, None, context).equal(x / 2)

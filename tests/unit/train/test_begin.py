@@ -12,7 +12,8 @@ from ouroboros.config.parts.loop import InjectionSpec, LoopEmbeddingSpec, LoopNo
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.train.begin import Source, blocks_of, take
+from ouroboros.schedule import blocks_of
+from ouroboros.train.begin import Source, take
 from ouroboros.train.log import read_metrics
 from ouroboros.train.run import resume, start
 from ouroboros.train.rundir import RunDirectory
@@ -131,8 +132,8 @@ def test_other_numbers_of_blocks_ask_which_is_which(there, here, example, spec):
 )
 def test_a_list_of_blocks_that_is_none(text, message):
     with pytest.raises(OuroborosError, match=message):
-        blocks_of(text, 3, 3)
-    assert blocks_of("new, 2,0-1", 3, 4) == [None, 2, 0, 1]
+        blocks_of(text, 3, 3, "--from-blocks", new=True)
+    assert blocks_of("new, 2,0-1", 3, 4, "--from-blocks", new=True) == [None, 2, 0, 1]
 
 
 class Crash(Exception):

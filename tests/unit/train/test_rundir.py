@@ -25,7 +25,7 @@ def test_a_directory_before_during_and_after_a_run(make, stop_at, tmp_path):
     assert newest is not None and newest.step == run.state()["counters"]["step"] == 2
     assert run.is_run and run.has_data and run.read_recipe().name == "small" and not run.weights_file.exists()
     assert run.model_directory() == newest.path == run.checkpoints / "step-00000002"
-    assert run.open_data().train_bytes > 0 and run.metrics_file.is_file() and not run.scores_file.exists()
+    assert run.open_data().count("train", "bytes") > 0 and run.metrics_file.is_file() and not run.scores_file.exists()
     for name in ("config.json", "model.safetensors"):
         (run.path / name).touch()
     assert run.model_directory() == run.path

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -40,11 +41,13 @@ def test_every_parameter_of_every_recipe_is_in_one_group(name, size, matrix_opti
         model = build(chosen)
     optimizers = build_optimizers(model, dataclasses.replace(chosen.optim, matrix_optimizer=matrix_optimizer))
     members = Counter(id(p) for o in optimizers for group in o.param_groups for p in group["params"])
-    untrained = {id(model.get_parameter(name)) for name in untrained_parameters(model)}
+    left_out = {name for name, _ in model.named_parameters() for p in chosen.optim.left_out if fnmatch(name, p)}
+    untrained = {id(model.get_parameter(name)) for name in {*untrained_parameters(model)} | left_out}
     assert members == Counter(id(p) for p in model.parameters() if id(p) not in untrained)
     decayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]}
     # Maps to a few numbers and filters are two-dimensional, but no matrices to orthogonalise or decay.
-    others = ("embed", "registers", "gate.proj", "value_proj", "compressor", "model.readout")
+    tables = ("embed_tokens", "embed.weight", "positions", "ngram.table", "registers")
+    others = (*tables, "gate.proj", "value_proj", "compressor", "model.readout", "entrance", "skips")
     matrices = (id(p) for n, p in model.named_parameters() if p.ndim == 2 and not any(part in n for part in others))
     assert decayed == (set(members) if chosen.optim.decay == "all" else set(matrices) - untrained)
 
@@ -145,7 +148,7 @@ def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
     assert (trainer.counters.step, trainer.counters.tokens, trainer.step_tokens) == (1, 128, 128)
     assert trainer.loader.state_dict()["samples"] == 4 and trainer.counters.seconds > 0
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    expected = trainer.data.train_bytes / trainer.data.count("train", "tokens")
+    expected = trainer.data.count("train", "bytes") / trainer.data.count("train", "tokens")
     assert trainer.bytes_per_token == pytest.approx(expected) and 0.9 < expected < 1
 
 

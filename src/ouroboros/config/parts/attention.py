@@ -79,6 +79,11 @@ class AttentionSpec(HeadedPart):
     kind: Literal["attention"] = "attention"
     num_kv_heads: int | None = None
     """Key/value heads; None means one per query head."""
+    window: int | None = None
+    """Each token sees this many tokens, itself included, and registers; None: all that precede it. A cache keeps them
+    all the same, and operations are counted for all, because the others are masked, not left out."""
+    score_channels: float | None = None
+    """Scores are divided by the square root of this number; None means of the channels per head."""
     qkv_bias: bool = False
     """Add biases to queries, keys and values."""
     out_bias: bool = False
@@ -122,6 +127,11 @@ class AttentionSpec(HeadedPart):
             self.num_heads % kv == 0,
             f"mixer.num_heads ({self.num_heads}) must be a multiple of mixer.num_kv_heads ({kv})",
         )
+        check(self.window is None or self.window >= 1, f"mixer.window must be >= 1 or null, got {self.window}")
+        check(
+            self.score_channels is None or self.score_channels > 0,
+            f"mixer.score_channels must be > 0 or null, got {self.score_channels}",
+        )
 
     def check(self, model: ModelSpec) -> None:
         super().check(model)
@@ -142,6 +152,10 @@ class AttentionSpec(HeadedPart):
                 fits and first.heads(width)[1:] == self.heads(width)[1:],
                 "mixer.value_residual needs it in the first block too, with the same key/value heads",
             )
+
+    @property
+    def looks_back(self) -> int | None:
+        return self.window
 
     @property
     def kv_heads(self) -> int:

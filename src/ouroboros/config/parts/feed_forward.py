@@ -14,9 +14,10 @@ from ouroboros.errors import check
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSpec(FeedForwardPart):
     """Two linear maps with an activation between them, or three with a gate: ``silu(gate x) * (up x)``,
-    ``relu(up x)^2``, ``leaky_relu(up x)^2`` or ``gelu(up x)``."""
+    ``gelu(gate x) * (up x)``, ``relu(up x)^2``, ``leaky_relu(up x)^2`` or ``gelu(up x)``. The gate's ``gelu`` is the
+    approximation by a hyperbolic tangent."""
 
-    kind: Literal["swiglu", "relu2", "leaky_relu2", "gelu"] = "swiglu"
+    kind: Literal["swiglu", "geglu", "relu2", "leaky_relu2", "gelu"] = "swiglu"
     intermediate_size: int = 512
     """Width of the hidden layer."""
     bias: bool = False
@@ -33,7 +34,7 @@ class FeedForwardSpec(FeedForwardPart):
     @property
     def gated(self) -> bool:
         """Whether a third map makes a gate."""
-        return self.kind == "swiglu"
+        return self.kind in ("swiglu", "geglu")
 
     @property
     def hidden_width(self) -> int:

@@ -95,5 +95,15 @@ class SmearSpec(StemPart):
         return width
 
 
+@part(module="ouroboros.nn.stem:EmbeddingScale")
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingScaleSpec(StemPart):
+    """Multiplies the token embeddings by one number."""
+
+    kind: Literal["scale"] = "scale"
+    factor: float | None = None
+    """The number; None means the square root of ``hidden_size``."""
+
+
 def _check_boundary(kind: str, boundary: int | None) -> None:
     check(boundary is None or boundary >= 0, f"stem.{kind}.boundary must be a token id or null, got {boundary}")

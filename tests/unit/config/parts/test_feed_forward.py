@@ -19,7 +19,10 @@ def test_ranges(values: dict[str, Any], message: str) -> None:
         FeedForwardSpec(**values)
 
 
-@pytest.mark.parametrize(("kind", "matrices"), [("swiglu", 3), ("relu2", 2), ("leaky_relu2", 2), ("gelu", 2)])
+MATRICES = [("swiglu", 3), ("geglu", 3), ("relu2", 2), ("leaky_relu2", 2), ("gelu", 2)]
+
+
+@pytest.mark.parametrize(("kind", "matrices"), MATRICES)
 def test_costs(kind: Any, matrices: int) -> None:
     spec = FeedForwardSpec(kind=kind, intermediate_size=20)
     assert (spec.gated, spec.hidden_width, spec.absent) == (matrices == 3, 20, False)

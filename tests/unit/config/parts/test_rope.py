@@ -17,6 +17,9 @@ from ouroboros.errors import OuroborosError
         ({"fraction": 1.1}, "rope.fraction"),
         ({"scale": 0}, "rope.scale"),
         ({"loop_scales": (9.0, 0.0)}, r"rope.loop_scales must be > 0, got \(9.0, 0.0\)"),
+        ({"slowing": 0.0}, "rope.slowing must be > 0, got 0.0"),
+        ({"slowing_context": 0}, "rope.slowing_context must be >= 1, got 0"),
+        ({"slowing_low": 4.0}, r"rope.slowing_low \(4.0\) must be > 0 and < rope.slowing_high \(4.0\)"),
         ({"original_context": 0}, "rope.original_context must be >= 1 or null, got 0"),
     ],
 )

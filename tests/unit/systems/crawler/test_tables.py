@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from ouroboros.data.sentencepieces import Piece
-from ouroboros.data.tokenize import byte_tokenizer, tokenizer_of, train_bpe
+from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.systems.crawler.tables import (
     ByteTables,
@@ -59,7 +59,7 @@ SAME = normalizers.Replace("\0", "\0")
 
 
 def test_a_converted_tokenizer_counts_all_bytes() -> None:
-    tokenizer = tokenizer_of(converted(VOCABULARY | BYTES, [("\u2581", "a")], SAME), eos_id=1)
+    tokenizer = TextTokenizer(converted(VOCABULARY | BYTES, [("\u2581", "a")], SAME), eos_id=1)
     kinds = [piece.kind for piece in pieces_of(tokenizer)]
     assert kinds[:8] == ["unknown", "control", "normal", "normal", "normal", "normal", "normal", "byte"]
     tables = tables_for(tokenizer, tokenizer.vocab_size + 3)
@@ -77,7 +77,7 @@ def test_a_converted_tokenizer_counts_all_bytes() -> None:
     ],
 )
 def test_lost_bytes_are_shown(vocabulary: dict[str, int], normalizer: normalizers.Normalizer, shown: str) -> None:
-    tokenizer = tokenizer_of(converted(vocabulary, [("\u2581", "a")], normalizer), eos_id=1)
+    tokenizer = TextTokenizer(converted(vocabulary, [("\u2581", "a")], normalizer), eos_id=1)
     tables = tables_for(tokenizer, tokenizer.vocab_size)
     with pytest.raises(OuroborosError, match=re.escape(shown)):
         check_byte_counts(tables, tokenizer.encode, [b"a a", b"a a\nb c\xc3\xa9", b" a b  "], boundary=1)

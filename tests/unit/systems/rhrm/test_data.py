@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ouroboros.data.formats import find_format
-from ouroboros.data.records import read_records
+from ouroboros.data.records import document_of, read_rows
 from ouroboros.data.sources import SourceRef, parse_sources
 from ouroboros.errors import OuroborosError
 from ouroboros.systems.rhrm.data import MIXTURE
@@ -31,7 +31,8 @@ def test_published_text_of_every_column(tmp_path: Path, suffix: str) -> None:
         parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist([row]), path)
     else:
         path.write_text(json.dumps(row))
-    (record,) = read_records(path, find_format("rhrm-published"))
+    form = find_format("rhrm-published")
+    (record,) = (document_of(row, path.name, form, leave_out=False) for row in read_rows(path, form))
     assert record.data == b"{'question': 'q', 'code': 'c', 'n': 1}"
 
 
@@ -75,8 +76,8 @@ def test_weights_and_formats_without_files(tmp_path: Path) -> None:
     [
         (["mix:rhmr"], "source 'mix:rhmr': unknown mixture 'rhmr'; did you mean 'rhrm'"),
         (["mix:"], "unknown mixture ''; known: rhrm"),
-        (["mix:rhrm:"], "no directory after 'mix:rhrm:'"),
-        (["mix:rhrm:none"], "source 'mix:rhrm:none': no such directory"),
+        (["mix:rhrm:"], "part 'tinygsm' is missing: no .* in ''"),
+        (["mix:rhrm:none"], "part 'tinygsm' is missing: no .* in 'none'"),
         (["mix:rhrm=0"], "the weight must be > 0"),
         (["mix:rhrm", "mix:rhrm=2"], "source 'hf:TinyGSM/TinyGSM': named twice"),
         (["hf:a/b", "hf:a/b@qa"], "source 'hf:a/b': named twice"),

@@ -1,0 +1,355 @@
+"""Pretrained models of other libraries: found, read through transformers, and proved to be the same here.
+
+A donor is a transformers directory, a GGUF file, or a name on the hub. No code of it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ouroboros.convert.families import FAMILIES, Family, check_settings, family_of, spec_of
+from ouroboros.convert.tensors import model_of
+from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.files import write_whole
+from ouroboros.schedule import Schedule, blocks_of, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ouroboros.config import ModelSpec
+    from ouroboros.data.tokenize import TextTokenizer
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+RECORD = "donor.json"
+"""Beside the model: what its donor's configuration was, for the way back."""
+TOLERANCE = 1e-4
+"""How far logits in float32 may be from the donor's, as a share of the largest."""
+LEAST_TOKENS, MOST_TOKENS = 64, 1100
+"""Random tokens that are compared: a window that ends within ``MOST_TOKENS`` is exceeded."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A pretrained model that has been found; nothing of its weights is read yet."""
+
+    source: str
+    """As the user named it."""
+    directory: Path
+    gguf: str | None = None
+    """The name of its GGUF file in ``directory``, if it is one."""
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """Its configuration, of transformers.
+
+        Raises:
+            OuroborosError: it cannot be read, or asks for what our parts lack.
+        """
+        from transformers import AutoConfig
+
+        if self.gguf is None:
+            check_settings(_settings(self.directory))
+        config = self._read(AutoConfig)
+        if self.gguf is not None:
+            # What transformers notes about the file's quantisation: the weights it returns are dequantised.
+            config.__dict__.pop("quantization_config", None)
+            check_settings(config.to_dict())
+        return config
+
+    @property
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return family_of(self.config.model_type)
+
+    def model(self) -> Any:
+        """The donor itself, as transformers' class, float32, in evaluation mode.
+
+        Raises:
+            OuroborosError: its weights cannot be read or do not fit its configuration.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        more = {} if self.gguf else {"use_safetensors": True}
+        more["ignore_mismatched_sizes"] = True  # they are in ``info``, and refused below with their names
+        model, info = self._read(AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True, **more)
+        wrong = [
+            f"{key.replace('_', ' ')}: {', '.join(map(str, sorted(names)[:3]))}" for key, names in info.items() if names
+        ]
+        check(not wrong, f"{self.source}: the weights do not fit the configuration ({'; '.join(wrong)})")
+        return model.eval()
+
+    def tokenizer(self) -> TextTokenizer:
+        """The donor's tokenizer.
+
+        Raises:
+            OuroborosError: it has none, or none that can be read.
+        """
+        from ouroboros.data.tokenize import TOKENIZER_FILES, load_tokenizer
+
+        fix = "give one with --tokenizer DIR, or leave it out with --no-tokenizer"
+        if self.gguf is None:
+            present = any((self.directory / name).is_file() for name in TOKENIZER_FILES)
+            check(present, f"{self.source}: holds no tokenizer (tokenizer.json); {fix}")
+            return _own_tokenizer(self.directory)
+        from transformers import AutoTokenizer
+
+        try:
+            found = self._read(AutoTokenizer)
+        except OuroborosError as error:
+            raise OuroborosError(f"{error}: it may hold no tokenizer; {fix}") from None
+        with tempfile.TemporaryDirectory() as place:
+            found.save_pretrained(place)
+            return load_tokenizer(place)
+
+    def _read(self, reader: Any, **options: Any) -> Any:
+        more = {"gguf_file": self.gguf} if self.gguf else {}
+        try:
+            return reader.from_pretrained(
+                self.directory, local_files_only=True, trust_remote_code=False, **more, **options
+            )
+        except Exception as error:  # each kind of file fails in its own way; the user needs one line
+            problem = "it is damaged, cut short, or of a kind that transformers does not read" if self.gguf else ""
+            reason = f"{problem} ({first_line(error)})" if problem else first_line(error)
+            raise OuroborosError(f"{self.source}: cannot be read: {reason}") from None
+
+
+def _own_tokenizer(directory: Path) -> TextTokenizer:
+    """The tokenizer as its own files describe it.
+
+    Beside ``config.json`` transformers takes the class that is usual for such models, which may add tokens of its own.
+    """
+    from ouroboros.data.tokenize import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as place:
+        for path in directory.iterdir():
+            if path.name != CONFIG and path.suffix != ".safetensors":
+                (Path(place) / path.name).symlink_to(path.resolve())
+        try:
+            return load_tokenizer(place)
+        except OuroborosError as error:
+            logger.debug("tokenizer of %s: %s", directory, error)
+    return load_tokenizer(directory)  # its files name no class
+
+
+def find(source: Path | str, *, cache: Path | None = None) -> Donor | None:
+    """The donor that ``source`` names; None where it is something else.
+
+    Args:
+        source: a transformers directory or a GGUF file, told by their content, or a hub name that no path has.
+        cache: the hub's cache; None for the usual place.
+
+    Raises:
+        OuroborosError: a model of another kind than those of :data:`~ouroboros.convert.families.FAMILIES`, a GGUF file
+            that cannot be read here, a hub name that is neither in the cache nor to be had.
+    """
+    path = Path(source)
+    if path.is_file():
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+        check(is_gguf or path.suffix != ".gguf", f"{path}: is no GGUF file: it does not begin with GGUF")
+        return _of_gguf(path) if is_gguf else None
+    if path.is_dir():
+        if (path / CONFIG).is_file() and _is_model(_settings(path)):
+            return Donor(str(source), path)
+        return None
+    if not _HUB_NAME.fullmatch(str(source)):
+        return None
+    return Donor(str(source), _from_hub(str(source), cache))
+
+
+def _of_gguf(path: Path) -> Donor:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    check(not missing, f"{path}: reading GGUF needs {' and '.join(missing)}: pip install 'ouroboros-lm[gguf]'")
+    return Donor(str(path), path.parent, path.name)
+
+
+def _settings(directory: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads((directory / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise OuroborosError(f"{directory / CONFIG}: cannot be read: {first_line(error)}") from None
+    check(isinstance(values, dict), f"{directory / CONFIG}: holds no settings")
+    return values
+
+
+def _is_model(settings: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a model that transformers knows, ours apart."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = settings.get("model_type")
+    return kind in FAMILIES or kind in CONFIG_MAPPING_NAMES
+
+
+def _from_hub(name: str, cache: Path | None) -> Path:
+    """The directory of a model in the hub's cache, fetched if it is not there."""
+    from huggingface_hub import snapshot_download
+
+    problem = ""
+    for local in (True, False):
+        try:
+            found = Path(snapshot_download(name, cache_dir=cache, local_files_only=local, allow_patterns=_FETCHED))
+        except Exception as error:  # network, name and permission fail in their own ways
+            problem = first_line(error)
+            continue
+        if (found / CONFIG).is_file() and any(found.glob("*.safetensors")):
+            return found
+        problem = f"it has no {CONFIG} with weights as safetensors"
+    raise OuroborosError(f"{name}: no such file or directory, and not to be had from the hub or its cache: {problem}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How a model compares with transformers' on random tokens, in float32."""
+
+    difference: float
+    """The largest difference of two logits, as a share of the largest logit."""
+    tokens: int
+
+    def describe(self) -> str:
+        """One clause for people."""
+        return f"logits on {self.tokens} random tokens differ by {self.difference:.1e} of the largest"
+
+
+def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
+    """Compare the logits of ``model`` with those of ``other``, of transformers.
+
+    Raises:
+        OuroborosError: they differ by more than :data:`TOLERANCE`.
+    """
+    import torch
+
+    spec = model.config.model_spec
+    windows = [window for block in spec.blocks if (window := block.mixer.looks_back) is not None]
+    longest = max([LEAST_TOKENS, *(window + LEAST_TOKENS // 2 for window in windows if window < MOST_TOKENS)])
+    tokens = min(spec.max_position_embeddings, longest)
+    ids = torch.randint(0, spec.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = other(ids, use_cache=False).logits
+        difference = ((model(ids, use_cache=False).logits - want).abs().max() / want.abs().max()).item()
+    proof = Proof(difference=difference, tokens=tokens)
+    check(
+        difference <= TOLERANCE,  # not so for NaN
+        f"{name}: {proof.describe()}, and at most {TOLERANCE:.0e} is allowed: the model is not understood",
+    )
+    return proof
+
+
+def tensors_of(family: Family, model: Any) -> dict[str, Tensor]:
+    """The tensors of a donor under our names.
+
+    Raises:
+        OuroborosError: it has others than its family.
+    """
+    state = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    family.table.check(state)
+    return family.table.renamed({name: x + 1 if family.is_gain(name) else x for name, x in state.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A donor as a model of this library."""
+
+    model: OuroborosForCausalLM
+    proof: Proof
+    same: bool
+    """Whether the model is the donor: all layers in order, each once."""
+    kept: tuple[int, ...]
+    """The donor's layer that each block is."""
+
+
+def read(donor: Donor, layout: str | None = None, keep: str | None = None) -> Read:
+    """The model of a donor, proved to be the same where its layers stay as they are.
+
+    With another layout the proof is of the whole donor, and what is cut out of it is another model.
+
+    Args:
+        donor: from :func:`find`.
+        layout: of the blocks; None for the donor's own.
+        keep: the donor's layer that each block takes, as a list with ranges: ``0-7,15,22-29``.
+
+    Raises:
+        OuroborosError: a donor that is not read, is not understood, or does not fit the layout.
+    """
+    config = donor.config
+    whole = spec_of(config)
+    layers = whole.schedule.num_blocks
+    schedule = whole.schedule if layout is None else parse(layout)
+    kept = _kept(schedule, layers, keep)
+    visited = [kept[visit.block] for visit in schedule.visits]
+    same = visited == list(range(layers))
+    theirs = donor.model()
+    state = tensors_of(donor.family, theirs)
+    tokens = _special_tokens(theirs)
+    spec = spec_of(config, schedule.notation, kept)
+    model = _made(spec if same else whole, state, tokens)
+    proof = prove(model, theirs, donor.source)
+    del theirs
+    return Read(model=model if same else _made(spec, _chosen(state, kept), tokens), proof=proof, same=same, kept=kept)
+
+
+def _kept(schedule: Schedule, layers: int, keep: str | None) -> tuple[int, ...]:
+    """The donor's layer of each block.
+
+    Raises:
+        OuroborosError: another number of blocks than layers, and nothing says which ones are kept.
+    """
+    here = schedule.num_blocks
+    check(
+        keep is not None or here == layers,
+        f"layout {schedule.notation!r} has {here} blocks and the donor {layers} layers: say with --keep which layer"
+        f" each block takes, for example --keep 0-{min(here, layers) - 1}",
+    )
+    if keep is None:
+        return tuple(range(layers))
+    return tuple(layer for layer in blocks_of(keep, layers, here, "--keep") if layer is not None)
+
+
+def _chosen(state: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors of the layers that are kept, by the numbers of the blocks that take them."""
+    inside = re.compile(r"(model\.decoder\.layers\.)(\d+)(\..*)")
+    found = {name: tensor for name, tensor in state.items() if not inside.fullmatch(name)}
+    for name, tensor in state.items():
+        match = inside.fullmatch(name)
+        for block in [block for block, layer in enumerate(kept) if match and int(match[2]) == layer]:
+            assert match is not None
+            found[f"{match[1]}{block}{match[3]}"] = tensor
+    return found
+
+
+def _special_tokens(theirs: Any) -> dict[str, Any]:
+    """The ids that begin, end and pad texts, as generation uses them."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    found = {name: getattr(theirs.config, name, None) for name in names}
+    given = {name: getattr(theirs.generation_config, name, None) for name in names}
+    return {name: found[name] if given[name] is None else given[name] for name in names}
+
+
+def _made(spec: ModelSpec, state: Mapping[str, Tensor], tokens: Mapping[str, Any]) -> OuroborosForCausalLM:
+    model = model_of(spec, state)
+    for name, value in tokens.items():
+        setattr(model.config, name, value)
+        setattr(model.generation_config, name, value)
+    return model
+
+
+def write_record(donor: Donor, directory: Path) -> None:
+    """Write the donor's configuration beside its model."""
+    write_whole(directory / RECORD, (json.dumps(donor.config.to_dict(), indent=2, sort_keys=True) + "\n").encode())

