@@ -61,3 +61,8 @@ def test_buckets_that_nothing_reaches_are_told(buckets: int, independent: bool, 
     mixer = OsamSpec(buckets=buckets, independent_hashes=independent)
     warnings = ModelSpec(hidden_size=12, block=BlockSpec(mixer=mixer)).warnings()
     assert ["mixer.buckets is 79 and a width of 12 has 78 products" in text for text in warnings] == [True] * told
+
+
+def test_what_is_never_trained_is_said() -> None:
+    assert OsamSpec().freezes and OsamSpec(detach_state=False, freeze_phase=True).freezes
+    assert not OsamSpec(detach_state=False).freezes
