@@ -161,7 +161,8 @@ def _own_options(spec: ModelSpec, place: Place) -> str:
     assert place.block is not None
     found, own = spec.blocks[place.block], spec.block.at(place)
     parts = {name: (getattr(found, name), getattr(own, name)) for name in ("mixer", "ffn", "norm", "residual")}
-    other = {name: there.kind for name, (there, here) in parts.items() if there.kind != here.kind}
+    kinds = {name: (there.kind, here.kind) for name, (there, here) in parts.items()}
+    other = {name: there for name, (there, here) in kinds.items() if there != here}
     # What another kind of part has by default is not worth saying, nor what it has in common with the present one.
     changed = dataclasses.replace(own, **{n: of_kind(parts[n][1], kind).at(place) for n, kind in other.items()})
     usual = fields_by_path(changed) | fields_by_path(own)

@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     """An entry of the vocabulary."""
 
     text: str
-    kind: str
+    type: str
     """One of :data:`KINDS`; ``normal`` and ``user_defined`` ones are text."""
     score: float = 0.0
 
@@ -50,7 +50,7 @@ class SentencePieces:
     @property
     def separator(self) -> str | None:
         """The control piece that stands before a document: ``<s>``, else the first one."""
-        controls = [piece.text for piece in self.pieces if piece.kind == "control"]
+        controls = [piece.text for piece in self.pieces if piece.type == "control"]
         return "<s>" if "<s>" in controls else next(iter(controls), None)
 
     def backend(self) -> Tokenizer:
@@ -63,8 +63,8 @@ class SentencePieces:
             self.model_type in (_UNIGRAM, _BPE),
             f"SentencePiece model of type {self.model_type}: only unigram (1) and BPE (2) can be read",
         )
-        unknown = next((index for index, piece in enumerate(self.pieces) if piece.kind == "unknown"), None)
-        fallback = any(piece.kind == "byte" for piece in self.pieces)
+        unknown = next((index for index, piece in enumerate(self.pieces) if piece.type == "unknown"), None)
+        fallback = any(piece.type == "byte" for piece in self.pieces)
         backend = Tokenizer(
             self._bpe(unknown, fallback) if self.model_type == _BPE else self._unigram(unknown, fallback)
         )
@@ -78,8 +78,8 @@ class SentencePieces:
             [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
         )
         for piece in self.pieces:
-            if piece.kind in ("control", "user_defined"):
-                is_control = piece.kind == "control"
+            if piece.type in ("control", "user_defined"):
+                is_control = piece.type == "control"
                 backend.add_tokens([AddedToken(piece.text, special=is_control, normalized=False)])
         return backend
 

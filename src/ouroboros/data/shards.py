@@ -61,10 +61,10 @@ def prepare(spec: DataSpec, out: str | Path, *, resumed: bool = False, shows_pro
         not path.exists() or (path.is_dir() and not any(path.iterdir())),
         f"data {str(path)!r}: exists and holds no prepared data; choose another directory",
     )
-    for ref in refs:
+    for kind, ref in ((ref.kind, ref) for ref in refs):
         # What a run writes would become part of its own source, which then counts as changed.
         check(
-            ref.kind != "directory" or not lies_inside(path, ref.path),
+            kind != "directory" or not lies_inside(path, ref.path),
             f"data {str(path)!r}: lies inside the source {ref.text!r}; choose a place outside it",
         )
     remove_leftovers(path.parent, path.name)

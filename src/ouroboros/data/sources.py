@@ -95,7 +95,8 @@ class SourceRef:
     @property
     def is_filtered(self) -> bool:
         """Whether filters apply: a text that the user chose by itself, or that is made, is taken as it is."""
-        return self.kind != "file" and self.made is None and not (self.is_shards and self.path.exists())
+        kind = self.kind
+        return kind != "file" and self.made is None and not (self.is_shards and self.path.exists())
 
     def is_there(self) -> bool:
         """Whether a local source exists; True for every other kind."""
@@ -201,9 +202,10 @@ def source_files(ref: SourceRef, *, quiet: bool = False) -> Files:
         return list(bundled_files()) if ref.text == "python:" else []
     if ref.is_shards:
         return shard_files(ref.text.removeprefix(PREFIX), ref.base)
-    if ref.kind == "directory":
+    kind = ref.kind
+    if kind == "directory":
         return directory_files(ref.text, ref.path, quiet=quiet)
-    if ref.kind == "glob":
+    if kind == "glob":
         return glob_files(ref.text, ref.base)
     path = ref.path
     if not path.exists():

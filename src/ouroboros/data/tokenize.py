@@ -113,7 +113,8 @@ class TextTokenizer:
     def encode_many(self, documents: Iterable[bytes], *, names: Sequence[str] = ()) -> Iterator[np.ndarray]:
         """:meth:`encode` for many documents in parallel; ``names`` (same order) are used in messages only, and unknown
         characters are reported once, after the last document."""
-        if self.kind == "bytes":
+        kind = self.kind
+        if kind == "bytes":
             yield from (np.frombuffer(document, dtype=np.uint8).astype(np.int32) for document in documents)
             return
         done: list[np.ndarray] = []

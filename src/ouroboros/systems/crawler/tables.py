@@ -111,7 +111,7 @@ def check_known(tokenizer: TextTokenizer, ids: np.ndarray) -> None:
     Raises:
         OuroborosError: names the first one.
     """
-    unknown = [index for index, piece in enumerate(pieces_of(tokenizer)) if piece.kind == "unknown"]
+    unknown = [index for index, piece in enumerate(pieces_of(tokenizer)) if piece.type == "unknown"]
     places = np.flatnonzero(np.isin(ids, unknown))
     if len(places):
         before = tokenizer.decode(ids[max(0, places[0] - 10) : places[0]])

@@ -60,7 +60,7 @@ SAME = normalizers.Replace("\0", "\0")
 
 def test_a_converted_tokenizer_counts_all_bytes() -> None:
     tokenizer = TextTokenizer(converted(VOCABULARY | BYTES, [("\u2581", "a")], SAME), eos_id=1)
-    kinds = [piece.kind for piece in pieces_of(tokenizer)]
+    kinds = [piece.type for piece in pieces_of(tokenizer)]
     assert kinds[:8] == ["unknown", "control", "normal", "normal", "normal", "normal", "normal", "byte"]
     tables = tables_for(tokenizer, tokenizer.vocab_size + 3)
     texts = [b"a ab  a\nbb", "caf\u00e9 \u4e16".encode(), b"", b" a"]
