@@ -47,7 +47,7 @@ def test_settings_elsewhere_and_as_json(cli, source):
     arguments = ["convert", folder / "final_model.pt", "--out", folder / "model"]
     assert "config.json is missing" in cli(*arguments).error() and not (folder / "model").exists()
     facts = cli(*arguments, "--config", folder / "settings.json", "--json").json
-    assert facts["system"] == "the crawler" and facts["crawler_loops"] == 2 and not facts["tokenizer"]
+    assert facts["system"] == "Crawler" and facts["crawler_loops"] == 2 and not facts["tokenizer"]
 
 
 def test_wrong_settings_are_one_line(cli, source):

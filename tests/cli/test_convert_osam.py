@@ -52,7 +52,7 @@ def test_telemetry_of_a_run(cli, trained):
 
 def test_contradictions(cli, trained, tmp_path):
     for options, status, words in (
-        (["--to", "osam", "--loops", 2], 1, "--loops is about reading a published checkpoint: leave it out with --to"),
+        (["--to", "osam", "--loops", 2], 1, "--loops is about reading a model: leave it out with --to"),
         (["--to", "osam", "--kupdate", 2], 1, "--kupdate is about reading"),
         (["--to", "rhrm"], 2, "osam"),
         (["--heads", 2], 1, "is of none of the systems that are read"),

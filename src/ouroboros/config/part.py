@@ -176,6 +176,11 @@ class MixerPart(Part):
     """What a cache keeps of a visit: keys and values that grow with the text and need a mask, or a state of constant
     size, which is causal by itself."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Which of the values that visits carry it reads, by the name that a stem part gives them."""
+        return ()
+
     def heads(self, width: int) -> Heads:
         """Attention heads; a mixer without any counts as one of full width."""
         return Heads(1, 1, width)

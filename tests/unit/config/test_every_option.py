@@ -115,6 +115,8 @@ def placed(part: Any) -> ModelSpec:
         return modulated(part)
     if isinstance(part, TapSpec):
         return BASE.replace(layout="2 (1)x3", loop=(part,))
+    if isinstance(part, StemPart) and part.provides:
+        return BASE.replace(stem=(part,), mixer=AttentionSpec(value_embedding=True))
     stem = (ValueEmbeddingSpec(width=4),) if isinstance(part, AttentionSpec) and part.value_embedding else ()
     if isinstance(part, MixerPart) and part.reads_other:
         first = part.value_residual if isinstance(part, AttentionSpec) else None

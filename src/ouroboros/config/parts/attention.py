@@ -158,6 +158,10 @@ class AttentionSpec(HeadedPart):
         return self.window
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return ("values",) if self.value_embedding else ()
+
+    @property
     def kv_heads(self) -> int:
         """Key/value heads, resolved."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads

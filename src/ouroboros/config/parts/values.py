@@ -27,6 +27,13 @@ class ValueEmbeddingSpec(StemPart):
     def __post_init__(self) -> None:
         check(self.width >= 1, f"stem.value_embedding.width must be >= 1, got {self.width}")
 
+    def check(self, model: ModelSpec) -> None:
+        check(
+            any(self.provides in block.mixer.reads for block in model.blocks),
+            "stem.value_embedding is a table that no block reads: give blocks --model.mixer.value-embedding, or leave"
+            " the part out",
+        )
+
     def values(self, model: ModelSpec) -> int:
         """Numbers in the values of all heads."""
         heads = model.block.mixer.heads(model.hidden_size)

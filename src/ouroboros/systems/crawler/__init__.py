@@ -7,7 +7,7 @@ from ouroboros.registry import System
 
 SYSTEM = System(
     name="crawler",
-    title="the crawler",
+    title="Crawler",
     entries={
         "recipes": {
             "crawler": "ouroboros.systems.crawler.recipe:CRAWLER",

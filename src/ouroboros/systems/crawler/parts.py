@@ -24,6 +24,9 @@ class UnconnectedValuesSpec(ValueEmbeddingSpec):
     factors: int = 2
     """Numbers by which blocks would multiply their values."""
 
+    def check(self, model: ModelSpec) -> None:
+        """Fits every model: nothing reads it."""
+
     def parameters(self, model: ModelSpec) -> int:
         return super().parameters(model) + self.factors
 

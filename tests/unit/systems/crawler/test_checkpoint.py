@@ -110,9 +110,9 @@ def changed(name: str, value: Tensor | None) -> dict[str, Tensor]:
     ("tensors", "settings", "words"),
     [
         (changed("tok_emb.weight", None), {}, "tok_emb.weight is missing"),
-        (changed("other.weight", torch.ones(2)), {}, "not a tensor of the crawler: 'other.weight'"),
-        (changed("loop_other.0.weight", torch.ones(2)), {}, "not a tensor of the crawler: 'loop_other.0.weight'"),
-        (changed("flat_blocks.0.norm.weight", torch.ones(2)), {}, "not a tensor of the crawler: 'flat_blocks.0.norm"),
+        (changed("other.weight", torch.ones(2)), {}, "not a tensor of Crawler: 'other.weight'"),
+        (changed("loop_other.0.weight", torch.ones(2)), {}, "not a tensor of Crawler: 'loop_other.0.weight'"),
+        (changed("flat_blocks.0.norm.weight", torch.ones(2)), {}, "not a tensor of Crawler: 'flat_blocks.0.norm"),
         (changed("smear.gate", torch.ones(3)), {}, "the tensors do not belong together: .*smear.gate"),
         (changed("flat_blocks.0.mlp.fc.weight", None), {}, "the tensors do not belong together: Missing key"),
         (changed("smear.gate", torch.full((32,), math.nan)), {}, "tensor 'smear.gate' holds NaN or infinity"),
