@@ -16,7 +16,7 @@ from ouroboros.nn.visit import VisitContext
 
 
 class ValueEmbedding(Started):
-    """Looks up ``s P e(id)`` for blocks that ask for it, and leaves the stream as it is.
+    """Looks up ``s P e(id)`` for blocks that ask for it, and leaves the stream as it is; P only where widths differ.
 
     The table starts at a standard deviation of 0.01 and the factor ``s`` at 0.1, as published.
     """
@@ -26,7 +26,8 @@ class ValueEmbedding(Started):
     def __init__(self, spec: ValueEmbeddingSpec, model: ModelSpec) -> None:
         super().__init__()
         self.embed = nn.Embedding(model.vocab_size, spec.width)
-        self.proj = Projection(spec.width, spec.values(model), bias=False)
+        values = spec.values(model)
+        self.proj = None if spec.width == values else Projection(spec.width, values, bias=False)
         self.scale = nn.Parameter(torch.tensor(0.1))
 
     def reset_parameters(self, init: Init | None = None) -> None:
@@ -45,5 +46,6 @@ class ValueEmbedding(Started):
             ids_BT is not None, "a model with stem.value_embedding looks tokens up: give input_ids, not inputs_embeds"
         )
         assert visit.carried is not None and ids_BT is not None
-        visit.carried["values"] = self.scale.to(x_BTD.dtype) * self.proj(self.embed(ids_BT))
+        found = self.embed(ids_BT)
+        visit.carried["values"] = self.scale.to(x_BTD.dtype) * (found if self.proj is None else self.proj(found))
         return x_BTD

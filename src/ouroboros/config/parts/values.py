@@ -22,7 +22,8 @@ class ValueEmbeddingSpec(StemPart):
 
     kind: Literal["value_embedding"] = "value_embedding"
     width: int = 128
-    """Numbers per token in the table; a linear map makes values of all key/value heads of them."""
+    """Numbers per token in the table; a linear map makes values of all key/value heads of them, unless they are as many
+    already."""
 
     def __post_init__(self) -> None:
         check(self.width >= 1, f"stem.value_embedding.width must be >= 1, got {self.width}")
@@ -40,7 +41,11 @@ class ValueEmbeddingSpec(StemPart):
         return heads.cached * heads.width
 
     def parameters(self, model: ModelSpec) -> int:
-        return model.vocab_size * self.width + self.values(model) * self.width + 1
+        return model.vocab_size * self.width + self._mapped(model) + 1
 
     def flops(self, model: ModelSpec) -> int:
-        return 2 * self.width * self.values(model)
+        return 2 * self._mapped(model)
+
+    def _mapped(self, model: ModelSpec) -> int:
+        """Numbers in the map to values."""
+        return 0 if self.width == self.values(model) else self.width * self.values(model)
