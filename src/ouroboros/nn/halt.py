@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ouroboros.config.parts.halt import HaltSpec
-from ouroboros.nn.part import Init, LoopModule, Projection, Started
+from ouroboros.nn.part import LoopModule, Projection
+from ouroboros.nn.small import ZeroLinear
 
 
 class Halt(LoopModule):
@@ -18,7 +19,7 @@ class Halt(LoopModule):
         super().__init__()
         self.first = Projection(width, spec.hidden)
         self.second = Projection(spec.hidden, spec.hidden)
-        self.last = _Start(spec.hidden, spec.bias)
+        self.last = ZeroLinear(spec.hidden, 1, bias=spec.bias)
 
     def probability(self, z: Tensor) -> Tensor:
         """That a token halts with state (..., D), (..., 1)."""
@@ -45,18 +46,3 @@ def weigh(p: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """
     halts = total + p >= 1
     return torch.where(halts, 1 - total, p), torch.where(halts, torch.ones_like(total), total + p)
-
-
-class _Start(Started, Projection):
-    """A map to one number that starts as a constant."""
-
-    PARAMETER_ROLES = {"weight": "vector"}
-
-    def __init__(self, inputs: int, start: float) -> None:
-        self.start = start
-        super().__init__(inputs, 1)
-
-    def reset_parameters(self, init: Init | None = None) -> None:
-        """Weight zero, bias at its start."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, self.start)

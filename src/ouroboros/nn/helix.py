@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ouroboros.config import ModelSpec
 from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.nn.part import Init, Projection, Started, ZeroProjection
+from ouroboros.nn.small import ZeroLinear
 from ouroboros.nn.topology import MAIN, Event, RunBlock, Step, by_segment
-from ouroboros.nn.unet import Skips, UNet
+from ouroboros.nn.unet import Skips, UNet, with_skips
 from ouroboros.schedule import Schedule
 
 SECOND, UP, DOWN = "second", "up", "down"
@@ -20,28 +21,14 @@ SECOND, UP, DOWN = "second", "up", "down"
 
 
 class GatedSkips(Skips):
-    """Skips that are multiplied by one number of the second stream, the same for all tokens at the start."""
+    """Skips that are multiplied by one number of the second stream, 0.88 for all tokens at the start."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__(count, width)
-        self.gate = SkipGate(width)
+        self.gate = ZeroLinear(width, 1, bias=2.0)
 
     def weighed(self, saved: Tensor, streams: dict[str, Tensor]) -> Tensor:
         return saved * torch.sigmoid(self.gate(streams[SECOND]))
-
-
-class SkipGate(Started, Projection):
-    """A map to one number, whose sigmoid is 0.88 at the start."""
-
-    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1)
-
-    def reset_parameters(self, init: Init | None = None) -> None:
-        """Weight zero, bias two."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, 2.0)
 
 
 class Helix(UNet):
@@ -64,7 +51,7 @@ class Helix(UNet):
         """The visits in order; hints around those of the second stream, and the sum of both streams at the end."""
         adding, saving = self.events(schedule)
         early, time = self._early(schedule), 0
-        waiting: list[Step] = []  # skips that are saved before the first stream goes on
+        waiting: list[Step] = []  # a skip that is saved before the first stream goes on
         yield Event(self.exchange.begin)
         for segment, steps in by_segment(schedule):
             if self.helix.runs_second(segment):
@@ -78,20 +65,10 @@ class Helix(UNet):
                 yield Event(functools.partial(_ask, segment.name, asking))
                 yield from (self._elsewhere(step, segment.name, other) for step in steps)
             else:
-                yield from waiting
-                waiting = []
-                for step in steps:
-                    slot = step.visit.slot if isinstance(step, RunBlock) else -1
-                    yield from waiting
-                    waiting = []
-                    if slot in adding:
-                        yield adding[slot]
-                    yield step
-                    if slot in saving:
-                        waiting.append(saving[slot])
-                if not self.helix.skip_after_hint:
-                    yield from waiting
-                    waiting = []
+                steps = [*waiting, *with_skips(steps, adding, saving)]
+                behind = self.helix.skip_after_hint and isinstance(steps[-1], Event)
+                waiting = [steps.pop()] if behind else []
+                yield from steps
         yield Event(self.exchange.end)
 
     def _elsewhere(self, step: Step, stream: str, other: str) -> Step:

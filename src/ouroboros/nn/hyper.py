@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config.parts.loop import HyperSpec
-from ouroboros.nn.part import Init, LoopModule, ZeroProjection
+from ouroboros.nn.part import Init, LoopModule
+from ouroboros.nn.small import ZeroLinear
 
 
 class HyperConnections(LoopModule):
@@ -32,8 +33,8 @@ class HyperConnections(LoopModule):
         super().__init__()
         self.streams, self.eps = spec.streams, norm_eps
         self.embedding = nn.Parameter(torch.zeros(loops, width))
-        self.gates = nn.ModuleList(_Weights(spec.streams * width, 2 * spec.streams) for _ in range(loops))
-        self.read = nn.ModuleList(_Weights(spec.streams * width, spec.streams) for _ in range(loops))
+        self.gates = nn.ModuleList(ZeroLinear(spec.streams * width, 2 * spec.streams, bias=0.0) for _ in range(loops))
+        self.read = nn.ModuleList(ZeroLinear(spec.streams * width, spec.streams, bias=0.0) for _ in range(loops))
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Zero; so are the maps inside."""
@@ -57,12 +58,3 @@ class HyperConnections(LoopModule):
         """All streams (..., N, D) as one vector (..., N D) with a mean square of 1."""
         flat = streams.flatten(-2)
         return nn.functional.rms_norm(flat, flat.shape[-1:], eps=self.eps)
-
-
-class _Weights(ZeroProjection):
-    """A linear map to a few weights: too flat to orthogonalise, so the optimiser treats it as vectors."""
-
-    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=True)

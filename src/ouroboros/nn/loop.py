@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ouroboros.config.parts import loop as specs
 from ouroboros.nn.norm import rms_norm
-from ouroboros.nn.part import Init, LoopModule, Projection, Started
+from ouroboros.nn.part import Init, LoopModule, Projection, Started, ZeroProjection
 
 
 class _Table(LoopModule):
@@ -95,7 +95,7 @@ class RecurrenceGate(LoopModule):
 
     def __init__(self, spec: specs.RecurrenceGateSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
-        self.proj = _GateLogits(width, spec.bias)
+        self.proj = ZeroProjection(2 * width, width, bias=spec.bias)
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """Between the previous state and the new one."""
@@ -108,23 +108,12 @@ class UpdateGate(LoopModule):
 
     def __init__(self, spec: specs.UpdateGateSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
-        self.proj = _GateLogits(width, 0.0)
+        self.proj = ZeroProjection(2 * width, width, bias=0.0)
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """The previous state and the scaled change."""
         gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
         return z + (2 * gate - 1) * (z - x)  # written so that a gate of 1 changes no bit of z
-
-
-class _GateLogits(Started, Projection):
-    def __init__(self, width: int, bias: float) -> None:
-        self.starting_bias = bias
-        super().__init__(2 * width, width)
-
-    def reset_parameters(self, init: Init | None = None) -> None:
-        """Weight zero, bias at its starting value."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, self.starting_bias)
 
 
 class LoopGain(LoopModule):

@@ -57,15 +57,23 @@ class Projection(nn.Linear):
 
 
 class ZeroProjection(Started, Projection):
-    """A linear map that starts at zero, so that what it adds is nothing at the start."""
+    """A linear map that starts at zero, or at the same number ``bias`` everywhere, so that it tells nothing apart.
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
-        super().__init__(inputs, outputs, bias=bias)
+    Args:
+        inputs: channels that it reads.
+        outputs: channels that it makes.
+        bias: the start of a learned bias; None leaves the bias out.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: float | None = None) -> None:
+        self.starting_bias = bias
+        super().__init__(inputs, outputs, bias=bias is not None)
 
     def reset_parameters(self, init: Init | None = None) -> None:
-        """Zero."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        """Weight zero, bias at its start."""
+        nn.init.zeros_(self.weight)
+        if self.starting_bias is not None:
+            nn.init.constant_(self.bias, self.starting_bias)
 
 
 class Residual(Started):

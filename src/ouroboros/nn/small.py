@@ -8,9 +8,9 @@ from ouroboros.nn.part import Init, Projection, Started, ZeroProjection
 
 
 class ZeroLinear(ZeroProjection):
-    """A linear map to a few numbers that starts at zero."""
+    """:class:`ZeroProjection` to a few numbers: too flat to orthogonalise, so the optimiser treats it as vectors."""
 
-    PARAMETER_ROLES = {"weight": "vector"}
+    PARAMETER_ROLES = {"weight": "vector", "bias": "vector"}
 
 
 class SmallLinear(Started, Projection):

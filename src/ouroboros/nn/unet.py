@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +63,15 @@ class UNet(nn.Module):
 
     def steps(self, schedule: Schedule) -> Iterator[Step]:
         """The visits in order, with a skip saved after early ones and added before late ones."""
-        adding, saving = self.events(schedule)
-        for step in segment_steps(schedule):
-            slot = step.visit.slot if isinstance(step, RunBlock) else -1
-            if slot in adding:
-                yield adding[slot]
-            yield step
-            if slot in saving:
-                yield saving[slot]
+        return with_skips(segment_steps(schedule), *self.events(schedule))
+
+
+def with_skips(steps: Iterable[Step], adding: Mapping[int, Event], saving: Mapping[int, Event]) -> Iterator[Step]:
+    """``steps`` with what adds a skip before a visit and what saves one behind it, by slot (:meth:`UNet.events`)."""
+    for step in steps:
+        slot = step.visit.slot if isinstance(step, RunBlock) else -1
+        if slot in adding:
+            yield adding[slot]
+        yield step
+        if slot in saving:
+            yield saving[slot]

@@ -173,14 +173,9 @@ class LoopNormSpec(TablePart):
         check(self.eps is None or self.eps > 0, f"loop.norm.eps must be > 0 or null, got {self.eps}")
 
 
-@part(module="ouroboros.nn.loop:RecurrenceGate")
 @dataclass(frozen=True, kw_only=True)
-class RecurrenceGateSpec(LoopPart):
-    """Gated recurrence ``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, W = 0 at the start."""
-
-    kind: Literal["gate"] = "gate"
-    bias: float = -2.0
-    """The bias ``b`` at the start, the same in every channel."""
+class _GatePart(LoopPart):
+    """A gate for each channel, of the states before and behind a loop."""
 
     def parameters(self, width: int, loops: int) -> int:
         return 2 * width * width + width
@@ -189,9 +184,19 @@ class RecurrenceGateSpec(LoopPart):
         return loops * 4 * width * width
 
 
+@part(module="ouroboros.nn.loop:RecurrenceGate")
+@dataclass(frozen=True, kw_only=True)
+class RecurrenceGateSpec(_GatePart):
+    """Gated recurrence ``x <- g * z + (1 - g) * x`` with ``g = sigmoid(W [z; x] + b)``, W = 0 at the start."""
+
+    kind: Literal["gate"] = "gate"
+    bias: float = -2.0
+    """The bias ``b`` at the start, the same in every channel."""
+
+
 @part(module="ouroboros.nn.loop:UpdateGate")
 @dataclass(frozen=True, kw_only=True)
-class UpdateGateSpec(LoopPart):
+class UpdateGateSpec(_GatePart):
     """Scales what each loop changes, ``x + g * (z - x)``, by ``g = 2 sigmoid(W [z; x] + b)``, which is 1 at the
     start."""
 
@@ -200,12 +205,6 @@ class UpdateGateSpec(LoopPart):
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
         return (cls(),)
-
-    def parameters(self, width: int, loops: int) -> int:
-        return 2 * width * width + width
-
-    def flops(self, width: int, loops: int) -> int:
-        return loops * 4 * width * width
 
 
 @part(module="ouroboros.nn.loop:LoopGain")
