@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,20 @@ class Checkpoint:
                 f"entry {name!r} is a {type(value).__name__}, not a tensor: save the tensors alone",
             )
         return {published_name(name): value for name, value in self.content.items()}
+
+    def settings(self, file: Path | None, missing: str) -> tuple[Path, dict[str, Any]]:
+        """Where the settings of the model lie, in ``file`` or in ``config.json`` beside the weights, and what they say.
+
+        ``missing`` ends the message that there is no such file; one that holds no JSON object is refused too.
+        """
+        path = self.path.with_name("config.json") if file is None else file
+        check(path.is_file(), f"{path} is missing{missing}")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OuroborosError(f"settings {path}: cannot be read: {first_line(error)}") from None
+        check(isinstance(found, dict), f"settings {path}: holds a {type(found).__name__}, not an object of settings")
+        return path, found
 
 
 @dataclass(frozen=True, kw_only=True)

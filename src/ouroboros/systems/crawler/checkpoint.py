@@ -7,17 +7,16 @@ names are those of :class:`~ouroboros.systems.crawler.published.Published`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ouroboros.convert.checkpoint import Checkpoint
 from ouroboros.convert.checkpoint import Published as Converted
 from ouroboros.convert.readers import Option, Reader
 from ouroboros.convert.tensors import model_of, shape_of
-from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.errors import check
 from ouroboros.systems.crawler import SYSTEM
 from ouroboros.systems.crawler.published import Published
 
@@ -213,14 +212,8 @@ def convert(checkpoint: Checkpoint, *, config: Path | None = None, eos_token_id:
     Raises:
         OuroborosError: no settings, or such as cannot be read; else as :func:`to_model`.
     """
-    path = checkpoint.path.with_name("config.json") if config is None else config
-    hint = "how often blocks are used, heads and slopes leave no trace in the weights"
-    check(path.is_file(), f"{path} is missing, and {hint}: write the settings there, or give --config FILE")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OuroborosError(f"settings {path}: cannot be read: {first_line(error)}") from None
-    check(isinstance(stored, dict), f"settings {path}: holds a {type(stored).__name__}, not an object of settings")
+    hint = ", and how often blocks are used, heads and slopes leave no trace in the weights"
+    path, stored = checkpoint.settings(config, f"{hint}: write the settings there, or give --config FILE")
     context = stored.pop("train_seq_len", 2048)
     check(isinstance(context, int) and context > 0, f"settings {path}: train_seq_len must be a number of tokens")
     tensors = checkpoint.tensors()
@@ -253,9 +246,9 @@ def _recognises(checkpoint: Checkpoint) -> bool:
     return all(checkpoint.has(name) for name in ("tok_emb.weight", "smear.gate"))
 
 
-def options() -> dict[str, Any]:
-    """What a checkpoint leaves open."""
-    return {"config": Option(Path, "File with its settings; by default config.json beside the weights is read.")}
-
-
-READER = Reader(system=SYSTEM.title, recognises=_recognises, convert=convert, options=options())
+READER = Reader(
+    system=SYSTEM.title,
+    recognises=_recognises,
+    convert=convert,
+    options={"config": Option(Path, "File with its settings; by default config.json beside the weights is read.")},
+)

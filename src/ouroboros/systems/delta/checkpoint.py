@@ -6,7 +6,6 @@ convolution, is told by its tensors: these were model files of their own.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from ouroboros.config.parts.residual import AdditiveResidualSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published
 from ouroboros.convert.readers import Option, Reader
 from ouroboros.convert.tensors import RenameTable, model_of
-from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.errors import check
 from ouroboros.systems.delta import SYSTEM
 from ouroboros.systems.delta.config import OuroborosConfig
 
@@ -163,13 +162,8 @@ def convert(checkpoint: Checkpoint, *, config: Path | None = None, eos_token_id:
     Raises:
         OuroborosError: no settings, or such as cannot be read; else as :func:`read_config` and :func:`to_model`.
     """
-    path = checkpoint.path.with_name("config.json") if config is None else config
-    check(path.is_file(), f"{path} is missing: put the published config.json there or give --config FILE")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OuroborosError(f"settings {path}: cannot be read: {first_line(error)}") from None
-    check(isinstance(settings, dict), f"settings {path}: holds a {type(settings).__name__}, not an object of settings")
+    missing = ": put the published config.json there or give --config FILE"
+    path, settings = checkpoint.settings(config, missing)
     tensors = checkpoint.tensors()
     if _OUTPUT in tensors:  # one matrix under two names, of which safetensors keeps one
         tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
