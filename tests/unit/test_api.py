@@ -13,10 +13,11 @@ from transformers.utils import logging as hf_logging
 import ouroboros
 from ouroboros import api, registry
 from ouroboros.accounting import cost
-from ouroboros.api import OpenedModel, build, load, load_model, open_model
+from ouroboros.api import OpenedModel, build, load, open_model
 from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, Recipe, to_json
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe
 
 SMALL = Recipe(

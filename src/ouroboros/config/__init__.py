@@ -27,7 +27,14 @@ from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
 from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
 from ouroboros.config.parts.rope import RopeSpec
-from ouroboros.config.train import DistilledTraining, LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
+from ouroboros.config.train import (
+    DistilledTraining,
+    LoopTraining,
+    OptimSpec,
+    QuantizedTraining,
+    TaughtTraining,
+    TrainSpec,
+)
 
 __all__ = [
     "AttentionSpec",
@@ -54,6 +61,7 @@ __all__ = [
     "ResidualPart",
     "RopeSpec",
     "StemPart",
+    "TaughtTraining",
     "TopologyPart",
     "TrainSpec",
     "fields_by_path",

@@ -33,6 +33,7 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
+    left_out_parameters,
     muon_momentum,
     set_first_beta,
     set_learning_rate,
@@ -41,7 +42,8 @@ from ouroboros.optim import (
 from ouroboros.train.average import Average
 from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
-from ouroboros.train.draws import Corruption, LoopSampler
+from ouroboros.train.draws import Corruption, LoopSampler, check_truncation
+from ouroboros.train.lessons import lessons_of
 from ouroboros.train.precision import (
     COMPILED,
     Choices,
@@ -121,11 +123,14 @@ class Trainer:
             f"train.batch_size ({spec.batch_size}) must be a multiple of processes ({workers.world_size}) times"
             f" train.accumulation ({spec.accumulation})",
         )
-        _check_truncation(recipe, model)
+        check_truncation(recipe, model.schedule)
         for sentence in recipe.model.warnings() if workers.is_main else ():
             logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
+        for name in left_out_parameters(model, recipe.optim):
+            model.get_parameter(name).requires_grad_(False)  # no optimiser holds them, so no one needs their gradients
+        self.lessons = lessons_of(recipe, model, data, workers)
         self.wrapped: nn.Module = model
         self.compiled = "compile: off"
         # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
@@ -419,6 +424,9 @@ class Trainer:
         smoothing = self.recipe.train.label_smoothing
         watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), watched:
+            if self.lessons is not None:
+                lesson = self.lessons.losses(self.wrapped, arguments, targets_BT, self.counters.step, smoothing)
+                return lesson.objective, lesson.plain
             if self.teacher is not None:
                 logits = self.wrapped(**arguments).logits
                 return self.teacher.losses(logits, inputs_BT, targets_BT, loops=loops, smoothing=smoothing)
@@ -481,16 +489,3 @@ class NotFinite(OuroborosError):
     def __init__(self, message: str, batch: np.ndarray) -> None:
         super().__init__(message)
         self.batch = batch
-
-
-def _check_truncation(recipe: Recipe, model: OuroborosForCausalLM) -> None:
-    """Truncated backpropagation cuts the prelude off unless the input is injected again."""
-    loops, segments = recipe.train.loops, model.schedule.segments
-    most = {"fixed": model.schedule.loops, "uniform": loops.max, "poisson": loops.max}[loops.sampling]
-    most = max((n for _, n in loops.curriculum), default=most)
-    cut = loops.backprop is not None and loops.backprop < most and model.schedule.is_looped
-    check(
-        not (cut and not any(part.injects for part in recipe.model.loop) and not segments[0].looped),
-        f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
-        " set model.loop.inject to add or concat, or train.loops.backprop to null",
-    )

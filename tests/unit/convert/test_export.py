@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ouroboros.api import build, load_model
+from ouroboros.api import build
 from ouroboros.config.parts.loop import LoopNormSpec
 from ouroboros.convert.export import read_record, to_donor
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import load_tokenizer
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe
 
 Make = Callable[..., Path]
