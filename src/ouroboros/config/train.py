@@ -35,8 +35,8 @@ class OptimSpec:
     eps: float = 1e-8
     """AdamW's addend to the root of the second average."""
     left_out: tuple[str, ...] = ()
-    """Patterns, with ``*`` and ``?``, of the names of parameters that no optimiser holds: they keep their start, and
-    their gradients do not count in the norm that is clipped. For comparisons with programs that forgot some."""
+    """Patterns, with ``*`` and ``?``, of the names of parameters that are not trained: they keep their start, have no
+    gradient, and cost the less for it. For a pretrained model of which little is trained."""
     muon_momentum: float = field(default=0.95, metadata=MUON)
     """Coefficient of Muon's running average of the gradient."""
     muon_momentum_warmup: int = field(default=0, metadata=MUON)

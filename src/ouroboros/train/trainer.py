@@ -33,7 +33,6 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
-    left_out_parameters,
     muon_momentum,
     set_first_beta,
     set_learning_rate,
@@ -128,8 +127,6 @@ class Trainer:
             logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
-        for name in left_out_parameters(model, recipe.optim):
-            model.get_parameter(name).requires_grad_(False)  # no optimiser holds them, so no one needs their gradients
         self.lessons = lessons_of(recipe, model, data, workers)
         self.wrapped: nn.Module = model
         self.compiled = "compile: off"
