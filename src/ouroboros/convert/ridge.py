@@ -34,6 +34,7 @@ class Ridge:
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
+        self.pairs = 0
         self.count = 0.0
         self.sum_yy = 0.0
         self.sum_x = torch.zeros(inputs, dtype=torch.float64)
@@ -49,6 +50,7 @@ class Ridge:
         """
         check(bool(x_NI.isfinite().all() and y_NO.isfinite().all()), "states to fit a map to hold NaN or infinity")
         x, y, w = (part.double().cpu() for part in (x_NI, y_NO, weight_N[:, None]))
+        self.pairs += len(x)
         self.count += w.sum().item()
         self.sum_yy += (w * y * y).sum().item()
         self.sum_x += (w * x).sum(0)
@@ -61,12 +63,12 @@ class Ridge:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
-    def error(self, affine: Affine) -> float:
-        """The weighted mean over the pairs of ``|y - W x - b|^2``."""
+    def squares(self, affine: Affine) -> float:
+        """The weighted sum over the pairs of ``|y - W x - b|^2``."""
         W, b = affine.weight.double().T, affine.bias.double()
         fitted = (W * (self.sum_xx @ W)).sum() + 2 * (self.sum_x @ W) @ b + self.count * b @ b
         crossed = (W * self.sum_xy).sum() + b @ self.sum_y
-        return float(self.sum_yy + fitted - 2 * crossed) / self.count
+        return float(self.sum_yy + fitted - 2 * crossed)
 
     def solve(self, penalty: float) -> Affine:
         """The map that minimises ``sum w |y - W x - b|^2 + penalty * s * |W|^2``, where s is the mean over the inputs
