@@ -7,12 +7,13 @@ of the state that a loop begins with, or learns it for each loop.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ouroboros.config.needs import needs
-from ouroboros.config.part import FeedForwardPart, LoopPart, part
+from ouroboros.config.part import FeedForwardPart, LoopPart, MixerPart, part
 from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
 from ouroboros.errors import check
@@ -309,3 +310,61 @@ def _check_modulation(model: ModelSpec) -> None:
                     f"{name} {found.kind!r} of block {number} needs a loop part that hands it diagonals or cores:"
                     " --model.loop.controller, --model.loop.static-diagonals or --model.loop.static-cores",
                 )
+
+
+def modulated(
+    model: ModelSpec,
+    loop: tuple[LoopPart, ...],
+    *,
+    rank: int,
+    alpha: float,
+    trained: bool = False,
+    rows: int | None = None,
+) -> ModelSpec:
+    """``model`` with the parts ``loop`` in its loops, and with modulated maps in every looped block if one of the parts
+    hands cores; without such a part the blocks stay plain.
+
+    Args:
+        model: has a layout with a loop.
+        loop: of all its loops.
+        rank: of the modulated maps.
+        alpha: of the modulated maps.
+        trained: whether A and B are trained.
+        rows: loops that have A and B of their own; None for none.
+
+    Raises:
+        OuroborosError: looped blocks are no gated ones with plain attention.
+    """
+    from ouroboros.config.codec import to_dict
+    from ouroboros.config.model import BlockOverride
+
+    core = next((part.makes for part in loop if isinstance(part, _CoresPart)), None)
+    if core is None:
+        return dataclasses.replace(model, loop=loop)
+    own = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen", "rows": rows, "core": core}
+    overrides = list(model.overrides)
+    for segment in (segment for segment in model.schedule.stored if segment.looped):
+        changes = {number: _modulated_parts(model, number, own) for number in segment.blocks}
+        one = segment.name and len({tuple(change.values()) for change in changes.values()}) == 1
+        places = {segment.name: changes[segment.first_block]} if one else {str(n): c for n, c in changes.items()}
+        overrides += [
+            BlockOverride(where=where, set={name: to_dict(part) for name, part in change.items()})
+            for where, change in places.items()
+        ]
+    return dataclasses.replace(model, loop=loop, overrides=tuple(overrides))
+
+
+def _modulated_parts(model: ModelSpec, number: int, own: dict[str, Any]) -> dict[str, MixerPart | FeedForwardPart]:
+    """Mixer and feed-forward network of a block, modulated."""
+    mixer, ffn = model.blocks[number].mixer, model.blocks[number].ffn
+    gates = {"swiglu": "modulated_swiglu", "geglu": "modulated_geglu"}
+    check(
+        mixer.kind == "attention" and ffn.kind in gates,
+        f"mixer {mixer.kind!r} with ffn {ffn.kind!r}: only attention with swiglu or geglu can be modulated",
+    )
+    plain = {field.name: getattr(mixer, field.name) for field in dataclasses.fields(mixer) if field.name != "kind"}
+    shared = {name: getattr(ffn, name) for name in ("intermediate_size", "bias", "dropout")}
+    return {
+        "mixer": ModulatedAttentionSpec(**plain, **own),
+        "ffn": ModulatedFeedForwardSpec(kind=gates[ffn.kind], **shared, **own),  # pyrefly: ignore
+    }
