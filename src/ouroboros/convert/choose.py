@@ -87,9 +87,7 @@ def windows_of(path: Path, tokenizer: TextTokenizer, longest: int) -> Tensor:
     """
     ids = tokenizer.encode(read_text(path).encode(), name=str(path))
     size = min(WINDOW, longest)
-    check(
-        len(ids) >= size, f"--held-out: {path} has {len(ids)} tokens, and a window of {size} is needed: give more text"
-    )
+    check(len(ids) >= size, f"--held-out: {path} has {len(ids)} tokens, and one window has {size}: give more text")
     count = min(WINDOWS, len(ids) // size)
     starts = np.linspace(0, len(ids) - size, count).astype(int)
     return torch.from_numpy(np.stack([ids[start : start + size] for start in starts])).long()
