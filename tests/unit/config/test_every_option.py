@@ -54,7 +54,6 @@ from ouroboros.config.parts.modulated import (
     ControllerSpec,
     ModulatedAttentionSpec,
     ModulatedFeedForwardSpec,
-    StaticDiagonalsSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.tap import TapSpec
@@ -91,9 +90,10 @@ def two_streams(part: HelixSpec, second: Any = None, **changes: Any) -> ModelSpe
 
 def modulated(part: Any) -> ModelSpec:
     """A model whose loop is modulated, with this part in it."""
-    mixer: Any = ModulatedAttentionSpec(rank=part.rank)
-    ffn: Any = ModulatedFeedForwardSpec(rank=part.rank, intermediate_size=24)
-    steering: Any = ControllerSpec(rank=part.rank, style=8)
+    own: Any = {"rank": part.rank, "core": getattr(part, "core", None) or part.makes}
+    mixer: Any = ModulatedAttentionSpec(**own)
+    ffn: Any = ModulatedFeedForwardSpec(**own, intermediate_size=24)
+    steering: Any = ControllerSpec(**own, style=8)
     stem: Any = ()
     if isinstance(part, ModulatedAttentionSpec):
         mixer = part
@@ -111,7 +111,7 @@ def placed(part: Any) -> ModelSpec:
         return two_streams(part)
     if isinstance(part, TopologyPart):
         return BASE.replace(layout="2 (1)x2 2", topology=part)
-    if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec | ControllerSpec | StaticDiagonalsSpec):
+    if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec) or getattr(part, "hands", ""):
         return modulated(part)
     if isinstance(part, TapSpec):
         return BASE.replace(layout="2 (1)x3", loop=(part,))
