@@ -27,7 +27,14 @@ from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
 from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
 from ouroboros.config.parts.rope import RopeSpec
-from ouroboros.config.train import DistilledTraining, LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
+from ouroboros.config.train import (
+    DistilledTraining,
+    LoopTraining,
+    LowRankTraining,
+    OptimSpec,
+    QuantizedTraining,
+    TrainSpec,
+)
 
 __all__ = [
     "AttentionSpec",
@@ -42,6 +49,7 @@ __all__ = [
     "LayerNormSpec",
     "LoopPart",
     "LoopTraining",
+    "LowRankTraining",
     "MixerPart",
     "ModelSpec",
     "NoFeedForwardSpec",

@@ -2,8 +2,10 @@
 
 from ouroboros.optim.groups import (
     ROLES,
+    Factors,
     build_optimizers,
     choose_muon_dtype,
+    chosen_matrices,
     clip_and_norm,
     left_out_parameters,
     matching,
@@ -16,8 +18,10 @@ from ouroboros.optim.rates import first_beta, learning_rate, set_first_beta, set
 __all__ = [
     "ROLES",
     "BatchedMuon",
+    "Factors",
     "build_optimizers",
     "choose_muon_dtype",
+    "chosen_matrices",
     "clip_and_norm",
     "first_beta",
     "learning_rate",
