@@ -226,11 +226,11 @@ class Proof:
         return f"logits on {self.tokens} random tokens differ by {self.difference:.1e} of the largest"
 
 
-def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
+def prove(model: OuroborosForCausalLM, other: Any, name: str, tolerance: float = TOLERANCE) -> Proof:
     """Compare the logits of ``model`` with those of ``other``, of transformers.
 
     Raises:
-        OuroborosError: they differ by more than :data:`TOLERANCE`.
+        OuroborosError: they differ by more than ``tolerance``, as a share of the largest.
     """
     import torch
 
@@ -244,8 +244,8 @@ def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
         difference = ((model(ids, use_cache=False).logits - want).abs().max() / want.abs().max()).item()
     proof = Proof(difference=difference, tokens=tokens)
     check(
-        difference <= TOLERANCE,  # not so for NaN
-        f"{name}: {proof.describe()}, and at most {TOLERANCE:.0e} is allowed: the model is not understood",
+        difference <= tolerance,  # not so for NaN
+        f"{name}: {proof.describe()}, and at most {tolerance:.0e} is allowed: the model is not understood",
     )
     return proof
 
@@ -353,3 +353,9 @@ def _made(spec: ModelSpec, state: Mapping[str, Tensor], tokens: Mapping[str, Any
 def write_record(donor: Donor, directory: Path) -> None:
     """Write the donor's configuration beside its model."""
     write_whole(directory / RECORD, (json.dumps(donor.config.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+
+
+def record_beside(directory: Path) -> dict[str, bytes]:
+    """What :func:`write_record` wrote there, as a file for another model that is made of this one; empty if nothing."""
+    path = directory / RECORD
+    return {RECORD: path.read_bytes()} if path.is_file() else {}
