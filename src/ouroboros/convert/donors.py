@@ -5,7 +5,9 @@ A donor is a transformers directory, a GGUF file, or a name on the hub. No code 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import logging
 import re
@@ -117,10 +119,13 @@ class Donor:
 
     def _read(self, reader: Any, **options: Any) -> Any:
         more = {"gguf_file": self.gguf} if self.gguf else {}
+        # Of a GGUF file transformers shows a loading bar that no setting of it turns off.
+        quiet = contextlib.redirect_stderr(io.StringIO()) if self.gguf else contextlib.nullcontext()
         try:
-            return reader.from_pretrained(
-                self.directory, local_files_only=True, trust_remote_code=False, **more, **options
-            )
+            with quiet:
+                return reader.from_pretrained(
+                    self.directory, local_files_only=True, trust_remote_code=False, **more, **options
+                )
         except Exception as error:  # each kind of file fails in its own way; the user needs one line
             problem = "it is damaged, cut short, or of a kind that transformers does not read" if self.gguf else ""
             reason = f"{problem} ({first_line(error)})" if problem else first_line(error)
@@ -296,7 +301,10 @@ def read(donor: Donor, layout: str | None = None, keep: str | None = None) -> Re
     visited = [kept[visit.block] for visit in schedule.visits]
     same = visited == list(range(layers))
     theirs = donor.model()
-    state = tensors_of(donor.family, theirs)
+    try:
+        state = tensors_of(donor.family, theirs)
+    except OuroborosError as error:
+        raise OuroborosError(f"{donor.source}: {error}") from None
     tokens = _special_tokens(theirs)
     spec = spec_of(config, schedule.notation, kept)
     model = _made(spec if same else whole, state, tokens)

@@ -2,7 +2,6 @@
 
 from ouroboros.optim.groups import (
     ROLES,
-    Factors,
     build_optimizers,
     choose_muon_dtype,
     chosen_matrices,
@@ -18,7 +17,6 @@ from ouroboros.optim.rates import first_beta, learning_rate, set_first_beta, set
 __all__ = [
     "ROLES",
     "BatchedMuon",
-    "Factors",
     "build_optimizers",
     "choose_muon_dtype",
     "chosen_matrices",

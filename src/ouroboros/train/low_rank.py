@@ -25,7 +25,7 @@ class LowRank:
 
     Args:
         model: on its device, with the weights that the run begins from.
-        spec: which matrices, and how; its rank is above 0.
+        spec: which matrices, and how; with rank 0 there is none.
         seed: of the run. A depends on it alone, so all processes have the same.
 
     Raises:
@@ -34,8 +34,9 @@ class LowRank:
 
     def __init__(self, model: nn.Module, spec: LowRankTraining, seed: int) -> None:
         never = untrained_parameters(model)
-        chosen = [name for name in chosen_matrices(model, spec.where, "train.low_rank") if name not in never]
-        self.scale = spec.alpha / spec.rank
+        named = chosen_matrices(model, spec.where, "train.low_rank") if spec.rank else []
+        chosen = [name for name in named if name not in never]
+        self.scale = spec.alpha / max(spec.rank, 1)
         self.matrices = {name: model.get_parameter(name) for name in chosen}
         self.starts = {name: matrix.detach().clone() for name, matrix in self.matrices.items()}
         generator = torch.Generator().manual_seed(seed % 2**63)

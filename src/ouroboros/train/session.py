@@ -183,7 +183,7 @@ def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     trained, own = set(trainer.optimized), list(trainer.model.parameters())
     untrained = sum(p.numel() for p in own if p not in trained)
     never = f" ({untrained:,} of them never trained)" if untrained else ""
-    if trainer.low_rank is not None:
+    if trainer.low_rank.factors:
         never += f" and {sum(p.numel() for p in trained.difference(own)):,} of low-rank factors"
     begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
     total = f"{sum(p.numel() for p in own):,} parameters{never}"
@@ -217,7 +217,7 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
         files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
         if trainer.average is not None:
             files[AVERAGES] = trainer.average.state_tensors()
-        if trainer.low_rank is not None:
+        if trainer.low_rank.factors:
             files[LOW_RANK] = trainer.low_rank.state_tensors()
         if trainer.teacher is not None:
             files[TEACHER] = trainer.teacher.state_tensors()
@@ -249,7 +249,7 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
     """
     weights = todays_names(saved.tensors(WEIGHTS, trainer.device))
     copy_tensors(model_tensors(trainer.model), weights, f"{saved.path}: its weights belong to another model")
-    if trainer.low_rank is not None:
+    if trainer.low_rank.factors:
         trainer.low_rank.load(todays_names(saved.tensors(LOW_RANK, trainer.device)))
     if trainer.average is not None:
         averages = todays_names(saved.tensors(AVERAGES, trainer.device))

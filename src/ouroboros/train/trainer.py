@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import time
@@ -29,7 +28,6 @@ from ouroboros.model.executor import observe
 from ouroboros.model.loss import logits_loss
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
-    Factors,
     build_optimizers,
     choose_muon_dtype,
     clip_and_norm,
@@ -133,14 +131,14 @@ class Trainer:
         self.compiled = "compile: off"
         # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
         self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
-        self.low_rank = LowRank(model, spec.low_rank, spec.seed) if spec.low_rank.rank else None
-        factors = {} if self.low_rank is None else self.low_rank.factors
-        self.choices = self._choose(factors) if choices is None else self._keep(choices)
-        self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype, factors=factors)
+        self.low_rank = LowRank(model, spec.low_rank, spec.seed)
+        self.choices = self._choose() if choices is None else self._keep(choices)
+        kept = {"muon_dtype": self.choices.muon_dtype, "factors": self.low_rank.factors}
+        self.optimizers = build_optimizers(model, recipe.optim, **kept)
         held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
-        parameters = [*model.parameters(), *itertools.chain.from_iterable(factors.values())]
-        self.optimized = [p for p in parameters if p in held]
+        self.names = {parameter: name for name, parameter in model.named_parameters()} | self.low_rank.names
+        self.optimized = [p for p in self.names if p in held]
         self.average = Average(model, spec) if spec.averages else None
         self.teacher: Teacher | None = None
         self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
@@ -154,15 +152,16 @@ class Trainer:
             self._criterion = torch.compile(logits_loss, dynamic=False)
         by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
         self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
-        self.names |= {} if self.low_rank is None else self.low_rank.names
         # Bytes a training token stands for, to show the loss in bits per byte.
         self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
 
-    def _choose(self, factors: Factors) -> Choices:
+    def _choose(self) -> Choices:
         """Choose what the recipe leaves open, by measurement; processes that train together choose alike."""
         spec, alone = self.recipe.train, not self.workers.distributed
-        dtypes = [choose_dtype(spec, self.device), choose_muon_dtype(self.model, self.recipe.optim, factors)]
+        dtypes = [
+            choose_dtype(spec, self.device),
+            choose_muon_dtype(self.model, self.recipe.optim, self.low_rank.factors),
+        ]
         dtypes = [torch.float32 if self.workers.any(dtype == torch.float32) else dtype for dtype in dtypes]
         self.choices = Choices(dtype=dtypes[0], muon_dtype=dtypes[1], threads=spec.threads or torch.get_num_threads())
         if spec.threads is not None or self.device.type != "cpu" or not alone:
@@ -296,15 +295,13 @@ class Trainer:
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         with self.quantizer.acting(c.step, progress) if self.quantizer is not None else contextlib.nullcontext():
             loss = self._gradients(batch, loops, probe)
-        if self.low_rank is not None:
-            self.low_rank.take_gradients()
+        self.low_rank.take_gradients()
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
         bad = self.workers.any(not (math.isfinite(loss) and math.isfinite(norm)))
         if not bad:
             for optimizer in self.optimizers:
                 optimizer.step()
-            if self.low_rank is not None:
-                self.low_rank.merge()
+            self.low_rank.merge()
             if self.average is not None and self.teacher is None:
                 self.average.follow(self.model, c.step + 1, progress)
         if probe is not None:
