@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ouroboros import registry
-from ouroboros.api import build, load_model
+from ouroboros.api import build
 from ouroboros.convert.checkpoint import Published
 from ouroboros.convert.readers import Option, Reader
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe
 
 WIDTH, HEADS, LATENT, INNER = 12, 3, 5, 20

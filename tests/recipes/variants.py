@@ -24,6 +24,7 @@ from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.config.parts.loop import (
     AnchorSpec,
+    BridgeSpec,
     ContractiveStepSpec,
     FlowSpec,
     HyperSpec,
@@ -63,6 +64,7 @@ ALL_LOOP_PARTS = (
     LoopGainSpec(form="channel"),
     ContractiveStepSpec(),
     HaltSpec(hidden=5),
+    BridgeSpec(),
 )
 LEARNED = (LearnedPositionsSpec(),)
 SANDWICH = RMSNormSpec(placement="sandwich")

@@ -33,6 +33,7 @@ from ouroboros.config.train import (
     LowRankTraining,
     OptimSpec,
     QuantizedTraining,
+    TaughtTraining,
     TrainSpec,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "ResidualPart",
     "RopeSpec",
     "StemPart",
+    "TaughtTraining",
     "TopologyPart",
     "TrainSpec",
     "fields_by_path",

@@ -140,9 +140,9 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
 
-    Every trainable parameter that ``spec.left_out`` does not name is in exactly one group. Groups carry ``role`` and
-    ``peak_lr``; :func:`set_learning_rate` scales the latter. Only matrices are decayed, or every group with
-    ``decay="all"``.
+    Every trainable parameter that ``spec.left_out`` does not name is in exactly one group; those that it names require
+    no gradient afterwards. Groups carry ``role`` and ``peak_lr``; :func:`set_learning_rate` scales the latter. Only
+    matrices are decayed, or every group with ``decay="all"``.
 
     Args:
         model: parameters that do not require a gradient or are untrained by specification are left out.
@@ -156,6 +156,8 @@ def build_optimizers(
         OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
     """
     trainable = _trainable(model, spec, factors)
+    for name in left_out_parameters(model, spec).difference(factors or ()):
+        model.get_parameter(name).requires_grad_(False)  # nothing needs their gradients, which take time
     vector_lr = spec.vector_lr or spec.lr
     rates = {
         "matrix": spec.lr,

@@ -88,10 +88,10 @@ class Corruption:
 
 
 def check_truncation(recipe: Recipe, schedule: Schedule) -> None:
-    """Refuse truncated backpropagation that cuts the prelude off, which it does unless the input is injected again.
+    """Truncated backpropagation cuts the prelude off unless the input is injected again.
 
     Raises:
-        OuroborosError: names the options that would help.
+        OuroborosError: it does, in this recipe.
     """
     loops, segments = recipe.train.loops, schedule.segments
     most = {"fixed": schedule.loops, "uniform": loops.max, "poisson": loops.max}[loops.sampling]

@@ -42,6 +42,7 @@ from ouroboros.train.average import Average
 from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler, check_truncation
+from ouroboros.train.lessons import lessons_of
 from ouroboros.train.low_rank import LowRank
 from ouroboros.train.precision import (
     COMPILED,
@@ -116,9 +117,8 @@ class Trainer:
             rank=workers.rank,
             world_size=workers.world_size,
         )
-        local = spec.batch_size // workers.world_size
         check(
-            local % spec.accumulation == 0,
+            spec.batch_size // workers.world_size % spec.accumulation == 0,
             f"train.batch_size ({spec.batch_size}) must be a multiple of processes ({workers.world_size}) times"
             f" train.accumulation ({spec.accumulation})",
         )
@@ -127,10 +127,12 @@ class Trainer:
             logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
+        self.lessons = lessons_of(recipe, model, data, workers)
         self.wrapped: nn.Module = model
         self.compiled = "compile: off"
         # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
         self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
+        self.teacher: Teacher | None = None
         self.low_rank = LowRank(model, spec.low_rank, spec.seed)
         self.choices = self._choose() if choices is None else self._keep(choices)
         kept = {"muon_dtype": self.choices.muon_dtype, "factors": self.low_rank.factors}
@@ -140,7 +142,6 @@ class Trainer:
         self.names = {parameter: name for name, parameter in model.named_parameters()} | self.low_rank.names
         self.optimized = [p for p in self.names if p in held]
         self.average = Average(model, spec) if spec.averages else None
-        self.teacher: Teacher | None = None
         self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
@@ -427,6 +428,9 @@ class Trainer:
         smoothing = self.recipe.train.label_smoothing
         watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), watched:
+            if self.lessons is not None:
+                lesson = self.lessons.losses(self.wrapped, arguments, targets_BT, self.counters.step, smoothing)
+                return lesson.objective, lesson.plain
             if self.teacher is not None:
                 logits = self.wrapped(**arguments).logits
                 return self.teacher.losses(logits, inputs_BT, targets_BT, loops=loops, smoothing=smoothing)

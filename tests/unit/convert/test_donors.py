@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ouroboros.api import load, load_model
+from ouroboros.api import load
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.convert import donors
 from ouroboros.convert.families import spec_of
@@ -20,6 +20,7 @@ from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.files import new_directory
+from ouroboros.model.reading import load_model
 
 Make = Callable[..., Path]
 

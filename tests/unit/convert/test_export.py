@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from ouroboros.api import build, load_model
+from ouroboros.api import build
 from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, ModelSpec, Recipe, RMSNormSpec, RopeSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.feed_forward import NoFeedForwardSpec
@@ -26,6 +26,7 @@ from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import load_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe
 
 Make = Callable[..., Path]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ouroboros.api import load_model
 from ouroboros.config import to_dict
 from ouroboros.config.parts.loop import FlowSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.loss import logits_loss
+from ouroboros.model.reading import load_model
 from ouroboros.optim import parameter_roles
 from ouroboros.train.log import Progress
 from ouroboros.train.run import resume, start
