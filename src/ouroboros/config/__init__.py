@@ -30,6 +30,7 @@ from ouroboros.config.parts.rope import RopeSpec
 from ouroboros.config.train import (
     DistilledTraining,
     LoopTraining,
+    LowRankTraining,
     OptimSpec,
     QuantizedTraining,
     TaughtTraining,
@@ -49,6 +50,7 @@ __all__ = [
     "LayerNormSpec",
     "LoopPart",
     "LoopTraining",
+    "LowRankTraining",
     "MixerPart",
     "ModelSpec",
     "NoFeedForwardSpec",

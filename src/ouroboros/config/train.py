@@ -171,6 +171,27 @@ class QuantizedTraining:
         check(self.smallest >= 0, f"train.quantize.smallest must be >= 0, got {self.smallest}")
 
 
+LOW_RANK = needs("rank", positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankTraining:
+    """Training of matrices by what is added to them, a product of two narrow ones (LoRA, Hu et al. 2021): ``W + alpha /
+    rank * B A``. W keeps its start, B starts at zero, and what is evaluated and exported is the sum."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0 is off, and matrices are trained themselves."""
+    alpha: float = field(default=16.0, metadata=LOW_RANK)
+    """The product is multiplied by ``alpha / rank``, so that another rank needs no other rate."""
+    where: tuple[str, ...] = field(default=(), metadata=LOW_RANK)
+    """Patterns, with ``*`` and ``?``, of the names of the matrices and tables that this is for; none means every matrix
+    that is no table. Other parameters are trained as usual, unless ``optim.left_out`` names them."""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 0, f"train.low_rank.rank must be >= 0, got {self.rank}")
+        check(self.alpha > 0, f"train.low_rank.alpha must be > 0, got {self.alpha}")
+
+
 DISTILLED = needs("fraction", positive)
 
 
@@ -282,6 +303,7 @@ class TrainSpec:
     Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
     loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
     quantize: QuantizedTraining = field(default_factory=QuantizedTraining)
+    low_rank: LowRankTraining = field(default_factory=LowRankTraining)
     distill: DistilledTraining = field(default_factory=DistilledTraining)
     teach: TaughtTraining = field(default_factory=TaughtTraining)
     eval_every: int = field(default=200, metadata=RECORDS)

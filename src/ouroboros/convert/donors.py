@@ -5,7 +5,9 @@ A donor is a transformers directory, a GGUF file, or a name on the hub. No code 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import logging
 import re
@@ -119,10 +121,13 @@ class Donor:
 
     def _read(self, reader: Any, **options: Any) -> Any:
         more = {"gguf_file": self.gguf} if self.gguf else {}
+        # Of a GGUF file transformers shows a loading bar that no setting of it turns off.
+        quiet = contextlib.redirect_stderr(io.StringIO()) if self.gguf else contextlib.nullcontext()
         try:
-            return reader.from_pretrained(
-                self.directory, local_files_only=True, trust_remote_code=False, **more, **options
-            )
+            with quiet:
+                return reader.from_pretrained(
+                    self.directory, local_files_only=True, trust_remote_code=False, **more, **options
+                )
         except Exception as error:  # each kind of file fails in its own way; the user needs one line
             problem = "it is damaged, cut short, or of a kind that transformers does not read" if self.gguf else ""
             reason = f"{problem} ({first_line(error)})" if problem else first_line(error)
@@ -228,11 +233,11 @@ class Proof:
         return f"logits on {self.tokens} random tokens differ by {self.difference:.1e} of the largest"
 
 
-def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
+def prove(model: OuroborosForCausalLM, other: Any, name: str, tolerance: float = TOLERANCE) -> Proof:
     """Compare the logits of ``model`` with those of ``other``, of transformers.
 
     Raises:
-        OuroborosError: they differ by more than :data:`TOLERANCE`.
+        OuroborosError: they differ by more than ``tolerance``, as a share of the largest.
     """
     import torch
 
@@ -246,8 +251,8 @@ def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
         difference = ((model(ids, use_cache=False).logits - want).abs().max() / want.abs().max()).item()
     proof = Proof(difference=difference, tokens=tokens)
     check(
-        difference <= TOLERANCE,  # not so for NaN
-        f"{name}: {proof.describe()}, and at most {TOLERANCE:.0e} is allowed: the model is not understood",
+        difference <= tolerance,  # not so for NaN
+        f"{name}: {proof.describe()}, and at most {tolerance:.0e} is allowed: the model is not understood",
     )
     return proof
 
@@ -312,7 +317,10 @@ def read(
     spec = whole if kept is None else cut(whole, schedule.notation, kept)
     same = kept is not None and _is_whole(schedule, kept, layers)
     theirs = donor.model()
-    state = tensors_of(donor.family, theirs)
+    try:
+        state = tensors_of(donor.family, theirs)
+    except OuroborosError as error:
+        raise OuroborosError(f"{donor.source}: {error}") from None
     tokens = _special_tokens(theirs)
     model = _made(spec if same else whole, state, tokens)
     proof = prove(model, theirs, donor.source)
@@ -373,3 +381,9 @@ def _made(spec: ModelSpec, state: Mapping[str, Tensor], tokens: Mapping[str, Any
 def write_record(donor: Donor, directory: Path) -> None:
     """Write the donor's configuration beside its model."""
     write_whole(directory / RECORD, (json.dumps(donor.config.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+
+
+def record_beside(directory: Path) -> dict[str, bytes]:
+    """What :func:`write_record` wrote there, as a file for another model that is made of this one; empty if nothing."""
+    path = directory / RECORD
+    return {RECORD: path.read_bytes()} if path.is_file() else {}

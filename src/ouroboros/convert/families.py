@@ -198,3 +198,19 @@ def _rope(config: Any, kind: str) -> RopeSpec:
         slowing_low=float(values["low_freq_factor"]),
         slowing_high=float(values["high_freq_factor"]),
     )
+
+
+def rope_parameters(rope: RopeSpec) -> dict[str, Any]:
+    """The way back: ``rope_parameters`` of transformers that :func:`spec_of` reads as ``rope``, where it has such."""
+    if rope.slowing != 1.0:
+        return {
+            "rope_type": "llama3",
+            "rope_theta": rope.base,
+            "factor": rope.slowing,
+            "original_max_position_embeddings": rope.slowing_context,
+            "low_freq_factor": rope.slowing_low,
+            "high_freq_factor": rope.slowing_high,
+        }
+    if rope.scale != 1.0:
+        return {"rope_type": "linear", "rope_theta": rope.base, "factor": rope.scale}
+    return {"rope_type": "default", "rope_theta": rope.base}
