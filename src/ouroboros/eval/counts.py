@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ouroboros.accounting import cost, visit_flops
+from ouroboros.accounting import cost, text_flops, visit_flops
 from ouroboros.config import ModelSpec, OptimSpec
 from ouroboros.eval.finding import Mismatch, equal, require
 from ouroboros.eval.subject import Subject, logits_of, perturb
@@ -111,9 +111,10 @@ def _operations(spec: ModelSpec, run: Schedule, loops: int | None, length: int) 
     Plain products compute all T x T scores, hence a context of T. Registers run by themselves: every visit, attending
     to each other, without the head. Where latents are kept, their keys and values are built once more for the text;
     where a state is carried, they leave one. Work on some of the tokens alone is counted in whole operations for each.
+    What is done once for a text is not among the operations of its tokens.
     """
     per_token = cost(spec, context=length, loops=loops).flops_per_token
-    total, width = length * per_token, spec.hidden_size
+    total, width = length * per_token + text_flops(spec, run), spec.hidden_size
     mixers = [spec.blocks[visit.block].mixer for visit in run.visits]
     if spec.registers:
         again, read = (sum(each) for each in zip(*(mixer.prefix_flops(width) for mixer in mixers), strict=True))

@@ -212,8 +212,11 @@ class ControllerSpec(_DiagonalsPart):
         return vectors + self._matrices(width)
 
     def flops(self, width: int, loops: int) -> int:
-        # The mean over all positions is one vector for the whole text, which costs nothing for each token.
-        return 0 if self.pooling == "all" else loops * 2 * self._matrices(width)
+        return 0 if self.sees_later else loops * 2 * self._matrices(width)
+
+    def text_flops(self, width: int, loops: int) -> int:
+        # The mean over all positions is one vector for the whole text.
+        return loops * 2 * self._matrices(width) if self.sees_later else 0
 
     def recent_values(self, width: int) -> int:
         return width if self.remembers else 0
