@@ -114,11 +114,12 @@ def _operations(spec: ModelSpec, run: Schedule, loops: int | None, length: int) 
     What is done once for a text is not among the operations of its tokens.
     """
     per_token = cost(spec, context=length, loops=loops).flops_per_token
-    total, width = length * per_token + text_flops(spec, run), spec.hidden_size
+    once, width = text_flops(spec, run), spec.hidden_size
+    total = length * per_token + once
     mixers = [spec.blocks[visit.block].mixer for visit in run.visits]
     if spec.registers:
         again, read = (sum(each) for each in zip(*(mixer.prefix_flops(width) for mixer in mixers), strict=True))
-        total += spec.registers * (visit_flops(spec, run, spec.registers) + again) + length * read
+        total += spec.registers * (visit_flops(spec, run, spec.registers) + again) + length * read + once
     return per_token, total, length * run.num_visits if any(mixer.flops_are_rounded for mixer in mixers) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ouroboros.systems.controller.parts  # noqa: F401  registers what only the first generation has
 from ouroboros.registry import System
 
 SYSTEM = System(

@@ -6,7 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, LoopPart, ModelSpec, to_dict
+from ouroboros.config import (
+    AttentionSpec,
+    BlockOverride,
+    FeedForwardPart,
+    FeedForwardSpec,
+    LoopPart,
+    ModelSpec,
+    to_dict,
+)
 from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
 from ouroboros.config.parts.modulated import (
@@ -90,18 +98,38 @@ def modulated(
     Raises:
         OuroborosError: the donor's blocks are no gated ones with plain attention.
     """
-    mixer, ffn = donor.block.mixer, donor.block.ffn
-    plain = mixer.kind == "attention" and ffn.kind == "swiglu"
-    check(plain, f"mixer {mixer.kind!r} with ffn {ffn.kind!r}: only attention with swiglu can be modulated")
-    assert isinstance(mixer, AttentionSpec) and isinstance(ffn, FeedForwardSpec)
-    names = [field.name for field in dataclasses.fields(mixer) if field.name != "kind"]
-    plain_options: dict[str, Any] = {name: getattr(mixer, name) for name in names}
-    own: dict[str, Any] = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen"}
-    parts = {
-        "mixer": ModulatedAttentionSpec(**{**plain_options, **own}),
-        "ffn": ModulatedFeedForwardSpec(
-            intermediate_size=ffn.intermediate_size, bias=ffn.bias, dropout=ffn.dropout, **own
-        ),
-    }
-    override = BlockOverride(where=LOOP, set={name: to_dict(part) for name, part in parts.items()})
-    return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(override,))
+    maps: dict[str, Any] = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen"}
+    return steered(donor, layout, loop, ModulatedAttentionSpec, ModulatedFeedForwardSpec, maps)
+
+
+def steered(
+    donor: ModelSpec,
+    layout: str,
+    loop: tuple[LoopPart, ...],
+    mixer: type[AttentionSpec],
+    ffn: type[FeedForwardPart],
+    maps: dict[str, Any],
+) -> ModelSpec:
+    """``donor`` in a layout with a segment ``loop``, whose blocks are of other kinds with the donor's options.
+
+    Args:
+        donor: of gated blocks with plain attention.
+        layout: with the segment.
+        loop: what steers it.
+        mixer: the specification of the segment's attention.
+        ffn: that of its feed-forward network.
+        maps: the options that both have besides.
+
+    Raises:
+        OuroborosError: the donor's blocks are others.
+    """
+    attention, network = donor.block.mixer, donor.block.ffn
+    fits = attention.kind == "attention" and network.kind == "swiglu"
+    kinds = f"mixer {attention.kind!r} with ffn {network.kind!r}"
+    check(fits, f"{kinds}: a loop can steer attention with swiglu alone")
+    assert isinstance(attention, AttentionSpec) and isinstance(network, FeedForwardSpec)
+    names = [field.name for field in dataclasses.fields(AttentionSpec) if field.name != "kind"]
+    in_mixer: dict[str, Any] = {name: getattr(attention, name) for name in names}
+    in_ffn: dict[str, Any] = {name: getattr(network, name) for name in ("intermediate_size", "bias", "dropout")}
+    made = {"mixer": to_dict(mixer(**in_mixer, **maps)), "ffn": to_dict(ffn(**in_ffn, **maps))}
+    return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(BlockOverride(where=LOOP, set=made),))

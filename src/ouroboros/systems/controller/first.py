@@ -1,0 +1,143 @@
+"""The first generation as our models: one block for all layers, or a last layer that is applied again (section 6, 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ouroboros.config import LoopPart, ModelSpec
+from ouroboros.config.parts.halt import HaltSpec
+from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
+from ouroboros.config.parts.modulated import FFN_TARGETS
+from ouroboros.errors import check
+from ouroboros.systems.controller.parts import GeneratedAttentionSpec, GeneratedFeedForwardSpec, MatrixControllerSpec
+from ouroboros.systems.controller.published import LOOP, steered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstGeneration:
+    """Sizes of what steers the loop; the defaults are the published ones for a model of 3B."""
+
+    depth: int = 8
+    """How often the block is applied; of a refiner, how often its last layer is applied again."""
+    rank: int = 16
+    alpha: float = 32.0
+    bases: int = 8
+    divisor: int = 48
+    state: int = 512
+    steps: int = 256
+    confidence: int = 32
+    hidden: int = 1024
+    style: int = 64
+    rows: int = 128
+    """Rows of the Controller's table of steps."""
+    norm_rows: int | None = None
+    """Rows of the norm's gains in a refiner with norm and gate; None means one without."""
+    halt_hidden: int | None = None
+    """Width of the halting network; None means that all tokens take ``depth`` steps, else it is the most they take."""
+    pooling: Literal["token", "prefix", "prompt", "all"] = "all"
+    norm: bool = False
+    """Normalise the state that the Controller sees."""
+    start: Literal["b_zero", "saddle"] = "saddle"
+
+    def shared(self, donor: ModelSpec) -> ModelSpec:
+        """One block that is applied to the embeddings, with an output matrix of its own."""
+        return self._steered(dataclasses.replace(donor, tie_embeddings=False), f"{LOOP}:(1)x{self.depth}")
+
+    def refiner(self, donor: ModelSpec) -> ModelSpec:
+        """The whole pretrained model, whose last layer is applied again."""
+        before = donor.schedule.num_blocks - 1
+        return self._steered(donor, f"{before or ''} {LOOP}:1 ({LOOP})x{self.depth}".strip())
+
+    def _steered(self, donor: ModelSpec, layout: str) -> ModelSpec:
+        names = ("bases", "state", "steps", "confidence", "hidden", "style", "rows", "pooling", "norm", "start")
+        loop: list[LoopPart] = [MatrixControllerSpec(**{name: getattr(self, name) for name in names})]
+        if self.norm_rows is not None:
+            loop += [LoopNormSpec(rows=self.norm_rows, eps=1e-6), RecurrenceGateSpec()]
+        if self.halt_hidden is not None:
+            loop.append(HaltSpec(hidden=self.halt_hidden))
+        maps = {name: getattr(self, name) for name in ("rank", "alpha", "bases", "divisor")}
+        return steered(donor, layout, tuple(loop), GeneratedAttentionSpec, GeneratedFeedForwardSpec, maps)
+
+
+_STEERING = "model.decoder.loops.0"
+_CONTROLLER = f"{_STEERING}.matrix_controller"
+_OWN = {
+    r"controller\.state_proj\.0\.": f"{_CONTROLLER}.state_proj.",
+    r"controller\.step_embed\.weight": f"{_CONTROLLER}.steps",
+    r"controller\.halt_proj\.0\.": f"{_CONTROLLER}.halt_proj.",
+    r"controller\.style_net\.0\.": f"{_CONTROLLER}.style_in.",
+    r"controller\.style_net\.2\.": f"{_CONTROLLER}.style_middle.",
+    r"controller\.style_net\.4\.": f"{_CONTROLLER}.style_out.",
+    r"controller\.heads\.(\w+)\.coeff_proj_([AB])\.": rf"{_CONTROLLER}.heads_\2.\1.",
+    r"controller\.heads\.(\w+)\.basis_([AB][12])": r"{block}.bases.\1.\2",
+    r"halter\.net\.0\.": f"{_STEERING}.halt.first.",
+    r"halter\.net\.2\.": f"{_STEERING}.halt.second.",
+    r"halter\.net\.4\.": f"{_STEERING}.halt.last.",
+    r"recurrence_gate\.gate_proj\.": f"{_STEERING}.gate.proj.",
+    r"step_norm\.weight": f"{_STEERING}.norm.weight",
+    r"core_block\.attn_norm\.": "{block}.input_layernorm.",
+    r"core_block\.attention\.(\w+)\.base_linear\.": r"{block}.\1.",
+    r"core_block\.ffn_norm\.": "{block}.post_attention_layernorm.",
+    r"core_block\.ffn\.(\w+)\.base_linear\.": r"{block}.\1.",
+    r"embed_tokens\.": "model.embed_tokens.",
+    r"norm\.": "model.norm.",
+    r"lm_head\.": "lm_head.",
+}
+"""Beginnings of names in a published checkpoint, and ours; ``{block}`` with a map's name is that map in its layer."""
+
+
+def our_name(name: str, block: int) -> str | None:
+    """Our name of a tensor of a published checkpoint whose looped block has this number; None if it is none."""
+    for theirs, ours in _OWN.items():
+        if (match := re.match(theirs, name)) is not None:
+            found = match.expand(ours) + name[match.end() :]
+            target = re.search(r"\w+_proj", found)
+            layer = "" if "layernorm" in found or target is None else "mlp." if target[0] in FFN_TARGETS else "self_attn."
+            return re.sub(r"\{block\}\.", f"model.decoder.layers.{block}.{layer}", found)
+    return None
+
+
+def halves(tensor: Tensor, heads: int, axis: int = 0) -> Tensor:
+    """The outputs of a map to queries or keys whose rotation pairs neighbouring channels, in the order in which it
+    pairs the first half of a head with the second.
+
+    Args:
+        tensor: the map's weight, its bias, or a matrix that adds to it.
+        heads: queries' or keys'.
+        axis: of the outputs.
+    """
+    shape = tensor.shape
+    apart = tensor.unflatten(axis, (heads, shape[axis] // heads // 2, 2))
+    return apart.transpose(axis + 1, axis + 2).reshape(shape)
+
+
+def renamed(own: Mapping[str, Tensor], spec: ModelSpec, block: int, *, adjacent: bool) -> dict[str, Tensor]:
+    """The tensors of a published checkpoint under our names.
+
+    Args:
+        own: the checkpoint.
+        spec: the model that it is of.
+        block: the number of its looped block.
+        adjacent: whether rotation pairs neighbouring channels, as in the published shared block.
+
+    Raises:
+        OuroborosError: a tensor is of no such model.
+    """
+    found, heads = {}, spec.blocks[block].mixer.heads(spec.hidden_size)
+    of = {"q_proj": heads.queries, "k_proj": heads.cached}
+    for name, tensor in own.items():
+        ours = our_name(name, block)
+        check(ours is not None, f"{name} is no tensor of the first generation")
+        assert ours is not None
+        target = next((target for target in of if f".{target}." in ours), None)
+        if adjacent and target is not None and ".decoder.layers." in ours and not ours.endswith((".A1", ".A2", ".B2")):
+            tensor = halves(tensor, of[target], axis=1 if ours.endswith(".B1") else 0)
+        found[ours] = tensor
+    return found
