@@ -13,5 +13,6 @@ SYSTEM = System(
             "controller": "ouroboros.systems.controller.recipe:CONTROLLER",
             "controller-published": "ouroboros.systems.controller.recipe:CONTROLLER_PUBLISHED",
         },
+        "readers": {"controller": "ouroboros.systems.controller.reader:READER"},
     },
 )

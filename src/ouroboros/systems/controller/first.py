@@ -6,18 +6,21 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ouroboros.config import LoopPart, ModelSpec
 from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
-from ouroboros.config.parts.modulated import FFN_TARGETS
+from ouroboros.config.parts.modulated import FFN_TARGETS, TARGETS
+from ouroboros.convert.tensors import shape_of
 from ouroboros.errors import check
 from ouroboros.systems.controller.parts import GeneratedAttentionSpec, GeneratedFeedForwardSpec, MatrixControllerSpec
 from ouroboros.systems.controller.published import LOOP, steered
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,45 @@ class FirstGeneration:
     """Normalise the state that the Controller sees."""
     start: Literal["b_zero", "saddle"] = "saddle"
 
+    @classmethod
+    def of(cls, own: Mapping[str, Tensor], **settings: Any) -> Self:
+        """Sizes as the tensors of a published checkpoint have them.
+
+        Args:
+            own: the checkpoint; with norm and gate it is of a gated refiner, with a halting network of adaptive depth.
+            settings: what the tensors do not tell: ``depth``, and ``alpha``, which is twice the rank by default.
+
+        Raises:
+            OuroborosError: a tensor is missing or has another number of axes, or the bases fit no divisor.
+        """
+        state, _ = shape_of(own, "controller.state_proj.0.weight", 2)
+        rows, steps = shape_of(own, "controller.step_embed.weight", 2)
+        confidence, _ = shape_of(own, "controller.halt_proj.0.weight", 2)
+        hidden, _ = shape_of(own, "controller.style_net.0.weight", 2)
+        style, _ = shape_of(own, "controller.style_net.4.weight", 2)
+        inner = {}
+        for target in TARGETS:
+            bases, rank, met = shape_of(own, f"controller.heads.{target}.basis_A1", 3)
+            inner[shape_of(own, f"controller.heads.{target}.basis_A2", 3)[2]] = met
+            _, outputs, met = shape_of(own, f"controller.heads.{target}.basis_B1", 3)
+            inner[outputs] = met
+        fits = (n for n in range(1, max(inner) + 1) if all(max(1, size // n) == met for size, met in inner.items()))
+        divisor = next(fits, None)
+        check(divisor is not None, f"controller.heads: bases of maps of some sizes meet in {inner} numbers: no divisor gives that")
+        sizes: dict[str, Any] = {"rank": rank, "alpha": 2.0 * rank, "bases": bases, "divisor": divisor, "rows": rows}
+        sizes |= {"state": state, "steps": steps, "confidence": confidence, "hidden": hidden, "style": style}
+        for name, tensor in (("norm_rows", "step_norm.weight"), ("halt_hidden", "halter.net.0.bias")):
+            sizes[name] = len(own[tensor]) if tensor in own else None
+        return cls(**{**sizes, **settings})
+
+    def uncontrolled(self, donor: ModelSpec) -> ModelSpec:
+        """The shared block alone, as the first phase of training has it."""
+        return dataclasses.replace(donor, tie_embeddings=False, layout=f"{LOOP}:(1)x{self.depth}")
+
     def shared(self, donor: ModelSpec) -> ModelSpec:
         """One block that is applied to the embeddings, with an output matrix of its own."""
-        return self._steered(dataclasses.replace(donor, tie_embeddings=False), f"{LOOP}:(1)x{self.depth}")
+        alone = self.uncontrolled(donor)
+        return self._steered(alone, alone.layout)
 
     def refiner(self, donor: ModelSpec) -> ModelSpec:
         """The whole pretrained model, whose last layer is applied again."""
@@ -141,3 +180,15 @@ def renamed(own: Mapping[str, Tensor], spec: ModelSpec, block: int, *, adjacent:
             tensor = halves(tensor, of[target], axis=1 if ours.endswith(".B1") else 0)
         found[ours] = tensor
     return found
+
+
+def baseline(donor: OuroborosForCausalLM, ids: Tensor, *, twice: bool = False) -> Tensor:
+    """Logits (B, T, V) of the pretrained model that a refiner is compared with, for token ids (B, T).
+
+    Args:
+        donor: the pretrained model as it is.
+        ids: the text.
+        twice: apply the final norm twice, as the published program does.
+    """
+    states = donor.model(ids, use_cache=False).last_hidden_state
+    return donor.logits(donor.model.norm(states) if twice else states)

@@ -127,6 +127,7 @@ def steered(
     fits = attention.kind == "attention" and network.kind == "swiglu"
     kinds = f"mixer {attention.kind!r} with ffn {network.kind!r}"
     check(fits, f"{kinds}: a loop can steer attention with swiglu alone")
+    check(not donor.overrides, "the pretrained model's layers differ from each other: a loop can steer equal ones alone")
     assert isinstance(attention, AttentionSpec) and isinstance(network, FeedForwardSpec)
     names = [field.name for field in dataclasses.fields(AttentionSpec) if field.name != "kind"]
     in_mixer: dict[str, Any] = {name: getattr(attention, name) for name in names}
