@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.config.parts.halt import HaltSpec
@@ -70,9 +70,7 @@ def v1_model(case: dict[str, Any], path: Path, work: Path) -> None:
     phases = {
         "phase1": dataclasses.replace(settings, depth=hyper["phase1_depth"]).uncontrolled(donor),
         "phase2": dataclasses.replace(settings, depth=hyper["phase2_depth"]).shared(donor),
-        "phase3": dataclasses.replace(
-            settings, depth=hyper["phase3_max_steps"], halt_hidden=hyper["hh"]
-        ).shared(donor),
+        "phase3": dataclasses.replace(settings, depth=hyper["phase3_max_steps"], halt_hidden=hyper["hh"]).shared(donor),
     }
     ids = tensors["input_ids"]
     for phase, spec in phases.items():
@@ -124,7 +122,7 @@ def probes(
 
 
 def refiner(case: dict[str, Any], path: Path, work: Path) -> None:
-    """Logits, losses and gradients at fixed and at adaptive depth, and the baseline with one final norm and with two."""
+    """Logits, losses and gradients at fixed and adaptive depth, and the baseline with one final norm and with two."""
     tensors, (donor, spec), hyper = shared.tensors_of(path), shared.donor_of(path), case["hyper"]
     ids, last = tensors["input_ids"], spec.schedule.num_blocks - 1
     own = {name: tensor for name, tensor in tensors.items() if our_name(name, last) is not None}

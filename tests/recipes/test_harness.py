@@ -46,6 +46,10 @@ FOUND = {
         "loop counts",
     ],
 }
+FOUND["controller-first-published"] = [
+    *FOUND["controller-published"],
+    "gradients: gradient is all zero: model.decoder.loops.0.matrix_controller.halt_proj.weight",
+]
 """What is wrong with recipes that are as published: how the failures begin."""
 
 

@@ -32,16 +32,18 @@ from ouroboros.schedule import parse
 SHIPPED = {
     MixerPart: {
         *("attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"),
-        *("cross", "split", "modulated_attention"),
+        *("cross", "split", "modulated_attention", "generated_attention"),
     },
     FeedForwardPart: {
         *("swiglu", "geglu", "relu2", "leaky_relu2", "gelu", "choke", "none", "modulated_swiglu"),
+        "generated_swiglu",
     },
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta", "scaled", "none"},
     LoopPart: {
         *("flow", "inject", "embedding", "loop_smear", "anchor", "tap", "hyper"),
         *("norm", "gate", "update_gate", "gain", "contractive", "static_diagonals", "controller", "halt"),
+        "matrix_controller",
     },
     StemPart: {"ngram", "norm", "positions", "scale", "smear", "value_embedding", "unconnected_values"},
     HeadPart: {"linear"},

@@ -170,6 +170,7 @@ class ControllerSpec(_DiagonalsPart, PooledPart):
     kind: Literal["controller"] = "controller"
     style: int = 128
     """Numbers that the loop's number is embedded in, and that the diagonals are made of."""
+
     def __post_init__(self) -> None:
         _DiagonalsPart.__post_init__(self)
         PooledPart.__post_init__(self)

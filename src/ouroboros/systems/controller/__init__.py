@@ -12,6 +12,8 @@ SYSTEM = System(
         "recipes": {
             "controller": "ouroboros.systems.controller.recipe:CONTROLLER",
             "controller-published": "ouroboros.systems.controller.recipe:CONTROLLER_PUBLISHED",
+            "controller-first": "ouroboros.systems.controller.recipe_first:CONTROLLER_FIRST",
+            "controller-first-published": "ouroboros.systems.controller.recipe_first:CONTROLLER_FIRST_PUBLISHED",
         },
         "readers": {"controller": "ouroboros.systems.controller.reader:READER"},
     },

@@ -1,4 +1,4 @@
-"""The first generation as our models: one block for all layers, or a last layer that is applied again (section 6, 7)."""
+"""The first generation: one block for all layers, or a last layer that is applied again (sections 6 and 7)."""
 
 from __future__ import annotations
 
@@ -65,15 +65,19 @@ class FirstGeneration:
         confidence, _ = shape_of(own, "controller.halt_proj.0.weight", 2)
         hidden, _ = shape_of(own, "controller.style_net.0.weight", 2)
         style, _ = shape_of(own, "controller.style_net.4.weight", 2)
+        bases, rank, _ = shape_of(own, f"controller.heads.{TARGETS[0]}.basis_A1", 3)
         inner = {}
         for target in TARGETS:
-            bases, rank, met = shape_of(own, f"controller.heads.{target}.basis_A1", 3)
-            inner[shape_of(own, f"controller.heads.{target}.basis_A2", 3)[2]] = met
+            _, met, inputs = shape_of(own, f"controller.heads.{target}.basis_A2", 3)
+            inner[inputs] = met
             _, outputs, met = shape_of(own, f"controller.heads.{target}.basis_B1", 3)
             inner[outputs] = met
         fits = (n for n in range(1, max(inner) + 1) if all(max(1, size // n) == met for size, met in inner.items()))
         divisor = next(fits, None)
-        check(divisor is not None, f"controller.heads: bases of maps of some sizes meet in {inner} numbers: no divisor gives that")
+        check(
+            divisor is not None,
+            f"controller.heads: bases meet in {inner} numbers by channels of the map, as no divisor gives",
+        )
         sizes: dict[str, Any] = {"rank": rank, "alpha": 2.0 * rank, "bases": bases, "divisor": divisor, "rows": rows}
         sizes |= {"state": state, "steps": steps, "confidence": confidence, "hidden": hidden, "style": style}
         for name, tensor in (("norm_rows", "step_norm.weight"), ("halt_hidden", "halter.net.0.bias")):
@@ -138,7 +142,8 @@ def our_name(name: str, block: int) -> str | None:
         if (match := re.match(theirs, name)) is not None:
             found = match.expand(ours) + name[match.end() :]
             target = re.search(r"\w+_proj", found)
-            layer = "" if "layernorm" in found or target is None else "mlp." if target[0] in FFN_TARGETS else "self_attn."
+            within = "mlp." if target is not None and target[0] in FFN_TARGETS else "self_attn."
+            layer = "" if "layernorm" in found else within
             return re.sub(r"\{block\}\.", f"model.decoder.layers.{block}.{layer}", found)
     return None
 

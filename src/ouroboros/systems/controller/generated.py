@@ -24,8 +24,8 @@ from ouroboros.systems.controller import parts
 
 
 class Generated(Started):
-    """``factor * B A x`` with ``A = sum_n a_n A1_n A2_n`` and ``B = sum_n b_n B1_n B2_n``, for coefficients a and b that
-    are given with each call. The matrices themselves are never made, so that each token may have its own.
+    """``factor * B A x`` with ``A = sum_n a_n A1_n A2_n`` and ``B = sum_n b_n B1_n B2_n``, for coefficients a and b
+    that are given with each call. The matrices themselves are never made, so that each token may have its own.
 
     Args:
         linear: the map that it is added to.

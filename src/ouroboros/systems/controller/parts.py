@@ -1,7 +1,7 @@
 """Parts of the first generation, whose Controller makes whole low-rank matrices instead of diagonals.
 
-A *generated* map computes ``y = W x + alpha / rank * B A x``, where ``A = sum_n a_n A1_n A2_n`` and ``B = sum_n b_n B1_n
-B2_n`` (section 6.2). The factors, the *bases*, belong to the block; the coefficients a and b come from the loop.
+A *generated* map computes ``y = W x + alpha / rank * B A x``, where ``A = sum_n a_n A1_n A2_n`` and ``B = sum_n b_n
+B1_n B2_n`` (section 6.2). The factors, the *bases*, belong to the block; the coefficients a and b come from the loop.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class MatrixControllerSpec(PooledPart):
     def check(self, model: ModelSpec) -> None:
         super().check(model)
         others = [part.kind for part in model.loop if part.hands and part.kind != self.kind]
-        check(not others, f"loop.matrix_controller and loop.{''.join(others)} both steer the loop: leave one of them out")
+        check(not others, f"loop.matrix_controller and loop.{''.join(others)} both steer the loop: leave one out")
         wide = model.block.residual.channels > 1
         check(not wide, "loop.matrix_controller needs a residual whose stream is one vector: --model.residual additive")
         looped = {number for segment in model.schedule.segments if segment.looped for number in segment.blocks}

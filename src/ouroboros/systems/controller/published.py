@@ -24,6 +24,7 @@ from ouroboros.config.parts.modulated import (
     StaticDiagonalsSpec,
 )
 from ouroboros.errors import check
+from ouroboros.schedule import parse
 
 LOOP = "loop"
 """The name of the looped segment in layouts."""
@@ -127,10 +128,13 @@ def steered(
     fits = attention.kind == "attention" and network.kind == "swiglu"
     kinds = f"mixer {attention.kind!r} with ffn {network.kind!r}"
     check(fits, f"{kinds}: a loop can steer attention with swiglu alone")
-    check(not donor.overrides, "the pretrained model's layers differ from each other: a loop can steer equal ones alone")
+    check(not donor.overrides, "the layers of the pretrained model are not alike: a loop can steer equal ones alone")
     assert isinstance(attention, AttentionSpec) and isinstance(network, FeedForwardSpec)
     names = [field.name for field in dataclasses.fields(AttentionSpec) if field.name != "kind"]
     in_mixer: dict[str, Any] = {name: getattr(attention, name) for name in names}
     in_ffn: dict[str, Any] = {name: getattr(network, name) for name in ("intermediate_size", "bias", "dropout")}
-    made = {"mixer": to_dict(mixer(**in_mixer, **maps)), "ffn": to_dict(ffn(**in_ffn, **maps))}
-    return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(BlockOverride(where=LOOP, set=made),))
+    parts: dict[str, Any] = {"mixer": mixer(**in_mixer, **maps), "ffn": ffn(**in_ffn, **maps)}
+    if len(parse(layout).stored) == 1:  # no block is outside of the segment
+        return donor.replace(layout=layout, loop=loop, **parts)
+    override = BlockOverride(where=LOOP, set={name: to_dict(part) for name, part in parts.items()})
+    return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(override,))

@@ -147,8 +147,8 @@ READER = Reader(
     options={
         "donor": Option(
             Path,
-            "the pretrained model that the checkpoint stands on: a transformers directory or a GGUF file. Its layers and"
-            " its tokenizer are taken.",
+            "the pretrained model that the checkpoint stands on: a transformers directory or a GGUF file. Its layers"
+            " and its tokenizer are taken.",
         ),
         "config": Option(
             Path,

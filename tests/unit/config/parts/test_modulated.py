@@ -50,7 +50,10 @@ def test_only_a_mean_of_the_prefix_is_remembered() -> None:
     ("build", "message"),
     [
         (lambda: model(), "block 1 needs a loop part that hands it diagonals: --model.loop.controller"),
-        (lambda: model(ControllerSpec(rank=RANK), where="0"), "of block 0 is modulated by a loop, and is visited outside"),
+        (
+            lambda: model(ControllerSpec(rank=RANK), where="0"),
+            "of block 0 is modulated by a loop, and is visited out",
+        ),
         (lambda: model(ControllerSpec(rank=4)), r"loop.controller.rank is 4, and mixer.rank of block 1 3"),
         (lambda: model(StaticDiagonalsSpec(rank=RANK), ffn="gelu"), "ffn of block 1 is 'gelu'.*--model.at.loop.ffn"),
         (
