@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec
 from ouroboros.config.parts.halt import HaltSpec
+from ouroboros.config.parts.modulated import FFN_TARGETS
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.nn.halt import Halt
@@ -30,7 +32,7 @@ def _beside(name: str) -> Any:
 
 
 shared, halting = _beside("controller_model"), _beside("controller_halting")
-PREFIX, SHORT = "param.", {"q": "q_proj", "down": "down_proj"}
+PREFIX = "param."
 PUBLISHED_WEIGHT = 0.01
 """Of the cost of halting in the loss, for cases that leave it out."""
 
@@ -45,15 +47,18 @@ def with_ponder(model: OuroborosForCausalLM, ids: Tensor, weight: float) -> tupl
     return output.logits, output.loss + weight * cost, cost
 
 
-def gradient(model: OuroborosForCausalLM, name: str, block: int) -> Tensor | None:
-    """That of the parameter which a case calls ``name``."""
-    published = {
-        "embed": "embed_tokens.weight",
-        "halter_last": "halter.net.4.weight",
-        "q": "core_block.attention.q_proj.base_linear.weight",
-        "coeffA_q": "controller.heads.q_proj.coeff_proj_A.weight",
-    }
-    return model.get_parameter(str(our_name(published[name], block))).grad
+def published_name(short: str) -> str:
+    """The name of a parameter that cases shorten."""
+    if (match := re.fullmatch(r"coeff([AB])_(\w+)", short)) is not None:
+        return f"controller.heads.{match[2]}_proj.coeff_proj_{match[1]}.weight"
+    layer = "ffn" if f"{short}_proj" in FFN_TARGETS else "attention"
+    whole = {"embed": "embed_tokens.weight", "halter_last": "halter.net.4.weight"}
+    return whole.get(short, f"core_block.{layer}.{short}_proj.base_linear.weight")
+
+
+def gradient(model: OuroborosForCausalLM, short: str, block: int) -> Tensor | None:
+    """That of the parameter which a case calls ``short``."""
+    return model.get_parameter(str(our_name(published_name(short), block))).grad
 
 
 def v1_model(case: dict[str, Any], path: Path, work: Path) -> None:
@@ -72,7 +77,7 @@ def v1_model(case: dict[str, Any], path: Path, work: Path) -> None:
         "phase2": dataclasses.replace(settings, depth=hyper["phase2_depth"]).shared(donor),
         "phase3": dataclasses.replace(settings, depth=hyper["phase3_max_steps"], halt_hidden=hyper["hh"]).shared(donor),
     }
-    ids = tensors["input_ids"]
+    ids, heads = tensors["input_ids"], {"q": hyper["heads"], "k": hyper["kv"]}
     for phase, spec in phases.items():
         model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec))
         named = renamed(own, spec, 0, adjacent=True)
@@ -91,13 +96,17 @@ def v1_model(case: dict[str, Any], path: Path, work: Path) -> None:
         for name in (name for name in tensors if name.startswith(f"{phase}.grad.")):
             short, expected = name.rpartition(".")[2], tensors[name]
             # Rows stand in our order; those of a gradient as those of the weight.
-            expected = halves(expected, hyper["heads"]) if short == "q" else expected
+            expected = halves(expected, heads[short]) if short in heads else expected
             shared.same_gradient(gradient(model, short, 0), expected, name)
-    probes(tensors, OuroborosForCausalLM(OuroborosConfig.from_spec(phases["phase3"])), named, hyper["heads"], case)
+    probes(tensors, OuroborosForCausalLM(OuroborosConfig.from_spec(phases["phase3"])), named, heads, case)
 
 
 def probes(
-    tensors: dict[str, Tensor], model: OuroborosForCausalLM, named: dict[str, Tensor], heads: int, case: dict[str, Any]
+    tensors: dict[str, Tensor],
+    model: OuroborosForCausalLM,
+    named: dict[str, Tensor],
+    heads: dict[str, int],
+    case: dict[str, Any],
 ) -> None:
     """Whole matrices of recorded maps, at the step and the probability of halting that the case names."""
     model.load_state_dict(named)
@@ -112,13 +121,14 @@ def probes(
     (block,) = model.model.decoder.layers
     for name in (name for name in tensors if name.startswith("probe.")):
         short, _, which = name.removeprefix("probe.").partition("_")
-        target = SHORT[short]
+        target = f"{short}_proj"
         layer: Any = block.self_attn if hasattr(block.self_attn, target) else block.mlp
         bases, weights = layer.bases[target], handed[target][:, 0].chunk(2, dim=-1)[which == "B"]
         first, second = getattr(bases, f"{which}1"), getattr(bases, f"{which}2")
         found = torch.einsum("bn,nik,nkj->bij", weights, first, second)
         expected = tensors[name]
-        shared.same(found, halves(expected, heads, axis=1) if (short, which) == ("q", "B") else expected, name)
+        turned = which == "B" and short in heads
+        shared.same(found, halves(expected, heads[short], axis=1) if turned else expected, name)
 
 
 def refiner(case: dict[str, Any], path: Path, work: Path) -> None:

@@ -211,6 +211,11 @@ class MixerPart(Part):
         """Operations for one token that a visit within a loop takes besides, for what the loop parts hand to it."""
         return 0
 
+    @property
+    def unlooped(self) -> MixerPart:
+        """What computes the same where no loop part hands anything to a visit, for models without a loop."""
+        return self
+
     def prefix_flops(self, width: int) -> tuple[int, int]:
         """What registers cost besides their own visit: operations for each register, and for each token of the text."""
         return 0, 0
@@ -251,6 +256,11 @@ class FeedForwardPart(Part):
     def loop_flops(self, width: int) -> int:
         """Operations for one token that a visit within a loop takes besides, for what the loop parts hand to it."""
         return 0
+
+    @property
+    def unlooped(self) -> FeedForwardPart:
+        """What computes the same where no loop part hands anything to a visit, for models without a loop."""
+        return self
 
     @property
     def hidden_width(self) -> int:

@@ -6,9 +6,10 @@ B1_n B2_n`` (section 6.2). The factors, the *bases*, belong to the block; the co
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ouroboros.config.part import FeedForwardPart, part
 from ouroboros.config.parts.attention import AttentionSpec
@@ -70,6 +71,12 @@ class GeneratedAttentionSpec(_GeneratedMaps, AttentionSpec):
         super().check(model)
         _check_generated(model)
 
+    @property
+    def unlooped(self) -> AttentionSpec:
+        names = [field.name for field in dataclasses.fields(AttentionSpec) if field.name != "kind"]
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return AttentionSpec(**options)
+
     def bases_parameters(self, width: int) -> int:
         """Numbers in the bases of all maps."""
         queries, keys = self.num_heads * self.head_width(width), self.kv_heads * self.head_width(width)
@@ -111,7 +118,7 @@ class GeneratedFeedForwardSpec(_GeneratedMaps, FeedForwardPart):
         return self.intermediate_size
 
     @property
-    def _plain(self) -> FeedForwardSpec:
+    def unlooped(self) -> FeedForwardSpec:
         return FeedForwardSpec(intermediate_size=self.intermediate_size, bias=self.bias, dropout=self.dropout)
 
     def bases_parameters(self, width: int) -> int:
@@ -120,10 +127,10 @@ class GeneratedFeedForwardSpec(_GeneratedMaps, FeedForwardPart):
         return 2 * self.numbers(width, inner) + self.numbers(inner, width)
 
     def parameters(self, width: int) -> int:
-        return self._plain.parameters(width) + self.bases_parameters(width)
+        return self.unlooped.parameters(width) + self.bases_parameters(width)
 
     def flops(self, width: int) -> int:
-        return self._plain.flops(width)
+        return self.unlooped.flops(width)
 
     def loop_flops(self, width: int) -> int:
         return 2 * self.bases_parameters(width)
