@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros.api import load_model
+from ouroboros.api import open_model
 from ouroboros.data.tokenize import byte_tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "data" / "controller"
@@ -71,7 +71,7 @@ def write(folder: Path, name: str, **more: Any) -> tuple[Path, dict[str, Any], d
 
 def logits_of(model: Path, ids: Tensor) -> Tensor:
     with torch.no_grad():
-        return load_model(model)(ids, use_cache=False).logits
+        return open_model(model).model(ids, use_cache=False).logits
 
 
 @pytest.mark.parametrize(

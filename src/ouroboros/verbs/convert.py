@@ -33,8 +33,15 @@ class ConvertOptions:
     """Pretrained models: how blocks follow each other, for example '2 (1)x2 2'; by default the model's own layers in
     order."""
     keep: str | None = None
-    """Pretrained models: for each block of the layout in order the layer that it takes, for example 0-1,3,4-5. The
-    others are left out."""
+    """Pretrained models: for each block of the layout in order the layer that it takes, for example 0-1,3,4-5; 2+3 is
+    one block, the mean of layers 2 and 3. The others are left out."""
+    init: Literal["selected", "stepwise", "averaged"] | None = None
+    """Pretrained models, instead of --keep: how the blocks of the layout's loop are made of the layers between its
+    prelude and its coda, which are the first and the last layers: those neighbours that lose least on --held-out text,
+    evenly spaced ones, or means of equal groups."""
+    held_out: Path | None = None
+    """Pretrained models: a text file that --init selected measures on. Nothing should be trained on it, and no result
+    measured."""
     json: bool = False
     """Print one JSON object."""
 
@@ -72,7 +79,8 @@ def convert(arguments: Sequence[str]) -> int:
     options: Any = parse(cls, "convert", arguments)
     log_to_stderr()
     quiet_transformers()
-    given = {name: getattr(options, name) for name in (*own, "tokenizer", "no_tokenizer", "layout", "keep")}
+    about_reading = ("tokenizer", "no_tokenizer", "layout", "keep", "init", "held_out")
+    given = {name: getattr(options, name) for name in (*own, *about_reading)}
     if options.to is not None:
         for name, value in given.items():
             option = f"--{name.replace('_', '-')}"

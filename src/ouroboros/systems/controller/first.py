@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ouroboros.config import LoopPart, ModelSpec
+from ouroboros.config import BlockOverride, LoopPart, ModelSpec, to_dict
 from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
 from ouroboros.config.parts.modulated import FFN_TARGETS, TARGETS
 from ouroboros.convert.tensors import shape_of
 from ouroboros.errors import check
 from ouroboros.systems.controller.parts import GeneratedAttentionSpec, GeneratedFeedForwardSpec, MatrixControllerSpec
-from ouroboros.systems.controller.published import LOOP, steered
+from ouroboros.systems.controller.published import LOOP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,14 @@ class FirstGeneration:
         return cls(**{**sizes, **settings})
 
     def uncontrolled(self, donor: ModelSpec) -> ModelSpec:
-        """The shared block alone, as the first phase of training has it."""
+        """The shared block alone, as the first phase of training has it.
+
+        Raises:
+            OuroborosError: the pretrained model's layers differ.
+        """
+        check(
+            not donor.overrides, "the layers of the pretrained model are not alike, and one block cannot stand for all"
+        )
         return dataclasses.replace(donor, tie_embeddings=False, layout=f"{LOOP}:(1)x{self.depth}")
 
     def shared(self, donor: ModelSpec) -> ModelSpec:
@@ -105,8 +112,31 @@ class FirstGeneration:
             loop += [LoopNormSpec(rows=self.norm_rows, eps=1e-6), RecurrenceGateSpec()]
         if self.halt_hidden is not None:
             loop.append(HaltSpec(hidden=self.halt_hidden))
-        maps = {name: getattr(self, name) for name in ("rank", "alpha", "bases", "divisor")}
-        return steered(donor, layout, tuple(loop), GeneratedAttentionSpec, GeneratedFeedForwardSpec, maps)
+        maps: dict[str, Any] = {name: getattr(self, name) for name in ("rank", "alpha", "bases", "divisor")}
+        parts = _generated(donor, maps)
+        if layout == donor.layout:  # every block is looped
+            return donor.replace(loop=tuple(loop), **parts)
+        override = BlockOverride(where=LOOP, set={name: to_dict(part) for name, part in parts.items()})
+        overrides = (*donor.overrides, override)
+        return dataclasses.replace(donor, layout=layout, loop=tuple(loop), overrides=overrides)
+
+
+def _generated(donor: ModelSpec, maps: dict[str, Any]) -> dict[str, Any]:
+    """The last block's mixer and feed-forward network with generated maps.
+
+    Raises:
+        OuroborosError: the block is no gated one with plain attention.
+    """
+    mixer, ffn = donor.blocks[-1].mixer, donor.blocks[-1].ffn
+    kinds = f"mixer {mixer.kind!r} with ffn {ffn.kind!r}"
+    fits = mixer.kind == "attention" and ffn.kind == "swiglu"
+    check(fits, f"{kinds}: maps of attention with swiglu alone can be generated")
+    plain: dict[str, Any] = {f.name: getattr(mixer, f.name) for f in dataclasses.fields(mixer) if f.name != "kind"}
+    shared: dict[str, Any] = {name: getattr(ffn, name) for name in ("intermediate_size", "bias", "dropout")}
+    return {
+        "mixer": GeneratedAttentionSpec(**plain, **maps),
+        "ffn": GeneratedFeedForwardSpec(**shared, **maps),
+    }
 
 
 _STEERING = "model.decoder.loops.0"

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from ouroboros.config import (
-    AttentionSpec,
-    BlockOverride,
-    FeedForwardPart,
-    FeedForwardSpec,
-    LoopPart,
-    ModelSpec,
-    to_dict,
-)
+from ouroboros.config import LoopPart, ModelSpec
 from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
-from ouroboros.config.parts.modulated import (
-    ControllerSpec,
-    ModulatedAttentionSpec,
-    ModulatedFeedForwardSpec,
-    StaticDiagonalsSpec,
-)
+from ouroboros.config.parts.modulated import ControllerSpec, StaticDiagonalsSpec, modulated
 from ouroboros.errors import check
-from ouroboros.schedule import parse
 
 LOOP = "loop"
 """The name of the looped segment in layouts."""
@@ -58,9 +43,10 @@ class Published:
         """The model made of a pretrained one, whose layout is a number of blocks.
 
         Raises:
-            OuroborosError: the looped layer is not between prelude and coda.
+            OuroborosError: the looped layer is not between prelude and coda, or layers differ.
         """
         layers = donor.schedule.num_blocks
+        check(not donor.overrides, "the layers of the pretrained model are not alike, and a cut needs equal ones")
         check(
             self.prelude <= self.looped < layers - self.coda,
             f"the looped layer {self.looped} is not between prelude (layers before {self.prelude}) and coda (from"
@@ -73,9 +59,8 @@ class Published:
             steering = StaticDiagonalsSpec(rank=self.rank, rows=self.static_rows)
         halting = () if self.halt_hidden is None else (HaltSpec(hidden=self.halt_hidden),)
         return modulated(
-            donor,
-            layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}",
-            loop=(steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec(), *halting),
+            dataclasses.replace(donor, layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}"),
+            (steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec(), *halting),
             rank=self.rank,
             alpha=self.alpha,
         )
@@ -89,52 +74,3 @@ class Published:
         """The layers that are no block of the model, of whose weights the bases are made."""
         kept = self.sources(donor)
         return [layer for layer in range(donor.schedule.num_blocks) if layer not in kept]
-
-
-def modulated(
-    donor: ModelSpec, *, layout: str, loop: tuple[LoopPart, ...], rank: int, alpha: float, trained: bool = False
-) -> ModelSpec:
-    """``donor`` in a layout with a segment ``loop``, whose blocks have modulated maps.
-
-    Raises:
-        OuroborosError: the donor's blocks are no gated ones with plain attention.
-    """
-    maps: dict[str, Any] = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen"}
-    return steered(donor, layout, loop, ModulatedAttentionSpec, ModulatedFeedForwardSpec, maps)
-
-
-def steered(
-    donor: ModelSpec,
-    layout: str,
-    loop: tuple[LoopPart, ...],
-    mixer: type[AttentionSpec],
-    ffn: type[FeedForwardPart],
-    maps: dict[str, Any],
-) -> ModelSpec:
-    """``donor`` in a layout with a segment ``loop``, whose blocks are of other kinds with the donor's options.
-
-    Args:
-        donor: of gated blocks with plain attention.
-        layout: with the segment.
-        loop: what steers it.
-        mixer: the specification of the segment's attention.
-        ffn: that of its feed-forward network.
-        maps: the options that both have besides.
-
-    Raises:
-        OuroborosError: the donor's blocks are others.
-    """
-    attention, network = donor.block.mixer, donor.block.ffn
-    fits = attention.kind == "attention" and network.kind == "swiglu"
-    kinds = f"mixer {attention.kind!r} with ffn {network.kind!r}"
-    check(fits, f"{kinds}: a loop can steer attention with swiglu alone")
-    check(not donor.overrides, "the layers of the pretrained model are not alike: a loop can steer equal ones alone")
-    assert isinstance(attention, AttentionSpec) and isinstance(network, FeedForwardSpec)
-    names = [field.name for field in dataclasses.fields(AttentionSpec) if field.name != "kind"]
-    in_mixer: dict[str, Any] = {name: getattr(attention, name) for name in names}
-    in_ffn: dict[str, Any] = {name: getattr(network, name) for name in ("intermediate_size", "bias", "dropout")}
-    parts: dict[str, Any] = {"mixer": mixer(**in_mixer, **maps), "ffn": ffn(**in_ffn, **maps)}
-    if len(parse(layout).stored) == 1:  # no block is outside of the segment
-        return donor.replace(layout=layout, loop=loop, **parts)
-    override = BlockOverride(where=LOOP, set={name: to_dict(part) for name, part in parts.items()})
-    return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(override,))
