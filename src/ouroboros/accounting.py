@@ -24,7 +24,8 @@ class Cost:
     embedding_parameters: int
     """Share of ``parameters`` in the token embedding and the untied output matrix."""
     flops_per_token: int
-    """Forward operations for one token that attends to ``context`` positions."""
+    """Forward operations for one token that attends to ``context`` positions, without those that are done once for a
+    whole text (:func:`text_flops`)."""
     training_flops_per_token: int
     """Forward and backward, three times the forward."""
     cache_values_per_token: int
@@ -66,7 +67,8 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
         training_flops_per_token=3 * flops,
         cache_values_per_token=sum(spec.blocks[block].mixer.cache_values(width) for block in cached),
         state_values=outer_values(spec)
-        + sum(recent_values(spec, block) + spec.blocks[block].mixer.state_values(width) for block in cached),
+        + sum(_own_recent_values(spec, block) + spec.blocks[block].mixer.state_values(width) for block in cached)
+        + sum(segment.loops for segment in run.segments if segment.looped) * _handed_recent_values(spec),
         context=context,
     )
 
@@ -90,18 +92,34 @@ def visit_flops(spec: ModelSpec, schedule: Schedule, context: int, registers: in
         block = spec.blocks[visit.block]
         total += block.mixer.flops(width, context, registers) + block.ffn.flops(width)
         total += block.sublayers * block.residual.flops(width)
+    for segment in schedule.segments:
+        for block in (spec.blocks[number] for number in segment.blocks if segment.looped):
+            total += segment.loops * (block.mixer.loop_flops(width) + block.ffn.loop_flops(width))
     for segment, parts in zip((s for s in schedule.segments if s.looped), spec.loop_parts, strict=True):
         total += spec.block.residual.channels * sum(part.flops(width, segment.loops) for part in parts)
     return total
 
 
+def text_flops(spec: ModelSpec, schedule: Schedule) -> int:
+    """Operations that are done once for a whole text, which :attr:`Cost.flops_per_token` leaves out."""
+    looped = zip((s for s in schedule.segments if s.looped), spec.loop_parts, strict=True)
+    return sum(part.text_flops(spec.hidden_size, segment.loops) for segment, parts in looped for part in parts)
+
+
 def recent_values(spec: ModelSpec, number: int) -> int:
-    """Numbers that one visit of block ``number`` remembers per sequence for filters over tokens and for what the loop
-    parts of a loop that it begins hand to its visits, beside keys and values."""
-    block, width = spec.blocks[number], spec.hidden_size
+    """Numbers that a visit of block ``number`` remembers at most per sequence, for filters over tokens and for what the
+    loop parts of a loop that it begins hand to its visits, beside keys and values."""
     begins = any(segment.looped and segment.first_block == number for segment in spec.schedule.segments)
-    looped = sum(part.recent_values(width) for part in spec.loop) if begins else 0
-    return block.mixer.recent_values(width) + block.sublayers * block.residual.reader_values(width) + looped
+    return _own_recent_values(spec, number) + (_handed_recent_values(spec) if begins else 0)
+
+
+def _own_recent_values(spec: ModelSpec, number: int) -> int:
+    block, width = spec.blocks[number], spec.hidden_size
+    return block.mixer.recent_values(width) + block.sublayers * block.residual.reader_values(width)
+
+
+def _handed_recent_values(spec: ModelSpec) -> int:
+    return sum(part.recent_values(spec.hidden_size) for part in spec.loop)
 
 
 def outer_values(spec: ModelSpec) -> int:

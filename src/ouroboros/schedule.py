@@ -2,14 +2,15 @@
 
 Depth is a static list of :class:`Visit`. A short notation writes it:
 
-=============  =======================================================
-``12``         twelve blocks, each used once
-``(1)x8``      one block, eight times
-``8 (1)x8 8``  eight blocks (prelude), one block eight times, eight more (coda)
-``(2)x3``      two blocks A B, visited A B A B A B
-``3 w:(1)x2``  the loop is named ``w``, for options of its blocks alone
-``a:2 3 a``    the blocks named ``a`` run again at the end, without their loop if they have one
-=============  =======================================================
+===============  =======================================================
+``12``           twelve blocks, each used once
+``(1)x8``        one block, eight times
+``8 (1)x8 8``    eight blocks (prelude), one block eight times, eight more (coda)
+``(2)x3``        two blocks A B, visited A B A B A B
+``3 w:(1)x2``    the loop is named ``w``, for options of its blocks alone
+``a:2 3 a``      the blocks named ``a`` run again at the end, without their loop if they have one
+``7 a:1 (a)x3``  the blocks named ``a`` run once, and then three times as a loop
+===============  =======================================================
 
 Parameters are a sum over blocks; arithmetic and cache are sums over visits (:mod:`ouroboros.accounting`).
 """
@@ -25,7 +26,7 @@ from ouroboros.errors import OuroborosError, check
 _NAME = "[A-Za-z_][A-Za-z0-9_-]*"
 _SEGMENT = re.compile(
     rf"\s*(?:(?P<again>(?!x[0-9]*(?!\S)){_NAME})(?!\S)|(?:(?P<name>{_NAME}):\s*)?"
-    r"(?:(?P<plain>[0-9]+)|\(\s*(?P<blocks>[0-9]+)\s*\)\s*x\s*(?P<loops>[0-9]+)))"
+    rf"(?:(?P<plain>[0-9]+)|\(\s*(?:(?P<blocks>[0-9]+)|(?P<of>{_NAME}))\s*\)\s*x\s*(?P<loops>[0-9]+)))"
 )
 _MAX_VISITS = 100_000
 NEW = "new"
@@ -55,7 +56,7 @@ class Segment:
     name: str = ""
     """By which options of its blocks alone are given; empty for none."""
     again: bool = False
-    """Whether these are the blocks of an earlier segment of this name, visited once more."""
+    """Whether these are the blocks of an earlier segment of this name, visited once more or as a loop."""
 
     @property
     def blocks(self) -> range:
@@ -64,7 +65,7 @@ class Segment:
     @property
     def notation(self) -> str:
         if self.again:
-            return self.name
+            return f"({self.name})x{self.loops}" if self.looped else self.name
         blocks = f"({self.num_blocks})x{self.loops}" if self.looped else str(self.num_blocks)
         return f"{self.name}:{blocks}" if self.name else blocks
 
@@ -170,12 +171,13 @@ def parse(layout: str) -> Schedule:
         for group, what in (("plain", "blocks"), ("blocks", "blocks"), ("loops", "loops")):
             fits = match[group] is None or int(match[group]) >= 1
             check(fits, f"layout {layout!r}, column {match.start(group) + 1}: the number of {what} must be at least 1")
-        name, again, end = match["name"] or "", match["again"], match.end()
+        name, again, end = match["name"] or "", match["again"] or match["of"], match.end()
         named = {segment.name: segment for segment in segments if segment.name}
         check(name not in named, f"{where}: the name {name!r} is given twice")
         if again is not None:
             check(again in named, f"{where}: no segment before it is named {again!r}; name one as in '{again}:2'")
-            segment = replace(named[again], loops=1, looped=False, again=True)
+            check(not name, f"{where}: the blocks of {again!r} have a name: leave {name!r} out")
+            segment = replace(named[again], loops=int(match["loops"] or 1), looped=bool(match["of"]), again=True)
         else:
             blocks, loops = int(match["plain"] or match["blocks"]), int(match["loops"] or 1)
             segment = Segment(block, blocks, loops, match["plain"] is None, name)

@@ -81,7 +81,7 @@ def adaptive(case: dict[str, Any], path: Path, work: Path) -> None:
         norm_steps=hyper["norm_rows"],
         halt_hidden=len(tensors["halter.0.bias"]),
     )
-    model, ids, found = to_model(donor, tensors, spec, settings), tensors["input_ids"], []
+    model, ids, found = to_model(donor, shared.own_of(tensors), spec, settings), tensors["input_ids"], []
     halt = next(module for module in model.modules() if isinstance(module, Halt))
     leaving: list[Tensor] = []
     halt.last.register_forward_hook(lambda module, given, out: found.append(torch.sigmoid(out[..., 0])))

@@ -102,6 +102,11 @@ def settings_of(case: dict[str, Any], tensors: dict[str, Tensor]) -> Published:
     )
 
 
+def own_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a case that a published checkpoint holds."""
+    return {name: tensor for name, tensor in tensors.items() if our_name(name) is not None}
+
+
 def plain(donor: dict[str, Tensor], spec: ModelSpec, sources: list[int]) -> OuroborosForCausalLM:
     """The layers ``sources`` of the pretrained model, one after the other."""
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(dataclasses.replace(spec, layout=str(len(sources)))))
@@ -234,7 +239,7 @@ def whole_system(case: dict[str, Any], path: Path, work: Path) -> None:
     """Every state and diagonal, logits, losses, gradients, the truncated baseline, and how much later tokens leak."""
     tensors, (donor, spec) = tensors_of(path), donor_of(path)
     settings, ids = settings_of(case, tensors), tensors["input_ids"]
-    model = to_model(donor, tensors, spec, settings)
+    model = to_model(donor, own_of(tensors), spec, settings)
     found: dict[str, Tensor] = {}
 
     def see_block(block: nn.Module, visit: VisitContext, before: Tensor, after: Tensor) -> None:

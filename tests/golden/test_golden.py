@@ -63,6 +63,7 @@ KINDS: dict[str, Check] = {
     **kinds_of("crawler_score"),
     **kinds_of("controller_model"),
     **kinds_of("controller_halting"),
+    **kinds_of("controller_first"),
     **kinds_of("controller_pipeline"),
 }
 """The check of every kind of case."""

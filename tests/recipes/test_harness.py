@@ -40,12 +40,16 @@ COMPILED = {
 
 FOUND = {
     "crawler-published": ["gradients: no gradient: model.stem.unconnected_values.scale"],
-    # Every position sees the mean over all; and what is computed once for a text is not counted for each token.
+    # Every position sees the mean over all.
     "controller-published": [
         *("causal", "cached == uncached", "chunked prefill", "static cache", "beam search", "hidden states"),
-        *("loop counts", "FLOPs"),
+        "loop counts",
     ],
 }
+FOUND["controller-first-published"] = [
+    *FOUND["controller-published"],
+    "gradients: gradient is all zero: model.decoder.loops.0.matrix_controller.halt_proj.weight",
+]
 """What is wrong with recipes that are as published: how the failures begin."""
 
 

@@ -48,6 +48,7 @@ from ouroboros.config.parts.stem import (
 from ouroboros.config.parts.tap import TapSpec
 from ouroboros.config.parts.topology import UNetSpec
 from ouroboros.config.parts.values import ValueEmbeddingSpec
+from ouroboros.systems.controller.parts import MatrixControllerSpec
 
 BASE = ModelSpec(layout="1 (1)x2", vocab_size=67, hidden_size=32, max_position_embeddings=64).replace(
     mixer=AttentionSpec(num_heads=4), ffn=FeedForwardSpec(intermediate_size=48)
@@ -129,6 +130,16 @@ def modulated(
     mixer = {"kind": "modulated_attention", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, **own}
     ffn = {"kind": f"modulated_{gate}", "intermediate_size": 40, "bias": True, **own}
     return model(loop(*given), layout=layout, overrides=(other("loop", mixer=mixer, ffn=ffn),), registers=registers)
+
+
+def generated(layout: str, *more: Any, registers: int = 0, bases: int = 2, **options: Any) -> ModelSpec:
+    """A loop that generates additions to the maps of its blocks."""
+    sizes = {"state": 5, "steps": 4, "hidden": 7, "style": 6}
+    own = {"rank": 3, "alpha": 4.0, "bases": bases, "divisor": 5}
+    mixer = {"kind": "generated_attention", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, **own}
+    ffn = {"kind": "generated_swiglu", "intermediate_size": 40, "bias": True, "dropout": 0.1, **own}
+    parts = loop(MatrixControllerSpec(bases=bases, **{**sizes, **options}), *more)
+    return model(parts, layout=layout, overrides=(other("loop", mixer=mixer, ffn=ffn),), registers=registers)
 
 
 def bridges() -> tuple[BlockOverride, BlockOverride]:
@@ -406,6 +417,15 @@ VARIANTS = {
         {"mixer": parts.ModulatedAttentionSpec(rank=2), "ffn": parts.ModulatedFeedForwardSpec(rank=2, dropout=0.1)},
         loop(parts.StaticDiagonalsSpec(rank=2)),
         layout="(1)x2",
+    ),
+    "matrices from the loop, as a refiner, registers": generated(
+        "1 loop:1 (loop)x2", LoopNormSpec(rows=2), RecurrenceGateSpec(), registers=2, pooling="prefix"
+    ),
+    "matrices from the loop, halting, prompt": generated(
+        "loop:(2)x3 1", HaltSpec(hidden=5), confidence=3, rows=2, norm=False, pooling="prompt", prompt=4, bases=1
+    ),
+    "blocks run once and as a loop": model(
+        loop(LoopEmbeddingSpec()), layout="1 a:2 1 (a)x2 a", topology=UNetSpec(skips=1)
     ),
     "unequal loops": model(loop(LoopEmbeddingSpec(), LoopNormSpec(rows=3)), layout="(1)x2 1 (1)x4"),
 }

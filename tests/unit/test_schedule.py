@@ -96,6 +96,16 @@ def test_named_segments_are_visited_again(layout: str, blocks: list[int], loops:
     assert schedule.blocks_at(layout[layout.index(":") - 1]) == schedule.stored[layout[0] == "1"].blocks
 
 
+def test_blocks_run_once_and_then_as_a_loop() -> None:
+    schedule = parse("1 last:2 ( last ) x 2 last")
+    assert schedule.notation == "1 last:2 (last)x2 last" and parse(schedule.notation) == schedule
+    assert [visit.block for visit in schedule.visits] == [0, 1, 2, 1, 2, 1, 2, 1, 2]
+    assert [visit.loop for visit in schedule.visits] == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert [segment.looped for segment in schedule.segments] == [False, False, True, False] and schedule.num_blocks == 3
+    assert schedule.loops == 2 and schedule.with_loops(5).notation == "1 last:2 (last)x5 last"
+    assert schedule.blocks_at("last") == range(1, 3)
+
+
 def test_visited_again_without_its_loop() -> None:
     schedule = parse("a:(2)x3 1 a")
     assert schedule.with_loops(5).notation == "a:(2)x5 1 a"
@@ -155,6 +165,10 @@ def test_a_loop_of_one_is_still_a_loop() -> None:
         ("2 two", 3, "no segment before it is named 'two'"),
         ("(1)x2 (2)y3", 7, "unexpected '(2)y3'"),
         ("a a:2", 1, "no segment before it is named 'a'"),
+        ("1 (a)x2 a:1", 3, "no segment before it is named 'a'"),
+        ("a:1 b:(a)x2", 5, "the blocks of 'a' have a name: leave 'b' out"),
+        ("a:1 (a)x0", 9, "the number of loops must be at least 1"),
+        ("a:1 (a)", 5, "unexpected '(a)'"),
         ("a:2 a:2", 5, "the name 'a' is given twice"),
         ("a:60000 a", 9, "more than 100000 visits"),
         ("(1)x999999999", 1, "more than 100000 visits"),

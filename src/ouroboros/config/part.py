@@ -207,6 +207,15 @@ class MixerPart(Part):
         """Operations for one token of a text in which a token attends to ``context`` positions, behind registers."""
         raise NotImplementedError
 
+    def loop_flops(self, width: int) -> int:
+        """Operations for one token that a visit within a loop takes besides, for what the loop parts hand to it."""
+        return 0
+
+    @property
+    def unlooped(self) -> MixerPart:
+        """What computes the same where no loop part hands anything to a visit, for models without a loop."""
+        return self
+
     def prefix_flops(self, width: int) -> tuple[int, int]:
         """What registers cost besides their own visit: operations for each register, and for each token of the text."""
         return 0, 0
@@ -243,6 +252,15 @@ class FeedForwardPart(Part):
     def flops(self, width: int) -> int:
         """Operations for one token."""
         raise NotImplementedError
+
+    def loop_flops(self, width: int) -> int:
+        """Operations for one token that a visit within a loop takes besides, for what the loop parts hand to it."""
+        return 0
+
+    @property
+    def unlooped(self) -> FeedForwardPart:
+        """What computes the same where no loop part hands anything to a visit, for models without a loop."""
+        return self
 
     @property
     def hidden_width(self) -> int:
@@ -363,6 +381,10 @@ class LoopPart(Part):
 
     def flops(self, width: int, loops: int) -> int:
         """Operations in a segment of ``loops`` loops for one token and each channel of the stream."""
+        return 0
+
+    def text_flops(self, width: int, loops: int) -> int:
+        """Operations in a segment of ``loops`` loops that are done once for a whole text, however long it is."""
         return 0
 
     def recent_values(self, width: int) -> int:

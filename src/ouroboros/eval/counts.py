@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ouroboros.accounting import cost, visit_flops
+from ouroboros.accounting import cost, text_flops, visit_flops
 from ouroboros.config import ModelSpec, OptimSpec
 from ouroboros.eval.finding import Mismatch, equal, require
 from ouroboros.eval.subject import Subject, logits_of, perturb
@@ -111,13 +111,15 @@ def _operations(spec: ModelSpec, run: Schedule, loops: int | None, length: int) 
     Plain products compute all T x T scores, hence a context of T. Registers run by themselves: every visit, attending
     to each other, without the head. Where latents are kept, their keys and values are built once more for the text;
     where a state is carried, they leave one. Work on some of the tokens alone is counted in whole operations for each.
+    What is done once for a text is not among the operations of its tokens.
     """
     per_token = cost(spec, context=length, loops=loops).flops_per_token
-    total, width = length * per_token, spec.hidden_size
+    once, width = text_flops(spec, run), spec.hidden_size
+    total = length * per_token + once
     mixers = [spec.blocks[visit.block].mixer for visit in run.visits]
     if spec.registers:
         again, read = (sum(each) for each in zip(*(mixer.prefix_flops(width) for mixer in mixers), strict=True))
-        total += spec.registers * (visit_flops(spec, run, spec.registers) + again) + length * read
+        total += spec.registers * (visit_flops(spec, run, spec.registers) + again) + length * read + once
     return per_token, total, length * run.num_visits if any(mixer.flops_are_rounded for mixer in mixers) else 0
 
 

@@ -251,7 +251,7 @@ def check_dropout(subject: Subject) -> str:
     """Evaluation is deterministic; training is random exactly where the specification has dropout."""
     same = torch.equal(logits_of(subject.model, subject.ids), subject.logits)
     require(same, "two evaluations of the same tokens differ")
-    settings = fields_by_path(subject.spec).items()
+    settings = [pair for spec in (subject.spec, *subject.spec.blocks) for pair in fields_by_path(spec).items()]
     random = any(value > 0 for path, value in settings if path.rpartition(".")[2] == "dropout")
     subject.model.train()
     try:

@@ -143,10 +143,11 @@ class _Run:
             context = context._replace(other=self.streams[step.other])
         with self._gradient(step.left):
             if (entered := self.entered.pop(step.stream, None)) is not None:
+                beginning = context._replace(looped=self.carried[entered.looped])
                 self.handed[step.stream] = {
                     name: value
                     for part in self._parts(entered.looped)
-                    for name, value in part.hand(x, context, entered.loop).items()
+                    for name, value in part.hand(x, beginning, entered.loop).items()
                 }
             context = context._replace(handed=self.handed.get(step.stream, {}))
             after = block(x, context) if self.call is None else self.call(block, x, context)

@@ -17,6 +17,7 @@ from ouroboros.config.parts import modulated as specs
 from ouroboros.nn.attention import Attention
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.nn.part import Init, LoopModule, Projection, Started, ZeroProjection
+from ouroboros.nn.pooling import pooled
 from ouroboros.nn.visit import VisitContext
 
 
@@ -145,10 +146,10 @@ class Controller(LoopModule):
     def __init__(self, spec: specs.ControllerSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
         self.spec, self.eps, S = spec, norm_eps, spec.style
-        self.state_proj = _Uniform(width, 2 * S)
+        self.state_proj = UniformLinear(width, 2 * S)
         self.steps = nn.Parameter(torch.empty(spec.rows or loops, S))
-        self.style_in = _Uniform(3 * S, 2 * S)
-        self.style_out = _Uniform(2 * S, S)
+        self.style_in = UniformLinear(3 * S, 2 * S)
+        self.style_out = UniformLinear(2 * S, S)
         self.heads = nn.ModuleDict({name: ZeroProjection(S, math.prod(_shape(spec))) for name in specs.TARGETS})
         self.reset_parameters()
 
@@ -159,44 +160,15 @@ class Controller(LoopModule):
     def hand(self, x: Tensor, visit: VisitContext, loop: int) -> dict[str, Tensor]:
         """A core for each map: (B, T, R) or (B, T, R, R) of what each position may see, or (B, 1, ...) of all of
         them."""
-        seen = self._seen(x, visit)
-        u = F.silu(self.state_proj(seen))
+        state = F.rms_norm(x, x.shape[-1:], eps=self.eps) if self.spec.norm else x
+        u = F.silu(self.state_proj(pooled(state, visit, self.spec)))
         step_S = self.steps[min(loop, len(self.steps) - 1)].to(u.dtype)
         z = F.silu(self.style_in(torch.cat((u, step_S.expand(*u.shape[:-1], -1)), dim=-1)))
         z = F.silu(self.style_out(z))
         return {name: head(z).unflatten(-1, _shape(self.spec)) for name, head in self.heads.items()}
 
-    def _seen(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
-        """The pooled state, (B, T, D) or (B, 1, D)."""
-        if self.spec.norm:
-            x_BTD = F.rms_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
-        if self.spec.pooling == "token":
-            return x_BTD
-        if visit.padding is not None:
-            x_BTD = x_BTD * visit.padding[..., None].to(x_BTD.dtype)
-        if self.spec.pooling == "all":
-            count = x_BTD.shape[1] if visit.padding is None else visit.padding.sum(1)[:, None, None].clamp(min=1)
-            return x_BTD.sum(1, keepdim=True) / count
-        return self._mean_of_prefix(x_BTD, visit)
 
-    def _mean_of_prefix(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
-        """The mean of the positions up to each one, or of the first few; the sum so far is remembered in float32."""
-        T, low = x_BTD.shape[1], x_BTD.dtype
-        positions = torch.arange(T, device=x_BTD.device)[None] if visit.positions is None else visit.positions
-        count = positions + 1
-        sums = x_BTD.float()
-        if self.spec.pooling == "prompt":
-            sums = sums * (positions < self.spec.prompt)[..., None]
-            count = count.clamp(max=self.spec.prompt)
-        sums = sums.cumsum(1)
-        if visit.memory is not None:
-            past = visit.memory.last("controller")
-            sums = sums if past is None else sums + past
-            visit.memory.remember("controller", sums[:, -1:])
-        return (sums / count[..., None]).to(low)
-
-
-class _Uniform(Started, Projection):
+class UniformLinear(Started, Projection):
     """A linear map whose weights and biases start uniformly within ``1 / sqrt(inputs)``, as published."""
 
     def reset_parameters(self, init: Init | None = None) -> None:

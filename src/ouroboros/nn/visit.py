@@ -40,5 +40,7 @@ class VisitContext(NamedTuple):
     up or earlier visits make; (B, T, ...) each."""
     handed: Mapping[str, Tensor] = {}
     """What the loop parts of this loop hand to its visits, by name."""
+    looped: Mapping[str, Tensor] = {}
+    """What the loop parts of this loop carry from loop to loop, by name; for parts that hand something alone."""
     other: Tensor | None = None
     """The present state of another stream that the topology names, (B, T, D)."""

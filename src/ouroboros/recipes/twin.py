@@ -29,7 +29,9 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     blocks = schedule.num_blocks if match == "parameters" else schedule.num_visits
     # What only blocks with overrides read would be a dead weight of the twin.
     stem = tuple(p for p in recipe.model.stem if not p.provides or p.provides in recipe.model.block.mixer.reads)
-    plain = dataclasses.replace(recipe.model, layout=str(blocks), loop=(), overrides=(), stem=stem)
+    block = recipe.model.block
+    block = dataclasses.replace(block, mixer=block.mixer.unlooped, ffn=block.ffn.unlooped)
+    plain = dataclasses.replace(recipe.model, layout=str(blocks), block=block, loop=(), overrides=(), stem=stem)
     if match != "depth":
         context = (recipe.data.sequence_length + 1) // 2
         plain = equal_size(plain, recipe.model, match, context, name=f"plain twin of layout {recipe.model.layout!r}")

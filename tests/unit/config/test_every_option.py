@@ -49,6 +49,7 @@ from ouroboros.config.part import (
 )
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
+from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.config.parts.loop import RecurrenceGateSpec
 from ouroboros.config.parts.modulated import (
@@ -66,6 +67,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.eval.switches import behaviour, effect, options
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.systems.controller.parts import GeneratedAttentionSpec, GeneratedFeedForwardSpec, MatrixControllerSpec
 from ouroboros.train.distributed import Workers
 from ouroboros.train.log import read_metrics
 from ouroboros.train.run import start
@@ -106,6 +108,19 @@ def modulated(part: Any) -> ModelSpec:
     return BASE.replace(layout="(1)x3", mixer=mixer, ffn=ffn, loop=(steering,), stem=stem)
 
 
+def generated(part: Any) -> ModelSpec:
+    """A model whose loop generates additions to its maps, with this part in it; the block is visited once before."""
+    sizes: Any = {"bases": part.bases, "rank": 3, "divisor": 4}
+    mixer: Any = part if isinstance(part, GeneratedAttentionSpec) else GeneratedAttentionSpec(**sizes)
+    ffn: Any = GeneratedFeedForwardSpec(intermediate_size=24, **sizes)
+    ffn = part if isinstance(part, GeneratedFeedForwardSpec) else ffn
+    steering: Any = MatrixControllerSpec(bases=part.bases, state=8, steps=8, hidden=8, style=8)
+    steering = part if isinstance(part, MatrixControllerSpec) else steering
+    halting = (HaltSpec(hidden=4),) if isinstance(part, MatrixControllerSpec) and part.confidence else ()
+    stem = (ValueEmbeddingSpec(width=4),) if isinstance(part, AttentionSpec) and part.value_embedding else ()
+    return BASE.replace(layout="a:1 (a)x2", mixer=mixer, ffn=ffn, loop=(steering, *halting), stem=stem)
+
+
 def placed(part: Any) -> ModelSpec:
     """The base with this part in it, and with what the part cannot do without."""
     if isinstance(part, HelixSpec):
@@ -114,6 +129,8 @@ def placed(part: Any) -> ModelSpec:
         return BASE.replace(layout="2 (1)x2 2", topology=part)
     if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec) or getattr(part, "hands", ""):
         return modulated(part)
+    if isinstance(part, GeneratedAttentionSpec | GeneratedFeedForwardSpec | MatrixControllerSpec):
+        return generated(part)
     if isinstance(part, TapSpec):
         return BASE.replace(layout="2 (1)x3", loop=(part,))
     if isinstance(part, StemPart) and part.provides:
@@ -151,6 +168,11 @@ SWITCHED: dict[str, list[dict[str, Any]]] = {
     "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ModulatedAttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ControllerSpec": [{"pooling": "prompt", "prompt": 4}],
+    "GeneratedAttentionSpec": [
+        {"num_heads": 2, "num_kv_heads": 1, "divisor": 4},
+        {"qk_norm": "before_rope", "rope": SLOWED},
+    ],
+    "MatrixControllerSpec": [{"pooling": "prompt", "prompt": 4}],
     "SplitAttentionSpec": [{"num_heads": 2}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ChokeSpec": [{"shape": "grouped"}, {"activation": "leaky_relu2"}],
     "RMSNormSpec": [{"depth_scale": True}],

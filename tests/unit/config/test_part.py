@@ -32,11 +32,11 @@ from ouroboros.schedule import parse
 SHIPPED = {
     MixerPart: {
         *("attention", "latent_attention", "bottleneck_attention", "osam", "delta_rule"),
-        *("cross", "split", "modulated_attention"),
+        *("cross", "split", "modulated_attention", "generated_attention"),
     },
     FeedForwardPart: {
         *("swiglu", "geglu", "relu2", "leaky_relu2", "gelu", "choke", "none", "modulated_swiglu"),
-        "modulated_geglu",
+        *("modulated_geglu", "generated_swiglu"),
     },
     NormPart: {"rms", "layer"},
     ResidualPart: {"additive", "delta", "scaled", "none"},
@@ -52,6 +52,7 @@ SHIPPED = {
             "static_cores",
             "controller",
             "halt",
+            "matrix_controller",
         ),
     },
     StemPart: {"ngram", "norm", "positions", "scale", "smear", "value_embedding", "unconnected_values"},

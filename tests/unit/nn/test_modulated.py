@@ -1,4 +1,4 @@
-"""Modulated maps against their formula, the Controller's start, and what each pooling sees."""
+"""Modulated maps against their formula, and the Controller's start."""
 
 from __future__ import annotations
 
@@ -125,47 +125,13 @@ def test_later_loops_use_the_last_row() -> None:
         assert torch.equal(last, later) and not torch.equal(first, last)
 
 
-def seen(pooling: Any, x: Tensor, visit: VisitContext = NOWHERE, **options: Any) -> Tensor:
+def seen(x: Tensor, **options: Any) -> Tensor:
     """The q diagonal of the first loop."""
     torch.manual_seed(0)
-    return controller(pooling=pooling, **options).hand(x, visit, 0)["q_proj"].detach()
-
-
-@pytest.mark.parametrize(
-    ("pooling", "changed"),
-    [
-        ("token", [False] * 4 + [True] + [False] * 2),
-        ("prefix", [False] * 4 + [True] * 3),
-        ("prompt", [False] * 7),
-        ("all", [True]),
-    ],
-)
-def test_what_a_pooling_sees_of_the_fifth_token(pooling: str, changed: list[bool]) -> None:
-    x = torch.randn(1, T, D)
-    other = x.clone()
-    other[:, 4] += 1.0
-    difference = (seen(pooling, other, prompt=3) - seen(pooling, x, prompt=3)).abs().amax((0, 2))
-    assert [bool(gap > 1e-6) for gap in difference] == changed
-
-
-def test_the_mean_of_the_prompt_is_held() -> None:
-    x = torch.randn(1, T, D)
-    prompt, prefix = seen("prompt", x, prompt=3), seen("prefix", x)
-    torch.testing.assert_close(prompt[:, :3], prefix[:, :3])
-    torch.testing.assert_close(prompt[:, 3:], prefix[:, 2:3].expand(-1, T - 3, -1))
-
-
-@pytest.mark.parametrize("pooling", ["prefix", "prompt", "all"])
-def test_padding_does_not_count(pooling: str) -> None:
-    x = torch.randn(1, T, D)
-    padding, positions = torch.ones(1, T), torch.arange(T)[None] - 2
-    padding[:, :2] = 0
-    padded = seen(pooling, x, NOWHERE._replace(padding=padding, positions=positions.clamp(min=0)), prompt=3)
-    alone = seen(pooling, x[:, 2:], prompt=3)
-    torch.testing.assert_close(padded[:, -alone.shape[1] :], alone)
+    return controller(**options).hand(x, NOWHERE, 0)["q_proj"].detach()
 
 
 def test_the_norm_makes_the_size_of_the_state_indifferent() -> None:
     x = torch.randn(B, T, D)
-    torch.testing.assert_close(seen("token", x), seen("token", 10 * x), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(seen("token", x, norm=False), seen("token", 10 * x, norm=False), atol=1e-2)
+    torch.testing.assert_close(seen(x), seen(10 * x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen(x, norm=False), seen(10 * x, norm=False), atol=1e-2)

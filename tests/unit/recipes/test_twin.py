@@ -35,13 +35,15 @@ def test_the_three_twins_of_every_looped_recipe(name, size):
     assert training_flops(by_flops) == pytest.approx(training_flops(looped), rel=0.01)
     assert by_parameters.model.layout == str(schedule.num_blocks)
     assert by_flops.model.layout == by_depth.model.layout == str(schedule.num_visits)
-    assert by_depth.model.block == looped.model.block
+    block = looped.model.block
+    plain = dataclasses.replace(block, mixer=block.mixer.unlooped, ffn=block.ffn.unlooped)
+    assert by_depth.model.block == plain
     for other in (by_parameters, by_flops, by_depth):
         train = dataclasses.replace(looped.train, loops=LoopTraining())
         assert (other.data, other.optim, other.train) == (looped.data, looped.optim, train)
         assert all(not part.provides for part in other.model.stem)  # no block without overrides reads such a table
         changed = {name: getattr(looped.model, name) for name in ("layout", "loop", "overrides", "stem")}
-        changed["ffn"] = looped.model.block.ffn
+        changed |= {"mixer": block.mixer, "ffn": block.ffn}
         assert other.model.replace(**changed) == looped.model
         assert other.name == f"{name}-twin" and not parse(other.model.layout).is_looped
 

@@ -8,14 +8,13 @@ of the state that a loop begins with, or learns it for each loop.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ouroboros.config.needs import needs
 from ouroboros.config.part import FeedForwardPart, LoopPart, MixerPart, part
 from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec
+from ouroboros.config.parts.pooling import PooledPart
 from ouroboros.errors import check
 
 if TYPE_CHECKING:
@@ -218,67 +217,35 @@ class StaticCoresSpec(StaticDiagonalsSpec):
 
 @part(module="ouroboros.nn.modulated:Controller")
 @dataclass(frozen=True, kw_only=True)
-class ControllerSpec(_CoresPart):
+class ControllerSpec(_CoresPart, PooledPart):
     """A small network that makes the cores of each loop of the state that begins it and of the loop's number; zero
     at the start (Ouroboros, arXiv 2604.02051)."""
 
     kind: Literal["controller"] = "controller"
-    pooling: Literal["token", "prefix", "prompt", "all"] = "token"
-    """What it sees of the state: the ``token`` itself, the mean of the ``prefix`` up to it, that mean held from the
-    position ``prompt`` on, or the mean over ``all`` positions. The last is as published and not causal."""
-    prompt: int = field(default=64, metadata=needs("pooling", "prompt"))
-    """Tokens, from the beginning of the text, that the mean is taken over."""
     style: int = 128
     """Numbers that the loop's number is embedded in, and that the cores are made of."""
-    norm: bool = True
-    """RMS-normalise the state that it sees, without a gain; the published form does not."""
     core: Core = "diagonal"
     """What it makes: diagonals, as published, or full matrices."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        _CoresPart.__post_init__(self)
+        PooledPart.__post_init__(self)
         check(self.style >= 1, f"loop.controller.style must be >= 1, got {self.style}")
-        check(self.prompt >= 1, f"loop.controller.prompt must be >= 1, got {self.prompt}")
 
     def check(self, model: ModelSpec) -> None:
-        super().check(model)
-        check(
-            not (model.share_last_kv and self.remembers),
-            f"loop.controller.pooling {self.pooling!r} remembers something in every loop, and share_last_kv keeps the"
-            " last one's alone: leave one of them out",
-        )
-
-    def warnings(self, model: ModelSpec) -> Iterator[str]:
-        if self.sees_later:
-            yield f"{self.sees_later}; losses are no likelihoods, and generation sees another state than training"
+        _CoresPart.check(self, model)
+        PooledPart.check(self, model)
 
     @property
     def makes(self) -> Core:
         return self.core
 
-    @property
-    def sees_later(self) -> str:
-        published = "loop.controller.pooling 'all', as published, is not causal: it averages over later positions too"
-        return published if self.pooling == "all" else ""
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a cache keeps the sum of what came before."""
-        return self.pooling in ("prefix", "prompt")
-
     def parameters(self, width: int, loops: int) -> int:
         s = self.style
         vectors = 2 * s + (self.rows or loops) * s + 2 * s + s
-        return vectors + self._matrices(width)
+        return vectors + self.matrices(width)
 
-    def flops(self, width: int, loops: int) -> int:
-        # The mean over all positions is one vector for the whole text, which costs nothing for each token.
-        return 0 if self.pooling == "all" else loops * 2 * self._matrices(width)
-
-    def recent_values(self, width: int) -> int:
-        return width if self.remembers else 0
-
-    def _matrices(self, width: int) -> int:
+    def matrices(self, width: int) -> int:
         s = self.style
         return width * 2 * s + 3 * s * 2 * s + 2 * s * s + s * self.core_values
 
@@ -295,13 +262,13 @@ def _looped(model: ModelSpec) -> set[int]:
 
 def _check_modulation(model: ModelSpec) -> None:
     """Modulated maps need someone who hands them diagonals, in every block that has them."""
-    looped = _looped(model)
+    looped = _looped(model) - {b for segment in model.schedule.segments if not segment.looped for b in segment.blocks}
     for number, block in enumerate(model.blocks):
         for name, found in (("mixer", block.mixer), ("ffn", block.ffn)):
             if isinstance(found, ModulatedAttentionSpec | ModulatedFeedForwardSpec):
                 check(
                     number in looped,
-                    f"{name} {found.kind!r} of block {number} is modulated by a loop, and no loop visits that block:"
+                    f"{name} {found.kind!r} of block {number} is modulated by a loop, and is visited outside of one:"
                     " name the loop in the layout, as in '1 loop:(1)x2 1', and give the option as --model.at.loop."
                     f"{name}",
                 )

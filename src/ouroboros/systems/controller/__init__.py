@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ouroboros.systems.controller.parts  # noqa: F401  registers what only the first generation has
 from ouroboros.registry import System
 
 SYSTEM = System(
@@ -11,6 +12,9 @@ SYSTEM = System(
         "recipes": {
             "controller": "ouroboros.systems.controller.recipe:CONTROLLER",
             "controller-published": "ouroboros.systems.controller.recipe:CONTROLLER_PUBLISHED",
+            "controller-first": "ouroboros.systems.controller.recipe_first:CONTROLLER_FIRST",
+            "controller-first-published": "ouroboros.systems.controller.recipe_first:CONTROLLER_FIRST_PUBLISHED",
         },
+        "readers": {"controller": "ouroboros.systems.controller.reader:READER"},
     },
 )

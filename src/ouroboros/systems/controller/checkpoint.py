@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ouroboros.config import ModelSpec
 from ouroboros.convert import bases
+from ouroboros.convert.tensors import model_of
 from ouroboros.errors import check
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.systems.controller.first import FirstGeneration, renamed
 from ouroboros.systems.controller.published import Published
 
 _STEERING = "model.decoder.loops.0"
@@ -25,11 +27,15 @@ _OWN = {
     r"gate\.gate_proj\.": f"{_STEERING}.gate.proj.",
     r"step_norm\.weights": f"{_STEERING}.norm.weight",
     r"static_diags": f"{_STEERING}.static_diagonals.weight",
-    r"halter\.0\.": f"{_STEERING}.halt.first.",
-    r"halter\.2\.": f"{_STEERING}.halt.second.",
-    r"halter\.4\.": f"{_STEERING}.halt.last.",
+    r"halter\.(net\.)?0\.": f"{_STEERING}.halt.first.",
+    r"halter\.(net\.)?2\.": f"{_STEERING}.halt.second.",
+    r"halter\.(net\.)?4\.": f"{_STEERING}.halt.last.",
 }
 """Beginnings of names in a published checkpoint, and ours."""
+UNUSED = ("attn_scale.", "ffn_scale.")
+"""What names of tensors that no one uses begin with."""
+SHARED = "core_block."
+"""What names of the first generation's shared block begin with."""
 
 
 def our_name(name: str) -> str | None:
@@ -73,7 +79,12 @@ def bases_of(donor: Mapping[str, Tensor], settings: Published, spec: ModelSpec) 
 
 
 def to_model(
-    donor: Mapping[str, Tensor], own: Mapping[str, Tensor], spec: ModelSpec, settings: Published
+    donor: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    spec: ModelSpec,
+    settings: Published,
+    *,
+    eos_token_id: int | None = None,
 ) -> OuroborosForCausalLM:
     """The published system on a pretrained model.
 
@@ -82,17 +93,48 @@ def to_model(
         own: what a published checkpoint holds: controller, gate and norms, or static diagonals.
         spec: the pretrained model, whose layout is a number of blocks.
         settings: which layers are kept, and sizes.
+        eos_token_id: for the configuration.
 
     Raises:
-        OuroborosError: a tensor that the model needs is missing.
+        OuroborosError: a tensor that the model needs is missing, or has another shape.
     """
-    model = OuroborosForCausalLM(OuroborosConfig.from_spec(settings.model(spec)))
     tensors = donor_tensors(donor, settings.sources(spec)) | bases_of(donor, settings, spec)
-    named = {ours: tensor for name, tensor in own.items() if (ours := our_name(name)) is not None}
-    # A model of fixed depth has no halting network, and its checkpoint may have one.
-    tensors |= {name: tensor for name, tensor in named.items() if ".halt." not in name or name in model.state_dict()}
-    missing, unknown = model.load_state_dict(tensors, strict=False)
-    missing = [name for name in missing if not (spec.tie_embeddings and name == "lm_head.weight")]
-    check(not missing, f"the checkpoint lacks {', '.join(missing)}")
-    check(not unknown, f"the checkpoint has {', '.join(unknown)}, which the model has not")
-    return model
+    unknown = [name for name in own if our_name(name) is None and not name.startswith(UNUSED)]
+    check(not unknown, f"{', '.join(unknown[:5])}: no tensor of the published system")
+    tensors |= {ours: tensor for name, tensor in own.items() if (ours := our_name(name)) is not None}
+    return model_of(settings.model(spec), _without_halting(tensors, settings.halt_hidden), eos_token_id=eos_token_id)
+
+
+def first_to_model(
+    donor: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    spec: ModelSpec,
+    settings: FirstGeneration,
+    *,
+    eos_token_id: int | None = None,
+) -> OuroborosForCausalLM:
+    """A model of the first generation: the shared block, which a checkpoint holds whole, or a refiner.
+
+    Args:
+        donor: as in :func:`to_model`; not needed for the shared block.
+        own: what a published checkpoint holds: controller, halting network, norm and gate, or the shared block.
+        spec: the pretrained model, whose layout is a number of blocks.
+        settings: sizes.
+        eos_token_id: for the configuration.
+
+    Raises:
+        OuroborosError: a tensor is missing, or is of no such model.
+    """
+    shared = any(name.startswith(SHARED) for name in own)
+    layers = spec.schedule.num_blocks
+    model = settings.shared(spec) if shared else settings.refiner(spec)
+    block = 0 if shared else layers - 1
+    tensors = renamed(own, model, block, adjacent=shared)
+    if not shared:
+        tensors |= donor_tensors(donor, list(range(layers)))
+    return model_of(model, _without_halting(tensors, settings.halt_hidden), eos_token_id=eos_token_id)
+
+
+def _without_halting(tensors: dict[str, Tensor], hidden: int | None) -> dict[str, Tensor]:
+    """A model of fixed depth has no halting network, and its checkpoint may have one."""
+    return {name: tensor for name, tensor in tensors.items() if hidden is not None or ".halt." not in name}

@@ -43,9 +43,10 @@ class Published:
         """The model made of a pretrained one, whose layout is a number of blocks.
 
         Raises:
-            OuroborosError: the looped layer is not between prelude and coda.
+            OuroborosError: the looped layer is not between prelude and coda, or layers differ.
         """
         layers = donor.schedule.num_blocks
+        check(not donor.overrides, "the layers of the pretrained model are not alike, and a cut needs equal ones")
         check(
             self.prelude <= self.looped < layers - self.coda,
             f"the looped layer {self.looped} is not between prelude (layers before {self.prelude}) and coda (from"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from ouroboros.accounting import cost
 from ouroboros.config import BlockOverride, ModelSpec
 from ouroboros.config.parts.delta import DeltaSpec
 from ouroboros.config.parts.modulated import (
@@ -53,18 +52,15 @@ def test_counts_of_full_cores_and_of_bases_of_each_loop() -> None:
         assert rows.flops(D, *context) == usual.flops(D, *context) == cores.flops(D, *context) - maps * 2 * 16
 
 
-def test_only_a_mean_of_the_prefix_is_remembered() -> None:
-    remembered = {pooling: ControllerSpec(pooling=pooling).recent_values(D) for pooling in ("token", "all")}  # pyrefly: ignore
-    assert remembered == {"token": 0, "all": 0}
-    spec = model(ControllerSpec(rank=RANK, style=STYLE, pooling="prefix"))
-    assert cost(spec).state_values == 2 * D, "a sum for each of the two loops"
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: model(), "block 1 needs a loop part that hands it diagonals or cores: --model.loop.controller"),
-        (lambda: model(ControllerSpec(rank=RANK), where="0"), "of block 0 is modulated by a loop, and no loop visits"),
+        (lambda: model(ControllerSpec(rank=RANK), where="0"), "of block 0 is modulated by a loop, and is visited out"),
+        (
+            lambda: dataclasses.replace(model(ControllerSpec(rank=RANK)), layout="1 loop:1 (loop)x2 1"),
+            "of block 1 is modulated by a loop, and is visited outside of one",
+        ),
         (lambda: model(ControllerSpec(rank=4)), r"loop.controller.rank is 4, and mixer.rank of block 1 3"),
         (lambda: model(StaticDiagonalsSpec(rank=RANK), ffn="gelu"), "ffn of block 1 is 'gelu'.*--model.at.loop.ffn"),
         (
@@ -97,13 +93,6 @@ def test_what_does_not_fit_is_refused(build: Any, message: str) -> None:
     with pytest.raises(OuroborosError, match=message) as error:
         build()
     assert "\n" not in str(error.value)
-
-
-def test_the_published_pooling_is_said_to_see_later_tokens() -> None:
-    spec = model(ControllerSpec(rank=RANK, pooling="all"))
-    assert any("not causal" in warning for warning in spec.warnings())
-    causal = dataclasses.replace(spec, loop=(ControllerSpec(rank=RANK),))
-    assert not causal.warnings() and not any(part.sees_later for part in causal.parts)
 
 
 def test_frozen_bases_are_declared() -> None:
