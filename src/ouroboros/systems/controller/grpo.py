@@ -12,7 +12,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,9 +234,11 @@ class RewardTrainer:
         self.taken = saved.documents[STATE]["taken"]
 
 
-def train(trainer: RewardTrainer, path: Path, *, every: int) -> None:
+def train(
+    trainer: RewardTrainer, path: Path, *, every: int, told: Callable[[dict[str, Any]], None] = lambda record: None
+) -> None:
     """Train to the end in the directory ``path``, going on from its newest checkpoint; one is saved after ``every``
-    steps, and a line of ``metrics.jsonl`` is written for each step.
+    steps, and a line of ``metrics.jsonl`` is written for each step, of which ``told`` is told.
 
     Raises:
         OuroborosError: the checkpoint is of another model, or the disk is full.
@@ -248,6 +250,8 @@ def train(trainer: RewardTrainer, path: Path, *, every: int) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     metrics = MetricsLog(run.metrics_file, resume_step=trainer.taken)
     while not trainer.done:
-        metrics.write(trainer.step())
+        record = trainer.step()
+        metrics.write(record)
+        told(record)
         if trainer.done or trainer.taken % every == 0:
             trainer.save(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -83,9 +82,9 @@ def test_divergence_is_unbiased() -> None:
     torch.testing.assert_close(expectation, (p.exp() * (p - q)).sum())
 
 
-def trainer(reward_of=None, *, optim: OptimSpec = ADAM, **options) -> RewardTrainer:
+def trainer(*, optim: OptimSpec = ADAM, tokens: int = 6, **options) -> RewardTrainer:
     torch.manual_seed(0)
-    writer = Writer(build(recipe("controller", "tiny")), byte_tokenizer(), max_new_tokens=6)
+    writer = Writer(build(recipe("controller", "tiny")), byte_tokenizer(), max_new_tokens=tokens)
     return RewardTrainer(writer, PROBLEMS, RewardSpec(**{"steps": 4, "prompts": 2, "group": 8, **options}), optim)
 
 
@@ -103,7 +102,7 @@ def weight_of_lower(trained: RewardTrainer) -> float:
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_what_is_rewarded_becomes_more_probable(lower: None, updates: int) -> None:
-    it = trainer(kl=0.0, updates=updates, steps=6, optim=dataclasses.replace(ADAM, lr=1e-2))
+    it = trainer(kl=0.0, updates=updates, steps=6, group=32, tokens=1)
     before = weight_of_lower(it)
     records = [it.step() for _ in range(6)]
     assert weight_of_lower(it) > before + 0.05
@@ -128,10 +127,10 @@ def test_only_what_is_not_left_out_moves(lower: None) -> None:
 
 
 def test_divergence_holds_the_model_back(lower: None) -> None:
-    far, near = trainer(kl=0.0, steps=6), trainer(kl=20.0, steps=6)
+    far, near = (trainer(kl=kl, steps=6, group=32, tokens=1) for kl in (0.0, 20.0))
     records = [(far.step(), near.step()) for _ in range(6)]
     assert records[0][1]["kl"] == pytest.approx(0, abs=1e-6) and records[-1][1]["kl"] > 0
-    assert weight_of_lower(near) < weight_of_lower(far)
+    assert weight_of_lower(near) < weight_of_lower(far) - 0.05
 
 
 def test_a_run_is_repeated_and_resumed_bit_for_bit(lower: None, tmp_path: Path) -> None:
@@ -152,12 +151,12 @@ def test_a_run_is_repeated_and_resumed_bit_for_bit(lower: None, tmp_path: Path) 
 
 
 def test_all_problems_come_before_one_comes_again() -> None:
-    it = trainer(prompts=5, group=2, kl=0.0, steps=2)
-    drawn = []
-    it.writer = Writer(it.writer.model, it.writer.tokenizer, max_new_tokens=1)
-    write = Writer.write
+    it = trainer(prompts=5, group=2, kl=0.0, steps=2, tokens=1)
+    drawn, write = [], Writer.write
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Writer, "write", lambda self, prompts, **how: drawn.append(prompts) or write(self, prompts, **how))
+        patch.setattr(
+            Writer, "write", lambda self, prompts, **how: drawn.append(prompts) or write(self, prompts, **how)
+        )
         it.step(), it.step()
     assert sorted(drawn[0]) == sorted(drawn[1]) == sorted(p.prompt for p in PROBLEMS) and drawn[0] != drawn[1]
 
