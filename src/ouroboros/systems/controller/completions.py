@@ -80,7 +80,8 @@ def read_problems(source: str, *, base: Path | None = None) -> Problems:
 class Writer:
     """A model that writes completions with its cache, several prompts side by side.
 
-    A prompt begins with the end-of-text token, as documents do in training.
+    A prompt begins with the end-of-text token, as documents do in training. A model in which tokens see later ones is
+    refused.
     """
 
     model: OuroborosForCausalLM
@@ -91,6 +92,11 @@ class Writer:
     """Of a completion; one that is cut there counts as it is."""
     dtype: torch.dtype = torch.float32
     """The precision of products; other than float32 by autocast."""
+
+    def __post_init__(self) -> None:
+        faults = [part.sees_later for part in self.model.config.model_spec.parts if part.sees_later]
+        # Its tokens have other probabilities when they are written than in a pass over the whole text.
+        check(not faults, f"{'; '.join(faults)}; rewards need a causal model")
 
     def ids(self, prompt: str) -> Tensor:
         """The ids (tokens,) of a prompt, on the model's device."""

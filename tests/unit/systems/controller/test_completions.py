@@ -102,6 +102,11 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
         writer(max_new_tokens=10_000).write(["x"])
 
 
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    with pytest.raises(OuroborosError, match="pooling 'all', as published, is not causal.*need a causal model"):
+        Writer(build(recipe("controller-published", "tiny")), byte_tokenizer())
+
+
 def test_problems_are_read_by_a_format(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"question": "1 + 1?", "answer": "Two. #### 2"}) + "\n")
