@@ -119,7 +119,7 @@ def toy(monkeypatch):
 def test_a_system_beside_the_library_brings_its_reader_and_writer(cli, toy, trained, tmp_path):
     shown = " ".join(cli("convert", "--help").out.replace("\u2502", " ").split())
     assert (
-        "told by its content: Crawler, Deep Delta Learning, OSAM, R-HRM, Toy." in shown and "--turns-per-day" in shown
+        "told by its content: the Controller, Crawler, Deep Delta Learning, OSAM, R-HRM, Toy." in shown and "--turns-per-day" in shown
     )
     assert "R-HRM: Number of loops" in shown and "Toy: Turns of the toy." in shown
     torch.save({"toy.weight": torch.ones(2)}, tmp_path / "toy.pt")
