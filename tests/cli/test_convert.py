@@ -86,7 +86,8 @@ def test_other_sources_and_places(cli, source, trained, tmp_path):
     for other in (trained, trained / "recipe.json", "nowhere.pth"):
         assert "give a published checkpoint" in cli("convert", other, "--out", tmp_path / "m").error()
     error = cli("convert", source, "--out", tmp_path / "m", "--loops", 2, "--config", source).error()
-    assert "this is a checkpoint of R-HRM, and --config is for the Controller or Crawler or Deep Delta Learning: leave it out" in error
+    others = "the Controller or Crawler or Deep Delta Learning"
+    assert f"this is a checkpoint of R-HRM, and --config is for {others}: leave it out" in error
     assert "Missing" in cli("convert", source).error(2)
     assert "exists and is not an empty directory" in cli("convert", source, "--out", tmp_path, "--loops", 2).error()
     assert not (tmp_path / "m").exists()
