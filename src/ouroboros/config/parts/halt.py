@@ -21,24 +21,17 @@ class HaltSpec(LoopPart):
     """Width of the two hidden layers of the network that gives the probability."""
     bias: float = -2.0
     """What it gives before its sigmoid at the start; with -2 a token halts in the ninth loop."""
-    freeze: bool = field(default=True, metadata=untried("acts only where a token halts before the last loop"))
+    freeze: bool = field(default=True, metadata=untried("acts only where a token halts before others do"))
     """Leave a token that has halted as it is: its state does not change any more, later loops attend to the keys and
     values that it had when it halted, and generating text skips its work. Without, all tokens are computed in every
     loop and attended to with ever newer states, as published, and no work is saved."""
-    cost: Literal["none", "steps", "geometric"] = field(
-        default="none", metadata=untried("adds to the loss of training, which a short trial does not look at")
-    )
+    cost: Literal["none", "steps", "geometric"] = "none"
     """What training adds to the loss. ``steps`` is a token's number of steps and the weight of its last state (adaptive
     computation time), which is lower the earlier it halts. ``geometric`` is the divergence of its weights from a
     geometric distribution that is cut at the last loop (PonderNet, arXiv 2107.05407)."""
-    cost_weight: float = field(
-        default=0.01,
-        metadata=needs("cost", "steps", "geometric") | untried("acts on the loss of training alone"),
-    )
+    cost_weight: float = field(default=0.01, metadata=needs("cost", "steps", "geometric"))
     """By what the cost is multiplied; it is a mean over tokens."""
-    prior: float = field(
-        default=0.2, metadata=needs("cost", "geometric") | untried("acts on the loss of training alone")
-    )
+    prior: float = field(default=0.2, metadata=needs("cost", "geometric"))
     """The probability of halting in each loop of the geometric distribution: a token should take about one step divided
     by it."""
 
