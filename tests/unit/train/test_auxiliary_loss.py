@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from ouroboros.eval.depth import depths
 from ouroboros.model.loss import logits_loss
 
 HALTING = {"kind": "halt", "hidden": 4, "bias": -1.0, "cost": "steps", "cost_weight": 0.5}
@@ -40,3 +41,20 @@ def test_what_parts_add_is_the_same_however_the_batch_is_divided(make, trainer_o
     assert found[1][1]["model.decoder.loops.0.halt.last.bias"].item() < -0.05
     for name, gradient in found[1][1].items():
         torch.testing.assert_close(found[4][1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_cost_of_steps_makes_tokens_halt_earlier(make, trainer_of):
+    """And without one they do not."""
+    found = {}
+    for cost in ("steps", "none"):
+        halting = {**HALTING, "cost": cost, "bias": -1.5}
+        changes = {"model.loop": [halting], "model.layout": "(1)x6", "train.steps": 30, "optim.lr": 0.05}
+        trainer = trainer_of(make(**changes))
+        ids = torch.from_numpy(copy.deepcopy(trainer.loader).next_batch())[0, :-1]
+        (before,) = depths(trainer.model.eval(), ids)
+        while not trainer.done:
+            trainer.step()
+        (after,) = depths(trainer.model.eval(), ids)
+        found[cost] = before.mean, after.mean
+    assert found["steps"][0] == found["none"][0] == 6
+    assert found["steps"][1] < 4 < found["none"][1]
