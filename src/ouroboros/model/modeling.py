@@ -169,7 +169,8 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         R = self.spec.registers
         position_ids = self._positions(tokens, attention_mask, position_ids, past_key_values)
         watched: list[Observer] = list(self.decoder.observers)
-        states, losses = list[Tensor](), list[Tensor]()
+        states: list[Tensor] = []
+        losses: list[Tensor] = []
         if output_hidden_states:
             watched = [*watched, Observer(lambda block, visit, before, after: states.append(after))]
         decode = functools.partial(
@@ -200,11 +201,10 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             shared = shared._replace(mask=attend_to, positions=None if plain and not R else shared.positions)
             x_BTD = self._through(x_BTD, decode, shared, position_ids + R, keys_at, memory_of)
         x_BTD = self.norm(x_BTD)
-        added = torch.stack(losses).sum() if losses else None
-        if not output_hidden_states:
-            return StatesOutput(x_BTD, past_key_values, auxiliary_loss=added)
         shown = [state.mean(dim=2) if state.ndim == 4 else state for state in states[:-1]]
-        return StatesOutput(x_BTD, past_key_values, (entered, *shown, x_BTD), auxiliary_loss=added)
+        hidden_states = (entered, *shown, x_BTD) if output_hidden_states else None
+        added = torch.stack(losses).sum() if losses else None
+        return StatesOutput(x_BTD, past_key_values, hidden_states, auxiliary_loss=added)
 
     def _together(
         self, x_BTD: Tensor, decode: Callable[..., Tensor], carried: dict[str, Tensor], memory_of: MemoryOf

@@ -255,3 +255,12 @@ def test_narrowing_and_widening() -> None:
     assert together.narrow(x) is x and together.widen(x, -x).tolist() == [[0, 1, -2, -3], [4, 5, 6, -7]]
     over = Going.of(torch.zeros(2, 4, dtype=torch.bool), narrows=True)
     assert over.none and over.narrow(x).shape == (2, 0) and torch.equal(over.widen(x, over.narrow(x)), x)
+
+
+@torch.no_grad()
+def test_a_compiled_program_computes_every_loop_and_the_same(make: Build, ids: Tensor) -> None:
+    """What it does cannot depend on how many positions go on, so it is one graph."""
+    model = make(STEPS)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    found = compiled(ids, use_cache=False).logits
+    torch.testing.assert_close(found, model(ids, use_cache=False).logits, rtol=1e-4, atol=1e-5)
