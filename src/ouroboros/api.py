@@ -62,6 +62,8 @@ class OpenedModel:
         Raises:
             OuroborosError: weights that cannot be read, are missing, unexpected, misshapen or not finite.
         """
+        from ouroboros.model.reading import load_model
+
         return load_model(self.directory)
 
     @functools.cached_property
@@ -165,39 +167,3 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
     """
     opened = open_model(path)
     return opened.model, opened.transformers_tokenizer
-
-
-def load_model(directory: Path) -> OuroborosForCausalLM:
-    """The model in a transformers directory; errors as of :attr:`OpenedModel.model`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ouroboros.model.pretrained import quiet_loading
-
-    try:
-        with quiet_loading():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                directory,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are in ``info``, and refused below with their names
-                output_loading_info=True,
-            )
-    except OuroborosError:
-        raise
-    except Exception as error:  # safetensors, JSON and transformers all have their own; the user needs one line
-        raise OuroborosError(f"{directory}: cannot load the model: {first_line(error)}") from error
-    wrong = []
-    for key, entries in info.items():
-        names = sorted(
-            f"{e[0]} of shape {tuple(e[1])} for {tuple(e[2])}" if isinstance(e, tuple) else str(e) for e in entries
-        )
-        wrong += [f"{key.replace('_', ' ')}: {', '.join(names[:5])}"] if names else []
-    check(not wrong, f"{directory}: the weights do not fit the configuration ({'; '.join(wrong)})")
-    for name, parameter in model.named_parameters():
-        check(
-            bool(torch.isfinite(parameter).all()),
-            f"{directory}: weight {name!r} holds NaN or infinity; train again or use an older checkpoint",
-        )
-    return model.eval()

@@ -204,16 +204,31 @@ def blocks_of(text: str, there: int, here: int, option: str, *, new: bool = Fals
     """
     found: list[int | None] = []
     for item in text.split(","):
-        first, _, last = item.strip().partition("-")
-        if new and first == NEW and not last:
+        if new and item.strip() == NEW:
             found.append(None)
             continue
-        check(
-            all(number.isascii() and number.isdigit() for number in (first, last or first)),
-            f"{option}: {item.strip()!r} is no number of a block, no range such as 0-3" + f", and not {NEW!r}" * new,
-        )
-        low, high = int(first), int(last or first)
-        check(low <= high < there, f"{option}: {item.strip()!r} is not within 0-{there - 1}, the source's blocks")
-        found.extend(range(low, high + 1))
+        found.extend(numbers_of(item.strip(), there, option, more=f", and not {NEW!r}" * new))
     check(len(found) == here, f"{option}: {text!r} lists {len(found)} blocks, the model has {here}")
     return found
+
+
+def numbers_of(text: str, there: int, option: str, *, more: str = "") -> range:
+    """The blocks that ``7`` or ``3-5`` names, of a source of ``there`` blocks.
+
+    Args:
+        text: a number, or the first and the last.
+        there: blocks of the source.
+        option: how messages name what holds the text.
+        more: what messages say of other forms.
+
+    Raises:
+        OuroborosError: it is no such text, or names a block that is not there.
+    """
+    first, _, last = text.partition("-")
+    check(
+        all(number.isascii() and number.isdigit() for number in (first, last or first)),
+        f"{option}: {text!r} is no number of a block, no range such as 0-3{more}",
+    )
+    low, high = int(first), int(last or first)
+    check(low <= high < there, f"{option}: {text!r} is not within 0-{there - 1}, the source's blocks")
+    return range(low, high + 1)

@@ -7,12 +7,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ouroboros import registry
-from ouroboros.api import build, load_model
+from ouroboros.api import build
 from ouroboros.convert.checkpoint import Published
 from ouroboros.convert.readers import Option, Reader
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe
 
 WIDTH, HEADS, LATENT, INNER = 12, 3, 5, 20
@@ -127,6 +129,45 @@ def test_a_system_beside_the_library_brings_its_reader_and_writer(cli, toy, trai
     assert "--heads is for R-HRM" in cli("convert", tmp_path / "toy.pt", "--out", tmp_path / "m", "--heads", 3).error()
     result = cli("convert", trained, "--to", "toy", "--out", tmp_path / "out.toy")
     assert result.out == f"{tmp_path}/out.toy: a checkpoint of Toy's published program, 1,234 words\n"
+
+
+@pytest.fixture
+def donor(tmp_path):
+    """A tiny pretrained model of another library, and a text."""
+    sizes = {"vocab_size": 257, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2}
+    AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_hidden_layers=5)).save_pretrained(tmp_path / "donor")
+    byte_tokenizer().save(tmp_path / "donor")
+    (tmp_path / "text.txt").write_text("".join(f"{n} times 7 is {7 * n}.\n" for n in range(200)))
+    return tmp_path / "donor"
+
+
+def test_layers_of_a_loop_are_chosen_by_measurement(cli, donor, tmp_path):
+    options = ["--layout", "1 loop:(1)x2 1", "--init", "selected", "--held-out", tmp_path / "text.txt"]
+    facts = cli("convert", donor, "--out", tmp_path / "one", *options, "--json").json
+    table = facts["choice"]["candidates"]
+    best = min(table, key=lambda row: row["loss"])["start"]
+    assert [row["start"] for row in table] == [1, 2, 3] and facts["layers"] == [0, best, 4]
+    assert table[0].keys() == {"start", "loss", "angular_distance", "block_influence"}
+    assert facts["choice"]["donor_loss"] > 0 and facts["choice"]["tokens"] > 1000
+    lines = cli("convert", donor, "--out", tmp_path / "two", *options).out.splitlines()
+    assert f"keeps layers 0,{best},4 and" in lines[0].replace("0-1", "0,1").replace("3-4", "3,4") and len(lines) == 6
+    assert [line[:2] for line in lines[2:5]] == ["* " if row["start"] == best else "  " for row in table]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--layout", "3"], 1, "say with --keep which layer each block takes, for example --keep 0-2, or with --init"),
+        (["--layout", "3", "--init", "averaged"], 1, "layout '3' has no loop whose layers could be chosen"),
+        (["--layout", "3 (1)x2 3", "--init", "stepwise"], 1, "has 7 blocks and the donor 5 layers: take fewer blocks"),
+        (["--layout", "1 (1)x2 1", "--init", "selected"], 1, "give a file of it with --held-out"),
+        (["--layout", "1 (1)x2 1", "--init", "random"], 2, "random"),
+        (["--held-out", "text.txt", "--to", "osam"], 1, "--held-out is about reading a model: leave it out with --to"),
+    ],
+)
+def test_layers_that_cannot_be_chosen(options, status, words, cli, donor, tmp_path):
+    assert words in cli("convert", donor, "--out", tmp_path / "model", *options).error(status)
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_options_are_known_without_torch():

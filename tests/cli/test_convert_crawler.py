@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ouroboros.api import load_model
+from ouroboros.model.reading import load_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "data" / "crawler"
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ouroboros.api import load, load_model
+from ouroboros.api import load
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.model.reading import load_model
 from ouroboros.systems.delta import OuroborosConfig, OuroborosModel
 from ouroboros.systems.delta.checkpoint import BLOCK_NAMES, OUTER_NAMES
 

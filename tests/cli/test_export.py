@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
+from ouroboros.api import load
 from ouroboros.data.tokenize import byte_tokenizer
 
 
@@ -48,3 +50,56 @@ def test_refusals(cli: Any, donor: Path, tmp_path: Path) -> None:
         "--layout is about reading"
         in cli("convert", donor, "--out", tmp_path / "z", "--to", "osam", "--layout", "3").error()
     )
+
+
+LLAMA_SIZES = ("--model.hidden-size", "16", "--model.mixer.num-heads", "2", "--model.ffn.intermediate-size", "24")
+QUICK = ("--steps", "3", "--data.sequence-length", "32", "--train.batch-size", "4", "--train.compile", "off", "--quiet")
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    (tmp_path / "notes.txt").write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}\n" for n in range(300)))
+    return tmp_path / "notes.txt"
+
+
+def test_a_trained_loop_becomes_a_llama(cli: Any, notes: Path, tmp_path: Path) -> None:
+    plain = ("--model.norm.placement", "pre", "--model.mixer.qk-norm", "none", "--model.stem.no-norm")
+    options = (*LLAMA_SIZES, *QUICK, "--data", notes, "--train.low-rank.rank", "2")
+    assert cli("train", "loop", "--size", "tiny", *plain, *options, "--out", tmp_path / "run").status == 0
+    result = cli("export", tmp_path / "run", "--to", "llama", tmp_path / "llama")
+    assert re.search(r"llama: Llama, 4 layers, .* logits on 64 random tokens differ by \S+ of the largest", result.out)
+    again = cli("export", tmp_path / "run", "--to", "llama", tmp_path / "again", "--json").json
+    assert again["proof"]["difference"] <= 1e-5 and again["family"] == "Llama"
+    ours, tokenizer = load(tmp_path / "run")
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "llama")("3 times", return_tensors="pt").input_ids
+    assert ids.equal(tokenizer("3 times", return_tensors="pt").input_ids)
+    with torch.no_grad():
+        want = ours(ids).logits
+        assert (theirs(ids).logits - want).abs().max() <= 1e-5 * want.abs().max()
+    assert cli("train", "loop", "--size", "tiny", *options, "--out", tmp_path / "own").status == 0
+    error = cli("export", tmp_path / "own", "--to", "llama", tmp_path / "x").error()
+    assert "stem parts (norm) are not those of Llama" in error and not (tmp_path / "x").exists()
+
+
+def test_a_run_that_began_from_a_converted_model_goes_back(cli: Any, notes: Path, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 6}
+    torch.manual_seed(0)
+    config = LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=4096)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "donor")
+    byte_tokenizer().save(tmp_path / "donor")
+    layout = "2 (1)x2 2"
+    cli("convert", tmp_path / "donor", "--out", tmp_path / "ours", "--layout", layout, "--keep", "0-2,4-5")
+    facts = cli("export", tmp_path / "ours", "--to", "llama", tmp_path / "llama", "--json").json
+    assert facts["layers"] == 6 and facts["proof"]["difference"] <= 1e-5
+    options = ("--model.layout", layout, *LLAMA_SIZES, "--model.no-tie-embeddings", *QUICK, "--data", notes)
+    for before, run in (("ours", "first"), ("first", "second")):
+        begun = cli("train", "gpt", "--from", tmp_path / before, *options, "--out", tmp_path / run)
+        assert begun.status == 0, begun.err
+        assert (tmp_path / run / "donor.json").read_bytes() == (tmp_path / "ours" / "donor.json").read_bytes()
+    back = cli("export", tmp_path / "second", "--to", "donor", tmp_path / "back", "--json").json
+    assert back["layers"] == 6 and back["family"] == "Llama"
+    (tmp_path / "second" / "model.safetensors").unlink()  # a run that has checkpoints alone
+    assert cli("export", tmp_path / "second", "--to", "donor", tmp_path / "checkpoint").status == 0
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("back", "checkpoint"))
+    assert all(one[name].equal(tensor) for name, tensor in other.items())

@@ -13,8 +13,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ouroboros.api import load_model
 from ouroboros.data.tokenize import train_bpe
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe as make_recipe
 
 

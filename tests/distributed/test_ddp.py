@@ -86,7 +86,10 @@ LOOPS = [
     *("--model.loop.halt.hidden", "8", "--model.loop.halt.bias", "-1", "--model.loop.halt.cost", "steps"),
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
-STAGES = ["--train.quantize.mode", "noise", "--train.distill.fraction", "0.4", "--train.distill.lr", "1"]
+STAGES = [
+    *("--train.quantize.mode", "noise", "--train.distill.fraction", "0.4", "--train.distill.lr", "1"),
+    *("--train.low-rank.rank", "2", "--train.low-rank.where", "*mlp*"),
+]
 
 PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1e-30", "--optim.embedding-lr", "1e-30"]
 """At these rates no weight moves and no score gets better, on any processor."""

@@ -24,6 +24,7 @@ from ouroboros.config.parts.helix import HelixSpec
 from ouroboros.config.parts.latent import BottleneckAttentionSpec, LatentAttentionSpec
 from ouroboros.config.parts.loop import (
     AnchorSpec,
+    BridgeSpec,
     ContractiveStepSpec,
     FlowSpec,
     HyperSpec,
@@ -63,6 +64,7 @@ ALL_LOOP_PARTS = (
     LoopGainSpec(form="channel"),
     ContractiveStepSpec(),
     HaltSpec(hidden=5),
+    BridgeSpec(),
 )
 LEARNED = (LearnedPositionsSpec(),)
 SANDWICH = RMSNormSpec(placement="sandwich")
@@ -118,11 +120,14 @@ def other(where: str, **options: Any) -> BlockOverride:
     return BlockOverride(where=where, set={name.replace("__", "."): value for name, value in options.items()})
 
 
-def modulated(*given: Any, layout: str = "1 loop:(1)x2", alpha: float = 2.0, registers: int = 0) -> ModelSpec:
-    """A loop with these parts, of which the first hands diagonals to its blocks."""
-    own = {"rank": given[0].rank, "alpha": alpha, "bases": "trained" if alpha == 2 else "frozen"}
+def modulated(
+    *given: Any, layout: str = "1 loop:(1)x2", alpha: float = 2.0, registers: int = 0, gate: str = "swiglu", **own: Any
+) -> ModelSpec:
+    """A loop with these parts, of which the first hands cores to its blocks; ``own`` are more options of those."""
+    own |= {"rank": given[0].rank, "core": given[0].makes}
+    own |= {"alpha": alpha, "bases": "trained" if alpha == 2 else "frozen"}
     mixer = {"kind": "modulated_attention", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, **own}
-    ffn = {"kind": "modulated_swiglu", "intermediate_size": 40, "bias": True, **own}
+    ffn = {"kind": f"modulated_{gate}", "intermediate_size": 40, "bias": True, **own}
     return model(loop(*given), layout=layout, overrides=(other("loop", mixer=mixer, ffn=ffn),), registers=registers)
 
 
@@ -390,6 +395,12 @@ VARIANTS = {
     ),
     "static diagonals, norm, halting": modulated(
         *(parts.StaticDiagonalsSpec(rank=3, rows=1), LoopNormSpec(eps=1e-3), HaltSpec(bias=-1.0)), layout="1 loop:(1)x3"
+    ),
+    "static cores, bases of each loop": modulated(
+        parts.StaticCoresSpec(rank=3), layout="1 loop:(2)x2 1", gate="geglu", rows=2
+    ),
+    "controller of full cores, fewer bases than loops": modulated(
+        parts.ControllerSpec(rank=3, style=5, core="full"), layout="loop:(1)x3 1", rows=2, alpha=3.0
     ),
     "static diagonals, dropout": model(
         {"mixer": parts.ModulatedAttentionSpec(rank=2), "ffn": parts.ModulatedFeedForwardSpec(rank=2, dropout=0.1)},

@@ -13,10 +13,11 @@ from transformers.utils import logging as hf_logging
 import ouroboros
 from ouroboros import api, registry
 from ouroboros.accounting import cost
-from ouroboros.api import OpenedModel, build, load, load_model, open_model
+from ouroboros.api import OpenedModel, build, load, open_model
 from ouroboros.config import AttentionSpec, DataSpec, FeedForwardSpec, ModelSpec, Recipe, to_json
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.recipes import recipe
 
 SMALL = Recipe(
@@ -215,7 +216,7 @@ def test_a_run_without_its_model_stands_for_its_newest_checkpoint(saved, tmp_pat
 
 
 def test_what_is_opened_tells_its_specification_and_recipe_without_its_weights(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "load_model", lambda directory: pytest.fail("the weights were read"))
+    monkeypatch.setattr("ouroboros.model.reading.load_model", lambda directory: pytest.fail("the weights were read"))
     opened = open_model(saved)
     assert opened.spec == SMALL.model and opened.recipe is None and opened.run is None
     (saved / "recipe.json").write_text(to_json(SMALL))

@@ -27,7 +27,15 @@ from ouroboros.config.parts.attention import AttentionSpec
 from ouroboros.config.parts.feed_forward import FeedForwardSpec, NoFeedForwardSpec
 from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
 from ouroboros.config.parts.rope import RopeSpec
-from ouroboros.config.train import DistilledTraining, LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
+from ouroboros.config.train import (
+    DistilledTraining,
+    LoopTraining,
+    LowRankTraining,
+    OptimSpec,
+    QuantizedTraining,
+    TaughtTraining,
+    TrainSpec,
+)
 
 __all__ = [
     "AttentionSpec",
@@ -42,6 +50,7 @@ __all__ = [
     "LayerNormSpec",
     "LoopPart",
     "LoopTraining",
+    "LowRankTraining",
     "MixerPart",
     "ModelSpec",
     "NoFeedForwardSpec",
@@ -54,6 +63,7 @@ __all__ = [
     "ResidualPart",
     "RopeSpec",
     "StemPart",
+    "TaughtTraining",
     "TopologyPart",
     "TrainSpec",
     "fields_by_path",

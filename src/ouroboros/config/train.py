@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ouroboros.config.needs import all_of, needs, positive, untried
+from ouroboros.config.needs import all_of, given, needs, positive, untried
 from ouroboros.errors import check
 
 MUON = needs("matrix_optimizer", "muon")
@@ -35,8 +35,8 @@ class OptimSpec:
     eps: float = 1e-8
     """AdamW's addend to the root of the second average."""
     left_out: tuple[str, ...] = ()
-    """Patterns, with ``*`` and ``?``, of the names of parameters that no optimiser holds: they keep their start, and
-    their gradients do not count in the norm that is clipped. For comparisons with programs that forgot some."""
+    """Patterns, with ``*`` and ``?``, of the names of parameters that are not trained: they keep their start, have no
+    gradient, and cost the less for it. For a pretrained model of which little is trained."""
     muon_momentum: float = field(default=0.95, metadata=MUON)
     """Coefficient of Muon's running average of the gradient."""
     muon_momentum_warmup: int = field(default=0, metadata=MUON)
@@ -171,6 +171,27 @@ class QuantizedTraining:
         check(self.smallest >= 0, f"train.quantize.smallest must be >= 0, got {self.smallest}")
 
 
+LOW_RANK = needs("rank", positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankTraining:
+    """Training of matrices by what is added to them, a product of two narrow ones (LoRA, Hu et al. 2021): ``W + alpha /
+    rank * B A``. W keeps its start, B starts at zero, and what is evaluated and exported is the sum."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0 is off, and matrices are trained themselves."""
+    alpha: float = field(default=16.0, metadata=LOW_RANK)
+    """The product is multiplied by ``alpha / rank``, so that another rank needs no other rate."""
+    where: tuple[str, ...] = field(default=(), metadata=LOW_RANK)
+    """Patterns, with ``*`` and ``?``, of the names of the matrices and tables that this is for; none means every matrix
+    that is no table. Other parameters are trained as usual, unless ``optim.left_out`` names them."""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 0, f"train.low_rank.rank must be >= 0, got {self.rank}")
+        check(self.alpha > 0, f"train.low_rank.alpha must be > 0, got {self.alpha}")
+
+
 DISTILLED = needs("fraction", positive)
 
 
@@ -193,6 +214,45 @@ class DistilledTraining:
         check(self.temperature > 0, f"train.distill.temperature must be > 0, got {self.temperature}")
         check(0 <= self.alpha <= 1, f"train.distill.alpha must be in [0, 1], got {self.alpha}")
         check(self.lr > 0, f"train.distill.lr must be > 0, got {self.lr}")
+
+
+TAUGHT = needs("model", given) | untried("needs a trained model to learn from")
+COMPARED = needs("states", positive) | untried("needs a trained model to learn from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtTraining:
+    """Learning from another model, the teacher, beside the text: from what it predicts, and from the state that it has
+    in one place. Validation, and every loss that is reported as one, is of the text alone."""
+
+    model: str | None = field(default=None, metadata=untried("names a trained model to learn from"))
+    """Directory of the teacher, a model of the same vocabulary; null is off."""
+    weight: float = field(default=0.5, metadata=TAUGHT)
+    """Weight of the divergence from what the teacher predicts; the loss on the text has the rest."""
+    temperature: float = field(default=1.0, metadata=TAUGHT)
+    """What divides the logits of both before they are compared."""
+    states: float = field(default=0.0, metadata=TAUGHT)
+    """Weight of the squared difference of two states, as a share of the square of the teacher's."""
+    blocks: tuple[int, int] | None = field(default=None, metadata=COMPARED)
+    """Which states: what enters the block of the first number here, and what enters that of the second in the
+    teacher."""
+    share: float = field(default=1.0, metadata=TAUGHT)
+    """Share of each window's positions whose predictions are learned; they are drawn anew for every step. With a large
+    vocabulary predictions are half of the work."""
+    keep: str | None = field(default=None, metadata=TAUGHT | untried("changes time alone, and numbers by rounding"))
+    """Folder in which the teacher's states of every window are kept, in bfloat16, so that other runs on the same text
+    need not compute them again. Null computes them at every step."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.weight <= 1, f"train.teach.weight must be in [0, 1], got {self.weight}")
+        check(self.temperature > 0, f"train.teach.temperature must be > 0, got {self.temperature}")
+        check(self.states >= 0, f"train.teach.states must be >= 0, got {self.states}")
+        check(0 < self.share <= 1, f"train.teach.share must be in (0, 1], got {self.share}")
+        check(
+            (self.blocks is None) == (self.states == 0),
+            "train.teach.states is the weight of a difference between two states, and train.teach.blocks says which:"
+            " give both or neither",
+        )
 
 
 BUDGET = untried("says how long a run is")
@@ -243,7 +303,9 @@ class TrainSpec:
     Special tokens (the end of a text, the unknown character) are neither replaced nor drawn."""
     loops: LoopTraining = field(default_factory=LoopTraining, metadata=LOOPED)
     quantize: QuantizedTraining = field(default_factory=QuantizedTraining)
+    low_rank: LowRankTraining = field(default_factory=LowRankTraining)
     distill: DistilledTraining = field(default_factory=DistilledTraining)
+    teach: TaughtTraining = field(default_factory=TaughtTraining)
     eval_every: int = field(default=200, metadata=RECORDS)
     """Steps between validations; 0 is off."""
     eval_bytes: int = field(default=65_536, metadata=VALIDATION)
@@ -298,6 +360,10 @@ class TrainSpec:
             teaches == 1.0 or (self.averages and self.averages_from < teaches),
             "train.distill.fraction needs an average to learn from, which begins before: set train.ema_decay, or"
             " train.average_every and train.average_start",
+        )
+        check(
+            self.teach.model is None or not self.distill.fraction,
+            "train.teach and train.distill both say whom to learn from: leave one of them out",
         )
         check(0 <= self.averages_from <= 1, f"train.average_start must be in [0, 1], got {self.average_start}")
 

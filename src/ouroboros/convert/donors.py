@@ -5,26 +5,30 @@ A donor is a transformers directory, a GGUF file, or a name on the hub. No code 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.convert.families import FAMILIES, Family, check_settings, family_of, spec_of
+from ouroboros.convert.layers import Init, Layers, chosen, cut, initial, named, split
 from ouroboros.convert.tensors import model_of
 from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.files import write_whole
-from ouroboros.schedule import Schedule, blocks_of, parse
+from ouroboros.schedule import Schedule, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ouroboros.config import ModelSpec
+    from ouroboros.convert.choose import Choice
     from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
 
@@ -117,10 +121,13 @@ class Donor:
 
     def _read(self, reader: Any, **options: Any) -> Any:
         more = {"gguf_file": self.gguf} if self.gguf else {}
+        # Of a GGUF file transformers shows a loading bar that no setting of it turns off.
+        quiet = contextlib.redirect_stderr(io.StringIO()) if self.gguf else contextlib.nullcontext()
         try:
-            return reader.from_pretrained(
-                self.directory, local_files_only=True, trust_remote_code=False, **more, **options
-            )
+            with quiet:
+                return reader.from_pretrained(
+                    self.directory, local_files_only=True, trust_remote_code=False, **more, **options
+                )
         except Exception as error:  # each kind of file fails in its own way; the user needs one line
             problem = "it is damaged, cut short, or of a kind that transformers does not read" if self.gguf else ""
             reason = f"{problem} ({first_line(error)})" if problem else first_line(error)
@@ -226,11 +233,11 @@ class Proof:
         return f"logits on {self.tokens} random tokens differ by {self.difference:.1e} of the largest"
 
 
-def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
+def prove(model: OuroborosForCausalLM, other: Any, name: str, tolerance: float = TOLERANCE) -> Proof:
     """Compare the logits of ``model`` with those of ``other``, of transformers.
 
     Raises:
-        OuroborosError: they differ by more than :data:`TOLERANCE`.
+        OuroborosError: they differ by more than ``tolerance``, as a share of the largest.
     """
     import torch
 
@@ -244,8 +251,8 @@ def prove(model: OuroborosForCausalLM, other: Any, name: str) -> Proof:
         difference = ((model(ids, use_cache=False).logits - want).abs().max() / want.abs().max()).item()
     proof = Proof(difference=difference, tokens=tokens)
     check(
-        difference <= TOLERANCE,  # not so for NaN
-        f"{name}: {proof.describe()}, and at most {TOLERANCE:.0e} is allowed: the model is not understood",
+        difference <= tolerance,  # not so for NaN
+        f"{name}: {proof.describe()}, and at most {tolerance:.0e} is allowed: the model is not understood",
     )
     return proof
 
@@ -271,11 +278,19 @@ class Read:
     proof: Proof
     same: bool
     """Whether the model is the donor: all layers in order, each once."""
-    kept: tuple[int, ...]
-    """The donor's layer that each block is."""
+    kept: Layers
+    """The donor's layers that each block is made of."""
+    choice: Choice | None = None
+    """How the layers of the loop were chosen by measurement, if they were."""
 
 
-def read(donor: Donor, layout: str | None = None, keep: str | None = None) -> Read:
+def read(
+    donor: Donor,
+    layout: str | None = None,
+    keep: str | None = None,
+    init: Init | None = None,
+    held_out: Tensor | None = None,
+) -> Read:
     """The model of a donor, proved to be the same where its layers stay as they are.
 
     With another layout the proof is of the whole donor, and what is cut out of it is another model.
@@ -283,55 +298,68 @@ def read(donor: Donor, layout: str | None = None, keep: str | None = None) -> Re
     Args:
         donor: from :func:`find`.
         layout: of the blocks; None for the donor's own.
-        keep: the donor's layer that each block takes, as a list with ranges: ``0-7,15,22-29``.
+        keep: the donor's layers that each block takes, as a list with ranges and means: ``0-7,15+16,22-29``.
+        init: instead of ``keep``, how the layers of the loop are chosen.
+        held_out: windows of text that ``selected`` layers are measured on, ids (B, T).
 
     Raises:
         OuroborosError: a donor that is not read, is not understood, or does not fit the layout.
     """
-    config = donor.config
-    whole = spec_of(config)
+    whole = spec_of(donor.config)
     layers = whole.schedule.num_blocks
     schedule = whole.schedule if layout is None else parse(layout)
-    kept = _kept(schedule, layers, keep)
-    visited = [kept[visit.block] for visit in schedule.visits]
-    same = visited == list(range(layers))
+    check(keep is None or init is None, "--keep and --init exclude each other: both say which layers are kept")
+    needed = "--init selected measures on held-out text: give a file of it with --held-out"
+    check(init != "selected" or held_out is not None, needed)
+    check(init == "selected" or held_out is None, "--held-out is what --init selected measures on: add that option")
+    place = split(schedule, layers) if init is not None else None
+    kept = None if init == "selected" else _kept(schedule, layers, keep, init)
+    spec = whole if kept is None else cut(whole, schedule.notation, kept)
+    same = kept is not None and _is_whole(schedule, kept, layers)
     theirs = donor.model()
-    state = tensors_of(donor.family, theirs)
+    try:
+        state = tensors_of(donor.family, theirs)
+    except OuroborosError as error:
+        raise OuroborosError(f"{donor.source}: {error}") from None
     tokens = _special_tokens(theirs)
-    spec = spec_of(config, schedule.notation, kept)
     model = _made(spec if same else whole, state, tokens)
     proof = prove(model, theirs, donor.source)
     del theirs
-    return Read(model=model if same else _made(spec, _chosen(state, kept), tokens), proof=proof, same=same, kept=kept)
+    if same and kept is not None:
+        return Read(model=model, proof=proof, same=True, kept=kept)
+    choice = None
+    if kept is None:
+        from ouroboros.convert.choose import choose
+
+        assert place is not None and held_out is not None
+        choice = choose(model, held_out, schedule)
+        first = choice.best.start
+        kept = place.kept([(layer,) for layer in range(first, first + place.looped)])
+        spec = cut(whole, schedule.notation, kept)
+    model, same = _made(spec, chosen(state, kept), tokens), _is_whole(schedule, kept, layers)
+    return Read(model=model, proof=proof, same=same, kept=kept, choice=choice)
 
 
-def _kept(schedule: Schedule, layers: int, keep: str | None) -> tuple[int, ...]:
-    """The donor's layer of each block.
+def _is_whole(schedule: Schedule, kept: Layers, layers: int) -> bool:
+    """Whether all layers are visited in order, each once."""
+    return [kept[visit.block] for visit in schedule.visits] == [(layer,) for layer in range(layers)]
+
+
+def _kept(schedule: Schedule, layers: int, keep: str | None, init: Literal["stepwise", "averaged"] | None) -> Layers:
+    """The donor's layers of each block.
 
     Raises:
         OuroborosError: another number of blocks than layers, and nothing says which ones are kept.
     """
+    if init is not None:
+        return initial(init, schedule, layers)
     here = schedule.num_blocks
     check(
         keep is not None or here == layers,
         f"layout {schedule.notation!r} has {here} blocks and the donor {layers} layers: say with --keep which layer"
-        f" each block takes, for example --keep 0-{min(here, layers) - 1}",
+        f" each block takes, for example --keep 0-{min(here, layers) - 1}, or with --init how a loop's are chosen",
     )
-    if keep is None:
-        return tuple(range(layers))
-    return tuple(layer for layer in blocks_of(keep, layers, here, "--keep") if layer is not None)
-
-
-def _chosen(state: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
-    """The tensors of the layers that are kept, by the numbers of the blocks that take them."""
-    inside = re.compile(r"(model\.decoder\.layers\.)(\d+)(\..*)")
-    found = {name: tensor for name, tensor in state.items() if not inside.fullmatch(name)}
-    for name, tensor in state.items():
-        match = inside.fullmatch(name)
-        for block in [block for block, layer in enumerate(kept) if match and int(match[2]) == layer]:
-            assert match is not None
-            found[f"{match[1]}{block}{match[3]}"] = tensor
-    return found
+    return tuple((layer,) for layer in range(layers)) if keep is None else named(keep, layers, here)
 
 
 def _special_tokens(theirs: Any) -> dict[str, Any]:
@@ -353,3 +381,9 @@ def _made(spec: ModelSpec, state: Mapping[str, Tensor], tokens: Mapping[str, Any
 def write_record(donor: Donor, directory: Path) -> None:
     """Write the donor's configuration beside its model."""
     write_whole(directory / RECORD, (json.dumps(donor.config.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+
+
+def record_beside(directory: Path) -> dict[str, bytes]:
+    """What :func:`write_record` wrote there, as a file for another model that is made of this one; empty if nothing."""
+    path = directory / RECORD
+    return {RECORD: path.read_bytes()} if path.is_file() else {}

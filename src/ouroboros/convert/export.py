@@ -1,4 +1,4 @@
-"""The way back: a model that was made of a donor, as a model of the donor's class, which stock transformers loads.
+"""The way out: a model as one of a class that stock transformers loads, its donor's or Llama's.
 
 Such a class has no loops, so every visit becomes a layer of its own.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.config import fields_by_path
-from ouroboros.convert.donors import RECORD, Proof, prove
-from ouroboros.convert.families import FULL, SLIDING, Family, family_of, spec_of
+from ouroboros.convert.donors import RECORD, TOLERANCE, Proof, prove
+from ouroboros.convert.families import FULL, SLIDING, Family, family_of, rope_parameters, spec_of
 from ouroboros.convert.tensors import EMBEDDING, OUTPUT
 from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.files import new_directory
@@ -21,9 +21,13 @@ from ouroboros.files import new_directory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ouroboros.config import ModelSpec
+    from ouroboros.config import BlockSpec, ModelSpec
     from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+UNROLLED_TOLERANCE = 1e-5
+"""How far logits of a Llama-shaped export may be from the model's, as a share of the largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,44 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
+def to_llama(model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | None) -> Exported:
+    """Write ``model`` as a Llama of transformers, with a layer for each visit; as :func:`to_donor`.
+
+    Raises:
+        OuroborosError: the class lacks something that the model has, or logits differ by more than
+            :data:`UNROLLED_TOLERANCE`.
+    """
+    spec, tokens = model.config.model_spec, model.generation_config
+    first = spec.blocks[model.schedule.visits[0].block]
+    heads, settings = first.mixer.heads(spec.hidden_size), fields_by_path(first)
+    rotary = first.mixer.rotary(spec.hidden_size)
+    # What the first layer says is taken for all; that all say it, and that no more is said, is checked below.
+    record = {
+        "model_type": "llama",
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": settings.get("ffn.intermediate_size", spec.hidden_size),
+        "num_attention_heads": heads.queries,
+        "num_key_value_heads": heads.cached,
+        "head_dim": heads.width,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rms_norm_eps": first.norm.eps,
+        "attention_bias": settings.get("mixer.out_bias", False),
+        "mlp_bias": settings.get("ffn.bias", False),
+        "tie_word_embeddings": spec.tie_embeddings,
+        "initializer_range": spec.init_std,
+        **({} if rotary is None else {"rope_parameters": rope_parameters(rotary[0])}),
+        **{name: getattr(tokens, name) for name in _SPECIAL},
+    }
+    return to_donor(model, record, out, tokenizer, tolerance=UNROLLED_TOLERANCE)
+
+
 def to_donor(
-    model: OuroborosForCausalLM, record: Mapping[str, Any], out: Path, tokenizer: TextTokenizer | None
+    model: OuroborosForCausalLM,
+    record: Mapping[str, Any],
+    out: Path,
+    tokenizer: TextTokenizer | None,
+    *,
+    tolerance: float = TOLERANCE,
 ) -> Exported:
     """Write ``model`` as the transformers directory ``out`` of the donor's class, whole or not at all.
 
@@ -64,6 +104,7 @@ def to_donor(
         record: from :func:`read_record`.
         out: new or empty directory.
         tokenizer: is written too.
+        tolerance: how far logits may be from the model's, as a share of the largest.
 
     Raises:
         OuroborosError: the class lacks something that the model has, or logits differ.
@@ -73,15 +114,16 @@ def to_donor(
 
     family = family_of(record.get("model_type"))
     config = _config_of(model, record)
-    _check_fits(model.config.model_spec, spec_of(config), model)
+    _check_fits(model, spec_of(config), family.title)
     theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     state = _state(model, family)
     if config.tie_word_embeddings:
         state[OUTPUT] = state[EMBEDDING]
     theirs.load_state_dict(state)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(theirs.generation_config, name, getattr(model.generation_config, name))
-    proof = prove(model, theirs, f"{family.title}, written")
+    for name in _SPECIAL:
+        if (token := getattr(model.generation_config, name)) is not None:
+            setattr(theirs.generation_config, name, token)
+    proof = prove(model, theirs, f"{family.title}, written", tolerance)
     dtype = getattr(torch, str(record.get("dtype")), torch.float32)
     if all(_survives(family, name, tensor, dtype) for name, tensor in state.items()):
         theirs.to(dtype)
@@ -110,21 +152,31 @@ def _config_of(model: OuroborosForCausalLM, record: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(**values)
 
 
-def _check_fits(spec: ModelSpec, expected: ModelSpec, model: OuroborosForCausalLM) -> None:
-    """Refuse a model whose parts are not those of the donor's class."""
-    check(
-        not spec.loop, f"loop parts ({', '.join(part.kind for part in spec.loop)}) have no place in the donor's class"
-    )
-    check(not spec.registers, "registers have no place in the donor's class")
-    pairs = [
-        (spec.blocks[visit.block], layer) for visit, layer in zip(model.schedule.visits, expected.blocks, strict=True)
-    ]
-    for ours, theirs in [*pairs, (spec.head, expected.head), (spec.topology, expected.topology)]:
-        here, there = fields_by_path(ours), fields_by_path(theirs)
-        other = sorted(name for name in here if here[name] != there.get(name))
-        check(not other, f"{', '.join(other[:3])}: the donor's class has {[there.get(name) for name in other[:3]]}")
-    check(spec.stem == expected.stem, "the stem is not that of the donor's class")
-    check(spec.tie_embeddings == expected.tie_embeddings, "tie_embeddings is not as in the donor")
+def _check_fits(model: OuroborosForCausalLM, expected: ModelSpec, title: str) -> None:
+    """Refuse a model whose parts are not those that the class ``title`` has with the settings of ``expected``."""
+    spec, width = model.config.model_spec, expected.hidden_size
+    check(not spec.loop, f"loop parts ({', '.join(part.kind for part in spec.loop)}) have no place in {title}")
+    check(not spec.registers, f"registers have no place in {title}")
+    stems = [", ".join(part.kind for part in stem) or "none" for stem in (spec.stem, expected.stem)]
+    check(spec.stem == expected.stem, f"stem parts ({stems[0]}) are not those of {title} ({stems[1]})")
+    layers = [spec.blocks[visit.block] for visit in model.schedule.visits]
+    pairs = [(_settings(ours, width), _settings(theirs, width)) for ours, theirs in zip(layers, expected.blocks)]
+    outside = ((spec.block.norm, expected.block.norm), (spec.head, expected.head), (spec.topology, expected.topology))
+    pairs += [(fields_by_path(ours), fields_by_path(theirs)) for ours, theirs in outside]
+    for here, there in pairs:
+        names = [name for name in here if here[name] != there.get(name)]
+        names = [name for name in names if name.rpartition(".")[2] == "kind"] or names  # options of another part
+        other = ", ".join(f"{name} = {here[name]!r} (there {there.get(name)!r})" for name in names[:3])
+        check(not names, f"{other}: this has no place in {title}")
+    check(spec.tie_embeddings == expected.tie_embeddings, f"tie_embeddings is not as in {title}")
+
+
+def _settings(block: BlockSpec, width: int) -> dict[str, Any]:
+    """What a block computes, by path: without what acts in training alone, and with its heads as numbers."""
+    found = {name: value for name, value in fields_by_path(block).items() if not name.endswith("dropout")}
+    heads = block.mixer.heads(width)
+    resolved = {"mixer.num_kv_heads": heads.cached, "mixer.head_dim": heads.width}
+    return found | {name: value for name, value in resolved.items() if name in found}
 
 
 def _state(model: OuroborosForCausalLM, family: Family) -> dict[str, Tensor]:

@@ -107,13 +107,8 @@ def check_settings(values: Mapping[str, Any]) -> None:
         check(not values.get(name), f"{name}: {values.get(name)!r} is not supported; only models without it are read")
 
 
-def spec_of(config: Any, layout: str | None = None, kept: Sequence[int] | None = None) -> ModelSpec:
-    """The model that a configuration describes.
-
-    Args:
-        config: of transformers, of one of :data:`FAMILIES`.
-        layout: of the blocks; None for the donor's own, one after the other.
-        kept: the donor's layer that each block is; None for all in order.
+def spec_of(config: Any) -> ModelSpec:
+    """The model that a configuration of transformers, of one of :data:`FAMILIES`, describes: its layers in order.
 
     Raises:
         OuroborosError: names a field that asks for what our parts lack.
@@ -123,7 +118,6 @@ def spec_of(config: Any, layout: str | None = None, kept: Sequence[int] | None =
     biases = getattr(config, "attention_bias", False)
     channels = getattr(config, "query_pre_attn_scalar", width)
     kinds = layer_kinds(config)
-    kinds = kinds if kept is None else [kinds[layer] for layer in kept]
     rotations = {kind: _rope(config, kind) for kind in dict.fromkeys(kinds)}
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     mixer = AttentionSpec(
@@ -139,7 +133,7 @@ def spec_of(config: Any, layout: str | None = None, kept: Sequence[int] | None =
         qk_norm="before_rope" if family.qk_norm else "none",
     )
     return ModelSpec(
-        layout=str(len(kinds)) if layout is None else layout,
+        layout=str(len(kinds)),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         max_position_embeddings=config.max_position_embeddings,
@@ -204,3 +198,19 @@ def _rope(config: Any, kind: str) -> RopeSpec:
         slowing_low=float(values["low_freq_factor"]),
         slowing_high=float(values["high_freq_factor"]),
     )
+
+
+def rope_parameters(rope: RopeSpec) -> dict[str, Any]:
+    """The way back: ``rope_parameters`` of transformers that :func:`spec_of` reads as ``rope``, where it has such."""
+    if rope.slowing != 1.0:
+        return {
+            "rope_type": "llama3",
+            "rope_theta": rope.base,
+            "factor": rope.slowing,
+            "original_max_position_embeddings": rope.slowing_context,
+            "low_freq_factor": rope.slowing_low,
+            "high_freq_factor": rope.slowing_high,
+        }
+    if rope.scale != 1.0:
+        return {"rope_type": "linear", "rope_theta": rope.base, "factor": rope.scale}
+    return {"rope_type": "default", "rope_theta": rope.base}

@@ -5,13 +5,15 @@ What reads a system's checkpoints is found at the registry's place ``readers``, 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.convert.checkpoint import SUPPORTED, Checkpoint, Published, read
+from ouroboros.convert.layers import Init, listed
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import new_directory
 from ouroboros.registry import found, load
@@ -72,6 +74,8 @@ def convert(
     tokenizer: Path | None = None,
     layout: str | None = None,
     keep: str | None = None,
+    init: Init | None = None,
+    held_out: Path | None = None,
     no_tokenizer: bool = False,
     **options: Any,
 ) -> Published:
@@ -84,7 +88,9 @@ def convert(
         out: new or empty directory.
         tokenizer: directory of the tokenizer that the model was trained with; a donor brings its own.
         layout: of a donor's blocks.
-        keep: the donor's layer that each block takes.
+        keep: the donor's layers that each block takes.
+        init: how the layers of a donor's loop are chosen.
+        held_out: text that they are chosen on, if they are.
         no_tokenizer: write a donor's model alone.
         options: what the checkpoint leaves open, see the :attr:`Reader.options` of its system; None is as not given.
 
@@ -98,8 +104,9 @@ def convert(
     if donor is not None:
         for name in sorted(name for name, value in options.items() if value is not None):
             raise OuroborosError(f"{source} is a pretrained model of another library: leave --{name} out")
-        return _of_donor(donor, out, tokenizer, layout, keep, no_tokenizer)
-    for name, value in (("layout", layout), ("keep", keep), ("no-tokenizer", no_tokenizer)):
+        return _of_donor(donor, out, tokenizer, no_tokenizer, layout, keep, init, held_out)
+    given = {"layout": layout, "keep": keep, "init": init, "held-out": held_out, "no-tokenizer": no_tokenizer}
+    for name, value in given.items():
         check(not value, f"--{name} is for pretrained models of other libraries, and {source} is none: leave it out")
     return _of_published(source, out, tokenizer, options)
 
@@ -138,14 +145,21 @@ def _of_published(source: Path, out: Path, tokenizer: Path | None, options: Mapp
         else:
             logger.warning("%s has no tokenizer; give --tokenizer DIR with the one the model was trained with", out)
         made.model.save_pretrained(work)
-    return replace(made, system=reader.system, tokenizer=text)
+    return dataclasses.replace(made, system=reader.system, tokenizer=text)
 
 
 def _of_donor(
-    donor: Donor, out: Path, tokenizer: Path | None, layout: str | None, keep: str | None, no_tokenizer: bool
+    donor: Donor,
+    out: Path,
+    tokenizer: Path | None,
+    no_tokenizer: bool,
+    layout: str | None,
+    keep: str | None,
+    init: Init | None,
+    held_out: Path | None,
 ) -> Published:
     """As :func:`convert`, of a pretrained model of another library."""
-    from ouroboros.convert import donors
+    from ouroboros.convert import choose, donors
     from ouroboros.data.tokenize import load_tokenizer
 
     check(tokenizer is None or not no_tokenizer, "--tokenizer and --no-tokenizer exclude each other")
@@ -159,7 +173,12 @@ def _of_donor(
                 f"{donor.source} has a vocabulary of {entries} and its tokenizer {text.vocab_size} entries: give the"
                 " one it was trained with by --tokenizer DIR",
             )
-        made = donors.read(donor, layout, keep)
+        windows = None
+        if held_out is not None:
+            check(text is not None, "--held-out is text, which needs the donor's tokenizer: leave --no-tokenizer out")
+            assert text is not None
+            windows = choose.windows_of(held_out, text, donor.config.max_position_embeddings)
+        made = donors.read(donor, layout, keep, init, windows)
         spec = made.model.config.model_spec
         if text is not None:
             text.padded(entries).save(work)
@@ -170,9 +189,13 @@ def _of_donor(
         shown += ": this is the donor, in other words"
     else:
         shown += (
-            f" for the whole donor; this layout keeps layers {_listed(made.kept)} and is another model than the donor"
+            f" for the whole donor; this layout keeps layers {listed(made.kept)} and is another model than the donor"
         )
-    sizes = {"layout": spec.layout, "layers": list(made.kept), "identity": made.same}
+    layers = [found[0] if len(found) == 1 else list(found) for found in made.kept]
+    sizes: dict[str, Any] = {"layout": spec.layout, "layers": layers, "identity": made.same}
+    if made.choice is not None:
+        sizes["choice"] = dataclasses.asdict(made.choice)
+        shown += f"\n{made.choice.table()}"
     proof = {"difference": made.proof.difference, "tolerance": donors.TOLERANCE, "tokens": made.proof.tokens}
     return Published(
         model=made.model,
@@ -181,14 +204,3 @@ def _of_donor(
         tokenizer=text,
         system=family.title,
     )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """Numbers as text, with ranges."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

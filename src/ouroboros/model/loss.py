@@ -45,14 +45,19 @@ def plus(loss: Tensor, auxiliary: Tensor | None) -> Tensor:
 
 
 def loss_output(
-    head: nn.Module, matrix: nn.Linear, states: StatesOutput, targets_BT: Tensor, smoothing: float
+    head: nn.Module,
+    matrix: nn.Linear,
+    x_BTD: Tensor,
+    targets_BT: Tensor,
+    smoothing: float,
+    auxiliary: Tensor | None = None,
 ) -> LossOutput:
-    """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position.
+    """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position, and what parts add to it.
 
     A head that says its ``scale`` and ``softcap`` is computed in chunks, see
     :func:`~ouroboros.nn.head_loss.head_loss`; any other is given all logits at once.
     """
-    x_ND, targets_N = states.last_hidden_state.flatten(0, 1), targets_BT.flatten()  # pyrefly: ignore
+    x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
     scaling: Any = head
     if hasattr(head, "scale") and hasattr(head, "softcap"):
         objective, plain = head_loss(
@@ -60,7 +65,7 @@ def loss_output(
         )
     else:
         objective, plain = logits_loss(head(matrix(x_ND)), targets_N, smoothing)
-    return LossOutput(loss=plus(objective, states.auxiliary_loss), unsmoothed_loss=plain)
+    return LossOutput(loss=plus(objective, auxiliary), unsmoothed_loss=plain)
 
 
 def logits_loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

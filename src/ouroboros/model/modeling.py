@@ -421,7 +421,8 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
             return_dict=True,
         )
         if targets is not None:
-            return loss_output(self.head, self.lm_head, outputs, targets, label_smoothing)
+            given = (outputs.last_hidden_state, targets, label_smoothing)
+            return loss_output(self.head, self.lm_head, *given, outputs.auxiliary_loss)
         logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:

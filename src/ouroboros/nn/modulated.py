@@ -1,4 +1,4 @@
-"""Low-rank additions to linear maps, and the diagonals that modulate them in each loop.
+"""Low-rank additions to linear maps, and the cores that modulate them in each loop.
 
 Ouroboros (arXiv 2604.02051; docs/systems/controller.md). Shapes: B batch, T positions, D model width, R rank, S style,
 ``...`` leading axes.
@@ -21,7 +21,7 @@ from ouroboros.nn.visit import VisitContext
 
 
 class LowRank(Started):
-    """``factor * B (m * A x)`` for a diagonal m that is given with each call.
+    """``factor * B M A x`` for a core M, a diagonal or a full matrix, that is given with each call.
 
     A starts with rows of about unit length, B as every matrix. Frozen, both keep their start or what was loaded.
 
@@ -30,13 +30,14 @@ class LowRank(Started):
         rank: R.
         factor: ``alpha / R``.
         frozen: give A and B no gradient.
+        full: whether cores are full matrices.
     """
 
     PARAMETER_ROLES = {"A": "matrix", "B": "matrix"}
 
-    def __init__(self, linear: nn.Linear, rank: int, factor: float, *, frozen: bool) -> None:
+    def __init__(self, linear: nn.Linear, rank: int, factor: float, *, frozen: bool, full: bool = False) -> None:
         super().__init__()
-        self.factor, self.frozen = factor, frozen
+        self.factor, self.frozen, self.full = factor, frozen, full
         self.A = nn.Parameter(torch.empty(rank, linear.in_features), requires_grad=not frozen)
         self.B = nn.Parameter(torch.empty(linear.out_features, rank), requires_grad=not frozen)
         self.untrained = frozenset(("A", "B") if frozen else ())
@@ -47,23 +48,47 @@ class LowRank(Started):
         nn.init.normal_(self.A, std=1 / math.sqrt(self.A.shape[1]))
         nn.init.normal_(self.B, std=1.0 if init is None else init.std)
 
-    def forward(self, x: Tensor, diagonal: Tensor) -> Tensor:
-        """What is added to the map's result for ``x`` (..., inputs); ``diagonal`` (..., R) or of fewer positions."""
+    def forward(self, x: Tensor, core: Tensor) -> Tensor:
+        """What is added to the map's result for ``x`` (..., inputs); ``core`` is a diagonal (..., R) or a matrix
+        (..., R, R), for each position or for several."""
         A, B = (self.A.detach(), self.B.detach()) if self.frozen else (self.A, self.B)
-        low = F.linear(x, A.to(x.dtype)) * diagonal.to(x.dtype)
+        low, core = F.linear(x, A.to(x.dtype)), core.to(x.dtype)
+        low = torch.einsum("...ij,...j->...i", core, low) if self.full else low * core
         return self.factor * F.linear(low, B.to(x.dtype))
+
+
+class LowRankByLoop(nn.ModuleList):
+    """An addition of its own for each loop; later loops use the last."""
+
+    PARAMETERS_BY_LOOP = True
 
 
 Modulated = specs.ModulatedAttentionSpec | specs.ModulatedFeedForwardSpec
 
 
 def _bases(layer: nn.Module, targets: tuple[str, ...], spec: Modulated) -> nn.ModuleDict:
-    make: dict[str, Any] = {"rank": spec.rank, "factor": spec.alpha / spec.rank, "frozen": spec.bases == "frozen"}
-    return nn.ModuleDict({name: LowRank(getattr(layer, name), **make) for name in targets})
+    make: dict[str, Any] = {"rank": spec.rank, "factor": spec.alpha / spec.rank}
+    make |= {"frozen": spec.bases == "frozen", "full": spec.core == "full"}
+    found: dict[str, nn.Module] = {}
+    for name in targets:
+        linear = getattr(layer, name)
+        if spec.rows is None:
+            found[name] = LowRank(linear, **make)
+        else:
+            found[name] = LowRankByLoop(LowRank(linear, **make) for _ in range(spec.rows))
+    return nn.ModuleDict(found)
+
+
+def _addition(bases: nn.Module, x: Tensor, visit: VisitContext, name: str) -> Tensor:
+    """What the bases of a map add to its result in this visit."""
+    if isinstance(bases, LowRankByLoop):
+        assert visit.visit is not None
+        bases = bases[min(visit.visit.loop, len(bases) - 1)]
+    return bases(x, visit.handed[name])
 
 
 class ModulatedAttention(Attention):
-    """Attention with an addition to each of its maps, as the diagonals in ``visit.handed`` say."""
+    """Attention with an addition to each of its maps, as the cores in ``visit.handed`` say."""
 
     def __init__(self, spec: specs.ModulatedAttentionSpec, hidden_size: int, norm_eps: float) -> None:
         super().__init__(spec, hidden_size, norm_eps)
@@ -71,44 +96,49 @@ class ModulatedAttention(Attention):
 
     def project(self, name: str, x: Tensor, visit: VisitContext) -> Tensor:
         """What the map ``name`` and its addition make of ``x``."""
-        return super().project(name, x, visit) + self.bases[name](x, visit.handed[name])
+        return super().project(name, x, visit) + _addition(self.bases[name], x, visit, name)
 
 
 class ModulatedFeedForward(FeedForward):
     """A gated feed-forward network with an addition to each of its maps."""
 
     def __init__(self, spec: specs.ModulatedFeedForwardSpec, width: int) -> None:
-        super().__init__(spec, width)
+        super().__init__(spec.plain, width)
         self.bases = _bases(self, specs.FFN_TARGETS, spec)
 
     def project(self, name: str, x: Tensor, visit: VisitContext | None) -> Tensor:
         """What the map ``name`` and its addition make of ``x``."""
         assert visit is not None
-        return super().project(name, x, visit) + self.bases[name](x, visit.handed[name])
+        return super().project(name, x, visit) + _addition(self.bases[name], x, visit, name)
 
 
-class StaticDiagonals(LoopModule):
-    """A learned diagonal for each loop and map."""
+class StaticCores(LoopModule):
+    """A learned diagonal, or a full matrix, for each loop and map."""
 
     PARAMETER_ROLES = {"weight": "vector"}
 
     def __init__(self, spec: specs.StaticDiagonalsSpec, width: int, loops: int, norm_eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(spec.rows or loops, len(specs.TARGETS), spec.rank))
+        self.weight = nn.Parameter(torch.zeros(spec.rows or loops, len(specs.TARGETS), *_shape(spec)))
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Zero."""
         nn.init.zeros_(self.weight)
 
     def hand(self, x: Tensor, visit: VisitContext, loop: int) -> dict[str, Tensor]:
-        """The row of this loop: a diagonal (R,) for each map."""
+        """The row of this loop: a diagonal (R,) or a matrix (R, R) for each map."""
         row = self.weight[min(loop, len(self.weight) - 1)]
         return dict(zip(specs.TARGETS, row, strict=True))
 
 
+def _shape(spec: specs.StaticDiagonalsSpec | specs.ControllerSpec) -> tuple[int, ...]:
+    """The shape of a core."""
+    return (spec.rank, spec.rank) if spec.makes == "full" else (spec.rank,)
+
+
 class Controller(LoopModule):
-    """Diagonals of the state that begins a loop: ``u = silu(P x)``; ``z = silu(V silu(U [u; e_loop]))``; ``m = H z``
-    for each map (Controller, section 2.4)."""
+    """Cores of the state that begins a loop: ``u = silu(P x)``; ``z = silu(V silu(U [u; e_loop]))``; ``m = H z`` for
+    each map (Controller, section 2.4)."""
 
     PARAMETER_ROLES = {"steps": "vector"}
 
@@ -119,7 +149,7 @@ class Controller(LoopModule):
         self.steps = nn.Parameter(torch.empty(spec.rows or loops, S))
         self.style_in = _Uniform(3 * S, 2 * S)
         self.style_out = _Uniform(2 * S, S)
-        self.heads = nn.ModuleDict({name: ZeroProjection(S, spec.rank) for name in specs.TARGETS})
+        self.heads = nn.ModuleDict({name: ZeroProjection(S, math.prod(_shape(spec))) for name in specs.TARGETS})
         self.reset_parameters()
 
     def reset_parameters(self, init: Init | None = None) -> None:
@@ -127,13 +157,14 @@ class Controller(LoopModule):
         nn.init.normal_(self.steps)
 
     def hand(self, x: Tensor, visit: VisitContext, loop: int) -> dict[str, Tensor]:
-        """A diagonal for each map: (B, T, R) of what each position may see, or (B, 1, R) of all of them."""
+        """A core for each map: (B, T, R) or (B, T, R, R) of what each position may see, or (B, 1, ...) of all of
+        them."""
         seen = self._seen(x, visit)
         u = F.silu(self.state_proj(seen))
         step_S = self.steps[min(loop, len(self.steps) - 1)].to(u.dtype)
         z = F.silu(self.style_in(torch.cat((u, step_S.expand(*u.shape[:-1], -1)), dim=-1)))
         z = F.silu(self.style_out(z))
-        return {name: head(z) for name, head in self.heads.items()}
+        return {name: head(z).unflatten(-1, _shape(self.spec)) for name, head in self.heads.items()}
 
     def _seen(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:
         """The pooled state, (B, T, D) or (B, 1, D)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,25 +116,48 @@ def matching(names: Sequence[str], patterns: Iterable[str], option: str) -> list
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def chosen_matrices(model: nn.Module, patterns: Sequence[str], option: str) -> list[str]:
+    """The names of matrices and tables that match any of ``patterns``, in the model's order; without patterns those of
+    every matrix that is no table.
+
+    Raises:
+        OuroborosError: a pattern of ``option`` that no two-dimensional parameter has, or no matrix at all.
+    """
+    if patterns:
+        names = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
+        return matching(names, patterns, f"{option}.where")
+    matrices = [name for name, role in parameter_roles(model).items() if role == "matrix"]
+    check(bool(matrices), f"{option}: the model has no matrix")
+    return matrices
+
+
+Factors = Mapping[str, Sequence[nn.Parameter]]
+"""Names of parameters that are computed from others, and those others, which are trained in their place."""
+
+
 def build_optimizers(
-    model: nn.Module, spec: OptimSpec, *, muon_dtype: torch.dtype | None = None
+    model: nn.Module, spec: OptimSpec, *, muon_dtype: torch.dtype | None = None, factors: Factors | None = None
 ) -> list[torch.optim.Optimizer]:
     """Muon for trainable matrices and AdamW for the rest, or AdamW for all with ``matrix_optimizer="adamw"``.
 
-    Every trainable parameter that ``spec.left_out`` does not name is in exactly one group. Groups carry ``role`` and
-    ``peak_lr``; :func:`set_learning_rate` scales the latter. Only matrices are decayed, or every group with
-    ``decay="all"``.
+    Every trainable parameter that ``spec.left_out`` does not name is in exactly one group; those that it names require
+    no gradient afterwards. Groups carry ``role`` and ``peak_lr``; :func:`set_learning_rate` scales the latter. Only
+    matrices are decayed, or every group with ``decay="all"``.
 
     Args:
         model: parameters that do not require a gradient or are untrained by specification are left out.
         spec: rates, decay, momentum.
         muon_dtype: in which Muon orthogonalises; None takes what ``spec.muon_precision`` says, see
             :func:`choose_muon_dtype`.
+        factors: are trained in the place of the parameters they make, in the same groups, also where
+            ``spec.left_out`` names those.
 
     Raises:
         OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
     """
-    trainable = _trainable(model, spec)
+    trainable = _trainable(model, spec, factors)
+    for name in left_out_parameters(model, spec).difference(factors or ()):
+        model.get_parameter(name).requires_grad_(False)  # nothing needs their gradients, which take time
     vector_lr = spec.vector_lr or spec.lr
     rates = {
         "matrix": spec.lr,
@@ -147,8 +170,7 @@ def build_optimizers(
         decay = spec.weight_decay if role == "matrix" or spec.decay == "all" else 0.0
         groups[role] = {"params": [], "role": role, "lr": rates[role], "peak_lr": rates[role], "weight_decay": decay}
     for name, role in parameter_roles(model).items():
-        if name in trainable:
-            groups[role]["params"].append(trainable[name])
+        groups[role]["params"] += trainable.get(name, ())
     groups = {role: group for role, group in groups.items() if group["params"]}
     without = " and that optim.left_out does not name" if spec.left_out else ""
     check(bool(groups), f"the model has no parameter that requires a gradient{without}: nothing to train")
@@ -172,13 +194,14 @@ def build_optimizers(
     return optimizers
 
 
-def _trainable(model: nn.Module, spec: OptimSpec) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
+def _trainable(model: nn.Module, spec: OptimSpec, factors: Factors | None) -> dict[str, Sequence[nn.Parameter]]:
+    """The parameters that are trained, by the name in the model."""
     others = untrained_parameters(model) | left_out_parameters(model, spec)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and name not in others}
+    own = {name: [p] for name, p in model.named_parameters() if p.requires_grad and name not in others}
+    return own | dict(factors or {})
 
 
-def choose_muon_dtype(model: nn.Module, spec: OptimSpec) -> torch.dtype:
+def choose_muon_dtype(model: nn.Module, spec: OptimSpec, factors: Factors | None = None) -> torch.dtype:
     """The precision in which Muon orthogonalises the trainable matrices of ``model``, as ``spec.muon_precision`` says.
 
     ``auto`` times iterations on matrices of the shape that has most numbers, on the model's device, and takes bfloat16
@@ -187,8 +210,8 @@ def choose_muon_dtype(model: nn.Module, spec: OptimSpec) -> torch.dtype:
     """
     if spec.muon_precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.muon_precision]
-    roles, trainable = parameter_roles(model), _trainable(model, spec)
-    matrices = [p for name, p in trainable.items() if roles[name] == "matrix"]
+    roles, trainable = parameter_roles(model), _trainable(model, spec, factors)
+    matrices = [p for name, held in trainable.items() if roles[name] == "matrix" for p in held]
     if spec.matrix_optimizer != "muon" or not matrices or matrices[0].device.type == "meta":
         return torch.float32
     numbers: Counter[tuple[int, int]] = Counter()

@@ -27,6 +27,8 @@ class Source:
     ranges are allowed: ``0-3,new,4-8``. None: the numbers are the same."""
     partly: bool = False
     """Whether weights of the source may have no place in the new model."""
+    beside: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Files beside the source, by name, that a run's directory gets too: what the model was made of, for instance."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ouroboros.config import LoopTraining
+from ouroboros.config import LoopTraining, Recipe
+from ouroboros.errors import check
 from ouroboros.schedule import Schedule
 
 
@@ -84,3 +85,20 @@ class Corruption:
         generator = _generator(self.seed, step, (0, 0, row, 1))
         chosen = generator.random(length) < self.probability
         return chosen, self.drawn[generator.integers(len(self.drawn), size=length)]
+
+
+def check_truncation(recipe: Recipe, schedule: Schedule) -> None:
+    """Truncated backpropagation cuts the prelude off unless the input is injected again.
+
+    Raises:
+        OuroborosError: it does, in this recipe.
+    """
+    loops, segments = recipe.train.loops, schedule.segments
+    most = {"fixed": schedule.loops, "uniform": loops.max, "poisson": loops.max}[loops.sampling]
+    most = max((n for _, n in loops.curriculum), default=most)
+    cut = loops.backprop is not None and loops.backprop < most and schedule.is_looped
+    check(
+        not (cut and not any(part.injects for part in recipe.model.loop) and not segments[0].looped),
+        f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
+        " set model.loop.inject to add or concat, or train.loops.backprop to null",
+    )

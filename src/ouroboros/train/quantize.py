@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ouroboros.config import QuantizedTraining
-from ouroboros.errors import check
 from ouroboros.nn.quantize import noisy, quantized, straight_through
-from ouroboros.optim import matching, parameter_roles
+from ouroboros.optim import chosen_matrices
 
 
 class Quantizer:
@@ -30,7 +29,7 @@ class Quantizer:
 
     def __init__(self, model: nn.Module, spec: QuantizedTraining, seed: int) -> None:
         self.spec, self.seed = spec, seed
-        self.names = _chosen(model, spec)
+        self.names = chosen_matrices(model, spec.where, "train.quantize")
         self.parameters = [model.get_parameter(name) for name in self.names]
 
     def acting(self, step: int, progress: float) -> AbstractContextManager[None]:
@@ -47,13 +46,3 @@ class Quantizer:
 
 def _rounding(spec: QuantizedTraining) -> functools.partial[Tensor]:
     return functools.partial(quantized, bits=spec.bits, clip=spec.clip, smallest=spec.smallest)
-
-
-def _chosen(model: nn.Module, spec: QuantizedTraining) -> list[str]:
-    """The names of the chosen parameters, in the model's order."""
-    if not spec.where:
-        matrices = [name for name, role in parameter_roles(model).items() if role == "matrix"]
-        check(bool(matrices), "train.quantize: the model has no matrix")
-        return matrices
-    names = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
-    return matching(names, spec.where, "train.quantize.where")

@@ -18,7 +18,7 @@ from ouroboros.data.documents import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
-from ouroboros.files import remove_leftovers
+from ouroboros.files import remove_leftovers, write_whole
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.train.begin import Source, take
@@ -72,6 +72,8 @@ def start(recipe: Recipe, out: Path, *, source: Source | None = None, progress: 
             if begun is not None:
                 save_checkpoint(trainer, run)  # a run that is stopped early needs the other model no more
             if crew.is_main:
+                for name, content in {} if source is None else source.beside.items():
+                    write_whole(run.path / name, content)
                 run.write_recipe(recipe)
             undo.pop_all()  # from here on the directory is a run, which can be resumed
             return train(trainer, run, progress or Progress(quiet=True), resumed_at=None, begun=begun)

@@ -17,7 +17,6 @@ from ouroboros.data.stream import StreamLoader
 from ouroboros.errors import OuroborosError
 from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
-from ouroboros.optim import left_out_parameters, untrained_parameters
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.begin import Begun
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
@@ -35,6 +34,8 @@ logger = logging.getLogger(__name__)
 OPTIMIZER, AVERAGES, TEACHER = "optimizer.safetensors", "ema.safetensors", "teacher.safetensors"
 """In a checkpoint, beside the weights: the state of the optimisers, and the averaged weights and those that are learned
 from in a last phase, if there are any."""
+LOW_RANK = "low_rank.safetensors"
+"""The factors of low-rank training and the matrices they are added to; the weights beside it are the sums."""
 GROUPS = "optimizer.json"
 """Which parameters and settings :data:`OPTIMIZER` belongs to."""
 
@@ -179,12 +180,13 @@ def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int
 
 def _opening(trainer: Trainer, resumed_at: int | None) -> str:
     """One line that says what is about to run and what was chosen for it."""
-    parameters = {name: p.numel() for name, p in trainer.model.named_parameters()}
-    frozen = untrained_parameters(trainer.model) | left_out_parameters(trainer.model, trainer.recipe.optim)
-    untrained = sum(parameters[name] for name in frozen)
+    trained, own = set(trainer.optimized), list(trainer.model.parameters())
+    untrained = sum(p.numel() for p in own if p not in trained)
     never = f" ({untrained:,} of them never trained)" if untrained else ""
+    if trainer.low_rank.factors:
+        never += f" and {sum(p.numel() for p in trained.difference(own)):,} of low-rank factors"
     begun = "" if resumed_at is None else f"resumed at step {resumed_at}; "
-    total = f"{sum(parameters.values()):,} parameters{never}"
+    total = f"{sum(p.numel() for p in own):,} parameters{never}"
     return (
         f"{trainer.recipe.name} {trainer.model.schedule.notation}: {begun}{total},"
         f" {trainer.step_tokens:,} tokens/step, {str(trainer.dtype).removeprefix('torch.')}, {trainer.compiled},"
@@ -215,6 +217,8 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
         files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
         if trainer.average is not None:
             files[AVERAGES] = trainer.average.state_tensors()
+        if trainer.low_rank.factors:
+            files[LOW_RANK] = trainer.low_rank.state_tensors()
         if trainer.teacher is not None:
             files[TEACHER] = trainer.teacher.state_tensors()
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
@@ -245,6 +249,8 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
     """
     weights = todays_names(saved.tensors(WEIGHTS, trainer.device))
     copy_tensors(model_tensors(trainer.model), weights, f"{saved.path}: its weights belong to another model")
+    if trainer.low_rank.factors:
+        trainer.low_rank.load(todays_names(saved.tensors(LOW_RANK, trainer.device)))
     if trainer.average is not None:
         averages = todays_names(saved.tensors(AVERAGES, trainer.device))
         trainer.average.load(trainer.model, averages, saved.documents[STATE]["ema_updates"])

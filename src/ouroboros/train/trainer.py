@@ -41,7 +41,9 @@ from ouroboros.optim import (
 from ouroboros.train.average import Average
 from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
-from ouroboros.train.draws import Corruption, LoopSampler
+from ouroboros.train.draws import Corruption, LoopSampler, check_truncation
+from ouroboros.train.lessons import lessons_of
+from ouroboros.train.low_rank import LowRank
 from ouroboros.train.precision import (
     COMPILED,
     Choices,
@@ -115,28 +117,31 @@ class Trainer:
             rank=workers.rank,
             world_size=workers.world_size,
         )
-        local = spec.batch_size // workers.world_size
         check(
-            local % spec.accumulation == 0,
+            spec.batch_size // workers.world_size % spec.accumulation == 0,
             f"train.batch_size ({spec.batch_size}) must be a multiple of processes ({workers.world_size}) times"
             f" train.accumulation ({spec.accumulation})",
         )
-        _check_truncation(recipe, model)
+        check_truncation(recipe, model.schedule)
         for sentence in recipe.model.warnings() if workers.is_main else ():
             logger.warning("%s", sentence)
         if spec.activation_checkpointing:
             model.activation_checkpointing_enable()
+        self.lessons = lessons_of(recipe, model, data, workers)
         self.wrapped: nn.Module = model
         self.compiled = "compile: off"
         # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
         self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
+        self.teacher: Teacher | None = None
+        self.low_rank = LowRank(model, spec.low_rank, spec.seed)
         self.choices = self._choose() if choices is None else self._keep(choices)
-        self.optimizers = build_optimizers(model, recipe.optim, muon_dtype=self.choices.muon_dtype)
+        kept = {"muon_dtype": self.choices.muon_dtype, "factors": self.low_rank.factors}
+        self.optimizers = build_optimizers(model, recipe.optim, **kept)
         held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
-        self.optimized = [p for p in model.parameters() if p in held]
+        self.names = {parameter: name for name, parameter in model.named_parameters()} | self.low_rank.names
+        self.optimized = [p for p in self.names if p in held]
         self.average = Average(model, spec) if spec.averages else None
-        self.teacher: Teacher | None = None
         self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
@@ -148,14 +153,16 @@ class Trainer:
             self._criterion = torch.compile(logits_loss, dynamic=False)
         by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
         self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
         # Bytes a training token stands for, to show the loss in bits per byte.
         self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
 
     def _choose(self) -> Choices:
         """Choose what the recipe leaves open, by measurement; processes that train together choose alike."""
         spec, alone = self.recipe.train, not self.workers.distributed
-        dtypes = [choose_dtype(spec, self.device), choose_muon_dtype(self.model, self.recipe.optim)]
+        dtypes = [
+            choose_dtype(spec, self.device),
+            choose_muon_dtype(self.model, self.recipe.optim, self.low_rank.factors),
+        ]
         dtypes = [torch.float32 if self.workers.any(dtype == torch.float32) else dtype for dtype in dtypes]
         self.choices = Choices(dtype=dtypes[0], muon_dtype=dtypes[1], threads=spec.threads or torch.get_num_threads())
         if spec.threads is not None or self.device.type != "cpu" or not alone:
@@ -289,11 +296,13 @@ class Trainer:
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
         with self.quantizer.acting(c.step, progress) if self.quantizer is not None else contextlib.nullcontext():
             loss = self._gradients(batch, loops, probe)
+        self.low_rank.take_gradients()
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
         bad = self.workers.any(not (math.isfinite(loss) and math.isfinite(norm)))
         if not bad:
             for optimizer in self.optimizers:
                 optimizer.step()
+            self.low_rank.merge()
             if self.average is not None and self.teacher is None:
                 self.average.follow(self.model, c.step + 1, progress)
         if probe is not None:
@@ -419,6 +428,9 @@ class Trainer:
         smoothing = self.recipe.train.label_smoothing
         watched = contextlib.nullcontext() if probe is None else observe(self.model, on_loop=probe)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), watched:
+            if self.lessons is not None:
+                lesson = self.lessons.losses(self.wrapped, arguments, targets_BT, self.counters.step, smoothing)
+                return lesson.objective, lesson.plain
             if self.teacher is None and self._criterion is None:
                 found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
                 return found.loss, found.unsmoothed_loss
@@ -483,16 +495,3 @@ class NotFinite(OuroborosError):
     def __init__(self, message: str, batch: np.ndarray) -> None:
         super().__init__(message)
         self.batch = batch
-
-
-def _check_truncation(recipe: Recipe, model: OuroborosForCausalLM) -> None:
-    """Truncated backpropagation cuts the prelude off unless the input is injected again."""
-    loops, segments = recipe.train.loops, model.schedule.segments
-    most = {"fixed": model.schedule.loops, "uniform": loops.max, "poisson": loops.max}[loops.sampling]
-    most = max((n for _, n in loops.curriculum), default=most)
-    cut = loops.backprop is not None and loops.backprop < most and model.schedule.is_looped
-    check(
-        not (cut and not any(part.injects for part in recipe.model.loop) and not segments[0].looped),
-        f"train.loops.backprop={loops.backprop} leaves the blocks before the loop without gradient;"
-        " set model.loop.inject to add or concat, or train.loops.backprop to null",
-    )

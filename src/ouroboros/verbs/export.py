@@ -1,4 +1,4 @@
-"""``ouroboros export MODEL --to donor OUT``."""
+"""``ouroboros export MODEL --to donor|llama OUT``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class ExportOptions:
     model: Model
     out: tyro.conf.Positional[Path]
     """Directory to write; it must be new or empty."""
-    to: Literal["donor"]
-    """The form: donor is the class of the pretrained model that `ouroboros convert` made this one of. A block that is
-    used several times becomes as many layers there."""
+    to: Literal["donor", "llama"]
+    """The form, a class of transformers: donor is that of the pretrained model which `ouroboros convert` made this one
+    of, llama is Llama's, for every model whose parts Llama has too. A block that is used several times becomes as many
+    layers there."""
     no_tokenizer: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the model without a tokenizer."""
     json: Json = False
@@ -33,11 +34,15 @@ def export(arguments: Sequence[str]) -> int:
     log_to_stderr()
     quiet_transformers()
     from ouroboros.api import open_model
-    from ouroboros.convert.export import read_record, to_donor
+    from ouroboros.convert.export import read_record, to_donor, to_llama
 
     opened = open_model(options.model)
-    record = read_record(opened.directory)
-    made = to_donor(opened.model, record, options.out, None if options.no_tokenizer else opened.tokenizer)
+    record = read_record(options.model) if options.to == "donor" else None
+    tokenizer = None if options.no_tokenizer else opened.tokenizer
+    if record is None:
+        made = to_llama(opened.model, options.out, tokenizer)
+    else:
+        made = to_donor(opened.model, record, options.out, tokenizer)
     facts = {"family": made.family, "layers": made.layers, "parameters": made.parameters, "dtype": made.dtype}
     if options.json:
         proof = {"difference": made.proof.difference, "tokens": made.proof.tokens}

@@ -115,10 +115,12 @@ def train(arguments: Sequence[str]) -> int:
 def _source(options: TrainOptions, recipe: Recipe) -> tuple[Source, Recipe]:
     """The model to begin from, and the recipe with its tokenizer."""
     from ouroboros.api import open_model
+    from ouroboros.convert.donors import record_beside
     from ouroboros.train.begin import Source
 
     opened = open_model(options.source or Path())
-    source = Source(str(options.source), opened.model, options.from_blocks, options.from_partly)
+    beside = record_beside(opened.path)
+    source = Source(str(options.source), opened.model, options.from_blocks, options.from_partly, beside)
     bytes_alone = opened.recipe is not None and opened.recipe.data.tokenizer == "bytes"  # they need no file
     name = "bytes" if bytes_alone else str(opened.directory)
     return source, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=name))

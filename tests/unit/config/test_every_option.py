@@ -26,6 +26,7 @@ from ouroboros.config import (
     DistilledTraining,
     FilterSpec,
     LoopTraining,
+    LowRankTraining,
     ModelSpec,
     OptimSpec,
     QuantizedTraining,
@@ -54,7 +55,6 @@ from ouroboros.config.parts.modulated import (
     ControllerSpec,
     ModulatedAttentionSpec,
     ModulatedFeedForwardSpec,
-    StaticDiagonalsSpec,
 )
 from ouroboros.config.parts.osam import OsamSpec
 from ouroboros.config.parts.tap import TapSpec
@@ -91,9 +91,10 @@ def two_streams(part: HelixSpec, second: Any = None, **changes: Any) -> ModelSpe
 
 def modulated(part: Any) -> ModelSpec:
     """A model whose loop is modulated, with this part in it."""
-    mixer: Any = ModulatedAttentionSpec(rank=part.rank)
-    ffn: Any = ModulatedFeedForwardSpec(rank=part.rank, intermediate_size=24)
-    steering: Any = ControllerSpec(rank=part.rank, style=8)
+    own: Any = {"rank": part.rank, "core": getattr(part, "core", None) or part.makes}
+    mixer: Any = ModulatedAttentionSpec(**own)
+    ffn: Any = ModulatedFeedForwardSpec(**own, intermediate_size=24)
+    steering: Any = ControllerSpec(**own, style=8)
     stem: Any = ()
     if isinstance(part, ModulatedAttentionSpec):
         mixer = part
@@ -111,7 +112,7 @@ def placed(part: Any) -> ModelSpec:
         return two_streams(part)
     if isinstance(part, TopologyPart):
         return BASE.replace(layout="2 (1)x2 2", topology=part)
-    if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec | ControllerSpec | StaticDiagonalsSpec):
+    if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec) or getattr(part, "hands", ""):
         return modulated(part)
     if isinstance(part, TapSpec):
         return BASE.replace(layout="2 (1)x3", loop=(part,))
@@ -239,6 +240,7 @@ STARTS = {
         *(VALIDATED, POISSON, UNIFORM),
         with_("train", average_every=2, average_start=0.2),
         with_("train", quantize=QuantizedTraining(mode="round")),
+        with_("train", low_rank=LowRankTraining(rank=2)),
         with_("train", ema_decay=0.5, distill=DistilledTraining(fraction=0.5)),
         with_("train", steps=None, tokens=512),
         with_("train", steps=None, minutes=0.1),

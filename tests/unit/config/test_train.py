@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ouroboros.config import DistilledTraining, LoopTraining, OptimSpec, QuantizedTraining, TrainSpec
+from ouroboros.config import DistilledTraining, LoopTraining, LowRankTraining, OptimSpec, QuantizedTraining, TrainSpec
 from ouroboros.errors import OuroborosError
 
 BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
@@ -31,6 +31,8 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (QuantizedTraining, {"clip": 0.0}, "train.quantize.clip"),
     (QuantizedTraining, {"start": 1.5}, "train.quantize.start"),
     (QuantizedTraining, {"smallest": -1.0}, "train.quantize.smallest"),
+    (LowRankTraining, {"rank": -1}, "train.low_rank.rank"),
+    (LowRankTraining, {"alpha": 0.0}, "train.low_rank.alpha"),
     (DistilledTraining, {"fraction": 1.0}, "train.distill.fraction"),
     (DistilledTraining, {"temperature": 0.0}, "train.distill.temperature"),
     (DistilledTraining, {"alpha": 1.5}, "train.distill.alpha"),

@@ -49,9 +49,6 @@ def test_layers_of_two_kinds() -> None:
     assert [mixer.looks_back for mixer in mixers] == [16, None, 16, None]
     assert [mixer.rotary(24)[0].base for mixer in mixers] == [1e4, 1e6, 1e4, 1e6]  # pyrefly: ignore
     assert spec.block.mixer.replace(score_channels=256.0) == spec.block.mixer
-    kept = spec_of(config, "(2)x2 1", [1, 3, 2])
-    assert kept.layout == "(2)x2 1" and [block.mixer.looks_back for block in kept.blocks] == [None, None, 16]
-    assert [override.where for override in kept.overrides] == ["2"]
 
 
 def test_windows_of_all_layers_and_of_none() -> None:

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ouroboros.config.parts.modulated import TARGETS, ControllerSpec, StaticDiagonalsSpec
-from ouroboros.nn.modulated import Controller, LowRank, StaticDiagonals
+from ouroboros.config.parts.modulated import (
+    TARGETS,
+    ControllerSpec,
+    ModulatedFeedForwardSpec,
+    StaticCoresSpec,
+    StaticDiagonalsSpec,
+)
+from ouroboros.nn.ffn import FeedForward
+from ouroboros.nn.modulated import Controller, LowRank, ModulatedFeedForward, StaticCores
 from ouroboros.nn.part import Init
 from ouroboros.nn.visit import VisitContext
+from ouroboros.schedule import Visit
 
 B, T, D, R, S = 2, 7, 6, 3, 4
 NOWHERE = VisitContext(rotary=(torch.empty(0), torch.empty(0)))
@@ -44,6 +52,43 @@ def test_addition_is_its_formula(frozen: bool) -> None:
     assert addition.untrained == (frozenset({"A", "B"}) if frozen else frozenset())
 
 
+@pytest.mark.parametrize("leading", [(), (B, T), (B, 1)])
+def test_a_full_core_is_a_matrix_between_the_bases(leading: tuple[int, ...]) -> None:
+    addition = LowRank(nn.Linear(5, 4), R, 0.25, frozen=True, full=True)
+    x, core = torch.randn(B, T, 5), torch.randn(*leading, R, R)
+    found, every = addition(x, core), core.expand(B, T, R, R)
+    for b in range(B):
+        for t in range(T):
+            expected = 0.25 * addition.B @ every[b, t] @ addition.A @ x[b, t]
+            torch.testing.assert_close(found[b, t], expected)
+
+
+def test_a_full_core_with_the_diagonal_alone_is_the_diagonal() -> None:
+    linear = nn.Linear(5, 4)
+    full, diagonal = (LowRank(linear, R, 0.5, frozen=True, full=full) for full in (True, False))
+    diagonal.load_state_dict(full.state_dict())
+    x, m = torch.randn(B, T, 5), torch.randn(B, T, R)
+    torch.testing.assert_close(full(x, torch.diag_embed(m)), diagonal(x, m))
+
+
+@pytest.mark.parametrize("gate", ["swiglu", "geglu"])
+def test_each_loop_has_its_bases_and_later_loops_the_last(gate: Any) -> None:
+    spec = ModulatedFeedForwardSpec(kind=f"modulated_{gate}", intermediate_size=8, rank=R, rows=2)  # pyrefly: ignore
+    made, x = ModulatedFeedForward(spec, D), torch.randn(B, T, D)
+
+    def output(loop: int, size: float = 1.0) -> Tensor:
+        handed = {name: torch.full((R,), size) for name in TARGETS}
+        return made(x, NOWHERE._replace(visit=Visit(loop, 0, loop), handed=handed))
+
+    first, last, later = (output(loop) for loop in (0, 1, 5))
+    assert torch.equal(last, later) and not torch.allclose(first, last)
+    plain = FeedForward(spec.plain, D)
+    assert not plain.load_state_dict(made.state_dict(), strict=False).missing_keys
+    assert plain.spec.kind == gate and torch.equal(output(1, 0.0), plain(x))
+    first.sum().backward()
+    assert all(low.A.grad is None for low in made.bases["up_proj"]), "frozen bases have no gradient"  # pyrefly: ignore
+
+
 def test_bases_start_with_rows_of_unit_length_and_the_deviation_of_the_model() -> None:
     addition = LowRank(nn.Linear(400, 300), 50, 1.0, frozen=True)
     addition.reset_parameters(Init(std=0.03))
@@ -55,12 +100,24 @@ def test_diagonals_are_zero_at_the_start() -> None:
     made = Controller(ControllerSpec(rank=R, style=S), D, 3, 1e-6)
     handed = made.hand(torch.randn(B, T, D), NOWHERE, 0)
     assert tuple(handed) == TARGETS and not any(diagonal.any() for diagonal in handed.values())
-    static = StaticDiagonals(StaticDiagonalsSpec(rank=R, rows=2), D, 3, 1e-6)
+    static = StaticCores(StaticDiagonalsSpec(rank=R, rows=2), D, 3, 1e-6)
     assert not any(diagonal.any() for diagonal in static.hand(torch.randn(B, T, D), NOWHERE, 0).values())
 
 
+def test_full_cores_are_zero_at_the_start_and_learn() -> None:
+    made = Controller(ControllerSpec(rank=R, style=S, core="full"), D, 3, 1e-6)
+    static = StaticCores(StaticCoresSpec(rank=R), D, 3, 1e-6)
+    for part, shape in ((made, (B, T, R, R)), (static, (R, R))):
+        core = part.hand(torch.randn(B, T, D), NOWHERE, 2)["o_proj"]
+        assert core.shape == shape and not core.any()
+        LowRank(nn.Linear(5, 4), R, 1.0, frozen=True, full=True)(torch.randn(B, T, 5), core).sum().backward()
+    assert static.weight.grad is not None and static.weight.grad[2].any() and not static.weight.grad[:2].any()
+    gradient = made.heads["o_proj"].weight.grad
+    assert gradient is not None and gradient.any()
+
+
 def test_later_loops_use_the_last_row() -> None:
-    made, static = controller(rows=2), StaticDiagonals(StaticDiagonalsSpec(rank=R, rows=2), D, 3, 1e-6)
+    made, static = controller(rows=2), StaticCores(StaticDiagonalsSpec(rank=R, rows=2), D, 3, 1e-6)
     nn.init.normal_(static.weight)
     x = torch.randn(B, T, D)
     for part in (made, static):

@@ -5,10 +5,12 @@ import re
 
 import pytest
 import torch
+from transformers import Qwen2Config
 
 from ouroboros.api import open_model
 from ouroboros.config import ModelSpec, to_dict
 from ouroboros.config.parts.loop import InjectionSpec, LoopEmbeddingSpec, LoopNormSpec, RecurrenceGateSpec
+from ouroboros.convert.families import spec_of
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -166,3 +168,26 @@ def test_a_source_that_does_not_fit_leaves_no_run(make, tmp_path):
     with pytest.raises(OuroborosError, match="--from-blocks"):
         start(make(**{"model.layout": "3 (1)x2 1"}), tmp_path / "run", source=source)
     assert not (tmp_path / "run").exists()
+
+
+def test_files_beside_the_source_go_with_it(make, tmp_path):
+    start(make(**{"train.steps": 1}), tmp_path / "first")
+    source = Source("first", open_model(tmp_path / "first").model, beside={"made-of.json": b"{}"})
+    start(make(), tmp_path / "run", source=source)
+    assert (tmp_path / "run" / "made-of.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_norms_and_biases_alone_of_a_converted_model(tied, make, trainer_of):
+    """The patterns of docs/how-to/convert.md."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=257, num_key_value_heads=1, tie_word_embeddings=tied, **sizes)
+    patterns = ["*_proj.weight", "*embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
+    recipe = dataclasses.replace(make(**{"optim.left_out": patterns}), model=spec_of(config, "1 (1)x2 1", (0, 1, 3)))
+    trainer = trainer_of(recipe)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    for _ in range(2):
+        trainer.step()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "norm" in name or name.endswith("bias")}
+    assert len(moved) == 3 * (2 + 3) + 1

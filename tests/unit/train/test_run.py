@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import ouroboros
-from ouroboros.api import load_model
 from ouroboros.config import Recipe, from_json, to_json
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.train import session
 from ouroboros.train.lock import run_lock
 from ouroboros.train.log import Progress, read_metrics

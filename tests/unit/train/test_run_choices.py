@@ -16,7 +16,7 @@ def test_what_was_chosen_is_recorded_and_kept_on_resume(make, stop_at, tmp_path,
 
     def measured(dtype, threads):
         monkeypatch.setattr("ouroboros.train.trainer.choose_dtype", lambda spec, device: dtype)
-        monkeypatch.setattr("ouroboros.train.trainer.choose_muon_dtype", lambda model, spec: dtype)
+        monkeypatch.setattr("ouroboros.train.trainer.choose_muon_dtype", lambda model, spec, factors: dtype)
         monkeypatch.setattr("ouroboros.train.trainer.choose_threads", lambda step: threads)
 
     def recorded():
@@ -66,3 +66,11 @@ def test_a_change_of_threads_is_recorded_with_its_step_and_kept_on_resume(make, 
         assert set(used) == {(2, 1)}
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_are_measured_by_a_pass_of_the_trainer(make, trainer_of, monkeypatch):
+    """Where there is one thread, as in these tests, nothing is measured."""
+    measured = []
+    monkeypatch.setattr("ouroboros.train.trainer.choose_threads", lambda step: measured.append(step()) or 1)
+    trainer = trainer_of(make())
+    assert len(measured) == 1 and all(p.grad is None for p in trainer.model.parameters())

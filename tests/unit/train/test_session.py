@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ouroboros.api import load_model, open_model
+from ouroboros.api import open_model
 from ouroboros.config import Recipe, from_dict
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.nn.ffn import FeedForward
 from ouroboros.train import session
 from ouroboros.train.checkpoint import load, verify

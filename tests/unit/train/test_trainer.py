@@ -154,18 +154,18 @@ def test_a_step_reports_the_norm_before_clipping_and_counts(make, trainer_of):
 
 
 def test_what_is_left_out_stays_and_does_not_throttle_the_clip(make, trainer_of):
-    """A parameter that nothing updates has a gradient all the same, which the published program kept and added up."""
+    """The published program added up gradients of parameters that nothing updates; here they have none."""
     pattern = {"optim.left_out": ["*mlp*"], "optim.clip_norm": 0.01, "optim.schedule": "constant"}
     trainer = trainer_of(make(**pattern))
     names = [name for name, _ in trainer.model.named_parameters() if "mlp" in name]
     assert names and set(trainer.optimized) == {p for n, p in trainer.model.named_parameters() if n not in names}
     before = weights(trainer)
     trainer._gradients(copy.deepcopy(trainer.loader).next_batch(), None, None)
-    norms = {n: p.grad.norm().item() for n, p in trainer.model.named_parameters()}
-    assert all(norms[name] > 0 for name in names)
+    norms = {n: p.grad.norm().item() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    assert not norms.keys() & set(names)
     trainer.model.zero_grad(set_to_none=True)
     result = trainer.step()
-    assert result.grad_norm == pytest.approx(math.hypot(*(norms[n] for n in norms if n not in names)), rel=1e-4)
+    assert result.grad_norm == pytest.approx(math.hypot(*norms.values()), rel=1e-4)
     assert all(p.grad is None for p in trainer.model.parameters())
     trainer.step()
     after = weights(trainer)

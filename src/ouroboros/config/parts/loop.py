@@ -240,3 +240,22 @@ class ContractiveStepSpec(LoopPart):
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
         return (cls(step=1.0),)
+
+
+@part(module="ouroboros.nn.bridge:Bridge")
+@dataclass(frozen=True, kw_only=True)
+class BridgeSpec(LoopPart):
+    """Adds an affine map of two states behind the last loop, the one that leaves it and the one that entered the first:
+    ``z + W [z; x0] + b``, where W and b are zero at the start."""
+
+    kind: Literal["bridge"] = "bridge"
+
+    @classmethod
+    def neutral(cls) -> tuple[LoopPart, ...]:
+        return (cls(),)
+
+    def parameters(self, width: int, loops: int) -> int:
+        return 2 * width * width + width
+
+    def flops(self, width: int, loops: int) -> int:
+        return 4 * width * width

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.config import ModelSpec
-from ouroboros.config.parts.modulated import FFN_TARGETS, TARGETS
-from ouroboros.convert.bases import mean_residual, truncated
+from ouroboros.convert import bases
 from ouroboros.errors import check
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -66,14 +65,11 @@ def averaged_layer(donor: Mapping[str, Tensor], layers: Iterable[int]) -> dict[s
 
 def bases_of(donor: Mapping[str, Tensor], settings: Published, spec: ModelSpec) -> dict[str, Tensor]:
     """A and B of every modulated map in our names, of the layers that ``settings`` remove."""
-    found: dict[str, Tensor] = {}
-    for target in TARGETS:
-        layer = "mlp" if target in FFN_TARGETS else "self_attn"
-        weight = [donor[f"model.layers.{n}.{layer}.{target}.weight"] for n in range(spec.schedule.num_blocks)]
-        residual = mean_residual([weight[n] for n in settings.removed(spec)], weight[settings.looped])
-        for name, factor in truncated(residual, settings.rank)._asdict().items():
-            found[f"model.decoder.layers.{settings.prelude}.{layer}.bases.{target}.{name}"] = factor
-    return found
+    made = settings.model(spec)
+    with torch.device("meta"):
+        places = OuroborosForCausalLM(OuroborosConfig.from_spec(made)).state_dict()
+    layers = donor_tensors(donor, list(range(spec.schedule.num_blocks)))
+    return bases.bases_of(places, layers, made.schedule, tuple((layer,) for layer in settings.sources(spec)))
 
 
 def to_model(

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from ouroboros.config import AttentionSpec, BlockOverride, FeedForwardSpec, LoopPart, ModelSpec, to_dict
+from ouroboros.config import LoopPart, ModelSpec
 from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.loop import LoopNormSpec, RecurrenceGateSpec
-from ouroboros.config.parts.modulated import (
-    ControllerSpec,
-    ModulatedAttentionSpec,
-    ModulatedFeedForwardSpec,
-    StaticDiagonalsSpec,
-)
+from ouroboros.config.parts.modulated import ControllerSpec, StaticDiagonalsSpec, modulated
 from ouroboros.errors import check
 
 LOOP = "loop"
@@ -64,9 +58,8 @@ class Published:
             steering = StaticDiagonalsSpec(rank=self.rank, rows=self.static_rows)
         halting = () if self.halt_hidden is None else (HaltSpec(hidden=self.halt_hidden, freeze=False),)
         return modulated(
-            donor,
-            layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}",
-            loop=(steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec(), *halting),
+            dataclasses.replace(donor, layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}"),
+            (steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec(), *halting),
             rank=self.rank,
             alpha=self.alpha,
         )
@@ -80,28 +73,3 @@ class Published:
         """The layers that are no block of the model, of whose weights the bases are made."""
         kept = self.sources(donor)
         return [layer for layer in range(donor.schedule.num_blocks) if layer not in kept]
-
-
-def modulated(
-    donor: ModelSpec, *, layout: str, loop: tuple[LoopPart, ...], rank: int, alpha: float, trained: bool = False
-) -> ModelSpec:
-    """``donor`` in a layout with a segment ``loop``, whose blocks have modulated maps.
-
-    Raises:
-        OuroborosError: the donor's blocks are no gated ones with plain attention.
-    """
-    mixer, ffn = donor.block.mixer, donor.block.ffn
-    plain = mixer.kind == "attention" and ffn.kind == "swiglu"
-    check(plain, f"mixer {mixer.kind!r} with ffn {ffn.kind!r}: only attention with swiglu can be modulated")
-    assert isinstance(mixer, AttentionSpec) and isinstance(ffn, FeedForwardSpec)
-    names = [field.name for field in dataclasses.fields(mixer) if field.name != "kind"]
-    plain_options: dict[str, Any] = {name: getattr(mixer, name) for name in names}
-    own: dict[str, Any] = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen"}
-    parts = {
-        "mixer": ModulatedAttentionSpec(**{**plain_options, **own}),
-        "ffn": ModulatedFeedForwardSpec(
-            intermediate_size=ffn.intermediate_size, bias=ffn.bias, dropout=ffn.dropout, **own
-        ),
-    }
-    override = BlockOverride(where=LOOP, set={name: to_dict(part) for name, part in parts.items()})
-    return dataclasses.replace(donor, layout=layout, loop=loop, overrides=(override,))

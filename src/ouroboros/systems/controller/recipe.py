@@ -17,9 +17,9 @@ from ouroboros.config import (
     TrainSpec,
 )
 from ouroboros.config.parts.loop import UpdateGateSpec
-from ouroboros.config.parts.modulated import ControllerSpec
+from ouroboros.config.parts.modulated import ControllerSpec, modulated
 from ouroboros.recipes import RecipeEntry, recipe
-from ouroboros.systems.controller.published import DONOR, LOOP, Published, modulated
+from ouroboros.systems.controller.published import DONOR, LOOP, Published
 
 _SIZES = {
     # layout, rank, style
@@ -35,9 +35,8 @@ def controller(size: str = "small") -> Recipe:
     layout, rank, style = _SIZES[size]
     loop = recipe("loop", size)
     model = modulated(
-        loop.model,
-        layout=layout,
-        loop=(ControllerSpec(rank=rank, style=style), UpdateGateSpec()),
+        dataclasses.replace(loop.model, layout=layout),
+        (ControllerSpec(rank=rank, style=style), UpdateGateSpec()),
         rank=rank,
         alpha=float(rank),
         trained=True,

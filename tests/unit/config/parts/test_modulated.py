@@ -14,7 +14,9 @@ from ouroboros.config.parts.modulated import (
     ControllerSpec,
     ModulatedAttentionSpec,
     ModulatedFeedForwardSpec,
+    StaticCoresSpec,
     StaticDiagonalsSpec,
+    modulated,
 )
 from ouroboros.errors import OuroborosError
 
@@ -39,6 +41,18 @@ def test_published_counts() -> None:
     assert StaticDiagonalsSpec(rows=64).parameters(2048, loops=8) == 14_336
 
 
+def test_counts_of_full_cores_and_of_bases_of_each_loop() -> None:
+    """Of LoRA-XS, section 3: rank squared numbers for each map and loop; and what they add to the work of a token."""
+    assert StaticCoresSpec(rank=4).parameters(2048, loops=3) == 3 * 7 * 4 * 4
+    diagonal, full = (ControllerSpec(rank=4, style=STYLE, core=core) for core in ("diagonal", "full"))  # pyrefly: ignore
+    assert full.parameters(D, loops=2) - diagonal.parameters(D, loops=2) == STYLE * 7 * (16 - 4)
+    for cls, maps in ((ModulatedAttentionSpec, 4), (ModulatedFeedForwardSpec, 3)):
+        usual, rows, cores = cls(rank=4), cls(rank=4, rows=3), cls(rank=4, core="full")
+        assert rows.parameters(D) - usual.parameters(D) == 2 * usual.bases_parameters(D)
+        context = (100,) if cls is ModulatedAttentionSpec else ()
+        assert rows.flops(D, *context) == usual.flops(D, *context) == cores.flops(D, *context) - maps * 2 * 16
+
+
 def test_only_a_mean_of_the_prefix_is_remembered() -> None:
     remembered = {pooling: ControllerSpec(pooling=pooling).recent_values(D) for pooling in ("token", "all")}  # pyrefly: ignore
     assert remembered == {"token": 0, "all": 0}
@@ -49,13 +63,13 @@ def test_only_a_mean_of_the_prefix_is_remembered() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: model(), "block 1 needs a loop part that hands it diagonals: --model.loop.controller"),
+        (lambda: model(), "block 1 needs a loop part that hands it diagonals or cores: --model.loop.controller"),
         (lambda: model(ControllerSpec(rank=RANK), where="0"), "of block 0 is modulated by a loop, and no loop visits"),
         (lambda: model(ControllerSpec(rank=4)), r"loop.controller.rank is 4, and mixer.rank of block 1 3"),
         (lambda: model(StaticDiagonalsSpec(rank=RANK), ffn="gelu"), "ffn of block 1 is 'gelu'.*--model.at.loop.ffn"),
         (
             lambda: model(ControllerSpec(rank=RANK), StaticDiagonalsSpec(rank=RANK)),
-            "loop.controller and loop.static_diagonals both hand diagonals",
+            "loop.controller and loop.static_diagonals both hand what stands between A and B: leave one",
         ),
         (
             lambda: model(ControllerSpec(rank=RANK, pooling="prompt"), share_last_kv=True),
@@ -67,6 +81,12 @@ def test_only_a_mean_of_the_prefix_is_remembered() -> None:
         ),
         (lambda: ModulatedAttentionSpec(rank=0), "mixer.rank must be >= 1, got 0"),
         (lambda: ModulatedFeedForwardSpec(alpha=0.0), "ffn.alpha must be > 0, got 0"),
+        (lambda: model(StaticCoresSpec(rank=RANK)), "makes a full core, and mixer.core of block 1 is 'diagonal': give"),
+        (
+            lambda: model(ControllerSpec(rank=RANK), mixer={**MIXER, "core": "full"}),
+            "makes a diagonal core, and mixer.core of block 1 is 'full': give --model.at.loop.mixer.core diagonal",
+        ),
+        (lambda: ModulatedFeedForwardSpec(rows=0), "ffn.rows must be >= 1 or null, got 0"),
         (lambda: ControllerSpec(rank=0), "loop.controller.rank must be >= 1"),
         (lambda: StaticDiagonalsSpec(rows=0), "loop.static_diagonals.rows must be >= 1"),
         (lambda: ControllerSpec(style=0), "loop.controller.style must be >= 1"),
@@ -90,3 +110,18 @@ def test_frozen_bases_are_declared() -> None:
     assert ModulatedAttentionSpec().freezes and ModulatedFeedForwardSpec().freezes
     assert not ModulatedAttentionSpec(bases="trained").freezes
     assert not ModulatedFeedForwardSpec(bases="trained").freezes
+
+
+def test_looped_blocks_are_modulated_and_keep_what_is_their_own() -> None:
+    """Those of a named segment by its name where they are equal, others by their numbers."""
+    windows = BlockOverride(where="2", set={"mixer.window": 5})
+    plain = ModelSpec(layout="1 loop:(2)x2 (1)x3", vocab_size=11, hidden_size=D, overrides=(windows,))
+    made = modulated(plain, (StaticCoresSpec(rank=RANK),), rank=RANK, alpha=2.0, trained=True, rows=2)
+    assert [override.where for override in made.overrides] == ["2", "1", "2", "3"]
+    assert [block.mixer.kind for block in made.blocks] == ["attention"] + 3 * ["modulated_attention"]
+    assert [block.mixer.looks_back for block in made.blocks] == [None, None, 5, None]
+    mixer: Any = made.blocks[2].mixer
+    assert (mixer.rank, mixer.alpha, mixer.bases, mixer.rows, mixer.core) == (RANK, 2.0, "trained", 2, "full")
+    equal = modulated(dataclasses.replace(plain, overrides=()), (ControllerSpec(rank=RANK),), rank=RANK, alpha=1.0)
+    assert [override.where for override in equal.overrides] == ["loop", "3"]
+    assert modulated(plain, (), rank=RANK, alpha=1.0) == plain

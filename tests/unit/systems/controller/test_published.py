@@ -31,5 +31,5 @@ def test_a_looped_layer_within_the_coda_is_refused() -> None:
 def test_other_blocks_are_refused() -> None:
     donor = ModelSpec(layout="36")
     ffn = type(donor.block.ffn)(kind="gelu")
-    with pytest.raises(OuroborosError, match="only attention with swiglu can be modulated"):
+    with pytest.raises(OuroborosError, match="only attention with swiglu or geglu can be modulated"):
         Published().model(donor.replace(ffn=ffn))

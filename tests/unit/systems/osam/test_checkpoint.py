@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ouroboros.api import load, load_model, open_model
+from ouroboros.api import load, open_model
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.systems.osam.checkpoint import characters_of, to_model
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden" / "data" / "osam"

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ouroboros.api import load, load_model
+from ouroboros.api import load
 from ouroboros.config.parts.latent import BottleneckAttentionSpec
 from ouroboros.config.parts.stem import LearnedPositionsSpec
 from ouroboros.convert.checkpoint import Checkpoint, Published
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
+from ouroboros.model.reading import load_model
 from ouroboros.systems.rhrm import checkpoint as rhrm
 from ouroboros.systems.rhrm.checkpoint import sizes_of, to_model
 
