@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ouroboros.convert.layers import Split, split
 from ouroboros.errors import check
 from ouroboros.files import read_text
 from ouroboros.model.executor import observe
-from ouroboros.model.loss import loss_output
+from ouroboros.model.loss import logits_loss
 from ouroboros.nn.visit import VisitContext
 from ouroboros.schedule import Schedule
 
@@ -163,8 +163,8 @@ class _Runs:
 
     def _loss(self, x_BTD: Tensor) -> float:
         """The mean loss of the next token, of normalised last states; a window at a time, because logits are large."""
-        losses: list[Any] = [
-            loss_output(self.donor.head, self.donor.lm_head, x_TD[None, :-1], ids_T[None, 1:], 0.0).loss
+        losses = [
+            logits_loss(self.donor.logits(x_TD[:-1]), ids_T[1:], 0.0)[0]
             for x_TD, ids_T in zip(x_BTD, self.ids_BT, strict=True)
         ]
         return float(torch.stack(losses).mean())

@@ -28,7 +28,8 @@ def recursive(
     bases: Kind = "mean",
     trained: bool = False,
 ) -> OuroborosForCausalLM:
-    """The model of a donor in a layout with a loop, float32, in evaluation mode.
+    """The model of a donor in a layout with a loop, float32, in evaluation mode. The ids that begin, end and pad texts
+    are left to the caller: the donor's are in its ``generation_config``.
 
     Loop parts are at their start. If one of them hands cores, the looped blocks have modulated maps, whose bases are
     made of the donor's removed layers; otherwise they are the donor's plain ones.
@@ -66,8 +67,7 @@ def recursive(
             f"loop.{part.kind}.rows is {rows}, and layout {layout!r} has {schedule.loops} loops: later ones would share"
             " the last row; give more rows or fewer loops",
         )
-    rows = schedule.loops if bases == "stepwise" else None
-    made = modulated(made, loop_parts, rank=rank, alpha=alpha, trained=trained, rows=rows)
+    made = modulated(made, loop_parts, rank=rank, alpha=alpha, trained=trained, by_loop=bases == "stepwise")
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(made))
     tensors = chosen(donor, kept)
     if any(part.hands == CORES for part in loop_parts):

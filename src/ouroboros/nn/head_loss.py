@@ -16,6 +16,8 @@ IGNORED = -100
 """The target of a position that has no loss, as in ``torch.nn.functional.cross_entropy``."""
 CHUNK_LOGITS = 2**20
 """About this many logits are computed at a time: 4 MB in float32, which a processor's cache holds."""
+LEAST_ROWS = 128
+"""Positions that are computed at a time at least, however large the vocabulary."""
 
 
 def head_loss(
@@ -62,7 +64,8 @@ class _HeadLoss(torch.autograd.Function):
         share_N = counts_N.float() / counts_N.sum()
         dx_ND, dw_DV = torch.empty_like(x_ND), weight_VD.new_zeros(weight_VD.shape[1], V)
         plain, spread = x_ND.new_zeros((), dtype=torch.float64), x_ND.new_zeros((), dtype=torch.float64)
-        size = max(1, CHUNK_LOGITS // V)
+        # Every chunk reads the matrix and adds to its gradient, so it is not worth while for few positions.
+        size = max(LEAST_ROWS, CHUNK_LOGITS // V)
         for rows in (slice(start, start + size) for start in range(0, N, size)):
             share_N1, target_N1 = share_N[rows, None], targets_N[rows, None].clamp(min=0)
             z_NV = (x_ND[rows] @ weight_VD.mT).float()

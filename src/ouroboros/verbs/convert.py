@@ -11,11 +11,12 @@ import tyro
 
 from ouroboros.errors import check
 from ouroboros.registry import found, load
-from ouroboros.verbs.options import emit_json, log_to_stderr, parse, quiet_transformers, say
+from ouroboros.verbs.heal import HealOptions, heal, refuse_without_heal
+from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
+class ConvertOptions(HealOptions):
     """Options of every conversion; those of single systems come from their readers."""
 
     source: tyro.conf.Positional[Path]
@@ -39,9 +40,6 @@ class ConvertOptions:
     """Pretrained models, instead of --keep: how the blocks of the layout's loop are made of the layers between its
     prelude and its coda, which are the first and the last layers: those neighbours that lose least on --held-out text,
     evenly spaced ones, or means of equal groups."""
-    held_out: Path | None = None
-    """Pretrained models: a text file that --init selected measures on. Nothing should be trained on it, and no result
-    measured."""
     json: bool = False
     """Print one JSON object."""
 
@@ -76,16 +74,24 @@ def _all_options() -> tuple[type[ConvertOptions], list[str]]:
 def convert(arguments: Sequence[str]) -> int:
     """The verb ``convert``."""
     cls, own = _all_options()
-    options: Any = parse(cls, "convert", arguments)
+    options: Any = parse(cls, "convert", collect(collect(arguments, "--data"), "--held-out"))
     log_to_stderr()
     quiet_transformers()
-    about_reading = ("tokenizer", "no_tokenizer", "layout", "keep", "init", "held_out")
+    about_reading = ("tokenizer", "no_tokenizer", "layout", "keep", "init")
     given = {name: getattr(options, name) for name in (*own, *about_reading)}
     if options.to is not None:
         for name, value in given.items():
             option = f"--{name.replace('_', '-')}"
             check(value is None or value is False, f"{option} is about reading a model: leave it out with --to")
         return _export(options)
+    if options.heal:
+        for name in own:
+            check(getattr(options, name) is None, f"--{name} is about published checkpoints: leave it out with --heal")
+        return heal(options)
+    refuse_without_heal(options)
+    held_out = [Path(name) for name in options.held_out]
+    check(len(held_out) < 2, "convert: --init selected measures on one --held-out text: give one")
+    given["held_out"] = held_out[0] if held_out else None
     from ouroboros.convert import readers
 
     made = readers.convert(options.source, options.out, **given)

@@ -167,6 +167,7 @@ SLOWED = RopeSpec(slowing=3.0, slowing_context=20)
 SWITCHED: dict[str, list[dict[str, Any]]] = {
     "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ModulatedAttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
+    "HaltSpec": [{"bias": -0.2, "cost": "geometric"}],
     "ControllerSpec": [{"pooling": "prompt", "prompt": 4}],
     "GeneratedAttentionSpec": [
         {"num_heads": 2, "num_kv_heads": 1, "divisor": 4},

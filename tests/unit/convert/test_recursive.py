@@ -40,12 +40,13 @@ def logits(model: OuroborosForCausalLM) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
-@pytest.mark.parametrize(("layout", "kept"), [(LAYOUT, KEPT), ("1 (2)x2 1", ((0,), (1,), (4,), (5,)))])
+@pytest.mark.parametrize(("layout", "kept"), [(LAYOUT, KEPT), ("(1)x2 1 (2)x3", ((0,), (1,), (4,), (5,)))])
 def test_starts_as_the_plain_loop(name: str, layout: str, kept: Layers, make: Make) -> None:
     """Of every family: modulation that is zero changes no bit of what the layout computes without it."""
     tensors, spec = read(make, name)
     plain = model_of(cut(spec, layout, kept), chosen(tensors, kept))
-    steered = recursive(tensors, spec, layout, kept, (ControllerSpec(rank=3, style=4), UpdateGateSpec()), rank=3)
+    parts = (ControllerSpec(rank=3, style=4), UpdateGateSpec())
+    steered = recursive(tensors, spec, layout, kept, parts, rank=3, bases="stepwise")
     assert not steered.training and torch.equal(logits(steered), logits(plain))
     assert torch.equal(logits(recursive(tensors, spec, layout, kept)), logits(plain))
     windows = [block.mixer.looks_back for block in steered.config.model_spec.blocks]

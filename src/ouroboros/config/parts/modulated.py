@@ -286,7 +286,7 @@ def modulated(
     rank: int,
     alpha: float,
     trained: bool = False,
-    rows: int | None = None,
+    by_loop: bool = False,
 ) -> ModelSpec:
     """``model`` with the parts ``loop`` in its loops, and with modulated maps in every looped block if one of the parts
     hands cores; without such a part the blocks stay plain.
@@ -297,7 +297,7 @@ def modulated(
         rank: of the modulated maps.
         alpha: of the modulated maps.
         trained: whether A and B are trained.
-        rows: loops that have A and B of their own; None for none.
+        by_loop: whether each loop has A and B of its own.
 
     Raises:
         OuroborosError: looped blocks are no gated ones with plain attention.
@@ -308,10 +308,11 @@ def modulated(
     core = next((part.makes for part in loop if isinstance(part, _CoresPart)), None)
     if core is None:
         return dataclasses.replace(model, loop=loop)
-    own = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen", "rows": rows, "core": core}
+    own = {"rank": rank, "alpha": alpha, "bases": "trained" if trained else "frozen", "core": core}
     overrides = list(model.overrides)
     for segment in (segment for segment in model.schedule.stored if segment.looped):
-        changes = {number: _modulated_parts(model, number, own) for number in segment.blocks}
+        rows = segment.loops if by_loop else None
+        changes = {number: _modulated_parts(model, number, {**own, "rows": rows}) for number in segment.blocks}
         one = segment.name and len({tuple(change.values()) for change in changes.values()}) == 1
         places = {segment.name: changes[segment.first_block]} if one else {str(n): c for n, c in changes.items()}
         overrides += [

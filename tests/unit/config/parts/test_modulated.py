@@ -105,12 +105,14 @@ def test_looped_blocks_are_modulated_and_keep_what_is_their_own() -> None:
     """Those of a named segment by its name where they are equal, others by their numbers."""
     windows = BlockOverride(where="2", set={"mixer.window": 5})
     plain = ModelSpec(layout="1 loop:(2)x2 (1)x3", vocab_size=11, hidden_size=D, overrides=(windows,))
-    made = modulated(plain, (StaticCoresSpec(rank=RANK),), rank=RANK, alpha=2.0, trained=True, rows=2)
+    made = modulated(plain, (StaticCoresSpec(rank=RANK),), rank=RANK, alpha=2.0, trained=True, by_loop=True)
     assert [override.where for override in made.overrides] == ["2", "1", "2", "3"]
     assert [block.mixer.kind for block in made.blocks] == ["attention"] + 3 * ["modulated_attention"]
     assert [block.mixer.looks_back for block in made.blocks] == [None, None, 5, None]
     mixer: Any = made.blocks[2].mixer
     assert (mixer.rank, mixer.alpha, mixer.bases, mixer.rows, mixer.core) == (RANK, 2.0, "trained", 2, "full")
+    last: Any = made.blocks[3].ffn
+    assert last.rows == 3
     equal = modulated(dataclasses.replace(plain, overrides=()), (ControllerSpec(rank=RANK),), rank=RANK, alpha=1.0)
     assert [override.where for override in equal.overrides] == ["loop", "3"]
     assert modulated(plain, (), rank=RANK, alpha=1.0) == plain

@@ -1,0 +1,210 @@
+"""Healing: a donor that has lost layers is brought back towards what it was, and what that was worth is measured.
+
+What stands in the directory afterwards: ``donor/``, the whole donor; ``arms/NAME/``, a run for every arm that is
+trained; ``verdict.json``; and the arm that validation likes best as the model itself. Whatever interrupts a healing,
+the same command goes on where it stopped.
+
+Shapes: B sequences, T positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ouroboros.config import Recipe, to_dict
+from ouroboros.convert.arms import TRAINED, Steering, trained
+from ouroboros.convert.bridge import BridgeFit, fit_bridge
+from ouroboros.convert.donors import RECORD
+from ouroboros.convert.layers import Layers, listed, split
+from ouroboros.convert.recursive import recursive
+from ouroboros.data.shards import prepare
+from ouroboros.data.stream import open_loader
+from ouroboros.data.tokenize import TOKENIZER_FILES
+from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.files import write_whole
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.reading import load_model
+from ouroboros.schedule import parse
+from ouroboros.train.begin import Source
+from ouroboros.train.log import Progress
+from ouroboros.train.precision import choose_device, choose_dtype
+from ouroboros.train.run import resume, start
+from ouroboros.train.rundir import CONFIG, WEIGHTS, RunDirectory
+
+logger = logging.getLogger(__name__)
+
+PLAN, DONOR, ARMS, STATES = "heal.json", "donor", "arms", "states"
+"""In the directory: what is being done, the whole donor, the runs, and the teacher's states while they are needed."""
+BRIDGE_TOKENS = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a healing does. Two healings with the same plan do the same."""
+
+    source: str
+    """The donor as the user named it."""
+    layout: str
+    kept: Layers
+    recipe: Recipe
+    """Data, optimiser and training of every arm; its model is of no account."""
+    arms: tuple[str, ...] = TRAINED
+    steering: Steering = field(default_factory=Steering)
+    bridge_tokens: int = BRIDGE_TOKENS
+    """Tokens that the bridge is fitted to."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        values = {name: getattr(self, name) for name in ("source", "layout", "arms", "bridge_tokens")}
+        recipe = {name: to_dict(getattr(self.recipe, name)) for name in ("data", "optim", "train")}
+        kept = listed(self.kept)
+        return json.loads(json.dumps({**values, "kept": kept, "steering": vars(self.steering), **recipe}))
+
+
+class Interrupted(OuroborosError):
+    """A signal stopped a run; the same command goes on."""
+
+    def __init__(self, arm: str, reason: str | None) -> None:
+        super().__init__(f"stopped by {reason} in arm {arm!r}; the same command goes on from there")
+        self.reason = reason
+
+
+class Healing:
+    """The work of one plan in one directory. Every step that is done already is passed over.
+
+    Args:
+        plan: what to do.
+        out: the directory; ``out/donor`` holds the whole donor.
+        say: is given a line about every step.
+
+    Raises:
+        OuroborosError: the directory belongs to another plan, or the donor's layers do not fit it.
+    """
+
+    def __init__(self, plan: Plan, out: Path, say: Callable[[str], None]) -> None:
+        self.plan, self.out, self.say = plan, out, say
+        adopt(plan, out)
+        self.donor = load_model(out / DONOR).requires_grad_(False)
+        nn.Module.to(self.donor, choose_device())
+        self.dtype = choose_dtype(plan.recipe.train, choose_device())
+        found = split(parse(plan.layout), self.donor.schedule.num_blocks)
+        check(
+            found.prelude > 0 and found.coda > 0,
+            f"layout {plan.layout!r}: healing compares states behind the loop with the donor's, and needs blocks before"
+            " it and behind it, as in '8 loop:(1)x4 8'",
+        )
+        self.coda = found.prelude + found.looped
+        """The first block behind the loop."""
+        self.layer = plan.kept[self.coda][0]
+        """The donor's layer that this block is."""
+
+    def cut(self, arm: str) -> OuroborosForCausalLM:
+        """The model of an arm before its bridge is fitted; ``cut`` is the donor's layers alone, the loop run once."""
+        layout, plan = self.plan.layout, self.plan
+        steering = plan.steering
+        spec = self.donor.config.model_spec
+        make = functools.partial(
+            recursive, self.donor.state_dict(), spec, rank=steering.rank, alpha=steering.alpha, bases=steering.bases
+        )
+        if arm == "cut":
+            return make(layout, plan.kept).with_loops(1)
+        model = make(layout, plan.kept, steering.parts(arm, parse(layout).loops))
+        for module in model.model.decoder.loops:
+            if "gain" in module:  # pyrefly: ignore
+                nn.init.zeros_(module["gain"].weight[1:])  # pyrefly: ignore  # later loops change nothing at first
+        return model
+
+    def bridged(self, arm: str) -> tuple[OuroborosForCausalLM, BridgeFit]:
+        """The model of an arm with its bridge fitted: what training begins from."""
+        model = self.cut(arm)
+        nn.Module.to(model, choose_device())
+        fit = fit_bridge(model, self.donor, self._batches(), self.layer, self.dtype)
+        return model, fit
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Windows of the training text, as many as the bridge is fitted to."""
+        plan = self.plan
+        data = prepare(plan.recipe.data, self.out / "data")
+        spec, length = plan.recipe.train, plan.recipe.data.sequence_length
+        loader = open_loader(
+            data, batch_size=spec.batch_size, sequence_length=length, seed=spec.seed, rank=0, world_size=1
+        )
+        for _ in range(max(2, -(-plan.bridge_tokens // (spec.batch_size * length)))):
+            ids = torch.from_numpy(loader.next_batch())[:, :-1]
+            yield ids.long().abs().to(choose_device())
+
+    def recipe(self, arm: str, model: OuroborosForCausalLM) -> Recipe:
+        """How an arm is trained."""
+        recipe = trained(self.plan.recipe, arm, self.plan.steering, model)
+        teach = recipe.train.teach
+        if not teach.weight and not teach.states:
+            return recipe
+        where: dict[str, Any] = {"model": str(self.out / DONOR), "keep": str(self.out / STATES)}
+        where["blocks"] = (self.coda, self.layer) if teach.states else None
+        return dataclasses.replace(
+            recipe, train=dataclasses.replace(recipe.train, teach=dataclasses.replace(teach, **where))
+        )
+
+    def train(self, arm: str, progress: Progress) -> Path:
+        """Train an arm, or go on with it; returns its directory.
+
+        Raises:
+            Interrupted: a signal stopped it.
+        """
+        run = RunDirectory(self.out / ARMS / arm)
+        if run.is_run and run.weights_file.is_file():
+            return run.path
+        if run.is_run:
+            self.say(f"{arm}: goes on")
+            result = resume(run.path, progress=progress)
+        else:
+            model, fit = self.bridged(arm)
+            self.say(
+                f"{arm}: bridge fitted to {fit.tokens:,} tokens, distance to the donor's state"
+                f" {fit.before:.3f} -> {fit.after:.3f}"
+            )
+            result = start(self.recipe(arm, model), run.path, source=Source(self.plan.source, model), progress=progress)
+        if not result.finished:
+            raise Interrupted(arm, result.reason)
+        return run.path
+
+    def adopt_best(self, arm: str) -> None:
+        """Make the model of an arm that of the directory, its weights last, and drop what is no longer needed."""
+        place = self.out / ARMS / arm
+        names = [CONFIG, "generation_config.json", *TOKENIZER_FILES, "special_tokens_map.json"]
+        for name in names:
+            if (place / name).is_file():
+                shutil.copyfile(place / name, self.out / name)
+        shutil.copyfile(self.out / DONOR / RECORD, self.out / RECORD)
+        write_whole(self.out / WEIGHTS, (place / WEIGHTS).read_bytes())
+        shutil.rmtree(self.out / STATES, ignore_errors=True)
+
+
+def adopt(plan: Plan, out: Path) -> None:
+    """Write the plan into the directory, or make sure that it is the one that stands there.
+
+    Raises:
+        OuroborosError: another one does; names the settings that differ.
+    """
+    path = out / PLAN
+    if not path.is_file():
+        write_whole(path, (json.dumps(plan.to_dict(), indent=2) + "\n").encode())
+        return
+    try:
+        present = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
+    wanted = plan.to_dict()
+    other = sorted(name for name in wanted if present.get(name) != wanted[name])
+    check(not other, f"{out} holds a healing with other settings ({', '.join(other)}): choose another --out")
