@@ -4,7 +4,7 @@ The donor has the shapes of SmolLM2-135M and random weights; 17 of its 30 layers
 ``plain`` is what one writes at first: transformers' classes, the donor run at every step, the loss on the text and the
 divergence from the donor at every position, products in bfloat16 where that is faster here. ``first`` and ``kept`` are
 steps of the command, which learn at a quarter of the positions: with the donor's states computed and written, and with
-them read from the disk, as every arm but the first and every repetition has them. ``kept_all`` learns at every position.
+them read from the disk, as every arm but the first has them. ``kept_all`` learns at every position.
 """
 
 from __future__ import annotations
