@@ -25,7 +25,8 @@ class Cost:
     """Share of ``parameters`` in the token embedding and the untied output matrix."""
     flops_per_token: int
     """Forward operations for one token that attends to ``context`` positions, without those that are done once for a
-    whole text (:func:`text_flops`)."""
+    whole text (:func:`text_flops`); where tokens may do without later loops
+    (:attr:`~ouroboros.config.LoopPart.saves`), of one that does not."""
     training_flops_per_token: int
     """Forward and backward, three times the forward."""
     cache_values_per_token: int
@@ -145,12 +146,13 @@ def describe(spec: ModelSpec, *, context: int = 512, trained: int | None = None)
             lines.append(f"    ^{'_' * (len(shown) - 2)}|  x {segment.loops}" + _named(spec.loop))
         lines.append("    |")
     entries = len(cached_blocks(spec, schedule))
+    most = ", in all loops (tokens may halt before)" if any(part.saves for part in spec.loop) else ""
     lines += [
         "  logits",
         "",
         f"parameters           {total.parameters:>14,}  ({total.embedding_parameters:,} in embeddings)",
         *([] if trained is None else [f"trained parameters   {trained:>14,}  the others stay as they are"]),
-        f"FLOPs/token          {total.flops_per_token:>14,}  forward, attending to {context} positions",
+        f"FLOPs/token          {total.flops_per_token:>14,}  forward, attending to {context} positions{most}",
         f"FLOPs/token, training{total.training_flops_per_token:>14,}",
         f"cache bytes/token    {total.cache_bytes_per_token():>14,}  float32, {entries} entries",
         f"state bytes/sequence {total.state_bytes():>14,}",

@@ -83,6 +83,7 @@ LOOPS = [
     *("--train.loops.backprop", "2", "--model.loop.inject", "add", "--model.loop.embedding"),
     *("--model.loop.norm", "--model.loop.gate", "--model.registers", "2", "--model.loop.flow.rank", "4"),
     *("--model.loop.anchor.width", "4", "--model.loop.hyper.streams", "2"),
+    *("--model.loop.halt.hidden", "8", "--model.loop.halt.bias", "-1", "--model.loop.halt.cost", "steps"),
 ]
 NOISE = ["--train.label-smoothing", "0.1", "--train.corruption", "0.2"]
 STAGES = [

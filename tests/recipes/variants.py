@@ -427,5 +427,24 @@ VARIANTS = {
     "blocks run once and as a loop": model(
         loop(LoopEmbeddingSpec()), layout="1 a:2 1 (a)x2 a", topology=UNetSpec(skips=1)
     ),
+    "halting, as published": model(loop(HaltSpec(bias=0.0, freeze=False, cost="steps", cost_weight=0.1))),
+    "halting of single tokens, registers": model(
+        mixer(num_kv_heads=2, exclusive=True, value_residual=0.3),
+        layout="1 (2)x4 1",
+        loop=(InjectionSpec(), HaltSpec(hidden=48, bias=0.0, cost="geometric", prior=0.4)),
+        registers=2,
+    ),
+    "halting, latent cache, window": model(
+        bottleneck(cache="latent", rope=RopeSpec(base=300.0)), loop(HaltSpec(hidden=48, bias=0.0)), layout="(1)x4 1"
+    ),
+    "halting, delta channel": model(delta(values=2), loop(HaltSpec(hidden=48, bias=0.0)), layout="(1)x4"),
+    "halting, window, u-net": model(
+        mixer(window=4), loop(HaltSpec(hidden=48, bias=0.0)), layout="1 (2)x3 1", topology=UNetSpec()
+    ),
+    "halting, constant state": model(osam(), loop(HaltSpec(hidden=48, bias=0.0)), layout="1 (1)x4"),
+    "halting, controller": modulated(
+        *(parts.ControllerSpec(rank=3), HyperSpec(streams=2), HaltSpec(hidden=48, bias=0.0)), layout="1 loop:(1)x3 1"
+    ),
+    "halting, share last kv": model({"share_last_kv": True}, loop(HaltSpec(hidden=48, bias=0.0)), layout="1 (1)x4"),
     "unequal loops": model(loop(LoopEmbeddingSpec(), LoopNormSpec(rows=3)), layout="(1)x2 1 (1)x4"),
 }

@@ -370,6 +370,11 @@ class LoopPart(Part):
         known once the part stands at its place."""
         return ()
 
+    @property
+    def saves(self) -> bool:
+        """Whether some tokens may do without later loops, so that operations are counted at their most."""
+        return False
+
     @classmethod
     def neutral(cls) -> tuple[LoopPart, ...]:
         """Settings with which the part, at its start, computes bit for bit what its absence computes."""

@@ -18,6 +18,7 @@ from ouroboros.config import ModelSpec, OptimSpec
 from ouroboros.eval.finding import Mismatch, equal, require
 from ouroboros.eval.subject import Subject, logits_of, perturb
 from ouroboros.model.cache import cache_bytes
+from ouroboros.model.executor import observe
 from ouroboros.optim import build_optimizers, parameter_roles, untrained_parameters
 from ouroboros.schedule import Schedule
 
@@ -95,7 +96,8 @@ def check_flops(subject: Subject) -> str:
     for loops, (place, view) in zip(subject.views, subject.placed_views(), strict=True):
         counted = copy.deepcopy(view).requires_grad_(False)  # the counter's hooks fail on parameters passed as inputs
         # The fused kernels of some processors are not in the counter's table; plain products are.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # Whoever watches is shown all loops, also those that positions which have stopped would do without.
+        with observe(counted), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             logits_of(counted, subject.ids[:1])
         per_token, expected, unsure = _operations(subject.spec, view.schedule, loops, subject.length)
         found = counter.get_total_flops()

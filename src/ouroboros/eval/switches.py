@@ -201,6 +201,8 @@ class Behaviour(NamedTuple):
     """In evaluation, with noise on all parameters."""
     trained: Tensor
     """In training, with the random numbers of one seed."""
+    added: Tensor
+    """What parts add to the loss in that pass, a number."""
     differs: Callable[[Tensor], bool]
     """Whether logits are others than these, rounding aside."""
     differs_in_training: Callable[[Tensor], bool]
@@ -228,11 +230,13 @@ def behaviour(spec: ModelSpec, like: Behaviour | None = None, tokens: int = TOKE
     torch.manual_seed(2)
     trained, again = (logits_of(model.train(), ids) for _ in range(2))
     torch.manual_seed(2)
-    repeated = logits_of(model, ids)
+    with torch.no_grad():
+        output = model(ids, use_cache=False)
+    repeated, added = output.logits, torch.zeros(()) if output.auxiliary_loss is None else output.auxiliary_loss
     logits, alone = logits_of(model.eval(), ids), torch.cat([logits_of(model, row) for row in ids.split(1)])
     differs, in_training = changed_beyond(logits, alone), changed_beyond(trained, repeated)
     untrained = frozenset(untrained_parameters(model))
-    return Behaviour(cost(spec), untrained, start, in_training(again), logits, trained, differs, in_training)
+    return Behaviour(cost(spec), untrained, start, in_training(again), logits, trained, added, differs, in_training)
 
 
 def effect(before: Behaviour, after: Behaviour) -> str | None:
@@ -243,7 +247,7 @@ def effect(before: Behaviour, after: Behaviour) -> str | None:
         return "cost"
     if before.random != after.random or before.untrained != after.untrained:
         return "training"
-    if before.differs_in_training(after.trained):
+    if before.differs_in_training(after.trained) or not torch.isclose(before.added, after.added):
         return "training"
     shapes = [{name: value.shape for name, value in side.start.items()} for side in (before, after)]
     same = shapes[0] == shapes[1] and all(torch.equal(after.start[name], value) for name, value in before.start.items())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ouroboros.config import ModelSpec
 from ouroboros.config.part import build
+from ouroboros.model.stopping import Stopping, separable
 from ouroboros.nn.block import Block
 from ouroboros.nn.part import LoopModule
 from ouroboros.nn.topology import MAIN, EnterLoop, LeaveLoop, RunBlock
@@ -36,16 +37,34 @@ class OnLoop(Protocol):
     def __call__(self, segment: int, loop: int, before: Tensor, after: Tensor, /) -> None: ...
 
 
-class Observer:
-    """Who watches visits and loops; either may be None."""
+class OnPositions(Protocol):
+    """Is called after a loop with the segment's index, the loop, and what its parts tell of each position, (B, T) each
+    by name."""
 
-    def __init__(self, on_visit: OnVisit | None = None, on_loop: OnLoop | None = None) -> None:
-        self.on_visit, self.on_loop = on_visit, on_loop
+    def __call__(self, segment: int, loop: int, told: dict[str, Tensor], /) -> None: ...
+
+
+class Observer:
+    """Who watches visits, loops and positions; any may be None."""
+
+    def __init__(
+        self,
+        on_visit: OnVisit | None = None,
+        on_loop: OnLoop | None = None,
+        on_positions: OnPositions | None = None,
+    ) -> None:
+        self.on_visit, self.on_loop, self.on_positions = on_visit, on_loop, on_positions
 
 
 @contextlib.contextmanager
-def observe(model: nn.Module, on_visit: OnVisit | None = None, on_loop: OnLoop | None = None) -> Iterator[None]:
-    """Within the context, show every visit and every loop of ``model``.
+def observe(
+    model: nn.Module,
+    on_visit: OnVisit | None = None,
+    on_loop: OnLoop | None = None,
+    on_positions: OnPositions | None = None,
+) -> Iterator[None]:
+    """Within the context, show every visit and every loop of ``model``, of which then none is left out for positions
+    that have stopped.
 
     The stream is (B, T, D), or (B, T, V, D) where a residual has several value channels; registers are left out.
 
@@ -53,9 +72,10 @@ def observe(model: nn.Module, on_visit: OnVisit | None = None, on_loop: OnLoop |
         model: with a :class:`Decoder` inside.
         on_visit: see :class:`OnVisit`.
         on_loop: see :class:`OnLoop`.
+        on_positions: see :class:`OnPositions`.
     """
     decoder = next(module for module in model.modules() if isinstance(module, Decoder))
-    observer = Observer(on_visit, on_loop)
+    observer = Observer(on_visit, on_loop, on_positions)
     decoder.observers.append(observer)
     try:
         yield
@@ -69,6 +89,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         width = spec.hidden_size
+        self.spec = spec
         self.layers = nn.ModuleList(Block(block, width) for block in spec.blocks)
         looped = [segment for segment in spec.schedule.segments if segment.looped]
         self.loops = nn.ModuleList(
@@ -90,6 +111,7 @@ class Decoder(nn.Module):
         call: Callable[..., Tensor] | None = None,
         hidden: int = 0,
         observers: list[Observer] | None = None,
+        losses: list[Tensor] | None = None,
     ) -> Tensor:
         """Run every step of ``schedule`` on the stream (B, T, D) or (B, T, V, D).
 
@@ -101,10 +123,17 @@ class Decoder(nn.Module):
             call: how a block is called, ``call(block, x, visit)``; activation checkpointing enters here.
             hidden: positions in front that observers do not see.
             observers: instead of those of :func:`observe`.
+            losses: is given what parts add to the loss, a mean over positions each, in training.
         """
         watching = self.observers if observers is None else observers
-        run = _Run(self, x, context_of, backprop_loops, call, hidden, watching)
-        for step in self.topology.steps(schedule):
+        run = _Run(self, x, context_of, backprop_loops, call, hidden, watching, losses if self.training else None)
+        steps = self.topology.steps(schedule)
+        if any(part.stops for parts in self.loops for part in parts.values()):  # pyrefly: ignore
+            seen = bool(watching or self.observers)
+            whole = seen or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+            steps = list(steps)
+            run.separable = set() if whole else separable(self.spec, steps, self.watched)
+        for step in steps:
             step.run(run)
         return run.streams[MAIN]
 
@@ -121,9 +150,17 @@ class _Run:
         call: Callable[..., Tensor] | None,
         hidden: int,
         observers: list[Observer],
+        losses: list[Tensor] | None,
     ) -> None:
         self.decoder, self.streams, self.context_of = decoder, {MAIN: x}, context_of
         self.backprop_loops, self.call, self.hidden, self.observers = backprop_loops, call, hidden, observers
+        self.losses = losses
+        self.separable: set[int] = set()
+        """Looped segments in which positions that have stopped are left out."""
+        self.stopping: dict[str, Stopping] = {}
+        """What stops positions of the present segment, by stream."""
+        self.padding: Tensor | None = None
+        """Of the last visit."""
         self.before: dict[str, Tensor] = {}
         """The stream before the present loop, by stream."""
         self.carried: dict[int, dict[str, Tensor]] = {}
@@ -139,6 +176,11 @@ class _Run:
         """A visit."""
         block, x = self.decoder.layers[step.visit.block], self.streams[step.stream]
         context = self.context_of(step.visit, step.last)
+        stopping, self.padding = self.stopping.get(step.stream), context.padding
+        if stopping is not None and stopping.over:
+            return stopping.skip(context.memory, step.visit.block)
+        if stopping is not None:
+            context = stopping.begin(context)
         if step.other is not None:
             context = context._replace(other=self.streams[step.other])
         with self._gradient(step.left):
@@ -151,6 +193,7 @@ class _Run:
                 }
             context = context._replace(handed=self.handed.get(step.stream, {}))
             after = block(x, context) if self.call is None else self.call(block, x, context)
+            after = after if stopping is None else stopping.end(context, x, after)
         self.streams[step.stream] = after
         if step.visit.block in self.decoder.watched:
             self.outputs[f"block.{step.visit.block}"] = after
@@ -160,26 +203,51 @@ class _Run:
 
     def enter(self, step: EnterLoop) -> None:
         """The loop parts before a loop."""
-        x = self.before[step.stream] = self.streams[step.stream]
+        parts, x = self._parts(step.looped), self.streams[step.stream]
+        if step.loop == 0 and any(part.stops for part in parts):
+            self.stopping[step.stream] = Stopping(self.decoder.spec, narrows=step.looped in self.separable)
+        self.before[step.stream] = x
         carried = self.carried.setdefault(step.looped, {"x0": x, **self.outputs})
-        with self._gradient(step.left):
-            for part in self._parts(step.looped):
-                x = part.enter(x, carried, step.loop)
+        if not self._over(step.stream):
+            with self._gradient(step.left):
+                for part in parts:
+                    x = part.enter(x, carried, step.loop)
         self.streams[step.stream], self.entered[step.stream] = x, step
 
     def leave(self, step: LeaveLoop) -> None:
         """The loop parts after a loop."""
         before, z = self.before[step.stream], self.streams[step.stream]
+        parts, carried, last = self._parts(step.looped), self.carried[step.looped], step.left == 1
         self.handed.pop(step.stream, None)
         with self._gradient(step.left):
-            for part in self._parts(step.looped):
-                z = part.leave(before, z, self.carried[step.looped], step.loop)
-            for part in self._parts(step.looped) if step.left == 1 else ():
-                z = part.finish(z, self.carried[step.looped])
+            for part in [] if self._over(step.stream) else parts:
+                z = part.leave(before, z, carried, step.loop)
+            if (stopping := self.stopping.get(step.stream)) is not None:
+                z = stopping.leave(before, z, carried, parts, last=last)
+            for part in parts if last else ():
+                z = part.finish(z, carried)
         self.streams[step.stream] = z
         for observer in self.observers:
             if observer.on_loop is not None:
                 observer.on_loop(step.segment, step.loop, self._shown(before), self._shown(z))
+            if observer.on_positions is not None:
+                told = {name: self._shown(x) for part in parts for name, x in part.tell(carried).items()}
+                observer.on_positions(step.segment, step.loop, told)
+        if last:
+            self.stopping.pop(step.stream, None)
+            self._add_losses(parts, carried)
+
+    def _over(self, stream: str) -> bool:
+        """Whether all positions have stopped, so that nothing is left to compute in these loops."""
+        return stream in self.stopping and self.stopping[stream].over
+
+    def _add_losses(self, parts: list[LoopModule], carried: dict[str, Tensor]) -> None:
+        """What parts add to the loss: means over the positions that are text."""
+        for part in parts if self.losses is not None else ():
+            if (loss := part.auxiliary_loss(carried)) is not None:
+                loss = self._shown(loss)
+                real = loss.new_ones(loss.shape) if self.padding is None else self.padding.to(loss.dtype)
+                self.losses.append((loss * real).sum() / real.sum().clamp(min=1))  # pyrefly: ignore
 
     def _parts(self, looped: int) -> list[LoopModule]:
         parts: Any = self.decoder.loops[looped]

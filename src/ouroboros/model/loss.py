@@ -1,4 +1,7 @@
-"""What training asks of a model: the loss, without logits. Shapes: B batch, T positions, D model width."""
+"""What training asks of a model: the loss, without logits, and what parts add to it.
+
+Shapes: B batch, T positions, D model width.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,49 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ouroboros.nn.head_loss import IGNORED, head_loss
 
 
 @dataclass
+class StatesOutput(BaseModelOutputWithPast):
+    """Final states."""
+
+    auxiliary_loss: Tensor | None = None
+    """What parts add to the loss in training; None: nothing."""
+
+
+@dataclass
+class LogitsOutput(CausalLMOutputWithPast):
+    """Logits; ``loss`` is what is minimised, with the auxiliary loss."""
+
+    auxiliary_loss: Tensor | None = None
+    """What parts add to the loss in training; None: nothing."""
+
+
+@dataclass
 class LossOutput(CausalLMOutputWithPast):
-    """``loss`` is what is minimised; there are no logits."""
+    """``loss`` is what is minimised, with what parts add to it; there are no logits."""
 
     unsmoothed_loss: Tensor | None = None
-    """The same without label smoothing and without gradient."""
+    """The next-token loss, without label smoothing, without what parts add, and without gradient."""
 
 
-def loss_output(head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: Tensor, smoothing: float) -> LossOutput:
-    """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position.
+def plus(loss: Tensor, auxiliary: Tensor | None) -> Tensor:
+    """What is minimised: ``loss`` and what parts add to it, if they do."""
+    return loss if auxiliary is None else loss + auxiliary
+
+
+def loss_output(
+    head: nn.Module,
+    matrix: nn.Linear,
+    x_BTD: Tensor,
+    targets_BT: Tensor,
+    smoothing: float,
+    auxiliary: Tensor | None = None,
+) -> LossOutput:
+    """The mean loss of ``targets`` (-100 ignored), the tokens that follow each position, and what parts add to it.
 
     A head that says its ``scale`` and ``softcap`` is computed in chunks, see
     :func:`~ouroboros.nn.head_loss.head_loss`; any other is given all logits at once.
@@ -32,9 +63,9 @@ def loss_output(head: nn.Module, matrix: nn.Linear, x_BTD: Tensor, targets_BT: T
         objective, plain = head_loss(
             x_ND, matrix.weight, targets_N, smoothing=smoothing, scale=scaling.scale, softcap=scaling.softcap
         )
-        return LossOutput(loss=objective, unsmoothed_loss=plain)
-    objective, plain = logits_loss(head(matrix(x_ND)), targets_N, smoothing)
-    return LossOutput(loss=objective, unsmoothed_loss=plain)
+    else:
+        objective, plain = logits_loss(head(matrix(x_ND)), targets_N, smoothing)
+    return LossOutput(loss=plus(objective, auxiliary), unsmoothed_loss=plain)
 
 
 def logits_loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

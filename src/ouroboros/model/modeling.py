@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
@@ -32,7 +31,7 @@ from ouroboros.model.cache import (
 )
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.executor import Decoder, Observer
-from ouroboros.model.loss import loss_output
+from ouroboros.model.loss import LogitsOutput, LossOutput, StatesOutput, loss_output, plus
 from ouroboros.model.packing import find_starts, separately
 from ouroboros.model.padding import leading_padding, padding_of
 from ouroboros.model.pretrained import OuroborosPreTrainedModel
@@ -105,7 +104,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> StatesOutput:
         """Token ids (B, T) to final states (B, T, D).
 
         Args:
@@ -157,7 +156,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         loops: int | None,
         backprop_loops: int | None,
         output_hidden_states: bool,
-    ) -> BaseModelOutputWithPast:
+    ) -> StatesOutput:
         """:meth:`forward` of ids or embeddings, one document in each row."""
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None and loops is None:
@@ -171,6 +170,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         position_ids = self._positions(tokens, attention_mask, position_ids, past_key_values)
         watched: list[Observer] = list(self.decoder.observers)
         states: list[Tensor] = []
+        losses: list[Tensor] = []
         if output_hidden_states:
             watched = [*watched, Observer(lambda block, visit, before, after: states.append(after))]
         decode = functools.partial(
@@ -179,6 +179,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             backprop_loops=backprop_loops,
             call=_checkpointed if self.gradient_checkpointing and self.training else None,
             observers=watched,
+            losses=losses,
         )
         mask = attention_mask["full_attention"] if isinstance(attention_mask, dict) else attention_mask
         padding = padding_of(mask, tokens.shape[1], seen_tokens(past_key_values))
@@ -200,10 +201,10 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             shared = shared._replace(mask=attend_to, positions=None if plain and not R else shared.positions)
             x_BTD = self._through(x_BTD, decode, shared, position_ids + R, keys_at, memory_of)
         x_BTD = self.norm(x_BTD)
-        if not output_hidden_states:
-            return BaseModelOutputWithPast(x_BTD, past_key_values)
         shown = [state.mean(dim=2) if state.ndim == 4 else state for state in states[:-1]]
-        return BaseModelOutputWithPast(x_BTD, past_key_values, (entered, *shown, x_BTD))
+        hidden_states = (entered, *shown, x_BTD) if output_hidden_states else None
+        added = torch.stack(losses).sum() if losses else None
+        return StatesOutput(x_BTD, past_key_values, hidden_states, auxiliary_loss=added)
 
     def _together(
         self, x_BTD: Tensor, decode: Callable[..., Tensor], carried: dict[str, Tensor], memory_of: MemoryOf
@@ -325,8 +326,9 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             attention_mask=mask,
             past_key_values=store,
             position_ids=positions,
-            # A window is cut out of a mask of all keys, of which a preallocated cache has more than there are tokens.
-            allow_is_causal_skip=R == 0 and (store is None or not any(self._windows)),
+            # A window is cut out of a mask of all keys, and tables for rebuilt keys are as long as it: a preallocated
+            # cache has more of them than there are tokens.
+            allow_is_causal_skip=R == 0 and (store is None or not (any(self._windows) or self._rebuilds_keys)),
         )
         if R and attend_to is not None:
             see_all = attend_to.new_ones if attend_to.dtype == torch.bool else attend_to.new_zeros
@@ -397,12 +399,13 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LogitsOutput | LossOutput:
         """Logits (B, T, V), and the mean next-token loss when ``labels`` (B, T; -100 ignored) are given.
 
         The labels are shifted inside: pass the input ids. With ``targets`` (B, T; -100 ignored), the tokens that follow
         each position, there is the loss alone, as training wants it: logits are then never in memory all at once, see
-        :func:`~ouroboros.nn.head_loss.head_loss`. See :class:`OuroborosModel` for the other arguments.
+        :func:`~ouroboros.nn.head_loss.head_loss`. In training both include what parts add to the loss. See
+        :class:`OuroborosModel` for the other arguments.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -418,12 +421,15 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
             return_dict=True,
         )
         if targets is not None:
-            return loss_output(self.head, self.lm_head, outputs.last_hidden_state, targets, label_smoothing)
+            given = (outputs.last_hidden_state, targets, label_smoothing)
+            return loss_output(self.head, self.lm_head, *given, outputs.auxiliary_loss)
         logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states)
+            loss = plus(loss, outputs.auxiliary_loss)
+        shown = (outputs.past_key_values, outputs.hidden_states)
+        return LogitsOutput(loss, logits, *shown, auxiliary_loss=outputs.auxiliary_loss)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Final states (..., D) to logits (..., V)."""

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ouroboros.errors import check
+from ouroboros.model.loss import StatesOutput
 from ouroboros.model.padding import padding_of
 
 COMPILED = (
@@ -72,8 +72,8 @@ def find_starts(
 
 
 def separately(
-    run: Callable[..., BaseModelOutputWithPast], tokens: Tensor, positions: Tensor, mask: Any, starts_BT: Tensor
-) -> BaseModelOutputWithPast:
+    run: Callable[..., StatesOutput], tokens: Tensor, positions: Tensor, mask: Any, starts_BT: Tensor
+) -> StatesOutput:
     """What ``run``, a model without its head, gives for packed documents: each in a row of its own, then packed."""
     at_BT = positions.expand(starts_BT.shape)
     groups = list(documents(starts_BT, mask))
@@ -83,9 +83,15 @@ def separately(
         found.append(run(group.unpacked(tokens), mask_NL, positions_NL))
     last = packed(groups, [output[0] for output in found], starts_BT)
     states = [output.hidden_states[:-1] for output in found if output.hidden_states is not None]
-    if not states:
-        return BaseModelOutputWithPast(last)
-    return BaseModelOutputWithPast(last, None, (*(packed(groups, s, starts_BT) for s in zip(*states)), last))
+    shown = (*(packed(groups, s, starts_BT) for s in zip(*states)), last) if states else None
+    # What parts add to the loss is a mean over tokens.
+    losses = [
+        output.auxiliary_loss * len(group.token_S)
+        for group, output in zip(groups, found, strict=True)
+        if output.auxiliary_loss is not None
+    ]
+    added = torch.stack(losses).sum() / sum(len(group.token_S) for group in groups) if losses else None
+    return StatesOutput(last, None, shown, auxiliary_loss=added)
 
 
 def document_starts(positions_BT: Tensor, real_BT: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: B batch, T new tokens, K key/value heads, R registers, S keys, C channel
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -172,3 +173,59 @@ class Prefixed(Memory):
 
     def _behind(self, past: Tensor | None, x: Tensor, count: int) -> Tensor:
         return behind(past, x, count, self.leading_B)
+
+
+Added = tuple[Tensor, Tensor]
+"""Keys and values of the T new positions of a visit, (B, K, T, C) each."""
+
+
+class Held(Memory):
+    """In front of another memory (or of none): positions that stopped in an earlier loop keep the keys and values that
+    they had there, so that every position of the text has an entry in every loop.
+
+    Args:
+        rest: remembers the text.
+        before: what the visit of the same block in the loop before added; None in the first loop.
+        fill: puts new entries (B, N, ...) of the positions that go on into a copy of those of all (B, T, ...).
+        seen: how many of all keys a mask is made for; None: all.
+    """
+
+    def __init__(
+        self,
+        rest: Memory | None,
+        before: Added | None,
+        fill: Callable[[Tensor, Tensor], Tensor],
+        seen: int | None = None,
+    ) -> None:
+        self.rest, self.before, self.fill, self.seen = rest, before, fill, seen
+        self.keeps = rest is not None and rest.keeps
+        self.added: Added | None = None
+        """What this visit adds, once it has run."""
+
+    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Extend the rest by the entries of all T positions."""
+        if self.before is not None:
+            k_BKTC, v_BKTC = (
+                self.fill(old.transpose(1, 2), new.transpose(1, 2)).transpose(1, 2)
+                for old, new in zip(self.before, (k_BKTC, v_BKTC), strict=True)
+            )
+        self.added = k_BKTC, v_BKTC
+        keys, values = self.added if self.rest is None else self.rest.extend(k_BKTC, v_BKTC)
+        return keys[:, :, : self.seen], values[:, :, : self.seen]
+
+    def state(self) -> Tensor | None:
+        return None if self.rest is None else self.rest.state()
+
+    def carry(self, state: Tensor, new_tokens: int) -> None:
+        if self.rest is not None:
+            self.rest.carry(state, new_tokens)
+
+    def last(self, name: str) -> Tensor | None:
+        return None if self.rest is None else self.rest.last(name)
+
+    def remember(self, name: str, x: Tensor) -> None:
+        if self.rest is not None:
+            self.rest.remember(name, x)
+
+    def recent(self, name: str, x: Tensor, count: int) -> Tensor:
+        return super().recent(name, x, count) if self.rest is None else self.rest.recent(name, x, count)

@@ -7,7 +7,7 @@ mixer               ``(spec, width, norm_eps)``                 ``(x_BTD, visit)
 feed-forward        ``(spec, width)``                           ``(x_BTD, visit)``
 norm                ``(spec, width)``                           ``(x)``
 residual            ``(spec, width, dropout)``                  ``(x, update, context, read)``
-loop part           ``(spec, width, loops, norm_eps)``          ``enter``, ``hand``, ``leave``, ``finish``
+loop part           ``(spec, width, loops, norm_eps)``          ``enter``, ``hand``, ``leave``, ``finish``, and others
 stem part           ``(spec, model)``                           ``(x_BTD, ids_BT or None, visit)``
 head                ``(spec, model)``                           ``(logits)``
 topology            ``(spec, model)``                           ``steps(schedule)``
@@ -99,8 +99,13 @@ class Residual(Started):
 class LoopModule(Started):
     """A part that acts at the boundaries of a loop.
 
-    ``carried`` holds what parts of a segment hand on from loop to loop, by name; ``x0`` is the state before the first.
+    ``carried`` holds what parts of a segment hand on from loop to loop, by name, (B, T, ...) each and of the same shape
+    in all loops; ``x0`` is the state before the first. Where positions stop before the last loop, later loops may be
+    given those alone that go on, so a part treats each position by itself, unless its specification says otherwise.
     """
+
+    stops: bool = False
+    """Whether :meth:`goes_on` may end positions before the last loop."""
 
     def enter(self, x: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """The state that enters loop ``loop``, (..., D) to the same."""
@@ -123,3 +128,18 @@ class LoopModule(Started):
     def finish(self, z: Tensor, carried: dict[str, Tensor]) -> Tensor:
         """What leaves the last loop instead of ``z``."""
         return z
+
+    def goes_on(self, carried: dict[str, Tensor]) -> Tensor:
+        """Which positions go on to the next loop, (B, T) boolean; asked behind every loop of a part that ``stops``.
+
+        The others are as they are from there on, see :mod:`ouroboros.model.stopping`.
+        """
+        raise NotImplementedError
+
+    def tell(self, carried: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What those who watch are told of each position behind a loop, (B, T) each by name."""
+        return {}
+
+    def auxiliary_loss(self, carried: dict[str, Tensor]) -> Tensor | None:
+        """What training adds to the loss for each position, (B, T), behind the last loop; None: nothing."""
+        return None

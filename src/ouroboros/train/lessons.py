@@ -23,6 +23,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import replacing, sha256_of
 from ouroboros.model.executor import observe
+from ouroboros.model.loss import plus
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.reading import load_model
 from ouroboros.nn.head_loss import IGNORED
@@ -159,7 +160,7 @@ class Lessons:
         self, wrapped: Any, arguments: dict[str, Any], targets_BT: Tensor, step: int, smoothing: float
     ) -> Losses:
         """``(1 - w) CE + w T^2 KL(teacher || student)``, and v times the mean of ``|h - t|^2 / |t|^2``, where h and t
-        are the two states and w and v the weights of the specification.
+        are the two states and w and v the weights of the specification; with what parts of the student add.
 
         Args:
             wrapped: the student as it is called.
@@ -172,8 +173,8 @@ class Lessons:
         at = self.positions(ids_BT.shape[1], step).to(ids_BT.device)
         lesson, states = self.lesson(ids_BT), []
         with _entering(self.student, None if spec.blocks is None else spec.blocks[0], states):
-            logits_BKV = wrapped(**arguments, logits_to_keep=at).logits
-        targets_BK = targets_BT[:, at]
+            output = wrapped(**arguments, logits_to_keep=at)
+        logits_BKV, targets_BK = output.logits, targets_BT[:, at]
         learned = targets_BK != IGNORED
         with torch.no_grad():
             wanted_NV = self.model.logits(lesson.final_BTD[:, at][learned].to(logits_BKV.dtype)).float()
@@ -190,6 +191,7 @@ class Lessons:
             apart = (states[-1].float() - theirs).square().sum(-1) / theirs.square().sum(-1)
             state = apart.mean()
             objective = objective + spec.states * state
+        objective = plus(objective, output.auxiliary_loss)
         return Losses(objective, plain.detach(), divergence.detach(), None if state is None else state.detach())
 
 

@@ -25,7 +25,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.model.executor import observe
-from ouroboros.model.loss import logits_loss
+from ouroboros.model.loss import logits_loss, plus
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import (
     build_optimizers,
@@ -415,7 +415,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """What training minimises, and the mean next-token cross-entropy in nats.
 
-        The two are equal without label smoothing.
+        The two are equal without label smoothing and without what parts add to the loss.
 
         Args:
             inputs_BT: token ids (B, T).
@@ -431,14 +431,16 @@ class Trainer:
             if self.lessons is not None:
                 lesson = self.lessons.losses(self.wrapped, arguments, targets_BT, self.counters.step, smoothing)
                 return lesson.objective, lesson.plain
-            if self.teacher is not None:
-                logits = self.wrapped(**arguments).logits
-                return self.teacher.losses(logits, inputs_BT, targets_BT, loops=loops, smoothing=smoothing)
-            if self._criterion is None:
+            if self.teacher is None and self._criterion is None:
                 found = self.wrapped(**arguments, targets=targets_BT, label_smoothing=smoothing)
                 return found.loss, found.unsmoothed_loss
-            logits = self.wrapped(**arguments).logits
-        return self._criterion(logits, targets_BT, smoothing)
+            found = self.wrapped(**arguments)
+            if self.teacher is not None:
+                losses = self.teacher.losses(found.logits, inputs_BT, targets_BT, loops=loops, smoothing=smoothing)
+                return plus(losses[0], found.auxiliary_loss), losses[1]
+        assert self._criterion is not None
+        objective, plain = self._criterion(found.logits, targets_BT, smoothing)
+        return plus(objective, found.auxiliary_loss), plain
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:

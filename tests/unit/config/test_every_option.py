@@ -123,14 +123,14 @@ def generated(part: Any) -> ModelSpec:
 
 def placed(part: Any) -> ModelSpec:
     """The base with this part in it, and with what the part cannot do without."""
+    if isinstance(part, GeneratedAttentionSpec | GeneratedFeedForwardSpec | MatrixControllerSpec):
+        return generated(part)
     if isinstance(part, HelixSpec):
         return two_streams(part)
     if isinstance(part, TopologyPart):
         return BASE.replace(layout="2 (1)x2 2", topology=part)
     if isinstance(part, ModulatedAttentionSpec | ModulatedFeedForwardSpec) or getattr(part, "hands", ""):
         return modulated(part)
-    if isinstance(part, GeneratedAttentionSpec | GeneratedFeedForwardSpec | MatrixControllerSpec):
-        return generated(part)
     if isinstance(part, TapSpec):
         return BASE.replace(layout="2 (1)x3", loop=(part,))
     if isinstance(part, StemPart) and part.provides:
@@ -167,6 +167,7 @@ SLOWED = RopeSpec(slowing=3.0, slowing_context=20)
 SWITCHED: dict[str, list[dict[str, Any]]] = {
     "AttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
     "ModulatedAttentionSpec": [{"num_heads": 2, "num_kv_heads": 1}, {"qk_norm": "before_rope", "rope": SLOWED}],
+    "HaltSpec": [{"bias": -0.2, "cost": "geometric"}],
     "ControllerSpec": [{"pooling": "prompt", "prompt": 4}],
     "GeneratedAttentionSpec": [
         {"num_heads": 2, "num_kv_heads": 1, "divisor": 4},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ouroboros.nn.memory import Memory, Prefix, Prefixed, Recorder, behind, with_recent
+from ouroboros.nn.memory import Held, Memory, Prefix, Prefixed, Recorder, behind, with_recent
 
 
 class Growing(Memory):
@@ -173,3 +173,39 @@ def test_leading_padding_over_several_chunks(pads: int, sizes: list[int]) -> Non
                 expected = [7.0, 8.0, *x[0, pads : at + i + 1].tolist()][-3:]
                 assert longer[0, i : i + 3].tolist() == expected
         at += size
+
+
+class TestHeld:
+    """Positions that stopped keep their keys and values; the rest is another memory's business."""
+
+    def test_entries_of_all_positions_go_to_the_rest(self) -> None:
+        rest, (k, v), (older, old) = Growing(), torch.randn(2, 2, 3, 4, 4), torch.randn(2, 2, 3, 4, 4)
+        first = torch.tensor([True, False, False, True])[:, None, None]
+        held = Held(rest, (older, old), lambda before, new: torch.where(first, new, before))
+        keys, values = held.extend(k, v)
+        for found, new, before in ((keys, k, older), (values, v, old)):
+            assert torch.equal(found[:, :, [0, 3]], new[:, :, [0, 3]])
+            assert torch.equal(found[:, :, [1, 2]], before[:, :, [1, 2]])
+        assert torch.equal(rest.k, keys) and held.added is not None and torch.equal(held.added[1], values)
+
+    def test_in_the_first_loop_all_are_new_and_masks_may_end_earlier(self) -> None:
+        rest, (k, v) = Growing(), torch.randn(2, 2, 3, 4, 4)
+        rest.extend(k, v)
+        held = Held(rest, None, lambda before, new: before, seen=5)
+        keys, values = held.extend(k, v)
+        assert keys.shape[2] == values.shape[2] == 5 and held.added is not None and held.added[0] is k
+
+    def test_states_and_filters_are_the_rest_s(self) -> None:
+        rest, x = Growing(), torch.randn(2, 1, 3)
+        held = Held(rest, None, lambda before, new: new)
+        assert held.state() is None and held.last("name") is None and held.keeps
+        held.carry(x, 1)
+        assert held.state() is x and rest.seen == 1
+        assert torch.equal(held.recent("name", x, 1), torch.cat((torch.zeros_like(x), x), dim=1))
+        assert torch.equal(rest.entries["name"], x) and torch.equal(held.recent("name", x, 1)[:, :1], x)
+
+    def test_without_a_rest_nothing_is_kept(self) -> None:
+        held, x = Held(None, None, lambda before, new: new), torch.randn(2, 1, 3)
+        held.carry(x, 1)
+        assert torch.equal(held.recent("name", x, 1), torch.cat((torch.zeros_like(x), x), dim=1))
+        assert held.state() is None and held.last("name") is None and not held.keeps

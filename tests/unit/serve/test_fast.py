@@ -22,6 +22,7 @@ from ouroboros.config import (
     RopeSpec,
 )
 from ouroboros.config.parts.delta import DeltaSpec
+from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.config.parts.head import LinearHeadSpec
 from ouroboros.config.parts.loop import (
     ContractiveStepSpec,
@@ -82,6 +83,7 @@ SPECS = {
     ),
     "loop": BASE,
     "plain": BASE.replace(layout="3", norm=RMSNormSpec(placement="sandwich"), tie_embeddings=False),
+    "halting": BASE.replace(layout="1 (1)x4", loop=(HaltSpec(hidden=48, bias=0.0),), registers=2),
     "registers": BASE.replace(registers=3, head=LinearHeadSpec(logit_softcap=20.0), stem=(EmbeddingNormSpec(),)),
     "share_last_kv": BASE.replace(loop=EVERY_LOOP_PART, share_last_kv=True),
     "registers, share_last_kv": BASE.replace(registers=2, share_last_kv=True),

@@ -111,7 +111,7 @@ class FirstGeneration:
         if self.norm_rows is not None:
             loop += [LoopNormSpec(rows=self.norm_rows, eps=1e-6), RecurrenceGateSpec()]
         if self.halt_hidden is not None:
-            loop.append(HaltSpec(hidden=self.halt_hidden))
+            loop.append(HaltSpec(hidden=self.halt_hidden, freeze=False))
         maps: dict[str, Any] = {name: getattr(self, name) for name in ("rank", "alpha", "bases", "divisor")}
         parts = _generated(donor, maps)
         if layout == donor.layout:  # every block is looped

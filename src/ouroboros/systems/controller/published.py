@@ -57,7 +57,7 @@ class Published:
         )
         if self.static_rows is not None:
             steering = StaticDiagonalsSpec(rank=self.rank, rows=self.static_rows)
-        halting = () if self.halt_hidden is None else (HaltSpec(hidden=self.halt_hidden),)
+        halting = () if self.halt_hidden is None else (HaltSpec(hidden=self.halt_hidden, freeze=False),)
         return modulated(
             dataclasses.replace(donor, layout=f"{self.prelude} {LOOP}:(1)x{self.depth} {self.coda}"),
             (steering, LoopNormSpec(rows=self.norm_steps, eps=1e-6), RecurrenceGateSpec(), *halting),

@@ -10,6 +10,7 @@ from ouroboros.config import LoopPart, ModelSpec
 from ouroboros.config.part import kinds
 from ouroboros.config.parts.loop import (
     AnchorSpec,
+    BridgeSpec,
     ContractiveStepSpec,
     FlowSpec,
     HyperSpec,
@@ -54,6 +55,7 @@ def test_neutral_settings() -> None:
         "update_gate": (UpdateGateSpec(),),
         "gain": (LoopGainSpec(form="scalar"), LoopGainSpec(form="channel")),
         "contractive": (ContractiveStepSpec(step=1.0),),
+        "bridge": (BridgeSpec(),),
     }
 
 
