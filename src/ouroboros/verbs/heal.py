@@ -111,15 +111,18 @@ def _check_options(options: Any) -> None:
     check(len({*options.arms}) == len(options.arms), "convert --heal: --arms names one arm twice")
     for name in ("held_out_bytes", "bridge_tokens"):
         check(getattr(options, name) >= 1, f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
-    given, usual = (_recipe(values) for values in (vars(options), NESTED))
-    here, there = fields_by_path(given), fields_by_path(usual)
-    for path in here:
+    usual = NESTED
+    if options.train.teach.blocks is None:  # where no state is compared, no blocks are either
+        teach = dataclasses.replace(TRAIN.teach, states=0.0, blocks=None)
+        usual = {**NESTED, "train": dataclasses.replace(TRAIN, teach=teach)}
+    given, default = _recipe(vars(options)), _recipe(usual)
+    here, there = fields_by_path(given), fields_by_path(default)
+    for path, value in here.items():
         taken = any(path == name or path.startswith(f"{name}.") for name in TAKEN)
-        # Where no state is compared, no blocks are either.
-        same = here[path] == there.get(path) or (path == "train.teach.blocks" and here[path] is None)
         option = path.replace("_", "-")
-        check(not taken or same, f"--{option} is set by --heal itself, for every arm as it needs it: leave it out")
-    refuse_idle(given, usual, ())
+        fault = f"--{option} is set by --heal itself, for every arm as it needs it: leave it out"
+        check(not taken or value == there.get(path), fault)
+    refuse_idle(given, default, ())
     steering, usual_steering = vars(options.steering), vars(Steering())
     for name, arms in STEERED.items():
         check(
@@ -211,7 +214,7 @@ def _texts(options: Any) -> dict[str, list[bytes]]:
         else:
             same = [path for _, path in source_files(ref, quiet=True) if path.resolve() in files]
             check(not same, f"--held-out {ref.text}: {same[0] if same else ''} is trained on: hold another text out")
-        name = ref.text if ref.is_built_in else Path(ref.text).name.split(".")[0]
+        name = ref.text.removesuffix(":") if ref.is_built_in else Path(ref.text).name.split(".")[0]
         texts = [document.data for document in documents if document.data]
         check(bool(texts), f"--held-out {ref.text} holds no text")
         found[name if name not in found else ref.text] = texts
