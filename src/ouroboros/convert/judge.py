@@ -169,7 +169,7 @@ def _read(path: Path, held_out: Mapping[str, Any]) -> ArmResult | None:
     if not path.is_file():
         return None
     values = json.loads(path.read_bytes())
-    if values.pop("held_out") != held_out:
+    if values.pop("held_out", None) != held_out:
         return None
     scores = {}
     for text, one in values.pop("scores").items():
