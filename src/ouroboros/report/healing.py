@@ -81,7 +81,8 @@ def _elsewhere(facts: dict[str, Any]) -> Section:
         f"The model in this directory is the arm {facts['best']}, which the held-out part of the training text likes"
         f" best; the whole donor is in {DONOR}/. With transformers: import ouroboros, then"
         " AutoModelForCausalLM.from_pretrained(this directory). `ouroboros chat`, `generate` and `eval` take the"
-        " directory too. What a donor's own class can express goes back to it by `ouroboros export --to donor`."
+        " directory too. Its own class has no place for what an arm adds to a donor, so `ouroboros export --to donor`"
+        f" writes {DONOR}/ alone."
     )
     return Section(ident="elsewhere", title="How to load it", lead=lead)
 
