@@ -9,6 +9,7 @@ from ouroboros.convert.heal import DONOR
 from ouroboros.convert.judge import Judge
 from ouroboros.convert.verdict import ArmResult
 from ouroboros.report.content import Arm, Report, Sample, Section, Table
+from ouroboros.report.loops import section_of
 from ouroboros.report.text import bits, quantity
 
 MAX_SAMPLES = 2
@@ -37,7 +38,7 @@ def page_of(judge: Judge, plan: Any, results: Sequence[ArmResult], facts: dict[s
         headline=facts["verdict"],
         arms=arms,
         samples=_samples(judge, results, facts["best"]),
-        sections=[_scores(results, facts), _costs(facts), _elsewhere(facts)],
+        sections=[_scores(results, facts), _costs(facts), *loops_of_arms(judge, facts["best"]), _elsewhere(facts)],
         notes=[
             "Intervals are over pieces of the held-out texts. They say nothing of training seeds: repeat with --seed.",
             f"Scores are computed in {str(judge.healing.dtype).removeprefix('torch.')}.",
@@ -74,6 +75,14 @@ def _costs(facts: dict[str, Any]) -> Section:
         rows.append((arm["name"], f"{arm['trained_parameters']:,}", what, size, minutes, speed))
     head = ("", "trained numbers", "of these", "in float32", "minutes of training", "tokens/s of generation")
     return Section(ident="cost", title="What it cost", tables=[Table(head, rows)])
+
+
+def loops_of_arms(judge: Judge, best: str) -> list[Section]:
+    """What the loops of the best arm do, and those of the one with a Controller."""
+    texts = [document for documents in judge.texts.values() for document in documents[:MAX_SAMPLES]]
+    arms = dict.fromkeys((best, *(arm for arm in judge.healing.plan.arms if arm == "controller")))
+    found = [section_of(judge.model_of(arm), judge.tokenizer, texts, f"the arm {arm}", arm) for arm in arms]
+    return [section for section in found if section is not None]
 
 
 def _elsewhere(facts: dict[str, Any]) -> Section:
