@@ -20,10 +20,26 @@ from ouroboros.report.page import to_html
 def score(bits: float, text: str) -> Score:
     nats = np.full(4, bits * np.log(2) * 1000) + np.arange(4) * bits
     facts: dict[str, Any] = {
-        "bits_per_byte": bits, "nats_per_token": bits, "nats_per_token_stderr": 0.1, "bytes": 4000, "tokens": 4000,
-        "unknown_tokens": 0, "nats": float(nats.sum()), "stderr": 0.1, "interval": (bits - 0.1, bits + 0.1),
-        "units": 4, "unit": "document", "documents": 4, "empty_documents": 0, "loops": None, "window": 64,
-        "stride": 64, "reading": "windows", "bos_rule": "", "data_sha256": text, "model": "",
+        "bits_per_byte": bits,
+        "nats_per_token": bits,
+        "nats_per_token_stderr": 0.1,
+        "bytes": 4000,
+        "tokens": 4000,
+        "unknown_tokens": 0,
+        "nats": float(nats.sum()),
+        "stderr": 0.1,
+        "interval": (bits - 0.1, bits + 0.1),
+        "units": 4,
+        "unit": "document",
+        "documents": 4,
+        "empty_documents": 0,
+        "loops": None,
+        "window": 64,
+        "stride": 64,
+        "reading": "windows",
+        "bos_rule": "",
+        "data_sha256": text,
+        "model": "",
     }
     return Score(**facts, unit_nats=nats, unit_bytes=np.full(4, 1000))
 
