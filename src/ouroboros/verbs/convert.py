@@ -82,8 +82,9 @@ def _all_options(nested: bool) -> tuple[type[ConvertOptions], list[str]]:
 def _nested() -> Iterator[tuple[str, Any, Any]]:
     """The specifications of a healing as fields."""
     for name, value in NESTED.items():
-        kind = Annotated[type(value), tyro.conf.arg(name="data")] if name == "text" else type(value)
-        yield name, kind, dataclasses.field(default=value)
+        kind: Any = type(value)
+        named = Annotated[kind, tyro.conf.arg(name="data")]
+        yield name, named if name == "text" else kind, dataclasses.field(default=value)
 
 
 def convert(arguments: Sequence[str]) -> int:
