@@ -83,8 +83,8 @@ def _nested() -> Iterator[tuple[str, Any, Any]]:
     """The specifications of a healing as fields."""
     for name, value in NESTED.items():
         kind: Any = type(value)
-        named = Annotated[kind, tyro.conf.arg(name="data")]
-        yield name, named if name == "text" else kind, dataclasses.field(default=value)
+        kind = Annotated[kind, tyro.conf.arg(name="data")] if name == "text" else kind
+        yield name, kind, dataclasses.field(default=value)
 
 
 def convert(arguments: Sequence[str]) -> int:
