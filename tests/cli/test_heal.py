@@ -359,7 +359,7 @@ def test_the_table_is_blank_where_nothing_is_known():
         {
             "name": name,
             "trained_parameters": 0,
-            "tokens_per_second": None,
+            "speed_against_donor": None,
             "texts": {"t": {"bits_per_byte": 2.0, "closed": gap}},
         }
         for name, gap in zip("abc", gaps, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from ouroboros.train.rundir import RunDirectory
 
 SCORES = "scores"
 SAMPLE_TOKENS = 48
+SPEED_TOKENS, SPEED_TURNS = 24, 3
 DESCRIPTIONS = {
     "donor": "the whole pretrained model",
     "cut": "the layers that are kept, nothing else",
@@ -100,7 +102,7 @@ class Judge:
             description=DESCRIPTIONS[arm],
             parameters=sum(p.numel() for p in model.parameters()),
             scores=scores,
-            tokens_per_second=self._speed(model) if how is None else None,
+            **({} if how else self._speed(model)),
             **self._of_run(arm, model),
         )
         path.parent.mkdir(exist_ok=True)
@@ -121,11 +123,21 @@ class Judge:
             "valid_bits_per_byte": counters["valid_bits_per_byte"],
         }
 
-    def _speed(self, model: OuroborosForCausalLM) -> float:
-        """Tokens per second of greedy generation."""
-        start = time.perf_counter()
-        self.continued(model, next(iter(self.texts.values()))[0])
-        return SAMPLE_TOKENS / (time.perf_counter() - start)
+    def _speed(self, model: OuroborosForCausalLM) -> dict[str, float]:
+        """How fast the model writes greedily: in turns with the donor, because a machine's speed changes by the minute;
+        medians after a first turn that does not count."""
+        document = next(iter(self.texts.values()))[0]
+
+        def seconds(one: OuroborosForCausalLM) -> float:
+            start = time.perf_counter()
+            self.continued(one, document, SPEED_TOKENS)
+            return time.perf_counter() - start
+
+        turns = [(seconds(self.healing.donor), seconds(model)) for _ in range(SPEED_TURNS + 1)][1:]
+        return {
+            "tokens_per_second": SPEED_TOKENS / statistics.median(own for _, own in turns),
+            "against_donor": statistics.median(donor / own for donor, own in turns),
+        }
 
     @torch.no_grad()
     def continued(self, model: OuroborosForCausalLM, document: bytes, tokens: int = SAMPLE_TOKENS) -> tuple[str, str]:

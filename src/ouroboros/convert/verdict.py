@@ -48,6 +48,8 @@ class ArmResult:
     """By text."""
     tokens_per_second: float | None = None
     """Of greedy generation, one text at a time."""
+    against_donor: float | None = None
+    """How many times as fast as the donor that is, measured in turns."""
 
 
 def closed(donor: Score, cut: Score, arm: Score) -> Closed:
@@ -187,6 +189,7 @@ def as_json(arms: Sequence[ArmResult], best: str) -> dict[str, Any]:
                 "bytes": 4 * arm.parameters,
                 "minutes": arm.minutes,
                 "tokens_per_second": arm.tokens_per_second,
+                "speed_against_donor": arm.against_donor,
                 "valid_bits_per_byte": arm.valid_bits_per_byte,
                 "texts": texts,
             }

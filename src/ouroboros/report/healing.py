@@ -70,10 +70,19 @@ def _costs(facts: dict[str, Any]) -> Section:
     for arm in facts["arms"]:
         what = ", ".join(f"{owner} {number:,}" for owner, number in arm["trained"].items())
         speed = "" if arm["tokens_per_second"] is None else f"{arm['tokens_per_second']:.1f}"
+        times = "" if arm["speed_against_donor"] is None else f"{arm['speed_against_donor']:.2f}"
         minutes = f"{arm['minutes']:.1f}" if arm["minutes"] else ""
         size = quantity(arm["bytes"], "B")
-        rows.append((arm["name"], f"{arm['trained_parameters']:,}", what, size, minutes, speed))
-    head = ("", "trained numbers", "of these", "in float32", "minutes of training", "tokens/s of generation")
+        rows.append((arm["name"], f"{arm['trained_parameters']:,}", what, size, minutes, speed, times))
+    head = (
+        "",
+        "trained numbers",
+        "of these",
+        "in float32",
+        "minutes of training",
+        "tokens/s written",
+        "times the donor",
+    )
     return Section(ident="cost", title="What it cost", tables=[Table(head, rows)])
 
 

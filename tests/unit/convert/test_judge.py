@@ -58,7 +58,7 @@ def test_every_arm_is_scored_once_and_by_its_definition(judge: Judge, monkeypatc
     assert found["bridge"].trained == {"bridge": 24 * 49}
     for how in ("shuffled", "constant"):
         one = found[f"controller, {how}"]
-        assert (one.trained, one.tokens_per_second, one.valid_bits_per_byte) == ({}, None, None)
+        assert (one.trained, one.against_donor, one.valid_bits_per_byte) == ({}, None, None)
     monkeypatch.setattr(module, "score", None)
     monkeypatch.setattr("ouroboros.convert.heal.start", None)
     again = run(judge)

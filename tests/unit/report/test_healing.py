@@ -55,7 +55,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(healing, "section_of", loops)
     results = [
         result("donor", 1.0, tokens_per_second=50.0),
-        result("cut", 3.0, tokens_per_second=90.5),
+        result("cut", 3.0, tokens_per_second=90.5, against_donor=1.81),
         result("healed", 1.5, trained={"bridge": 1234, "gain": 7}, minutes=2.5, valid_bits_per_byte=1.6),
     ]
     judge = SimpleNamespace(
@@ -85,7 +85,7 @@ def test_it_says_what_was_kept_what_it_cost_and_what_was_won(page: Any) -> None:
     assert rows["healed"][3].startswith("\u22121.5")
     costs = {row[0]: row[1:] for row in sections["cost"].tables[0].rows}
     assert costs["healed"][:2] == ("1,241", "bridge 1,234, gain 7") and costs["healed"][3] == "2.5"
-    assert costs["cut"][0] == "0" and costs["cut"][4] == "90.5"
+    assert costs["cut"][0] == "0" and costs["cut"][4:] == ("90.5", "1.81")
     assert sections["loops"].title == "the arm healed: [b'one', b'two', b'four']"
     lead = sections["elsewhere"].lead
     assert "AutoModelForCausalLM.from_pretrained" in lead and "the arm healed" in lead
