@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,13 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.api import open_model
+from ouroboros.config.parts.loop import BridgeSpec, LoopGainSpec
+from ouroboros.config.parts.modulated import ControllerSpec
+from ouroboros.convert.donors import find, tensors_of
+from ouroboros.convert.families import spec_of
+from ouroboros.convert.recursive import recursive
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.eval.subject import perturb
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "data" / "controller"
 
@@ -178,3 +186,33 @@ def test_a_split_is_refused_for_a_refiner_and_halting_without_its_network(cli, t
     assert "n_prelude is for checkpoints with prelude and coda" in cli(*arguments).error()
     source, *_ = write(tmp_path / "source", "v2_static", adaptive=True)
     assert "adaptive is true, and there is no halting network" in cli(*arguments).error()
+
+
+def test_depth_is_chosen_when_a_steered_donor_talks(cli, tmp_path, pretrained, monkeypatch):
+    """``generate`` and ``chat``, with a cache, write what the model writes without one."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
+    source = find(pretrained(vocab_size=257, num_key_value_heads=2, tie_word_embeddings=True, **sizes))
+    kept = ((0,), (3,), (5,))
+    parts = (ControllerSpec(rank=3, style=4, pooling="prefix"), LoopGainSpec(form="channel"), BridgeSpec())
+    model = recursive(
+        tensors_of(source.family, source.model()), spec_of(source.config), "1 loop:(1)x2 1", kept, parts, rank=3
+    )
+    perturb(model.model.decoder.loops, 0.3)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save(tmp_path / "model")
+    # The command begins a text with the token that ends one.
+    ids = torch.tensor([[256, *b"abc"]])
+    given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 256, "use_cache": False, "do_sample": False}
+    seen = []
+    for loops in (1, 2, 4):
+        options = ["--loops", loops, "--max-new-tokens", 12, "--temperature", 0]
+        facts = cli("generate", tmp_path / "model", "--prompt", "abc", "--json", *options).json
+        view = model.with_loops(loops)
+        with torch.no_grad():
+            seen.append(view(ids).logits)
+        expected = byte_tokenizer().decode(view.generate(ids, max_new_tokens=12, **given)[0, 4:].tolist())
+        assert facts["loops"] == loops and facts["continuations"] == [expected.decode("utf-8", "replace")]
+        monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
+        assert cli("chat", tmp_path / "model", *options).status == 0
+    assert all((one - other).abs().max() > 1e-3 for one, other in itertools.pairwise(seen)), "depth matters"

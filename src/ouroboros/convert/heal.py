@@ -14,7 +14,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,10 @@ from torch import Tensor, nn
 from ouroboros.config import Recipe, to_dict
 from ouroboros.convert.arms import TRAINED, Steering, trained
 from ouroboros.convert.bridge import BridgeFit, fit_bridge
-from ouroboros.convert.donors import RECORD
 from ouroboros.convert.layers import Layers, listed, split
 from ouroboros.convert.recursive import recursive
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
-from ouroboros.data.tokenize import TOKENIZER_FILES
 from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -94,7 +92,6 @@ class Healing:
 
     def __init__(self, plan: Plan, out: Path, say: Callable[[str], None]) -> None:
         self.plan, self.out, self.say = plan, out, say
-        adopt(plan, out)
         self.donor = load_model(out / DONOR).requires_grad_(False)
         nn.Module.to(self.donor, choose_device())
         self.dtype = choose_dtype(plan.recipe.train, choose_device())
@@ -108,6 +105,7 @@ class Healing:
         """The first block behind the loop."""
         self.layer = plan.kept[self.coda][0]
         """The donor's layer that this block is."""
+        adopt(plan.to_dict(), out)
 
     def cut(self, arm: str) -> OuroborosForCausalLM:
         """The model of an arm before its bridge is fitted; ``cut`` is the donor's layers alone, the loop run once."""
@@ -148,10 +146,10 @@ class Healing:
         """How an arm is trained."""
         recipe = trained(self.plan.recipe, arm, self.plan.steering, model)
         teach = recipe.train.teach
-        if not teach.weight and not teach.states:
-            return recipe
-        where: dict[str, Any] = {"model": str(self.out / DONOR), "keep": str(self.out / STATES)}
-        where["blocks"] = (self.coda, self.layer) if teach.states else None
+        where: dict[str, Any] = {"model": None, "states": 0.0, "blocks": None}
+        if teach.weight or teach.states:
+            where = {"model": str(self.out / DONOR), "blocks": (self.coda, self.layer) if teach.states else None}
+            where["keep"] = teach.keep or str(self.out / STATES)
         return dataclasses.replace(
             recipe, train=dataclasses.replace(recipe.train, teach=dataclasses.replace(teach, **where))
         )
@@ -182,29 +180,40 @@ class Healing:
     def adopt_best(self, arm: str) -> None:
         """Make the model of an arm that of the directory, its weights last, and drop what is no longer needed."""
         place = self.out / ARMS / arm
-        names = [CONFIG, "generation_config.json", *TOKENIZER_FILES, "special_tokens_map.json"]
-        for name in names:
-            if (place / name).is_file():
-                shutil.copyfile(place / name, self.out / name)
-        shutil.copyfile(self.out / DONOR / RECORD, self.out / RECORD)
+        for file in sorted((self.out / DONOR).iterdir()):  # its tokenizer, chat template and special tokens
+            if file.name not in (CONFIG, WEIGHTS):
+                write_whole(self.out / file.name, file.read_bytes())
+        write_whole(self.out / CONFIG, (place / CONFIG).read_bytes())
         write_whole(self.out / WEIGHTS, (place / WEIGHTS).read_bytes())
         shutil.rmtree(self.out / STATES, ignore_errors=True)
 
 
-def adopt(plan: Plan, out: Path) -> None:
-    """Write the plan into the directory, or make sure that it is the one that stands there.
+def adopt(settings: Mapping[str, Any], out: Path) -> None:
+    """Write settings of a healing into its directory, or make sure that none of them stands there otherwise.
+
+    Args:
+        settings: :meth:`Plan.to_dict`, or what is known of it so far.
+        out: the directory.
 
     Raises:
-        OuroborosError: another one does; names the settings that differ.
+        OuroborosError: others stand there; names them.
     """
-    path = out / PLAN
-    if not path.is_file():
-        write_whole(path, (json.dumps(plan.to_dict(), indent=2) + "\n").encode())
-        return
-    try:
-        present = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
-    wanted = plan.to_dict()
-    other = sorted(name for name in wanted if present.get(name) != wanted[name])
-    check(not other, f"{out} holds a healing with other settings ({', '.join(other)}): choose another --out")
+    path, present = out / PLAN, {}
+    if path.is_file():
+        try:
+            present = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
+    here, wanted = _flat(present), _flat(settings)
+    other = [f"{name} {here[name]}, not {value}" for name, value in wanted.items() if here.get(name, value) != value]
+    check(not other, f"{out} holds a healing with other settings ({'; '.join(other)}): choose another --out")
+    if settings.keys() - present.keys():
+        write_whole(path, (json.dumps({**present, **settings}, indent=2) + "\n").encode())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

@@ -15,7 +15,7 @@ import torch
 from ouroboros.convert.heal import ARMS, DONOR, Healing
 from ouroboros.convert.verdict import CONTROLS, ArmResult, misled
 from ouroboros.data.tokenize import TextTokenizer, load_tokenizer
-from ouroboros.eval.score import Score, score
+from ouroboros.eval.score import Score, data_hash, score
 from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.reading import load_model
@@ -52,6 +52,8 @@ class Judge:
     def __init__(self, healing: Healing, texts: Mapping[str, Sequence[bytes]], max_bytes: int) -> None:
         self.healing, self.texts, self.max_bytes = healing, texts, max_bytes
         self.tokenizer: TextTokenizer = load_tokenizer(healing.out / DONOR)
+        self.held_out = {"max_bytes": max_bytes, **{name: data_hash(documents) for name, documents in texts.items()}}
+        """What a score belongs to."""
 
     def run(self, progress: Progress) -> list[ArmResult]:
         """Train and score every arm: donor, cut, bridge, the arms of the plan, and the Controller's controls.
@@ -79,8 +81,8 @@ class Judge:
         """The result of an arm, read if it is there."""
         name = arm.replace(", ", "-")
         path = self.healing.out / SCORES / f"{name}.json"
-        if path.is_file():
-            return _read(path)
+        if (known := _read(path, self.held_out)) is not None:
+            return known
         self.healing.say(f"{arm}: is scored")
         model = model_of().to(next(self.healing.donor.parameters()).device)
         amp = None if self.healing.dtype == torch.float32 else self.healing.dtype
@@ -102,7 +104,7 @@ class Judge:
             **self._of_run(arm, model),
         )
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, (json.dumps(_to_json(result)) + "\n").encode())
+        write_whole(path, (json.dumps({"held_out": self.held_out, **_to_json(result)}) + "\n").encode())
         return result
 
     def _of_run(self, arm: str, model: OuroborosForCausalLM) -> dict[str, Any]:
@@ -162,8 +164,13 @@ def _to_json(result: ArmResult) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path) -> ArmResult:
+def _read(path: Path, held_out: Mapping[str, Any]) -> ArmResult | None:
+    """What was found before; None where that is nothing, or the score of another text."""
+    if not path.is_file():
+        return None
     values = json.loads(path.read_bytes())
+    if values.pop("held_out", None) != held_out:
+        return None
     scores = {}
     for text, one in values.pop("scores").items():
         one["unit_nats"], one["unit_bytes"] = np.asarray(one["unit_nats"]), np.asarray(one["unit_bytes"])

@@ -71,9 +71,11 @@ def closed(donor: Score, cut: Score, arm: Score) -> Closed:
 
 
 def best_of(arms: Sequence[ArmResult]) -> ArmResult:
-    """The trained arm that validation likes best, else the last one."""
+    """The trained arm that validation likes best; without validation the last one."""
     scored = [arm for arm in arms if arm.valid_bits_per_byte is not None]
-    return min(scored, key=lambda arm: arm.valid_bits_per_byte or math.inf) if scored else arms[-1]
+    if scored:
+        return min(scored, key=lambda arm: arm.valid_bits_per_byte or math.inf)
+    return [arm for arm in arms if arm.trained][-1]
 
 
 def compare(arms: Mapping[str, ArmResult], name: str, other: str) -> dict[str, Difference]:

@@ -219,20 +219,25 @@ class _Run:
         before, z = self.before[step.stream], self.streams[step.stream]
         parts, carried, last = self._parts(step.looped), self.carried[step.looped], step.left == 1
         self.handed.pop(step.stream, None)
+        told: dict[str, Tensor] = {}
+        asked = any(observer.on_positions is not None for observer in self.observers)
         with self._gradient(step.left):
             for part in [] if self._over(step.stream) else parts:
+                if asked:
+                    told |= _scales(part, before, z, carried, step.loop)
                 z = part.leave(before, z, carried, step.loop)
             if (stopping := self.stopping.get(step.stream)) is not None:
                 z = stopping.leave(before, z, carried, parts, last=last)
             for part in parts if last else ():
                 z = part.finish(z, carried)
         self.streams[step.stream] = z
+        for part in parts if asked else ():
+            told |= part.tell(carried)
         for observer in self.observers:
             if observer.on_loop is not None:
                 observer.on_loop(step.segment, step.loop, self._shown(before), self._shown(z))
             if observer.on_positions is not None:
-                told = {name: self._shown(x) for part in parts for name, x in part.tell(carried).items()}
-                observer.on_positions(step.segment, step.loop, told)
+                observer.on_positions(step.segment, step.loop, {name: self._shown(x) for name, x in told.items()})
         if last:
             self.stopping.pop(step.stream, None)
             self._add_losses(parts, carried)
@@ -260,3 +265,10 @@ class _Run:
 
     def _shown(self, x: Tensor) -> Tensor:
         return x[:, self.hidden :] if self.hidden else x
+
+
+@torch.no_grad()
+def _scales(part: LoopModule, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> dict[str, Tensor]:
+    """The means over the channels of what a part multiplies with, (B, T) each."""
+    found = part.scales(x, z, carried, loop)
+    return {name: scale.float().expand(z.shape).flatten(2).mean(dim=-1) for name, scale in found.items()}

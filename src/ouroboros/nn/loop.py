@@ -56,6 +56,10 @@ class LoopNorm(_Table):
         """``norm(z) * g_loop``, computed in float32."""
         return rms_norm(z.float(), self.row(loop).float(), self.eps, once=self.training).to(z.dtype)
 
+    def scales(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> dict[str, Tensor]:
+        """The gain behind the norm."""
+        return {"gain of the norm": self.row(loop)}
+
 
 class Injection(LoopModule):
     """The state before the first loop enters every loop: ``x + s * x0`` or ``W [x; x0]``; neutral at the start."""
@@ -99,8 +103,15 @@ class RecurrenceGate(LoopModule):
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """Between the previous state and the new one."""
-        gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
+        gate = self._gate(x, z).to(z.dtype)
         return gate * z + (1 - gate) * x
+
+    def scales(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> dict[str, Tensor]:
+        """The gate."""
+        return {"gate": self._gate(x, z)}
+
+    def _gate(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float())
 
 
 class UpdateGate(LoopModule):
@@ -112,8 +123,14 @@ class UpdateGate(LoopModule):
 
     def leave(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> Tensor:
         """The previous state and the scaled change."""
-        gate = torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float()).to(z.dtype)
-        return z + (2 * gate - 1) * (z - x)  # written so that a gate of 1 changes no bit of z
+        return z + (2 * self._sigmoid(x, z).to(z.dtype) - 1) * (z - x)  # a gate of 1 changes no bit of z
+
+    def scales(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> dict[str, Tensor]:
+        """The gate."""
+        return {"gate of the update": 2 * self._sigmoid(x, z)}
+
+    def _sigmoid(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.proj(torch.cat((z, x), dim=-1)).float())
 
 
 class LoopGain(LoopModule):
@@ -139,6 +156,12 @@ class LoopGain(LoopModule):
             return x + nn.functional.rms_norm(z - x, x.shape[-1:], eps=self.eps)
         # Written so that a gain of 1 changes no bit of z.
         return z + (self.weight[min(loop, len(self.weight) - 1)] - 1).to(z.dtype) * (z - x)
+
+    def scales(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> dict[str, Tensor]:
+        """The gain."""
+        if self.weight is not None:
+            return {"gain": self.weight[min(loop, len(self.weight) - 1)]}
+        return {"gain": ((z - x).square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()}
 
 
 class ContractiveStep(LoopModule):

@@ -112,7 +112,8 @@ class LoopModule(Started):
         return x
 
     def hand(self, x: Tensor, visit: VisitContext, loop: int) -> dict[str, Tensor]:
-        """What the visits of loop ``loop`` find in ``visit.handed``, by name.
+        """What the visits of loop ``loop`` find in ``visit.handed``, by name: (B, T, ...), (B, 1, ...) where all
+        positions get the same, or at most two axes where all texts do.
 
         Args:
             x: the state that its first block is given, (B, T, D).
@@ -135,6 +136,13 @@ class LoopModule(Started):
         The others are as they are from there on, see :mod:`ouroboros.model.stopping`.
         """
         raise NotImplementedError
+
+    def scales(self, x: Tensor, z: Tensor, carried: dict[str, Tensor], loop: int) -> dict[str, Tensor]:
+        """What the part multiplies channels with behind loop ``loop``, by name: (..., D), or what broadcasts to it.
+
+        Those who watch are told its mean over the channels; it is given what :meth:`leave` is given, before that.
+        """
+        return {}
 
     def tell(self, carried: dict[str, Tensor]) -> dict[str, Tensor]:
         """What those who watch are told of each position behind a loop, (B, T) each by name."""

@@ -9,6 +9,7 @@ from ouroboros.convert.heal import DONOR
 from ouroboros.convert.judge import Judge
 from ouroboros.convert.verdict import ArmResult
 from ouroboros.report.content import Arm, Report, Sample, Section, Table
+from ouroboros.report.loops import section_of
 from ouroboros.report.text import bits, quantity
 
 MAX_SAMPLES = 2
@@ -37,7 +38,7 @@ def page_of(judge: Judge, plan: Any, results: Sequence[ArmResult], facts: dict[s
         headline=facts["verdict"],
         arms=arms,
         samples=_samples(judge, results, facts["best"]),
-        sections=[_scores(results, facts), _costs(facts), _elsewhere(facts)],
+        sections=[_scores(results, facts), _costs(facts), *loops_of_arms(judge, facts["best"]), _elsewhere(facts)],
         notes=[
             "Intervals are over pieces of the held-out texts. They say nothing of training seeds: repeat with --seed.",
             f"Scores are computed in {str(judge.healing.dtype).removeprefix('torch.')}.",
@@ -76,12 +77,21 @@ def _costs(facts: dict[str, Any]) -> Section:
     return Section(ident="cost", title="What it cost", tables=[Table(head, rows)])
 
 
+def loops_of_arms(judge: Judge, best: str) -> list[Section]:
+    """What the loops of the best arm do, and those of the one with a Controller."""
+    texts = [document for documents in judge.texts.values() for document in documents[:MAX_SAMPLES]]
+    arms = dict.fromkeys((best, *(arm for arm in judge.healing.plan.arms if arm == "controller")))
+    found = [section_of(judge.model_of(arm), judge.tokenizer, texts, f"the arm {arm}", arm) for arm in arms]
+    return [section for section in found if section is not None]
+
+
 def _elsewhere(facts: dict[str, Any]) -> Section:
     lead = (
         f"The model in this directory is the arm {facts['best']}, which the held-out part of the training text likes"
         f" best; the whole donor is in {DONOR}/. With transformers: import ouroboros, then"
         " AutoModelForCausalLM.from_pretrained(this directory). `ouroboros chat`, `generate` and `eval` take the"
-        " directory too. What a donor's own class can express goes back to it by `ouroboros export --to donor`."
+        " directory too. Its own class has no place for what an arm adds to a donor, so `ouroboros export --to donor`"
+        f" writes {DONOR}/ alone."
     )
     return Section(ident="elsewhere", title="How to load it", lead=lead)
 

@@ -115,7 +115,7 @@ class Lessons:
         check(
             missing * size < free,
             f"train.teach.keep: the teacher's states of {missing:,} windows take {missing * size / 1e9:.1f} GB, and"
-            f" {self.spec.keep} has {free / 1e9:.1f} GB: make room, train less, or leave the option out",
+            f" {self.spec.keep} has {free / 1e9:.1f} GB: make room, train less, or name another folder",
         )
 
     def positions(self, length: int, step: int) -> Tensor:
@@ -252,5 +252,5 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
             save_file(tensors, temporary)
     except (OSError, SafetensorError) as error:
         raise OuroborosError(
-            f"train.teach.keep: cannot write {path}: {error}; make room, or leave the option out"
+            f"train.teach.keep: cannot write {path}: {error}; make room, or name another folder"
         ) from None

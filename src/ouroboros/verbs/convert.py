@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ import tyro
 
 from ouroboros.errors import check
 from ouroboros.registry import found, load
-from ouroboros.verbs.heal import HealOptions, heal, refuse_without_heal
+from ouroboros.verbs.heal import NESTED, HealOptions, heal, refuse_without_heal
 from ouroboros.verbs.options import collect, emit_json, log_to_stderr, parse, quiet_transformers, say
 
 
@@ -32,7 +32,7 @@ class ConvertOptions(HealOptions):
     """Pretrained models: write the model without a tokenizer."""
     layout: str | None = None
     """Pretrained models: how blocks follow each other, for example '2 (1)x2 2'; by default the model's own layers in
-    order."""
+    order. With --heal by default one layer that runs twice, between the first and the last quarter of the layers."""
     keep: str | None = None
     """Pretrained models: for each block of the layout in order the layer that it takes, for example 0-1,3,4-5; 2+3 is
     one block, the mean of layers 2 and 3. The others are left out."""
@@ -44,14 +44,18 @@ class ConvertOptions(HealOptions):
     """Print one JSON object."""
 
 
-def _all_options() -> tuple[type[ConvertOptions], list[str]]:
-    """The class of all options, and the names of those that readers bring; systems may share one."""
+def _all_options(nested: bool) -> tuple[type[ConvertOptions], list[str]]:
+    """The class of all options, and the names of those that readers bring; systems may share one.
+
+    Args:
+        nested: whether the specifications of a healing are among them, which are hundreds of options.
+    """
     from ouroboros.convert.readers import readers
 
     known, own = readers(), {}
     for reader in known:
         for name, option in reader.options.items():
-            text = f"{reader.system}: {option.help}"
+            text = f"{reader.system[0].upper()}{reader.system[1:]}: {option.help}"
             own[name] = (option.type, f"{own[name][1]} {text}" if name in own else text)
     to = "The other way round: write a checkpoint that the program of this published system loads."
     choice: Any = Literal  # a type checker wants its values spelt out, and they are found
@@ -59,11 +63,15 @@ def _all_options() -> tuple[type[ConvertOptions], list[str]]:
     names = ", ".join(reader.system for reader in known)
     made = dataclasses.make_dataclass(
         "AllOptions",
-        [(name, Annotated[kind | None, tyro.conf.arg(help=text)], None) for name, (kind, text) in fields.items()],
+        [
+            *((name, Annotated[kind | None, tyro.conf.arg(help=text)], None) for name, (kind, text) in fields.items()),
+            *(_nested() if nested else ()),
+        ],
         bases=(ConvertOptions,),
         namespace={
             "__doc__": "Make a model directory of a pretrained model, or of a published checkpoint, told by its"
-            f" content: {names}."
+            f" content: {names}.\n\nWith --heal, the options --optim.*, --train.* and --data.* of `ouroboros train` are"
+            " options here too; `ouroboros convert --heal --help` lists them."
         },
         frozen=True,
         kw_only=True,
@@ -71,9 +79,17 @@ def _all_options() -> tuple[type[ConvertOptions], list[str]]:
     return made, list(own)
 
 
+def _nested() -> Iterator[tuple[str, Any, Any]]:
+    """The specifications of a healing as fields."""
+    for name, value in NESTED.items():
+        kind = Annotated[type(value), tyro.conf.arg(name="data")] if name == "text" else type(value)
+        yield name, kind, dataclasses.field(default=value)
+
+
 def convert(arguments: Sequence[str]) -> int:
     """The verb ``convert``."""
-    cls, own = _all_options()
+    brief = bool({"-h", "--help"} & {*arguments}) and "--heal" not in arguments
+    cls, own = _all_options(nested=not brief)
     options: Any = parse(cls, "convert", collect(collect(arguments, "--data"), "--held-out"))
     log_to_stderr()
     quiet_transformers()
@@ -83,6 +99,8 @@ def convert(arguments: Sequence[str]) -> int:
         for name, value in given.items():
             option = f"--{name.replace('_', '-')}"
             check(value is None or value is False, f"{option} is about reading a model: leave it out with --to")
+        check(not options.heal, "--heal is about reading a model: leave it out with --to")
+        refuse_without_heal(options)
         return _export(options)
     if options.heal:
         for name in own:

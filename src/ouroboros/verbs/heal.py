@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ouroboros.config import DataSpec, OptimSpec, Recipe, TaughtTraining, TrainSpec
+from ouroboros.config import DataSpec, OptimSpec, Recipe, TaughtTraining, TrainSpec, fields_by_path
 from ouroboros.convert.arms import TRAINED, Name, Steering
 from ouroboros.errors import OuroborosError, check
+from ouroboros.files import write_whole
 from ouroboros.verbs.options import Quiet, emit_json, say, signal_status
+from ouroboros.verbs.parts import refuse_idle
 
 if TYPE_CHECKING:
     from ouroboros.convert.heal import Plan
@@ -49,6 +51,8 @@ class HealOptions:
     on the bundled text), and --init selected without --heal chooses layers by the first."""
     held_out_bytes: int = 60_000
     """With --heal: bytes of each held-out text that are scored."""
+    bridge_tokens: int = 32_768
+    """With --heal: tokens of the training text that the bridge is fitted to before any training."""
     arms: tuple[Name, ...] = TRAINED
     """With --heal: what is trained and compared. healed: the bridge; low-rank: additions to all kept layers too; norms:
     their norms and biases too; static: a diagonal for each loop too; controller: a Controller of the state too."""
@@ -60,13 +64,20 @@ class HealOptions:
     """With --heal: minutes of each arm, in place of steps."""
     steering: Steering = dataclasses.field(default_factory=Steering)
     quiet: Quiet = False
-    optim: OptimSpec = OPTIM
-    train: TrainSpec = TRAIN
-    text: Annotated[DataSpec, tyro.conf.arg(name="data")] = TEXT
 
 
-OWN = ("sources", "held_out_bytes", "arms", "seed", "steps", "minutes", "steering", "quiet", "optim", "train", "text")
-"""Options that mean nothing without ``--heal``."""
+NESTED = {"optim": OPTIM, "train": TRAIN, "text": TEXT}
+"""Specifications whose fields are options of a healing too, with what a healing takes for them."""
+
+
+TAKEN = ("optim.left_out", "train.low_rank", "train.teach.model", "train.teach.blocks", "data.tokenizer")
+"""Options of training that a healing sets by itself."""
+STEERED = {
+    **dict.fromkeys(("rank", "alpha", "bases"), frozenset(("static", "controller"))),
+    **dict.fromkeys(("style", "pooling"), frozenset(("controller",))),
+    "low_rank": frozenset(("low-rank",)),
+}
+"""The arms that each option of ``--steering`` is for."""
 
 
 def refuse_without_heal(options: Any) -> None:
@@ -75,11 +86,49 @@ def refuse_without_heal(options: Any) -> None:
     Raises:
         OuroborosError: names the option.
     """
-    defaults = HealOptions()
-    for name in OWN:
-        option = {"sources": "data", "text": "data.*"}.get(name, name).replace("_", "-")
-        same = getattr(options, name) == getattr(defaults, name)
-        check(same, f"--{option} changes nothing without --heal: add that, or leave the option out")
+    usual = {field.name: getattr(HealOptions(), field.name) for field in dataclasses.fields(HealOptions)}
+    for name in ("heal", "held_out"):
+        del usual[name]
+    for name, value in {**usual, **NESTED}.items():
+        given, changed = getattr(options, name), name
+        if given != value and dataclasses.is_dataclass(value):
+            here, there = fields_by_path(given), fields_by_path(value)
+            changed += "." + next(path for path in here if here[path] != there.get(path))
+        option = changed.replace("text.", "data.").replace("sources", "data").replace("_", "-")
+        check(given == value, f"--{option} changes nothing without --heal: add that, or leave the option out")
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    return Recipe(name="heal", data=values["text"], optim=values["optim"], train=values["train"])
+
+
+def _check_options(options: Any) -> None:
+    """Refuse options that do nothing here, or that the healing sets."""
+    check(bool(options.sources), "convert --heal: name the text to train on with --data")
+    check(not options.no_tokenizer, "convert --heal reads text: leave --no-tokenizer out")
+    check(options.keep is None or options.init is None, "--keep and --init exclude each other: leave one of them out")
+    check(bool(options.arms), "convert --heal: --arms names no arm: name at least one, such as healed")
+    check(len({*options.arms}) == len(options.arms), "convert --heal: --arms names one arm twice")
+    for name in ("held_out_bytes", "bridge_tokens"):
+        check(getattr(options, name) >= 1, f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
+    usual = NESTED
+    if options.train.teach.blocks is None:  # where no state is compared, no blocks are either
+        teach = dataclasses.replace(TRAIN.teach, states=0.0, blocks=None)
+        usual = {**NESTED, "train": dataclasses.replace(TRAIN, teach=teach)}
+    given, default = _recipe(vars(options)), _recipe(usual)
+    here, there = fields_by_path(given), fields_by_path(default)
+    for path, value in here.items():
+        taken = any(path == name or path.startswith(f"{name}.") for name in TAKEN)
+        option = path.replace("_", "-")
+        fault = f"--{option} is set by --heal itself, for every arm as it needs it: leave it out"
+        check(not taken or value == there.get(path), fault)
+    refuse_idle(given, default, ())
+    steering, usual_steering = vars(options.steering), vars(Steering())
+    for name, arms in STEERED.items():
+        check(
+            steering[name] == usual_steering[name] or bool(arms.intersection(options.arms)),
+            f"--steering.{name.replace('_', '-')} is for the arms {' and '.join(sorted(arms))}: name one with --arms",
+        )
 
 
 def heal(options: Any) -> int:
@@ -88,9 +137,25 @@ def heal(options: Any) -> int:
     Raises:
         OuroborosError: options that do not fit, or one of the steps failed.
     """
-    check(bool(options.sources), "convert --heal: name the text to train on with --data")
-    check(not options.no_tokenizer, "convert --heal reads text: leave --no-tokenizer out")
-    from ouroboros.convert.heal import DONOR, Healing, Interrupted
+    _check_options(options)
+    from ouroboros.convert.heal import Interrupted
+
+    try:
+        return _heal(options)
+    except (Interrupted, KeyboardInterrupt) as error:
+        reason = error.reason if isinstance(error, Interrupted) else "SIGINT"
+        if options.json:
+            emit_json({"out": str(options.out), "finished": False, "stopped_by": reason})
+        else:
+            words = (
+                error if isinstance(error, Interrupted) else "stopped by SIGINT; the same command goes on from there"
+            )
+            say(f"{options.out}: {words}")
+        return signal_status(reason)
+
+
+def _heal(options: Any) -> int:
+    from ouroboros.convert.heal import DONOR, Healing
     from ouroboros.convert.judge import Judge
     from ouroboros.convert.verdict import as_json, best_of
     from ouroboros.train.log import Progress
@@ -102,21 +167,15 @@ def heal(options: Any) -> int:
     plan = _plan(options, out)
     healing = Healing(plan, out, (lambda line: None) if options.quiet else progress.message)
     judge = Judge(healing, texts, options.held_out_bytes)
-    try:
-        results = judge.run(progress)
-    except Interrupted as error:
-        if error.reason is None:
-            raise
-        say(f"{out}: {error}")
-        return signal_status(error.reason)
+    results = judge.run(progress)
     best = best_of(results)
     healing.adopt_best(best.name)
     facts = as_json(results, best.name)
     whole = {"source": source, "out": str(out), "layout": plan.layout, "layers": plan.to_dict()["kept"], **facts}
-    (out / VERDICT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / VERDICT, (json.dumps(whole, indent=2) + "\n").encode())
     written = _report(judge, plan, results, facts, out)
     if options.json:
-        emit_json({**whole, "report": written})
+        emit_json({**whole, "finished": True, "report": written})
         return 0
     for line in table(results, facts):
         say(line)
@@ -126,46 +185,60 @@ def heal(options: Any) -> int:
 
 
 def _texts(options: Any) -> dict[str, list[bytes]]:
-    """The held-out documents by the name of their text."""
+    """The held-out documents by the name of their text.
+
+    Raises:
+        OuroborosError: one is empty, or is trained on.
+    """
     from ouroboros.data.documents import name_formats, read_documents
-    from ouroboros.data.sources import parse_sources
+    from ouroboros.data.sources import parse_sources, source_files
     from ouroboros.data.splits import split_documents
 
     sources = tuple(options.held_out) or (BUNDLED,)
-    spec = name_formats(dataclasses.replace(options.text, sources=sources, max_bytes=None))
-    training = {ref.text for ref in parse_sources(tuple(options.sources))}
+    spec = name_formats(dataclasses.replace(options.text, sources=sources, max_bytes=None), quiet=True)
+    training = parse_sources(tuple(options.sources))
+    files = {path.resolve() for ref in training if not ref.is_built_in for _, path in source_files(ref, quiet=True)}
     found: dict[str, list[bytes]] = {}
     for ref in parse_sources(spec.sources):
-        # A built-in text has a part of its own that training never sees.
-        same = ref.text in training and not ref.is_built_in
-        check(not same, f"--held-out {ref.text} is trained on by --data: hold another text out")
         documents = list(read_documents(ref, spec))
         if ref.is_built_in:
-            documents = split_documents(documents, 0.05, 0.05).documents("test")
-        name = ref.text if ref.is_built_in else Path(ref.text).name.split(".")[0]
-        found[name if name not in found else ref.text] = [document.data for document in documents]
+            # Its held-out part is that of no training, unless this one has none.
+            trained = any(other.text == ref.text for other in training)
+            check(
+                not trained or spec.test_fraction > 0,
+                f"{ref.text} is trained on as a whole: add --data.test-fraction 0.05, or hold another text out with"
+                " --held-out",
+            )
+            fractions = (spec.valid_fraction, spec.test_fraction) if trained else (0.05, 0.05)
+            documents = split_documents(documents, *fractions).documents("test")
+        else:
+            same = [path for _, path in source_files(ref, quiet=True) if path.resolve() in files]
+            check(not same, f"--held-out {ref.text}: {same[0] if same else ''} is trained on: hold another text out")
+        name = ref.text.removesuffix(":") if ref.is_built_in else Path(ref.text).name.split(".")[0]
+        texts = [document.data for document in documents if document.data]
+        check(bool(texts), f"--held-out {ref.text} holds no text")
+        found[name if name not in found else ref.text] = texts
     return found
 
 
 def _convert_donor(options: Any, place: Path) -> None:
     """The whole donor in our form, with the proof that it is the same."""
-    from ouroboros.convert import readers
-    from ouroboros.convert.heal import PLAN
-    from ouroboros.train.rundir import WEIGHTS
+    from ouroboros.convert import donors, readers
+    from ouroboros.convert.heal import PLAN, adopt
 
-    out = place.parent
-    known = {PLAN, place.name, "data"}
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []
+    out, source = place.parent, str(options.source)
+    begun = (out / PLAN).is_file()
     check(
-        not strange or (out / PLAN).is_file(),
-        f"{out} exists and holds no healing ({', '.join(strange[:3])}): choose another --out",
+        begun or not out.exists() or (out.is_dir() and not any(entry.name[0] != "." for entry in out.iterdir())),
+        f"{out} exists and holds no healing: choose another --out",
     )
-    if (place / WEIGHTS).is_file():
-        return
-    made = readers.convert(options.source, place, tokenizer=options.tokenizer)
-    check("identity" in made.sizes, f"{options.source} is no pretrained model of another library: leave --heal out")
-    if not options.quiet and not options.json:
-        say(f"{place}: {made.system}, {made.summary}")
+    if not begun:
+        donor = donors.find(options.source)
+        check(donor is not None, f"{source} is no pretrained model of another library: leave --heal out")
+        made = readers.convert(options.source, place, tokenizer=options.tokenizer)
+        if not options.quiet and not options.json:
+            say(f"{place}: {made.system}, {made.summary}")
+    adopt({"source": source}, out)
 
 
 def _plan(options: Any, out: Path) -> Plan:
@@ -180,7 +253,7 @@ def _plan(options: Any, out: Path) -> Plan:
     if options.seed is not None:
         train = dataclasses.replace(train, seed=options.seed)
     data = dataclasses.replace(options.text, sources=tuple(options.sources), tokenizer=str(out / DONOR))
-    recipe = Recipe(name="heal", data=name_formats(data, quiet=True), optim=options.optim, train=train)
+    recipe = _recipe({"text": name_formats(data, quiet=True), "optim": options.optim, "train": train})
     layout, kept = _layers(options, out, recipe)
     return Plan(
         source=str(options.source),
@@ -188,6 +261,7 @@ def _plan(options: Any, out: Path) -> Plan:
         kept=kept,
         recipe=recipe,
         arms=tuple(options.arms),
+        bridge_tokens=options.bridge_tokens,
         steering=options.steering,
     )
 

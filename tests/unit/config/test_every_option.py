@@ -32,6 +32,7 @@ from ouroboros.config import (
     QuantizedTraining,
     Recipe,
     RopeSpec,
+    TaughtTraining,
     TrainSpec,
 )
 from ouroboros.config.codec import to_dict, type_hints
@@ -247,6 +248,8 @@ VALIDATED = dataclasses.replace(
     optim=dataclasses.replace(TRAINED.optim, lr=1e-30),
 )
 """At this rate no weight moves, and no validation is better than the first."""
+TAUGHT = with_("train", teach=TaughtTraining(model="teacher", states=0.5, blocks=(1, 1), share=0.5))
+"""The fixture ``teacher`` writes that model."""
 STARTS = {
     "optim": [
         TRAINED,
@@ -266,6 +269,7 @@ STARTS = {
         with_("train", ema_decay=0.5, distill=DistilledTraining(fraction=0.5)),
         with_("train", steps=None, tokens=512),
         with_("train", steps=None, minutes=0.1),
+        TAUGHT,
     ],
 }
 SAME_NUMBERS = ("accumulation", "activation_checkpointing", "compile", "threads")
@@ -287,6 +291,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(text: Path) -> PreparedData:
     return prepare(dataclasses.replace(TRAINED.data, sources=(str(text),)), text.parent / "data")
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a model to learn from, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    OuroborosForCausalLM(OuroborosConfig.from_spec(TRAINED.model)).save_pretrained("teacher")
+    return "teacher"
 
 
 def trained(recipe: Recipe, data: PreparedData, steps: int = 6) -> tuple[list[float], Any]:
@@ -316,17 +329,18 @@ def kept(recipe: Recipe, text: Path, out: Path) -> Any:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("section", STARTS)
 def test_every_option_of_training_acts_or_is_refused(
-    section: str, data: PreparedData, text: Path, tmp_path: Path
+    section: str, data: PreparedData, text: Path, tmp_path: Path, teacher: str
 ) -> None:
     def written(recipe: Recipe) -> Any:
         return kept(recipe, text, tmp_path / str(len(list(tmp_path.iterdir()))))
 
     acts: dict[str, bool] = {}
+    others = {**OTHERS, "model": (teacher,), "blocks": ((0, 1),), "keep": ("kept",)}
     for recipe in STARTS[section]:
         given = getattr(recipe, section)
         before, run_before = trained(recipe, data), written(recipe) if recipe is VALIDATED else None
         refused = {path.removeprefix(f"{section}.") for path, _ in idle(recipe)}
-        for name, changed in open_questions(options(given, OTHERS), refused, acts):
+        for name, changed in open_questions(options(given, others), refused, acts):
             if name in SAME_NUMBERS:
                 continue
             other = dataclasses.replace(recipe, **{section: changed})

@@ -17,6 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from ouroboros.config import DataSpec, OptimSpec, Recipe, TaughtTraining, TrainSpec
+from ouroboros.convert import readers
+from ouroboros.convert.heal import Healing, Plan
 from ouroboros.data.tokenize import byte_tokenizer
 
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -79,5 +82,38 @@ def make(tmp_path: Path) -> Make:
         if tokenizer:
             byte_tokenizer().save(tmp_path / name)
         return tmp_path / name
+
+    return made
+
+
+@pytest.fixture
+def healing(make: Make, tmp_path: Path) -> Callable[..., Healing]:
+    """Makes a healing of a donor of six layers, of which one between the first and the last two is kept."""
+
+    def made(
+        name: str = "llama",
+        layout: str = "2 loop:(1)x2 2",
+        *,
+        out: Path = tmp_path / "out",
+        train: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Healing:
+        if not (out / "donor").exists():
+            readers.convert(make(name, num_hidden_layers=6), out / "donor")
+        text = tmp_path / "text.txt"
+        text.write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}\n" for n in range(400)))
+        given: dict[str, Any] = {"weight": 0.5, "states": 1.0, "blocks": (0, 0), "share": 0.5, **(train or {})}
+        recipe = Recipe(
+            name="heal",
+            data=DataSpec(sources=(str(text),), sequence_length=16, tokenizer=str(out / "donor")),
+            optim=OptimSpec(matrix_optimizer="adamw", lr=1e-2, weight_decay=0.0),
+            train=TrainSpec(
+                steps=4, batch_size=2, precision="fp32", compile="off", threads=1,
+                eval_bytes=256,
+                teach=TaughtTraining(model=".", **given),
+            ),
+        )
+        plan: dict[str, Any] = {"kept": ((0,), (1,), (3,), (4,), (5,)), "bridge_tokens": 200, **settings}
+        return Healing(Plan(source="donor", layout=layout, recipe=recipe, **plan), out, lambda line: None)
 
     return made

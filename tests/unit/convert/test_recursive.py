@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ouroboros.config import LoopPart, ModelSpec
-from ouroboros.config.parts.loop import LoopNormSpec, UpdateGateSpec
+from ouroboros.config.parts.loop import BridgeSpec, LoopGainSpec, LoopNormSpec, UpdateGateSpec
 from ouroboros.config.parts.modulated import ControllerSpec, StaticCoresSpec, StaticDiagonalsSpec
 from ouroboros.convert.bases import Bases, best_core, mean_residual, truncated
 from ouroboros.convert.donors import find, tensors_of
@@ -20,6 +21,14 @@ from ouroboros.convert.layers import Layers, chosen, cut
 from ouroboros.convert.recursive import recursive
 from ouroboros.convert.tensors import model_of
 from ouroboros.errors import OuroborosError
+from ouroboros.eval.equivalence import (
+    check_cached,
+    check_causal,
+    check_chunked,
+    check_left_padding,
+    check_static_cache,
+)
+from ouroboros.eval.subject import perturb, prepare
 from ouroboros.model.modeling import OuroborosForCausalLM
 
 Make = Callable[..., Path]
@@ -141,3 +150,25 @@ def test_what_does_not_fit(changes: dict[str, Any], message: str, make: Make) ->
     given: dict[str, Any] = {"layout": LAYOUT, "kept": KEPT, "loop_parts": (ControllerSpec(rank=3, style=4),)}
     with pytest.raises(OuroborosError, match=message):
         recursive(tensors, spec, **{**given, "rank": 3, **changes})
+
+
+@pytest.mark.parametrize("pooling", ["token", "prefix", "prompt"])
+def test_decoding_is_the_same_function_at_every_depth(pooling: Any, make: Make) -> None:
+    """With a cache and without, in chunks, padded on the left; fewer loops than the layout has, and more."""
+    tensors, spec = read(make)
+    tensors = {name: 0.25 * t if "_proj" in name else t for name, t in tensors.items()}  # or rounding grows by loops
+    controller = ControllerSpec(rank=3, style=4, pooling=pooling, **({"prompt": 5} if pooling == "prompt" else {}))
+    parts: tuple[LoopPart, ...] = (controller, LoopGainSpec(form="channel"), BridgeSpec())
+    made = recursive(tensors, spec, "1 loop:(2)x2 1", ((0,), (2,), (3,), (5,)), parts, rank=3, bases="stepwise")
+    perturb(made.model.decoder.loops, 0.15)
+    outputs = []
+    for loops in (1, 2, 4):
+        subject = prepare(made.with_loops(loops))
+        outputs.append(subject.logits)
+        for check in (check_causal, check_cached, check_chunked, check_static_cache, check_left_padding):
+            check(subject)
+    assert all((one - other).abs().max() > 1e-2 for one, other in itertools.pairwise(outputs)), "depth matters"
+    controls: Any = made.model.decoder.loops[0].controller  # pyrefly: ignore
+    for head in controls.heads.values():
+        nn.init.zeros_(head.weight)
+    assert (prepare(made.with_loops(2)).logits - outputs[1]).abs().max() > 1e-3, "and so does the Controller"

@@ -155,3 +155,21 @@ def test_low_precision_states_keep_their_dtype(spec: LoopPart) -> None:
         part.proj.bfloat16()  # matrix products need one type; tables stay as they are
     x, z = torch.randn(2, 1, 2, D, dtype=torch.bfloat16)
     assert part.enter(x, {"x0": z}, 0).dtype == part.leave(x, z, {"x0": z}, 0).dtype == torch.bfloat16
+
+
+def test_what_parts_multiply_with(x: Tensor, z: Tensor) -> None:
+    """The state behind a part is what its scales make of it."""
+    for spec, name, of in (
+        (RecurrenceGateSpec(), "gate", lambda g: g * z + (1 - g) * x),
+        (UpdateGateSpec(), "gate of the update", lambda g: x + g * (z - x)),
+        (LoopGainSpec(form="scalar"), "gain", lambda g: x + g * (z - x)),
+        (LoopGainSpec(form="channel"), "gain", lambda g: x + g * (z - x)),
+        (LoopGainSpec(form="rms"), "gain", lambda g: x + g * (z - x)),
+        (LoopNormSpec(), "gain of the norm", lambda g: g * z / torch.sqrt(z.square().mean(-1, keepdim=True) + 1e-6)),
+    ):
+        part = build(spec)
+        for loop in (0, 1, 7):
+            (found,) = part.scales(x, z, {}, loop).items()
+            assert found[0] == name
+            torch.testing.assert_close(of(found[1]), part.leave(x, z, {}, loop))
+    assert build(InjectionSpec()).scales(x, z, {}, 0) == {}

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _MARKED = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*)?\.?\d+")  # a hyphen behind a digit or a letter is no sign
 _BOXED = re.compile(r"\\boxed\{([^}]*)\}")
 
 
@@ -50,9 +51,12 @@ def rate(update: int, *, peak: float, least: float, warmup: int, total: int, acc
     return least + (highest - least) * 0.5 * (1 + math.cos(math.pi * (update - rising - 1) / total))
 
 
-def reward(completion: str, reference: str) -> float:
-    """1 where the answers of both texts are equal, as numbers if both are such, else as text; 0 where one has none."""
-    found, expected = answer(completion), answer(reference)
+def reward(completion: str, reference: str, *, plain: bool = False) -> float:
+    """1 where the answers of both texts are equal, as numbers if both are such, else as text; 0 where one has none.
+
+    The completion's answer is read as :func:`answer` does; a reference without a marked one is its answer as a whole.
+    """
+    found, expected = answer(completion, plain=plain), answer(reference)
     if found is None:
         return 0.0
     expected = reference.strip() if expected is None else expected
@@ -62,9 +66,13 @@ def reward(completion: str, reference: str) -> float:
         return float(found == expected)
 
 
-def answer(text: str) -> str | None:
+def answer(text: str, *, plain: bool = False) -> str | None:
     """The first number behind ``####`` without the commas of its thousands, or else what the first ``\\boxed{...}``
-    holds up to its first closing brace; None where neither is."""
+    holds up to its first closing brace; None where neither is. With ``plain`` it is then the last number of the text,
+    which is no part of the published reward."""
     if (marked := _MARKED.search(text)) is not None:
         return marked[1].replace(",", "")
-    return None if (boxed := _BOXED.search(text)) is None else boxed[1].strip()
+    if (boxed := _BOXED.search(text)) is not None:
+        return boxed[1].strip()
+    numbers = _NUMBER.findall(text) if plain else []
+    return numbers[-1].replace(",", "") if numbers else None

@@ -43,3 +43,26 @@ def test_answers(text: str, expected: str | None) -> None:
 def test_rewards() -> None:
     assert reward("#### 2.0", "#### 2") == 1 and reward(r"\boxed{a b}", "a b") == 1
     assert reward("#### 3", "#### 4") == 0 and reward("2", "2") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("so she has 1,234.", "1234"),
+        ("that is 5-3 = 2 apples", "2"),
+        ("of 10-12", "12"),
+        ("it falls by -3.5", "-3.5"),
+        ("1, 2, 3", "3"),
+        ("$.50", ".50"),
+        ("#### 7, not 8", "7"),
+        (r"\boxed{9} of 10", "9"),
+        ("none", None),
+    ],
+)
+def test_plain_answers_are_last_numbers_where_none_is_marked(text: str, expected: str | None) -> None:
+    assert answer(text, plain=True) == expected
+
+
+def test_plain_rewards_read_the_reference_as_before() -> None:
+    assert reward("It is 18.", "9 * 2 = 18\n#### 18", plain=True) == 1 and reward("It is 18.", "#### 18") == 0
+    assert reward("It is 18.", "19 and 18", plain=True) == 0  # a reference without a marked answer is it as a whole
