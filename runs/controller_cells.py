@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,6 @@ from ouroboros.convert.bases import mean_residual, truncated
 from ouroboros.convert.bridge import fit_bridge
 from ouroboros.convert.layers import LAYER
 from ouroboros.convert.recursive import recursive
-from ouroboros.data.bundled import bundled_files
 from ouroboros.data.prepared import open_prepared
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -103,10 +102,10 @@ class Sizes:
     """Of each text that are read."""
 
 
-def write_texts(folder: Path) -> list[Path]:
-    """The bundled source as two texts: code without its docstrings, and the docstrings."""
+def write_texts(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """Python files as two texts: code without its docstrings, and the docstrings."""
     code, prose = [], []
-    for _, path in bundled_files():
+    for path in files:
         source = path.read_text(encoding="utf-8", errors="replace")
         lines, tree = source.splitlines(keepends=True), ast.parse(source)
         for node in ast.walk(tree):
@@ -274,7 +273,8 @@ class Bench:
         for ids_BT in self.batches(cell.seed, updates):
             loops = int(depths.choice(DRAWN)) if cell.drawn else None
             labels = ids_BT[:, cell.ahead : cell.ahead + WINDOW]
-            loss = model(ids_BT[:, :-2], targets=labels, use_cache=False, loops=loops).loss
+            logits = model(ids_BT[:, :-2], use_cache=False, loops=loops).logits.float()
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()

@@ -57,8 +57,8 @@ def main() -> None:
     options.add_argument("--data", type=Path, help="text to heal on, instead of the bundled code")
     options.add_argument("--other", type=Path, help="text of another kind, instead of the bundled docstrings")
     options.add_argument("--donor-steps", type=int, default=1000, help="of 1,024 tokens")
-    options.add_argument("--updates", type=int, default=40, help="of 512 tokens, for every cell")
-    options.add_argument("--windows", type=int, default=24, help="windows of each held-out text that are scored")
+    options.add_argument("--updates", type=int, default=60, help="of 512 tokens, for every cell")
+    options.add_argument("--windows", type=int, default=16, help="windows of each held-out text that are scored")
     options.add_argument("--max-bytes", type=int, default=1_000_000, help="of each text that are read")
     options.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
     chosen = options.parse_args()
@@ -72,11 +72,14 @@ def main() -> None:
     torch.set_num_threads(1)
     from controller_cells import Bench, Sizes, write_texts
 
+    from ouroboros.data.bundled import bundled_files
+
     sizes = Sizes(
         donor_steps=chosen.donor_steps, updates=chosen.updates, windows=chosen.windows, max_bytes=chosen.max_bytes
     )
     adopt(chosen.out, {**vars(sizes), "data": str(chosen.data), "other": str(chosen.other)})
-    texts = [chosen.data, chosen.other] if chosen.data else write_texts(chosen.out / "texts")
+    files = (path for _, path in bundled_files())
+    texts = [chosen.data, chosen.other] if chosen.data else write_texts(chosen.out / "texts", files)
     bench = Bench(chosen.out, texts, sizes)
     table = Table(range(chosen.seeds))
     left = train(bench, table, chosen.out, 60 * chosen.minutes)
