@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ouroboros.config import Recipe, to_dict
@@ -30,7 +32,7 @@ from ouroboros.convert.recursive import recursive
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError, check, first_line
-from ouroboros.files import write_whole
+from ouroboros.files import replacing, write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.reading import load_model
 from ouroboros.schedule import parse
@@ -42,6 +44,8 @@ from ouroboros.train.rundir import CONFIG, WEIGHTS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
+BRIDGE = "bridge.safetensors"
+"""In the directory: the bridge that all arms begin with."""
 PLAN, DONOR, ARMS, STATES = "heal.json", "donor", "arms", "states"
 """In the directory: what is being done, the whole donor, the runs, and the teacher's states while they are needed."""
 BRIDGE_TOKENS = 32_768
@@ -124,10 +128,20 @@ class Healing:
         return model
 
     def bridged(self, arm: str) -> tuple[OuroborosForCausalLM, BridgeFit]:
-        """The model of an arm with its bridge fitted: what training begins from."""
+        """The model of an arm with its bridge fitted: what training begins from. What steers the loop is neutral then,
+        so that all arms have the same bridge, which is fitted once."""
         model = self.cut(arm)
         nn.Module.to(model, choose_device())
+        path = self.out / BRIDGE
+        bridge: Any = model.model.decoder.loops[0]["bridge"]  # pyrefly: ignore
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                fit = BridgeFit(**json.loads(file.metadata()["fit"]))
+                bridge.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return model, fit
         fit = fit_bridge(model, self.donor, self._batches(), self.layer, self.dtype)
+        with replacing(path) as temporary:
+            save_file(bridge.state_dict(), temporary, {"fit": json.dumps(dataclasses.asdict(fit))})
         return model, fit
 
     def _batches(self) -> Iterator[Tensor]:

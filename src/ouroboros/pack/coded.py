@@ -39,7 +39,5 @@ class Coded:
 
     def dense(self) -> Tensor:
         """The tensor itself, float32."""
-        rows, columns = self.codes.shape
-        groups = self.scales.shape[1]
-        steps = self.scales.float().repeat_interleave(columns // groups, dim=1)
+        steps = self.scales.float().repeat_interleave(self.codes.shape[1] // self.scales.shape[1], dim=1)
         return (self.codes.float() * steps).reshape(self.shape)

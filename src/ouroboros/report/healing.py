@@ -31,14 +31,14 @@ def page_of(judge: Judge, plan: Any, results: Sequence[ArmResult], facts: dict[s
         )
         for result in results
     ]
-    kept = plan.to_dict()["kept"]
+    kept, loops = plan.to_dict()["kept"], loops_of_arms(judge, results, facts["best"])
     return Report(
         title=f"{plan.source}, made recursive",
         subtitle=f"layout {plan.layout}, of the donor's layers {kept}; bits per byte on {first}",
         headline=facts["verdict"],
         arms=arms,
         samples=_samples(judge, results, facts["best"]),
-        sections=[_scores(results, facts), _costs(facts), *loops_of_arms(judge, facts["best"]), _elsewhere(facts)],
+        sections=[_scores(results, facts), _costs(facts), *loops, _elsewhere(facts)],
         notes=[
             "Intervals are over pieces of the held-out texts. They say nothing of training seeds: repeat with --seed.",
             f"Scores are computed in {str(judge.healing.dtype).removeprefix('torch.')}.",
@@ -77,10 +77,10 @@ def _costs(facts: dict[str, Any]) -> Section:
     return Section(ident="cost", title="What it cost", tables=[Table(head, rows)])
 
 
-def loops_of_arms(judge: Judge, best: str) -> list[Section]:
+def loops_of_arms(judge: Judge, results: Sequence[ArmResult], best: str) -> list[Section]:
     """What the loops of the best arm do, and those of the one with a Controller."""
     texts = [document for documents in judge.texts.values() for document in documents[:MAX_SAMPLES]]
-    arms = dict.fromkeys((best, *(arm for arm in judge.healing.plan.arms if arm == "controller")))
+    arms = dict.fromkeys((best, *(arm.name for arm in results if arm.name == "controller")))
     found = [section_of(judge.model_of(arm), judge.tokenizer, texts, f"the arm {arm}", arm) for arm in arms]
     return [section for section in found if section is not None]
 

@@ -82,7 +82,8 @@ def _all_options(nested: bool) -> tuple[type[ConvertOptions], list[str]]:
 def _nested() -> Iterator[tuple[str, Any, Any]]:
     """The specifications of a healing as fields."""
     for name, value in NESTED.items():
-        kind = Annotated[type(value), tyro.conf.arg(name="data")] if name == "text" else type(value)
+        kind: Any = type(value)
+        kind = Annotated[kind, tyro.conf.arg(name="data")] if name == "text" else kind
         yield name, kind, dataclasses.field(default=value)
 
 

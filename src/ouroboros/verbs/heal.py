@@ -311,14 +311,14 @@ def table(results: Sequence[ArmResult], facts: dict[str, Any]) -> list[str]:
     """The arms as lines of text."""
     texts = list(results[0].scores)
     head = f"{'':22}{'trained':>10}{'tokens/s':>10}"
-    head += "".join(f"{text[:14]:>16}{'gap closed':>20}" for text in texts)
+    head += "".join(f"{text[:14]:>16}{'gap closed':>22}" for text in texts)
     lines = [head]
     for arm in facts["arms"]:
         speed = arm["tokens_per_second"]
         line = f"{arm['name']:22}{arm['trained_parameters'] or '':>10}{'' if speed is None else f'{speed:.1f}':>10}"
         for text in texts:
             one = arm["texts"][text]
-            line += f"{one['bits_per_byte']:>16.4f}{_closed(one['closed']):>20}"
+            line += f"{one['bits_per_byte']:>16.4f}{_closed(one['closed']):>22}"
         lines.append(line)
     return lines
 

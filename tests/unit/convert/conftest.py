@@ -108,7 +108,11 @@ def healing(make: Make, tmp_path: Path) -> Callable[..., Healing]:
             data=DataSpec(sources=(str(text),), sequence_length=16, tokenizer=str(out / "donor")),
             optim=OptimSpec(matrix_optimizer="adamw", lr=1e-2, weight_decay=0.0),
             train=TrainSpec(
-                steps=4, batch_size=2, precision="fp32", compile="off", threads=1,
+                steps=4,
+                batch_size=2,
+                precision="fp32",
+                compile="off",
+                threads=1,
                 eval_bytes=256,
                 teach=TaughtTraining(model=".", **given),
             ),

@@ -158,9 +158,8 @@ def test_the_page_of_a_healing_shows_the_best_arm_and_the_controller() -> None:
             texts={"news": [b"One.", b"Two.", b"Three."]},
             tokenizer=byte_tokenizer(),
             model_of=lambda arm: models[arm][1],
-            healing=SimpleNamespace(plan=SimpleNamespace(arms=arms)),
         )
-        found = loops_of_arms(judge, best)
+        found = loops_of_arms(judge, [SimpleNamespace(name=arm) for arm in arms], best)  # pyrefly: ignore
         assert all("2 texts of at most 24 tokens" in section.lead for section in found)
         return [section.ident for section in found]
 
