@@ -36,15 +36,9 @@ MOVED = ("gain moved", "gain spread", "gate moved", "heads moved", "in next")
 PUBLISHED = f"controller, depth {PUBLISHED_DEPTH}"
 """The arm that others are compared with."""
 HEALED = (
-    *(
-        PUBLISHED,
-        "two ahead",
-        "coda trained",
-        "coda trained, two ahead",
-        f"static, depth {PUBLISHED_DEPTH}",
-        "static, two ahead",
-    ),
-    *("bridge, not trained", "ours, bridge", "ours, static", "ours, controller"),
+    *(PUBLISHED, f"static, depth {PUBLISHED_DEPTH}", "two ahead", "static, two ahead", "no norm", "neither"),
+    *("coda trained", "coda trained, two ahead", "bridge, not trained", "ours, bridge", "ours, static"),
+    "ours, controller",
 )
 """Arms that are compared with the cut donor."""
 
@@ -326,7 +320,8 @@ def depths(table: Table) -> dict[str, Any]:
             f"{depth} - 1": table.both(f"controller, depth {depth}", "controller, depth 1") for depth in DEPTHS[1:]
         },
         "depth drawn, used at": {
-            f"{depth} - 2": table.minus(drawn, drawn, f"depth {depth} in next", "depth 2 in next") for depth in DEPTHS
+            f"{depth} - 2": table.minus(drawn, drawn, f"depth {depth} in next", "depth 2 in next")
+            for depth in (1, 4, 8)
         },
     }
 
@@ -372,7 +367,7 @@ def robustness(table: Table) -> dict[str, Any]:
     cell, values = table.cells()[PUBLISHED], table.values(PUBLISHED)
     low, high = (table.of(dataclasses.replace(cell, rate=rate), "in next") for rate in RATES)
     return {
-        **{f"rank {rank} - rank 8": table.both(f"controller, rank {rank}", PUBLISHED) for rank in GRID_RANKS},
+        **{f"rank {rank} - 8": table.both(f"controller, rank {rank}", PUBLISHED) for rank in GRID_RANKS if rank != 8},
         f"rate {RATES[1]} - {RATES[0]}": interval([b - a for a, b in zip(low, high, strict=bool(low and high))]),
         "deviation between seeds": stdev(values) if len(values) > 1 else None,
     }
