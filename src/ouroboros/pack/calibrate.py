@@ -95,15 +95,16 @@ def quantize_model(
     with _one_thread(), torch.no_grad():
         made = _plain(chosen)
         solved = [entry.name for entry, rule in chosen.values() if mode != "rounding" and _calibrates(entry, rule)]
+        waiting = set(solved)
         with _restored(model, {name: entry.tensor for name, (entry, _) in chosen.items()}):
             for names in _stages(chosen, solved, mode):
                 found = gather(model, ids, names)
                 for name in names:
                     entry, rule = chosen[name]
                     made.tensors[name], made.report[name] = _solved(entry, rule, found, weighting)
-                # Only now, as all of a stage see the same activations.
-                if mode == "loop-aware":
-                    apply(model, made.tensors)
+                # Only now, as all of a stage see the same activations; what is not coded yet stays as it is.
+                waiting -= {*names}
+                apply(model, made.tensors | {name: chosen[name][0].tensor for name in waiting})
     exceptions = made.exceptions
     if exceptions and not allow_fallbacks:
         raise OuroborosError(

@@ -39,7 +39,6 @@ class Coded:
 
     def dense(self) -> Tensor:
         """The tensor itself, float32."""
-        rows, columns = self.codes.shape
-        groups = self.scales.shape[1]
+        columns, groups = self.codes.shape[1], self.scales.shape[1]
         steps = self.scales.float().repeat_interleave(columns // groups, dim=1)
         return (self.codes.float() * steps).reshape(self.shape)

@@ -18,7 +18,7 @@ from ouroboros.errors import OuroborosError, check
 from ouroboros.model.executor import Decoder
 from ouroboros.optim import parameter_roles
 from ouroboros.optim.groups import ROLES
-from ouroboros.pack.quantize import Clip
+from ouroboros.pack.quantize import SQUARES, Clip
 
 BUFFER = "buffer"
 """The role of what a model stores and does not train, such as OSAM's hashes."""
@@ -55,7 +55,7 @@ class Rule:
     """Of a code, 2 to 8."""
     group: int = 0
     """Columns that share a step; 0: all of a row."""
-    clip: Clip = Clip()
+    clip: Clip = SQUARES
     """How steps are chosen."""
     method: Literal["gptq", "rounding"] = "gptq"
     """``gptq`` makes up for errors by what the map reads; tables that are only looked up, and tensors of other than two
@@ -110,7 +110,7 @@ class Plan:
         return {name: (entry, rule) for name, (entry, rule) in chosen.items() if rule is not None}
 
 
-def uniform(bits: int, *, tables: int | None = None, group: int = 0, clip: Clip = Clip()) -> Plan:
+def uniform(bits: int, *, tables: int | None = None, group: int = 0, clip: Clip = SQUARES) -> Plan:
     """Codes of so many bits for every map, and for every table of ids; small tensors and vectors are kept as float16,
     and numbers that steer a part as a whole as float32.
 
@@ -143,7 +143,7 @@ def entries(model: Any) -> list[Entry]:
     Raises:
         OuroborosError: a parameter whose part does not say what it is.
     """
-    path, decoder = next((name, module) for name, module in model.named_modules() if isinstance(module, Decoder))
+    path = next(name for name, module in model.named_modules() if isinstance(module, Decoder))
     visited = [visit.block for visit in model.schedule.visits]
     parts = {f"{path}.layers.{block}.": "looped" if visited.count(block) > 1 else "once" for block in set(visited)}
     parts[f"{path}.loops."] = "looped"

@@ -46,6 +46,10 @@ class Clip:
         check(self.kind != "quantile" or (value or 0) <= 1, f"clip quantile needs a value up to 1, got {value}")
 
 
+SQUARES = Clip()
+"""The clip that needs no choice."""
+
+
 def matrix_of(w: Tensor) -> Tensor:
     """``w`` as rows and columns (R, C), float32."""
     return w.detach().float().reshape((w.shape[0], -1) if w.ndim > 1 else (1, -1))
@@ -62,7 +66,7 @@ def checked(w: Tensor, name: str) -> Tensor:
     return w
 
 
-def choose_steps(w_RC: Tensor, bits: int, *, group: int = 0, clip: Clip = Clip(), name: str = "weight") -> Tensor:
+def choose_steps(w_RC: Tensor, bits: int, *, group: int = 0, clip: Clip = SQUARES, name: str = "weight") -> Tensor:
     """The steps of a matrix, (R, G) float16.
 
     A step is never below 2^-24, the smallest float16; there is no other floor, so tiny weights get tiny steps.
@@ -104,7 +108,7 @@ def rounded(w_RC: Tensor, steps_RG: Tensor, bits: int) -> Tensor:
     return codes(w_RC, steps_RG.float().repeat_interleave(columns, dim=1), bits).to(torch.int8)
 
 
-def quantize(w: Tensor, bits: int, *, group: int = 0, clip: Clip = Clip(), name: str = "weight") -> Coded:
+def quantize(w: Tensor, bits: int, *, group: int = 0, clip: Clip = SQUARES, name: str = "weight") -> Coded:
     """A tensor of any shape rounded to codes; arguments and errors as for :func:`choose_steps`."""
     w_RC = matrix_of(checked(w, name))
     steps_RG = choose_steps(w_RC, bits, group=group, clip=clip, name=name)

@@ -79,8 +79,8 @@ def gather(
 ) -> Statistics:
     """The statistics of a model that reads texts, each from its start.
 
-    Rows of equal length are read together and nothing is padded, so every position counts once. Registers, which are
-    read before every text, do not count. The model is in evaluation mode meanwhile, and watched as by
+    Rows of equal length are read together and nothing is padded, so every position counts once. The reading of
+    registers, which goes before every text, does not count. The model is in evaluation mode meanwhile, and watched as by
     :func:`~ouroboros.model.executor.observe`: positions that have stopped are computed and count.
 
     Args:
@@ -99,7 +99,7 @@ def gather(
     size = model.config.vocab_size
     with evaluating(model), observe(model, watcher.visited):
         for batch in _batches(rows, batch_tokens):
-            fits = 0 <= int(batch.min()) and int(batch.max()) < size
+            fits = int(batch.min()) >= 0 and int(batch.max()) < size
             check(fits, f"calibration: ids must be from 0 to {size - 1}, the model's vocabulary")
             with watcher:
                 model(input_ids=batch, use_cache=False)
