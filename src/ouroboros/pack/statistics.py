@@ -80,7 +80,7 @@ def gather(
     """The statistics of a model that reads texts, each from its start.
 
     Rows of equal length are read together and nothing is padded, so every position counts once. The reading of
-    registers, which goes before every text, does not count. The model is in evaluation mode meanwhile, and watched as by
+    registers, which goes before every text, does not count. The model is in evaluation mode meanwhile, and watched by
     :func:`~ouroboros.model.executor.observe`: positions that have stopped are computed and count.
 
     Args:
