@@ -21,7 +21,7 @@ from ouroboros.optim.groups import ROLES
 from ouroboros.pack.quantize import SQUARES, Clip
 
 BUFFER = "buffer"
-"""The role of what a model stores and does not train, such as OSAM's hashes."""
+"""The role of what a model stores and does not train."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class Clip:
     """Which weight the largest code stands for, ``c``; a step is ``c / (2^(bits - 1) - 1)``, and larger weights are
     clipped."""
 
-    kind: Literal["quantile", "squares", "sigma", "size"] = "squares"
+    by: Literal["quantile", "squares", "sigma", "size"] = "squares"
     """``quantile``: ``c`` is a quantile of the row's absolute weights. ``squares``: the part of the largest with which
     rounding has the least squared error. ``sigma``: a multiple of the row's root mean square, so that codes of every
     row are distributed alike, which an entropy coder rewards. ``size``: the same with the multiple, one for the tensor,
@@ -39,11 +39,11 @@ class Clip:
 
     def __post_init__(self) -> None:
         value = self.value
-        if self.kind == "squares":
+        if self.by == "squares":
             check(value is None, f"clip squares takes no value, got {value}")
             return
-        check(value is not None and value > 0, f"clip {self.kind} needs a value above 0, got {value}")
-        check(self.kind != "quantile" or (value or 0) <= 1, f"clip quantile needs a value up to 1, got {value}")
+        check(value is not None and value > 0, f"clip {self.by} needs a value above 0, got {value}")
+        check(self.by != "quantile" or (value or 0) <= 1, f"clip quantile needs a value up to 1, got {value}")
 
 
 SQUARES = Clip()
@@ -89,13 +89,13 @@ def choose_steps(w_RC: Tensor, bits: int, *, group: int = 0, clip: Clip = SQUARE
         f"tensor {name!r} has {columns} columns, which groups of {group} do not divide: choose another group, or 0",
     )
     w_NC = w_RC.float().reshape(-1, group or columns)
-    if clip.kind == "quantile":
+    if clip.by == "quantile":
         step_N1 = row_steps(w_NC, bits, clip=clip.value or 1.0)
-    elif clip.kind == "squares":
+    elif clip.by == "squares":
         step_N1 = _least_squares(w_NC, bits)
     else:
         size_N1 = w_NC.double().square().mean(dim=1, keepdim=True).sqrt().float()
-        multiple = clip.value if clip.kind == "sigma" else _multiple(w_NC, size_N1, bits, clip.value or 1.0)
+        multiple = clip.value if clip.by == "sigma" else _multiple(w_NC, size_N1, bits, clip.value or 1.0)
         step_N1 = size_N1 * (multiple or 1.0) / (2 ** (bits - 1) - 1)
     fits = float(step_N1.max()) <= LARGEST
     check(fits, f"tensor {name!r} has weights too large for a step in float16: keep it as float32")

@@ -224,7 +224,7 @@ def test_held_out_loss_of_a_trained_loop(trained):
     rows = list(sentences(200, 32, seed=20_000))
     before, whole = loss(trained), {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     cost = dict.fromkeys(("rounding", "per-call", "loop-aware"), 0.0)
-    for clip in (SQUARES, Clip(kind="quantile", value=1.0), Clip(kind="sigma", value=2.5)):
+    for clip in (SQUARES, Clip(by="quantile", value=1.0), Clip(by="sigma", value=2.5)):
         for mode in cost:
             apply(trained, quantize_model(trained, uniform(3, tables=8, clip=clip), rows, mode=mode).tensors)
             cost[mode] += (loss(trained) - before) / 3

@@ -72,7 +72,7 @@ def test_white_inputs_leave_rounding():
 def test_dead_columns_are_rounded_and_change_nothing_else():
     w, x = torch.randn(4, 10, generator=torch.Generator().manual_seed(6)), correlated(10, 50, 7)
     x[:, [2, 7]] = 0
-    steps = choose_steps(w, 4, clip=Clip(kind="quantile", value=1.0))
+    steps = choose_steps(w, 4, clip=Clip(by="quantile", value=1.0))
     alive = [0, 1, 3, 4, 5, 6, 8, 9]
     h = moment(x)
     # Damping is a share of the mean diagonal, which has two columns more.

@@ -9,8 +9,8 @@ from torch import Tensor
 from ouroboros.errors import OuroborosError
 from ouroboros.pack.quantize import SQUARES, Clip, choose_steps, entropy, quantize
 
-WHOLE = Clip(kind="quantile", value=1.0)
-CLIPS = [SQUARES, WHOLE, Clip(kind="quantile", value=0.99), Clip(kind="sigma", value=3.0), Clip(kind="size", value=3.0)]
+WHOLE = Clip(by="quantile", value=1.0)
+CLIPS = [SQUARES, WHOLE, Clip(by="quantile", value=0.99), Clip(by="sigma", value=3.0), Clip(by="size", value=3.0)]
 
 
 def drawn(*shape: int, seed: int = 0, std: float = 0.05) -> Tensor:
@@ -21,7 +21,7 @@ def error(w: Tensor, bits: int, **options) -> float:
     return float((quantize(w, bits, **options).dense() - w).square().sum() / w.square().sum())
 
 
-@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.kind)
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.by)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_are_the_nearest_for_the_stored_step(clip, bits):
     w = drawn(6, 32)
@@ -62,7 +62,7 @@ def test_weights_below_the_smallest_step():
     assert float((quantize(drawn(2, 8, std=1e-7), 8).dense() - drawn(2, 8, std=1e-7)).abs().max()) <= 2.0**-25
 
 
-@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.kind)
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.by)
 def test_rows_of_zeros_stay_zero(clip):
     w = drawn(3, 16)
     w[1] = 0
@@ -82,16 +82,14 @@ def test_other_shapes(shape):
 
 def test_sigma_makes_codes_of_every_row_alike():
     w = drawn(2, 4096) * torch.tensor([[1.0], [30.0]])
-    found = quantize(w, 6, clip=Clip(kind="sigma", value=4.0)).codes.double().std(dim=1)
+    found = quantize(w, 6, clip=Clip(by="sigma", value=4.0)).codes.double().std(dim=1)
     assert found[0] == pytest.approx(float(found[1]), rel=0.05)
     assert found[0] == pytest.approx(31 / 4, rel=0.05)
 
 
 @pytest.mark.parametrize("bits", [1.5, 3.0, 5.0])
 def test_size_is_the_entropy_of_the_codes(bits):
-    assert entropy(quantize(drawn(16, 256), 8, clip=Clip(kind="size", value=bits)).codes) == pytest.approx(
-        bits, abs=0.02
-    )
+    assert entropy(quantize(drawn(16, 256), 8, clip=Clip(by="size", value=bits)).codes) == pytest.approx(bits, abs=0.02)
 
 
 def test_entropy():
@@ -108,7 +106,7 @@ def test_entropy():
         (torch.zeros(0, 3), {}, "'here' is empty"),
         (torch.ones(2, 6), {"group": 4}, "'here' has 6 columns, which groups of 4 do not divide"),
         (torch.full((2, 6), 1e30), {}, "'here' has weights too large"),
-        (torch.full((2, 6), 1e30), {"clip": Clip(kind="sigma", value=3.0)}, "'here' has weights too large"),
+        (torch.full((2, 6), 1e30), {"clip": Clip(by="sigma", value=3.0)}, "'here' has weights too large"),
     ],
 )
 def test_what_cannot_be_coded_is_refused_by_name(w, options, message):
@@ -119,10 +117,10 @@ def test_what_cannot_be_coded_is_refused_by_name(w, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "quantile"}, "needs a value"),
-        ({"kind": "quantile", "value": 1.5}, "up to 1"),
-        ({"kind": "sigma", "value": 0.0}, "above 0"),
-        ({"kind": "squares", "value": 0.5}, "takes no value"),
+        ({"by": "quantile"}, "needs a value"),
+        ({"by": "quantile", "value": 1.5}, "up to 1"),
+        ({"by": "sigma", "value": 0.0}, "above 0"),
+        ({"by": "squares", "value": 0.5}, "takes no value"),
     ],
 )
 def test_clips_that_mean_nothing(options, message):
