@@ -89,9 +89,8 @@ def quantize_model(
         OuroborosError: a tensor that no rule fits or that cannot be coded, or an exception that is not allowed.
     """
     check(mode in ("loop-aware", "per-call", "rounding"), f"mode is loop-aware, per-call or rounding, not {mode!r}")
+    check(mode == "loop-aware" or weighting == "mean", f"mode {mode} puts visits together: leave weighting out")
     chosen = {name: (_copied(entry), rule) for name, (entry, rule) in plan.choose(model).items()}
-    if mode == "per-call":
-        weighting = "mean"
     with _one_thread(), torch.no_grad():
         made = _plain(chosen)
         solved = [entry.name for entry, rule in chosen.values() if mode != "rounding" and _calibrates(entry, rule)]

@@ -1,12 +1,13 @@
 """What the linear maps of a model are given while it reads text: second moments, visit by visit.
 
 Whatever code applies a map, the product with its weight is a call of torch, and those are watched; so a part needs to
-declare nothing, and a map that another operation computes is known by that operation's name. Shapes: N positions,
+declare nothing, and a weight that another operation reads is known by that operation's name. Shapes: N positions,
 C inputs of a map, B rows of text, T tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ from ouroboros.errors import check
 from ouroboros.eval.windows import evaluating
 from ouroboros.model.executor import Decoder, observe
 from ouroboros.nn.block import Block
+from ouroboros.nn.part import Started
 from ouroboros.nn.visit import VisitContext
 
 BATCH_TOKENS = 1024
@@ -97,7 +99,7 @@ def gather(
     found = Statistics()
     watcher = _Watcher(model, found, names)
     size = model.config.vocab_size
-    with evaluating(model), observe(model, watcher.visited):
+    with evaluating(model), observe(model, watcher.visited), _unfolded(model):
         for batch in _batches(rows, batch_tokens):
             fits = int(batch.min()) >= 0 and int(batch.max()) < size
             check(fits, f"calibration: ids must be from 0 to {size - 1}, the model's vocabulary")
@@ -105,6 +107,20 @@ def gather(
                 model(input_ids=batch, use_cache=False)
             watcher.end_batch()
     return found
+
+
+@contextlib.contextmanager
+def _unfolded(model: Any) -> Iterator[None]:
+    """Meanwhile every part forms the input of each of its maps."""
+    modules = [module for module in model.modules() if isinstance(module, Started)]
+    before = [module.folds for module in modules]
+    try:
+        for module in modules:
+            module.folds = False
+        yield
+    finally:
+        for module, folds in zip(modules, before, strict=True):
+            module.folds = folds
 
 
 def _batches(rows: Sequence[Tensor], tokens: int) -> Iterator[Tensor]:
@@ -150,12 +166,12 @@ class _Watcher(TorchFunctionMode):
             self.reading = True
         product = None
         if func is F.linear:
-            x, weight = (*args, *kwargs.values())[:2]
+            x, weight = given[:2]
             product = self._known(weight)
-            if product is not None and product[1].shape == weight.shape and self.reading:
+            if product is not None and (weight.shape, weight.stride()) != (product[1].shape, product[1].stride()):
+                product = None  # transposed, or a part of it
+            if product is not None and self.reading:
                 self._add(product[0], x)
-            elif product is not None and product[1].shape != weight.shape:
-                product = None
         for value in given if product is None else ():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, Tensor) and (known := self._known(tensor)) is not None:

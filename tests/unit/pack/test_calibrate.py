@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from variants import BASE, VARIANTS
 
 from ouroboros.config import ModelSpec, OptimSpec
@@ -14,6 +14,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.optim import build_optimizers
+from ouroboros.pack import calibrate
 from ouroboros.pack.calibrate import Quantized, apply, quantize_model
 from ouroboros.pack.coded import Coded
 from ouroboros.pack.gptq import solve
@@ -68,9 +69,7 @@ def test_every_recipe_packs():
     for name in RECIPES:
         spec = recipe(name, "tiny").model
         model, rows = built(spec), texts(spec, rows=2)
-        made = quantize_model(model, DEFAULT, rows, allow_fallbacks=True)
-        expected = [line for line in made.exceptions if "readout_in" not in line]
-        assert not expected, name
+        made = quantize_model(model, DEFAULT, rows)
         with torch.no_grad():
             before = model(input_ids=rows[0][None]).logits
             apply(model, made.tensors)
@@ -133,16 +132,34 @@ def test_codes_do_not_depend_on_the_number_of_threads(name):
         assert torch.equal(dense(value), dense(found[1].tensors[tensor])), tensor
 
 
+class OwnProduct(nn.Linear):
+    """A map that is computed otherwise than torch's linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
 def test_fallbacks_are_errors_unless_they_are_allowed():
-    spec = VARIANTS["osam spectral, dropout"]
-    model, rows, name = built(spec), texts(spec), "model.decoder.layers.0.self_attn.readout_in.weight"
-    with pytest.raises(OuroborosError, match=r"readout_in\.weight: rounded, as it is read by .* method rounding"):
+    model, rows, name = built(LOOPED), texts(LOOPED), f"{LOOP}mlp.up_proj.weight"
+    model.model.decoder.layers[1].mlp.up_proj = OwnProduct(32, 48, bias=False)
+    with pytest.raises(OuroborosError, match=r"up_proj\.weight: rounded, as it is read by .* method rounding"):
         quantize_model(model, DEFAULT, rows)
     made = quantize_model(model, DEFAULT, rows, allow_fallbacks=True)
     assert made.report[name].fallback and made.report[name].method == "rounding"
     assert len(made.exceptions) == 1 and name in made.exceptions[0]
-    planned = quantize_model(model, DEFAULT.first(Rule(where="*.readout_in.weight", method="rounding")), rows)
+    planned = quantize_model(model, DEFAULT.first(Rule(where=name, method="rounding")), rows)
     assert not planned.exceptions and torch.equal(codes(planned, name), codes(made, name))
+
+
+def test_more_damping_is_an_error_unless_it_is_allowed(monkeypatch):
+    def unwilling(w_RC, h_CC, steps_RG, bits):
+        return solve(w_RC, h_CC - 0.3 * h_CC.diagonal().mean() * torch.eye(len(h_CC)), steps_RG, bits)
+
+    monkeypatch.setattr(calibrate, "solve", unwilling)
+    with pytest.raises(OuroborosError, match="damping raised to 0.1; damping raised to 1"):
+        quantize_model(built(LOOPED), DEFAULT, texts(LOOPED))
+    made = quantize_model(built(LOOPED), DEFAULT, texts(LOOPED), allow_fallbacks=True)
+    assert not any(line.fallback for line in made.report.values())
 
 
 def test_the_report_says_what_gptq_is_worth():
@@ -184,6 +201,11 @@ def test_tensors_of_another_model_are_refused():
 def test_an_unknown_mode():
     with pytest.raises(OuroborosError, match="mode is loop-aware"):
         quantize_model(built(BASE), DEFAULT, texts(BASE), mode="magic")  # pyrefly: ignore
+
+
+def test_a_weighting_that_nothing_asks_for():
+    with pytest.raises(OuroborosError, match="mode per-call puts visits together"):
+        quantize_model(built(BASE), DEFAULT, texts(BASE), mode="per-call", weighting="last")
 
 
 def sentences(rows: int, length: int, seed: int) -> Tensor:

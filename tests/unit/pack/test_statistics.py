@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from variants import BASE, VARIANTS, model
 
 from ouroboros.config import ModelSpec
@@ -148,11 +148,54 @@ def test_maps_that_parts_call_as_functions(name, covered):
     assert names and all(found.visits(weight) for weight in names)
 
 
+@pytest.mark.parametrize("name", ["osam spectral, dropout", "osam kupdate"])
+def test_a_map_that_is_folded_into_another_operation(name):
+    spec = VARIANTS[name]
+    made, weight = built(spec), "model.decoder.layers.0.self_attn.readout_in.weight"
+    found = gather(made, texts(spec))
+    inside = made.model.decoder.layers[0].self_attn
+    assert found.visits(weight) and inside.folds
+    features: list[Tensor] = []
+    formed = inside.feature
+    inside.feature = lambda *given: features.append(formed(*given)) or features[-1]  # pyrefly: ignore
+    with torch.no_grad():
+        ids = torch.stack(texts(spec))
+        folded = made.eval()(input_ids=ids, use_cache=False).logits
+        assert not features
+        inside.folds = False
+        formed_first = made(input_ids=ids, use_cache=False).logits
+    close(found.sums[weight, 0], _sum(features[0]))
+    torch.testing.assert_close(formed_first, folded, rtol=1e-3, atol=1e-3 * float(folded.abs().max()))
+
+
+def _sum(x: Tensor) -> Tensor:
+    x = x.flatten(0, -2).double()
+    return x.T @ x
+
+
+class OwnProduct(nn.Linear):
+    """A map that is computed otherwise than torch's linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Backwards(nn.Linear):
+    """A map by the transposed weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.T)
+
+
 def test_what_is_no_map_is_known_by_its_reader():
-    spec = VARIANTS["osam spectral, dropout"]
-    found = gather(built(spec), texts(spec))
-    name = "model.decoder.layers.0.self_attn.readout_in.weight"
-    assert found.moment(name) is None and found.read_by[name]
+    made = built(BASE)
+    made.model.decoder.layers[1].mlp.up_proj = OwnProduct(32, 48, bias=False)
+    found = gather(made, texts(BASE))
+    name = "model.decoder.layers.1.mlp.up_proj.weight"
+    assert found.moment(name) is None and found.read_by[name] == {"Tensor.matmul"}
+    made.model.decoder.layers[1].self_attn.o_proj = Backwards(32, 32, bias=False)
+    found, name = gather(made, texts(BASE)), "model.decoder.layers.1.self_attn.o_proj.weight"
+    assert found.moment(name) is None and found.read_by[name] == {"linear"}
     spec = VARIANTS["choke grouped, tap of chosen blocks"]
     assert gather(built(spec), texts(spec)).read_by["model.decoder.layers.0.mlp.group_down"]
 

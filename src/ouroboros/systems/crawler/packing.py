@@ -224,6 +224,8 @@ def _map_of(name: str, settings: Published) -> str | None:
     """Our name of a published linear map; None for other tensors."""
     if not name.endswith(".weight") or name.endswith("embed.weight") or name == "tok_emb.weight":
         return None
+    if name == "lm_head.weight":
+        return name
     ours = Names(settings).ours(name)
     return None if ours is None or ours[1] is not None else f"model.{ours[0]}"
 
