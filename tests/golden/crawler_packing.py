@@ -121,7 +121,7 @@ def loop_aware(case: dict[str, Any], path: Path, work: Path) -> None:
     stream = tensors["tokens"].long()
     starts = [number * (length + 1) for number in range(case["n_samples"])]
     rows = [stream[start : start + length] for start in starts]
-    first, merged = packing.moments(weights, settings, rows, loop_aware=True, small=small)
+    first, merged = packing.moments(weights, settings, rows, loop_aware=True, small=small, context=1)
     within = {"rtol": number(case["tolerance"], r"Hessians rtol ([0-9.e-]+)"), "atol": 1e-6}
     again = below(tensors, "H_merged/")
     assert sorted(again) == sorted(case["hessians_changed_by_phase2"])

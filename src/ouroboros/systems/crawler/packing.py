@@ -126,11 +126,17 @@ def gptq(w_RC: Tensor, h_CC: Tensor, *, most: int = 31, damping: float = DAMPING
             errors_RB[:, column - start] = error_R
         left_RC[:, stop:] -= errors_RB @ g_CC[start:stop, stop:]
     codes_RC = codes_RC[:, order.argsort()].to(torch.int8)
-    return Coded(codes=codes_RC, scales=step_R1.half(), bits=6, shape=tuple(w_RC.shape))
+    return Coded(codes=codes_RC, scales=step_R1.half(), bits=most.bit_length() + 1, shape=tuple(w_RC.shape))
 
 
 def moments(
-    tensors: Mapping[str, Tensor], settings: Published, rows: Sequence[Tensor], *, loop_aware: bool, small: int = SMALL
+    tensors: Mapping[str, Tensor],
+    settings: Published,
+    rows: Sequence[Tensor],
+    *,
+    loop_aware: bool,
+    small: int = SMALL,
+    context: int = 2048,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Second moments of the inputs of linear maps by published name, without ``.weight``: of the model as it is, and
     those that the codes are made with.
@@ -144,9 +150,10 @@ def moments(
         rows: ids of texts, (T,) each.
         loop_aware: see above.
         small: numbers up to which a tensor is kept.
+        context: tokens of a sequence, to which the rotation is scaled.
     """
     names = {name.removesuffix(".weight"): our for name in tensors if (our := _map_of(name, settings)) is not None}
-    plain = gather(to_model(tensors, settings, context=1), rows)
+    plain = gather(to_model(tensors, settings, context=context), rows)
     first = {name: h for name, our in names.items() if (h := plain.moment(our)) is not None}
     if not loop_aware:
         return first, first
@@ -156,7 +163,7 @@ def moments(
         if not _again(layer) and scheme_of(name, tensors[name], small=small) in ("int6", "int8"):
             coded[name] = gptq(tensors[name], h_CC).dense()
     again = [names[layer] for layer in first if _again(layer)]
-    found = gather(to_model({**tensors, **coded}, settings, context=1), rows, again)
+    found = gather(to_model({**tensors, **coded}, settings, context=context), rows, again)
     second = {layer: found.moment(our) for layer, our in names.items() if our in again}
     return first, first | {layer: h for layer, h in second.items() if h is not None}
 
