@@ -61,6 +61,7 @@ KINDS: dict[str, Check] = {
     **kinds_of("crawler_delta_rule"),
     **kinds_of("crawler_training"),
     **kinds_of("crawler_score"),
+    **kinds_of("crawler_packing"),
     **kinds_of("controller_model"),
     **kinds_of("controller_halting"),
     **kinds_of("controller_first"),

@@ -151,7 +151,7 @@ class Osam(Precise, Started):
         with torch.autocast(x_BTD.device.type, enabled=False):
             sums, read = self.remembered(factors, visit)
             count_BR1 = (self._positions(visit, x_BTD, dtype) + 1)[..., None]
-            hidden_BRF = self._hidden(factors.query, sums, count_BR1, low, alone=T == 1)
+            hidden_BRF = self._hidden(factors.query, sums, count_BR1, low, alone=T == 1 or not self.folds)
         skipped = F.gelu(self.readout_in.bias)  # where nothing is read, the readout maps 0
         feature_BTD = self.readout_out(self._drop(self._everywhere(hidden_BRF, skipped, visit, T)))
         gate_feature, gate_value = self.gates(dtype)
@@ -214,7 +214,7 @@ class Osam(Precise, Started):
         return (groups * (size + RMS_EPS).rsqrt()).flatten(-2)
 
     def feature(self, query: Tensor, sums: Tensor, count_BR1: Tensor) -> Tensor:
-        """``psi`` (B, R, m), which is formed for single tokens and for pictures alone."""
+        """``psi`` (B, R, m), which is formed for single tokens, for pictures and for who asks to see it."""
         memory = self.normalised(sums, count_BR1)
         psi = convolution(
             query.flatten(0, 1), memory.flatten(0, 1), self.query_sketch, self.key_sketch, self.spec.buckets
@@ -229,7 +229,8 @@ class Osam(Precise, Started):
         return self.value_out(self._drop(F.gelu(self.value_in(normed))))
 
     def _hidden(self, query: Tensor, sums: Tensor, count_BR1: Tensor, low: torch.dtype, *, alone: bool) -> Tensor:
-        """The readout's hidden layer (B, R, F) behind its activation; ``alone``: of one token per sequence."""
+        """The readout's hidden layer (B, R, F) behind its activation; ``alone``: a product with the feature itself, as
+        is right for one token per sequence."""
         weight, bias = self.readout_in.weight, self.readout_in.bias
         # Only the largest product is worth a shorter format; sums and spectra are not.
         if alone:

@@ -43,6 +43,9 @@ class Started(nn.Module):
     PARAMETER_ROLES: ClassVar[Mapping[str, str]] = {}
     PARAMETERS_BY_LOOP: ClassVar[bool] = False
     """Whether some parameters act in some loops alone, so that a step of fewer loops gives them no gradient."""
+    folds: bool = True
+    """Whether a map may be worked into another operation, so that its input is never formed. Who wants to see what all
+    maps read sets it to False meanwhile; the results differ in their rounding alone."""
 
     def reset_parameters(self, init: Init | None = None) -> None:
         """Set the parameters that are not of modules inside to their start.
