@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +131,53 @@ class OpenedModel:
         return None
 
 
+class PackedModel(OpenedModel):
+    """A model in a packed file (:mod:`ouroboros.pack`). Its tokenizer's files lie in a temporary directory, which goes
+    with this object.
+
+    Raises:
+        OuroborosError: the file is damaged, or is not of this version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from ouroboros.pack.artifact import Artifact
+
+        self.artifact = Artifact(path)
+        files = self.artifact.tokenizer_files()
+        super().__init__(path, Path(tempfile.mkdtemp(prefix="ouroboros-")))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+        for name, content in files.items():
+            (self.directory / name).write_bytes(content)
+
+    @functools.cached_property
+    def model(self) -> OuroborosForCausalLM:
+        """The model in evaluation mode, float32; a file that is damaged or whose tensors are not the model's is an
+        error."""
+        from ouroboros.convert.tensors import model_of
+
+        return model_of(self.spec, self.artifact.weights(), eos_token_id=self.artifact.header.eos_token_id)
+
+    def _fitting(self, read: Callable[[Path], Any], entries: Callable[[Any], int]) -> Any:
+        try:
+            return super()._fitting(read, entries)
+        except OuroborosError as error:  # the user knows the file, not the directory
+            raise OuroborosError(str(error).replace(str(self.directory), str(self.path))) from None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's specification."""
+        return self.artifact.spec
+
+    @functools.cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe in the file; None where it holds none."""
+        values = self.artifact.header.facts.recipe
+        return None if values is None else from_dict(Recipe, values, where=f"{self.path}: header: facts.recipe")
+
+
 def open_model(path: str | Path) -> OpenedModel:
-    """The one way to open a MODEL: a run directory, a transformers directory, or what a registered reader knows.
+    """The one way to open a MODEL: a run directory, a transformers directory, a packed file, or what a registered
+    reader knows.
 
     Entries of the registry's place ``openers`` are functions of a path that exists. They return an
     :class:`OpenedModel`, or None where the path is not of their form, and are asked first, by the order of their names.
@@ -147,7 +195,8 @@ def open_model(path: str | Path) -> OpenedModel:
         f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
         " (`ouroboros convert` makes a model directory of a published checkpoint)",
     )
-    check(not path.is_file(), f"{path} is a file; give a run directory or a transformers directory")
+    if path.is_file():
+        return PackedModel(path)
     check(path.is_dir(), f"{path}: no such model directory; `ouroboros train RECIPE --data SRC --out {path}` makes one")
     run = RunDirectory(path)
     directory = run.model_directory()
@@ -160,7 +209,8 @@ def load(path: str | Path) -> tuple[OuroborosForCausalLM, PreTrainedTokenizerBas
     """A trained model in evaluation mode and its transformers tokenizer.
 
     Args:
-        path: a run directory (its finished model, else its newest complete checkpoint) or a transformers directory.
+        path: a run directory (its finished model, else its newest complete checkpoint), a transformers directory or a
+            packed file.
 
     Raises:
         OuroborosError: as of :func:`open_model`, :attr:`OpenedModel.model` and :attr:`OpenedModel.tokenizer`.

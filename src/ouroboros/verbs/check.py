@@ -27,7 +27,7 @@ class CheckOptions:
     """Prove a model right: causality, caches, padding, reload, gradients, counts; and audit a trained model's score."""
 
     subject: tyro.conf.Positional[str]
-    """What to check: a run directory, a transformers directory or the name of a recipe."""
+    """What to check: a run directory, a transformers directory, a packed file or the name of a recipe."""
     size: str | None = None
     """The size to check a recipe at, see `ouroboros recipes`; by default tiny, and with --liveness the one that `train`
     and `show` take."""

@@ -303,11 +303,11 @@ def default_window(run: Path, limit: int) -> int:
 
 
 def trained_length(run: Path) -> int | None:
-    """Tokens of a window that a run was trained on; None where a model does not tell."""
-    from ouroboros.train.rundir import RunDirectory
+    """Tokens of a window that a model was trained on; None where it does not tell."""
+    from ouroboros.api import open_model
 
-    directory = RunDirectory(run)
-    return directory.read_recipe().data.sequence_length if directory.is_run else None
+    recipe = open_model(run).recipe
+    return None if recipe is None else recipe.data.sequence_length
 
 
 def _keep(run: Path, scores: Sequence[Score]) -> None:

@@ -21,7 +21,7 @@ from ouroboros.errors import UsageError
 T = TypeVar("T")
 
 # Options that several verbs have, each with its sentence of help.
-Model = Annotated[Path, Positional, arg(help="The model: a run directory or a transformers directory.")]
+Model = Annotated[Path, Positional, arg(help="The model: a run directory, a transformers directory or a packed file.")]
 Run = Annotated[Path, Positional, arg(help="The run directory, as `ouroboros train --out` made it.")]
 Loops = Annotated[
     int | None, arg(help="Loop count for every token; by default the one that the model was trained with.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -47,7 +48,7 @@ class ShowOptions:
     """Draw a recipe's schedule; print its parameters, FLOPs per token and cache bytes per token."""
 
     recipe: tyro.conf.Positional[str]
-    """The name of the recipe, see `ouroboros recipes`."""
+    """The name of the recipe, see `ouroboros recipes`, or a model: a directory or a packed file."""
     size: str = "small"
     """The size of the model: tiny, small, base or another one that `ouroboros recipes` lists."""
     context: int = 512
@@ -61,10 +62,10 @@ class ShowOptions:
 def show(arguments: Sequence[str]) -> int:
     """The verb ``show``."""
     name, size = named(arguments)
-    chosen = recipe(name, size or "small")
+    chosen = _chosen(name, size or "small")
     options = _parse(arguments, chosen)
     if options.recipe != chosen.name:  # the recipe came after an option
-        chosen = recipe(options.recipe, options.size)
+        chosen = _chosen(options.recipe, options.size)
         options = _parse(arguments, chosen)
     refuse_idle(dataclasses.replace(chosen, model=options.model), chosen, arguments)
     model = options.model
@@ -82,6 +83,15 @@ def show(arguments: Sequence[str]) -> int:
     else:
         say(describe(model, context=options.context, trained=trained))
     return 0
+
+
+def _chosen(name: str, size: str) -> Recipe:
+    """The recipe of this name, or what stands for the model at this path."""
+    if name in RECIPES or not Path(name).exists():
+        return recipe(name, size)
+    from ouroboros.api import open_model
+
+    return Recipe(name=name, model=open_model(name).spec)
 
 
 def _trained(model: ModelSpec, left_out: tuple[str, ...]) -> int | None:
