@@ -25,6 +25,7 @@ VERBS = {
     "generate": ("talk", "continue a prompt"),
     "chat": ("talk", "talk to a model"),
     "convert": ("convert", "make a model directory of a pretrained model or a published checkpoint"),
+    "pack": ("pack", "write a model as one small file, within a budget of bytes"),
     "inspect": ("inspect", "list what a packed file holds"),
     "export": ("export", "write a model in the form of another library"),
     "report": ("report", "write a page about a run"),

@@ -91,7 +91,7 @@ def quantize_model(
     check(mode in ("loop-aware", "per-call", "rounding"), f"mode is loop-aware, per-call or rounding, not {mode!r}")
     check(mode == "loop-aware" or weighting == "mean", f"mode {mode} puts visits together: leave weighting out")
     chosen = {name: (_copied(entry), rule) for name, (entry, rule) in plan.choose(model).items()}
-    with _one_thread(), torch.no_grad():
+    with one_thread(), torch.no_grad():
         made = _plain(chosen)
         solved = [entry.name for entry, rule in chosen.values() if mode != "rounding" and _calibrates(entry, rule)]
         waiting = set(solved)
@@ -210,7 +210,7 @@ def _restored(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute with one thread: sums over positions then have one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

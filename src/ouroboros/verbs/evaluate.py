@@ -127,7 +127,7 @@ def eval(arguments: Sequence[str]) -> int:
         return _eval_sources(options, score_all)
     # Conversations are read in the form that the model was trained on, and token shards by its tokenizer.
     by_tokenizer = tokenizer.reads_specials or any(source.startswith("shards:") for source in options.data)
-    documents = _documents(options, str(opened.directory) if by_tokenizer else "bytes")
+    documents = texts(options, str(opened.directory) if by_tokenizer else "bytes")
     if options.max_bytes is not None:  # cut here, so that baselines are given the same bytes
         documents = with_text(documents, options.max_bytes)
     scores = score_all(documents)
@@ -319,7 +319,7 @@ def _keep(run: Path, scores: Sequence[Score]) -> None:
     write_whole(RunDirectory(run).scores_file, text.encode())
 
 
-def _documents(options: EvalOptions, tokenizer: str) -> list[bytes]:
+def texts(options: EvalOptions, tokenizer: str) -> list[bytes]:
     """The texts to score, ``tokenizer`` a value of ``data.tokenizer``."""
     from ouroboros.data.documents import name_formats, read_documents
     from ouroboros.data.prepared import open_prepared
