@@ -3,8 +3,8 @@
 Two codecs hold codes. ``brotli`` compresses them as they are, one byte each, and wins where rows repeat. ``range``, an
 adaptive range coder (the library ``constriction``), wins elsewhere: it knows how large a code is likely to be, from the
 mean magnitude of its row, which is sent along, and from that of its column in the rows before. Bits are never packed
-together first, which hides equal symbols from a compressor. Other orders of rows and columns were tried and save
-nothing (docs/concepts/packed-file.md).
+together first, which hides equal symbols from a compressor. Other orders of rows and columns are measured by
+benchmarks/codecs.py and not offered (docs/concepts/packed-file.md).
 
 All statistics are whole numbers that sum to a power of two, so that the coder rounds nothing and every machine decodes
 the same. How many symbols there are is known before the first one is decoded, and brotli stops at the size expected.
