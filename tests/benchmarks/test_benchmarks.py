@@ -23,6 +23,17 @@ def run(name: str) -> dict[str, Any]:
     return json.loads(lines[0])
 
 
+def check_codecs(found: dict[str, Any]) -> None:
+    for name, bits in found["bits_per_code"].items():
+        assert bits["range"] < 1.01 * bits["entropy"], name
+        assert bits["range"] < min(bits["brotli"], bits["xz"]), name
+
+
+def check_fuzz_artifact(found: dict[str, Any]) -> None:
+    assert found["files"] == 400 and found["faults"] == {}
+    assert found["outcomes"]["refused"] > 300 and found["memory_growth_MB"] < 200
+
+
 def check_startup(found: dict[str, Any]) -> None:
     assert not any(found["imported"].values()), found["imported"]
     assert found["seconds"]["ouroboros --help"]["median"] > 0

@@ -30,6 +30,7 @@ MAGIC = b"OUROPACK"
 VERSION = 1
 PREFIX = struct.Struct("<8sII32s")
 T = TypeVar("T")
+_VISITS = 10_000
 _MEND = "get the file anew, or pack the model again"
 
 
@@ -46,7 +47,7 @@ def expected_tensors(spec: ModelSpec) -> dict[str, Tensor]:
 
 
 class Artifact:
-    """A packed file whose header is right; each section is read and checked when it is asked for.
+    """A packed file that is whole: header and checksums are right. What sections hold is checked when it is read.
 
     Args:
         source: the file, or its content.
@@ -63,10 +64,8 @@ class Artifact:
             prefix = self._read(0, PREFIX.size)
         except OSError as error:
             raise OuroborosError(f"{self.where}: cannot read: {error.strerror}") from None
-        check(prefix[: len(MAGIC)] == MAGIC, (
-                f"{self.where} is a file; give a run directory, a transformers directory or a packed model, which this is"
-                " not"
-            ))
+        instead = "give a run directory, a transformers directory or a packed model"
+        check(prefix[: len(MAGIC)] == MAGIC, f"{self.where} is a file; {instead}, which this is not")
         check(len(prefix) == PREFIX.size, f"{self.where}: cut off after {self.size} bytes; {_MEND}")
         _, version, length, digest = PREFIX.unpack(prefix)
         check(version == VERSION, f"{self.where}: version {version} of the format; this library reads {VERSION}")
@@ -79,6 +78,8 @@ class Artifact:
         packed = self._read(PREFIX.size, length)
         check(hashlib.sha256(prefix[:16] + packed).digest() == digest, f"{place}: damaged (sha256 differs); {_MEND}")
         self.header: Header = parse_header(_at(place, expand, packed, LARGEST_HEADER), self.size - self._begin, place)
+        for section in self.header.sections:
+            self._content(section)
 
     def _read(self, offset: int, length: int) -> bytes:
         if isinstance(self._source, bytes):
@@ -106,8 +107,10 @@ class Artifact:
         values, entries, place = self.header.spec, self.header.tensors, f"{self.where}: header: spec"
         # The layout comes first: of a million blocks, even the specification would take long to make.
         check(isinstance(values.get("layout"), str), f"{place}: layout: expected text, got {values.get('layout')!r}")
-        blocks = _at(f"{place}: layout", lambda: parse(values["layout"]).num_blocks)
+        schedule = _at(f"{place}: layout", parse, values["layout"])
+        blocks, visits = schedule.num_blocks, sum(s.num_blocks * s.loops for s in schedule.segments)
         check(blocks <= len(entries), f"{place}: {blocks:,} blocks and {len(entries):,} tensors")
+        check(visits <= _VISITS, f"{place}: {visits:,} visits; a packed model has up to {_VISITS:,}")
         spec = _at(place, from_dict, ModelSpec, values)
         table, numbers = spec.vocab_size * spec.hidden_size, sum(entry.numbers for _, entry in entries)
         check(table <= numbers, f"{place}: an embedding of {table:,} numbers where all tensors have {numbers:,}")

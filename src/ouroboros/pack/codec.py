@@ -3,8 +3,8 @@
 Two codecs hold codes. ``brotli`` compresses them as they are, one byte each, and wins where rows repeat. ``range``, an
 adaptive range coder (the library ``constriction``), wins elsewhere: it knows how large a code is likely to be, from the
 mean magnitude of its row, which is sent along, and from that of its column in the rows before. Bits are never packed
-together first, which hides equal symbols from a compressor. Other orders of rows and columns were tried and save
-nothing (docs/concepts/packed-file.md).
+together first, which hides equal symbols from a compressor. Other orders of rows and columns are measured by
+benchmarks/codecs.py and not offered (docs/concepts/packed-file.md).
 
 All statistics are whole numbers that sum to a power of two, so that the coder rounds nothing and every machine decodes
 the same. How many symbols there are is known before the first one is decoded, and brotli stops at the size expected.
@@ -55,6 +55,7 @@ given and reads them."""
 
 def encode(codec: str, matrices: Sequence[np.ndarray], bits: int) -> tuple[bytes, list[int]]:
     """Matrices of codes (int8, within ``bits``) as bytes, and how many of the bytes each takes."""
+    _check_fit(matrices, bits)
     return _CODECS[codec][0](matrices, bits)
 
 
@@ -66,10 +67,14 @@ def decode(codec: str, data: bytes, shapes: Sequence[tuple[int, int]], bits: int
     """
     check(codec in _CODECS, f"unknown codec {codec!r} (this version reads {' and '.join(_CODECS)})")
     matrices = _CODECS[codec][1](data, shapes, bits)
+    _check_fit(matrices, bits)
+    return matrices
+
+
+def _check_fit(matrices: Sequence[np.ndarray], bits: int) -> None:
     limit = 1 << (bits - 1)
     fits = all(m.size == 0 or (m.min() >= -limit and m.max() < limit) for m in matrices)
     check(fits, f"holds codes that {bits} bits cannot hold")
-    return matrices
 
 
 class Encoded(NamedTuple):
@@ -84,15 +89,24 @@ class Encoded(NamedTuple):
 
 
 def encode_best(matrices: Sequence[np.ndarray], bits: int) -> list[Encoded]:
-    """Each matrix in the better codec. Brotli is judged by a fast setting, which misses only small gains: its best one
-    would take minutes for a model of some 20 million numbers."""
-    everything = list(range(len(matrices)))
-    data, sizes = encode("range", matrices, bits)
-    repeats = [n for n in everything if len(brotli.compress(matrices[n].tobytes(), quality=5)) < sizes[n]]
-    if not repeats:
-        return [Encoded("range", everything, data, sizes)] if everything else []
-    parts = {"brotli": repeats, "range": [n for n in everything if n not in repeats]}
+    """Each matrix in the codec that suits it: brotli where even its fast setting is clearly below the entropy of single
+    codes, which only repeated rows allow. The slow one would take minutes for a model of 20 million numbers."""
+    parts: dict[str, list[int]] = {"brotli": [], "range": []}
+    for number, matrix in enumerate(matrices):
+        size = 8 * len(brotli.compress(matrix.tobytes(), quality=5))
+        parts["brotli" if size < 0.98 * _entropy(matrix) else "range"].append(number)
     return [Encoded(c, part, *encode(c, [matrices[n] for n in part], bits)) for c, part in parts.items() if part]
+
+
+def _entropy(matrix: np.ndarray) -> int:
+    """Bits of all codes if each took what its frequency suggests. In whole numbers, where logarithms differ between
+    machines and might decide otherwise there."""
+
+    def logarithm(count: int) -> int:  # to the base 2, in parts of 1024
+        return (count**1024).bit_length()
+
+    counts = [int(count) for count in np.bincount(matrix.reshape(-1).view(np.uint8)) if count]
+    return sum(count * (logarithm(matrix.size) - logarithm(count)) for count in counts) // 1024
 
 
 def squeeze(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
@@ -206,13 +220,13 @@ class _Statistics:
 
 def _transfer(codes: np.ndarray, columns: int, statistics: _Statistics, transfer: Transfer) -> None:
     """Bring the codes of one tensor (R * C,) through ``transfer``, block by block, and learn from each."""
-    width = columns if columns <= _WIDEST else _BLOCK
-    rows = max(1, -(-_SPAN // max(width, 1)))
-    span = width * rows
+    width = max(columns, 1) if columns <= _WIDEST else _BLOCK
+    span = width * -(-_SPAN // width)
+    stride = span * max(1, _BLOCK // span)
     offset = 1 << (statistics.bits - 1)
     seen, weight = np.zeros(width, dtype=np.int64), 0
-    for begin in range(0, len(codes), span * max(1, _BLOCK // max(span, 1))):
-        block = codes[begin : begin + span * max(1, _BLOCK // span)]
+    for begin in range(0, len(codes), stride):
+        block = codes[begin : begin + stride]
         starts = np.arange(0, len(block), span)
         lengths = np.diff(starts, append=len(block))
         totals = np.add.reduceat(np.abs(block.astype(np.int64)), starts)

@@ -168,6 +168,8 @@ def _check_sections(header: Header, size: int, where: str) -> None:
         end += section.bytes
         named = kind_of(section)
         check(named == section.name, f"{place}: unknown; its content is what a section {named!r} holds")
+        known = section.bits is not None or section.codec == "brotli"  # those of codes are known where they are decoded
+        check(known, f"{place}: unknown codec {section.codec!r}; this version reads brotli there")
         files = [file.name for file in section.files]
         check(len(set(files)) == len(files), f"{place}: a file stands there twice")
         for file in section.files:

@@ -73,17 +73,16 @@ def pack(
         placed.append(dataclasses.replace(section, offset=offset, bytes=len(data), sha256=digest))
         offset += len(data)
     header = Header(spec=to_dict(spec), eos_token_id=eos_token_id, sections=tuple(placed), facts=facts or Facts())
-    packed = assembled(to_dict(header), b"".join(data for _, data in sections))
+    text = json.dumps(to_dict(header), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    packed = assembled(squeeze([text.encode()])[0], b"".join(data for _, data in sections))
     Artifact(packed, "pack").tensors()  # what could not be read is not written
     return packed
 
 
-def assembled(header: object, content: bytes) -> bytes:
-    """The file of a header, as JSON values, and the sections behind it."""
-    text = json.dumps(header, separators=(",", ":"), sort_keys=True, allow_nan=False)
-    compressed, _ = squeeze([text.encode()])
-    start = PREFIX.pack(MAGIC, VERSION, len(compressed), b"")[:16]
-    return start + hashlib.sha256(start + compressed).digest() + compressed + content
+def assembled(header: bytes, content: bytes) -> bytes:
+    """The file of a compressed header and the sections behind it."""
+    start = PREFIX.pack(MAGIC, VERSION, len(header), b"")[:16]
+    return start + hashlib.sha256(start + header).digest() + header + content
 
 
 def _stored(spec: ModelSpec, tensors: Mapping[str, Coded | Tensor]) -> dict[str, Coded | Tensor]:
@@ -111,12 +110,12 @@ def _code_sections(tensors: Mapping[str, Coded | Tensor]) -> Iterator[tuple[Sect
     scales = []
     for bits in range(2, 9):
         found = [(name, t) for name, t in tensors.items() if isinstance(t, Coded) and t.bits == bits]
-        for made in encode_best([tensor.codes.numpy() for _, tensor in found], bits):
+        for made in encode_best([tensor.codes.cpu().numpy() for _, tensor in found], bits):
             entries = []
             for number, size in zip(made.chosen, made.sizes):
                 name, tensor = found[number]
                 entries.append(TensorEntry(name=name, shape=tensor.shape, groups=tensor.scales.shape[1], bytes=size))
-                scales.append(tensor.scales.numpy().reshape(-1))
+                scales.append(tensor.scales.cpu().numpy().reshape(-1))
             yield _section(made.data, codec=made.codec, bits=bits, tensors=tuple(entries))
     if scales:
         yield _section(squeeze([planes(np.concatenate(scales))])[0])

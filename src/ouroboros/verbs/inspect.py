@@ -102,6 +102,8 @@ def _tell(facts: dict[str, Any]) -> None:
         say("  ".join(cells).rstrip())
     for name, size in facts["sections"].items():
         say(f"{name:<{widths[0]}}  {size:>12,} bytes")
-    for name in ("score", "method", "calibration", "provenance", "recipe"):
+    for name in ("score", "method", "calibration", "provenance"):
         if facts[name] is not None:
             say(f"{name}: {json.dumps(facts[name])}")
+    if facts["recipe"] is not None:
+        say(f"recipe: {json.dumps(facts['recipe'].get('name')).strip(chr(34))} (--json shows all of it)")
