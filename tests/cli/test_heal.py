@@ -146,6 +146,15 @@ def test_two_texts_in_and_out_of_the_domain(cli, place, tmp_path):
     assert facts["best"] == "norms" and facts["arms"][-1]["trained"].keys() == {"bridge", "gain", "layers"}
 
 
+def test_a_bridge_alone_is_fitted_and_nothing_trained(cli, place, tmp_path):
+    out = tmp_path / "out"
+    facts = cli(*command(place, out, "--arms", "bridge"), "--json").json
+    assert [arm["name"] for arm in facts["arms"]] == ["donor", "cut", "bridge"] and facts["best"] == "bridge"
+    fitted = load_file(out / "bridge.safetensors")["proj.weight"]
+    assert load_file(out / "model.safetensors")["model.decoder.loops.0.bridge.proj.weight"].equal(fitted)
+    assert not (out / "states").exists() and fitted.abs().sum() > 0
+
+
 LONGER = ["--steps", "40", "--arms", "healed", "low-rank", "--train.log-every", "1"]
 
 

@@ -15,7 +15,7 @@ from ouroboros.config.parts.modulated import ControllerSpec, StaticDiagonalsSpec
 if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-Name = Literal["healed", "low-rank", "norms", "static", "controller"]
+Name = Literal["bridge", "healed", "low-rank", "norms", "static", "controller"]
 TRAINED: tuple[Name, ...] = ("healed", "low-rank", "static", "controller")
 """The arms that are trained unless others are asked for."""
 FROZEN = ("model.embed_tokens.*", "lm_head.*", "model.norm.*", "model.decoder.layers.*")

@@ -32,7 +32,7 @@ from ouroboros.convert.recursive import recursive
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError, check, first_line
-from ouroboros.files import replacing, write_whole
+from ouroboros.files import replacing, whole_directory, write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.reading import load_model
 from ouroboros.schedule import parse
@@ -175,7 +175,11 @@ class Healing:
             Interrupted: a signal stopped it.
         """
         run = RunDirectory(self.out / ARMS / arm)
-        if run.is_run and run.weights_file.is_file():
+        if run.weights_file.is_file():
+            return run.path
+        if arm == "bridge":  # there is nothing to train
+            with whole_directory(run.path) as work:
+                self.bridged(arm)[0].save_pretrained(work)
             return run.path
         if run.is_run:
             self.say(f"{arm}: goes on")

@@ -68,6 +68,8 @@ class Judge:
         found.append(self._scored("bridge", lambda: healing.bridged("healed")[0]))
         for arm in healing.plan.arms:
             healing.train(arm, progress)
+            if arm == "bridge":  # scored already
+                continue
             found.append(self._scored(arm, lambda arm=arm: self.model_of(arm)))
             for how in CONTROLS if arm == "controller" else ():
                 found.append(self._scored(f"{arm}, {how}", lambda arm=arm: self.model_of(arm), how))

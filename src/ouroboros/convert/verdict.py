@@ -112,17 +112,22 @@ def steering_sentence(arms: Mapping[str, ArmResult]) -> str:
     better = [all(d.verdict == "better" for d in gains[name].values()) for name in controls]
     names = " and ".join(controls)
     if all(better):
-        shuffled = [name for name in arms if name.startswith("controller, ")]
-        uses = all(
-            difference.verdict == "worse"
-            for name in shuffled
-            for difference in compare(arms, name, "controller").values()
-        )
-        why = "and needs the state that it sees" if shuffled and uses else "though not for the state that it sees"
-        return f"The Controller is better than {names} on every held-out text, {why}."
+        return f"The Controller is better than {names} on every held-out text, {_needs_state(arms)}."
     if any(better):
         return f"The Controller is better than {' and '.join(n for n, b in zip(controls, better) if b)} alone."
     return f"The Controller adds nothing that these texts show to {names}."
+
+
+def _needs_state(arms: Mapping[str, ArmResult]) -> str:
+    """On which texts the Controller is worse when it sees any other state than its own."""
+    wrong = [compare(arms, name, "controller") for name in arms if name.startswith("controller, ")]
+    texts = list(arms["controller"].scores)
+    needs = [text for text in texts if wrong and all(found[text].verdict == "worse" for found in wrong)]
+    if len(needs) == len(texts):
+        return "and needs the state that it sees"
+    return (
+        f"and needs the state that it sees on {', '.join(needs)}" if needs else "though not for the state that it sees"
+    )
 
 
 def _range(gap: Closed) -> str:

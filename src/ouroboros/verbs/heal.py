@@ -54,8 +54,9 @@ class HealOptions:
     bridge_tokens: int = 32_768
     """With --heal: tokens of the training text that the bridge is fitted to before any training."""
     arms: tuple[Name, ...] = TRAINED
-    """With --heal: what is trained and compared. healed: the bridge; low-rank: additions to all kept layers too; norms:
-    their norms and biases too; static: a diagonal for each loop too; controller: a Controller of the state too."""
+    """With --heal: what is trained and compared. bridge: nothing, what was fitted alone is kept; healed: the bridge;
+    low-rank: additions to all kept layers too; norms: their norms and biases too; static: a diagonal for each loop too;
+    controller: a Controller of the state too."""
     seed: int | None = None
     """With --heal: seed of what starts at random and of the order of the text."""
     steps: int | None = None

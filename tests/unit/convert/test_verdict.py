@@ -146,6 +146,9 @@ def test_whether_the_controller_adds_something() -> None:
     assert controlled(103, 101, None, 104) == "The Controller adds nothing that these texts show to healed."
     assert steering_sentence(known(DONOR, CUT, arm("healed", a=1.0, b=1.0))) == ""
     assert steering_sentence(known(DONOR, CUT, arm("controller", a=1.0, b=1.0))) == ""
+    some = [arm(f"controller, {how}", a=104.0, b=101.0) for how in CONTROLS]
+    arms = known(DONOR, CUT, arm("healed", a=102.0, b=102.0), arm("controller", a=101.0, b=101.0), *some)
+    assert steering_sentence(arms).endswith("and needs the state that it sees on a.")
     arms = known(DONOR, CUT, arm("healed", a=102.0, b=102.0), arm("controller", a=101.0, b=101.0))
     assert "though not for the state" in steering_sentence(arms)  # that it needs it was not tried
     assert sentence(arms, "healed").endswith(steering_sentence(arms))
