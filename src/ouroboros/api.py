@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "OpenedModel", "build", "load", "open_model", "recipe"]
 
-_PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
+PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
+"""Names that end so are never opened as a model."""
 
 
 def build(recipe: Recipe, *, eos_token_id: int | None = None) -> OuroborosForCausalLM:
@@ -191,7 +192,7 @@ def open_model(path: str | Path) -> OpenedModel:
         if opened is not None:
             return opened
     check(
-        path.suffix not in _PICKLES,
+        path.suffix not in PICKLES,
         f"{path}: pickled weights are never read, because loading them runs code; save as safetensors"
         " (`ouroboros convert` makes a model directory of a published checkpoint)",
     )

@@ -101,6 +101,7 @@ def test_mistakes_are_one_line(trained, cli, tmp_path, options, message):
 
 def test_no_place_to_write(trained, cli, tmp_path):
     assert "make it first" in cli("pack", trained, "--bits", 8, "--out", tmp_path / "no" / "m.pack").error()
+    assert ".bin is an ending of pickles" in cli("pack", trained, "--bits", 8, "--out", tmp_path / "m.bin").error()
     assert "is a directory" in cli("pack", trained, "--bits", 8, "--out", tmp_path).error()
 
 

@@ -78,8 +78,13 @@ def pack(arguments: Sequence[str]) -> int:
     budget = None if options.budget is None else parse_size(options.budget)
     log_to_stderr()
     quiet_transformers()
-    from ouroboros.api import open_model
+    from ouroboros.api import PICKLES, open_model
     from ouroboros.files import remove_leftovers, replacing
+
+    ending = options.out.suffix
+    check(
+        ending not in PICKLES, f"{options.out}: {ending} is an ending of pickles, which are not opened; choose another"
+    )
 
     watch = _Watch(quiet=options.quiet or options.json)
     opened = open_model(options.model)
@@ -280,7 +285,13 @@ class _Packer:
 
         facts, model = dataclasses.replace(self.facts, score=score), self.opened.model
         eos = model.config.eos_token_id
-        return packed(self.opened.spec, made.tensors, self.opened.tokenizer, facts, eos_token_id=eos)
+        return packed(
+            self.opened.spec,
+            made.tensors,
+            self.opened.tokenizer,
+            facts,
+            eos_token_id=eos if isinstance(eos, int) else None,
+        )
 
     def quantized(self, ids: Sequence[Tensor], budget: int | None) -> tuple[Quantized, bool]:
         """The tensors, and whether their file is within the budget."""
