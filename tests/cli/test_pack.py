@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import time
@@ -115,3 +116,14 @@ def test_interrupted_while_the_file_is_scored(trained, cli, tmp_path, monkeypatc
     found = cli("pack", trained, "--bits", 8, "--mode", "rounding", "--out", out, *SMALL, "--quiet")
     assert (found.status, found.err) == (130, "interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["m.pack"] and out.read_bytes() == b"before"
+
+
+def test_a_full_disk(trained, cli, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ouroboros.verbs.pack._score_again", full)
+    out = tmp_path / "m.pack"
+    found = cli("pack", trained, "--bits", 8, "--mode", "rounding", "--out", out, *SMALL, "--quiet")
+    assert found.error() == f"cannot write {out}: No space left on device"
+    assert list(tmp_path.iterdir()) == []

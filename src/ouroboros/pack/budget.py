@@ -25,18 +25,18 @@ import torch
 from torch import Tensor
 
 from ouroboros.errors import check
-from ouroboros.eval.windows import evaluating, log_probs
+from ouroboros.eval.windows import BATCH_LOGITS, evaluating, log_probs
 from ouroboros.pack.calibrate import Mode, Quantized, one_thread, quantize_model
 from ouroboros.pack.plan import DEFAULT, Entry, Plan, Rule
 from ouroboros.pack.quantize import SQUARES, Clip, checked, entropy, matrix_of, quantize
-from ouroboros.pack.statistics import BATCH_TOKENS, gather
+from ouroboros.pack.statistics import gather
 
 STEPS = [2.0 ** (1 - number / 2) for number in range(14)]
 """In multiples of a row's root mean square, coarsest first: from about one bit per weight to about seven."""
 PROBE = 0.5
 """The step with which losses are measured, of about three bits: the rise is well above what rounding alone varies."""
 PROBE_TOKENS = 2048
-"""Tokens of which losses are measured."""
+"""Tokens of which losses are measured, at most."""
 AIM, ENOUGH, TRIES = 0.994, 0.98, 8
 """The share of the budget that is planned for, the share with which the search ends, and how often it plans."""
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -262,15 +262,19 @@ def _slope(before: Setting, after: Setting) -> float:
 
 
 def _measure_losses(model: Any, ids: Sequence[Tensor], items: Sequence[Item]) -> None:
-    """Set what an error of each tensor costs, from the loss with its block coded coarsely."""
+    """Set what an error of each tensor costs, from the loss with its block coded coarsely.
+
+    By chance the loss may hardly rise, or even fall, which is no reason for errors: a block costs at least what the
+    predictions diverge by, which is how the loss would rise on text that the model itself has written.
+    """
     weights = dict(model.named_parameters())
-    rows = list(ids)[: max(1, PROBE_TOKENS // max(map(len, ids)))]
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         block = re.match(r".*?\.\d+\.", item.entry.name)
         groups[block[0] if block else item.entry.name].append(item)
     with evaluating(model):
-        plain = _loss(model, rows)
+        rows = _probe_rows(model, ids)
+        plain = [log_probs(model, row[None])[0] for row in rows]
         for group in groups.values():
             total = 0.0
             try:
@@ -278,7 +282,7 @@ def _measure_losses(model: Any, ids: Sequence[Tensor], items: Sequence[Item]) ->
                     dense_RC = item.dense(PROBE)
                     total += item.error(dense_RC)
                     weights[item.entry.name].copy_(dense_RC.reshape(item.entry.tensor.shape))
-                rise = max(_loss(model, rows) - plain, 1e-6)  # by chance it can fall, which is no reason for errors
+                rise = _rise(model, rows, plain)
             finally:
                 for item in group:
                     weights[item.entry.name].copy_(item.w_RC.reshape(item.entry.tensor.shape))
@@ -286,12 +290,21 @@ def _measure_losses(model: Any, ids: Sequence[Tensor], items: Sequence[Item]) ->
                 item.loss_per_error = rise / total if total else 0.0
 
 
-def _loss(model: Any, rows: Sequence[Tensor]) -> float:
-    """Nats per token."""
-    nats = count = 0.0
-    for row in rows:
-        for part in row.long().split(BATCH_TOKENS):
-            if len(part) > 1:
-                found = log_probs(model, part[None])[0, :-1].gather(-1, part[1:, None])
-                nats, count = nats - float(found.double().sum()), count + len(part) - 1
-    return nats / max(count, 1)
+def _probe_rows(model: Any, ids: Sequence[Tensor]) -> list[Tensor]:
+    """Text of which losses are measured: rows from all of it, no more than memory has room for the predictions of."""
+    most = min(PROBE_TOKENS, max(2, BATCH_LOGITS // model.config.vocab_size))
+    rows = [row.long()[:most] for row in ids if len(row) > 1]
+    wanted = max(1, most // max(map(len, rows), default=1))
+    return rows[:: max(1, len(rows) // wanted)][:wanted]
+
+
+def _rise(model: Any, rows: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
+    """Nats per token by which the loss is above that of the predictions ``plain``, or by which these diverge."""
+    loss = divergence = count = 0.0
+    for row, before_TV in zip(rows, plain, strict=True):
+        after_TV = log_probs(model, row[None])[0]
+        lost_TV = (before_TV - after_TV).double()
+        loss += float(lost_TV[:-1].gather(-1, row[1:, None]).sum())
+        divergence += float((before_TV.double().exp() * lost_TV)[:-1].sum())
+        count += len(row) - 1
+    return max(loss, divergence, 0.0) / max(count, 1)

@@ -164,9 +164,10 @@ def _texts(options: PackOptions, opened: OpenedModel, source: str, split: Any, m
 
 
 def _calibration(options: PackOptions, opened: OpenedModel, length: int) -> tuple[list[Tensor], dict[str, Any]]:
-    """What the quantiser reads, rows of ids, and where it comes from."""
+    """What the quantiser reads, rows of up to ``length`` ids, and where it comes from."""
     from ouroboros.pack.ids import generated_ids, text_ids
 
+    length = min(length, options.calibration_tokens)
     tokenizer, rows = opened.tokenizer, -(-options.calibration_tokens // length)
     if options.calibration is not None:
         documents = _texts(options, opened, options.calibration, "train", 16 * options.calibration_tokens)
