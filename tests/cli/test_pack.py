@@ -89,7 +89,6 @@ def test_an_impossible_budget_ends_with_the_smallest_file(trained, cli, tmp_path
         (["--budget", "1MB", "--bits", "6"], "give one of --budget and --bits"),
         (["--budget", "much"], "budget 'much' is no size"),
         (["--bits", "9"], "--bits must be 2 to 8"),
-        (["--bits", "8", "--calibration-tokens", "8"], "rank-deficient"),
         (["--bits", "8", "--mode", "rounding", "--calibration", "x"], "--calibration changes nothing"),
         (["--bits", "8", "--calibration", "nowhere.txt"], "nowhere.txt"),
     ],
@@ -98,6 +97,11 @@ def test_mistakes_are_one_line(trained, cli, tmp_path, options, message):
     out = tmp_path / "m.pack"
     assert message in cli("pack", trained, "--out", out, *options).error()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_text_to_calibrate(larger, cli, tmp_path):
+    found = cli("pack", larger, "--bits", 8, "--calibration-tokens", 64, "--out", tmp_path / "m.pack")
+    assert "64 tokens leave" in found.error() and "its 128 inputs rank-deficient" in found.error()
 
 
 def test_no_place_to_write(trained, cli, tmp_path):
