@@ -99,12 +99,13 @@ class Judge:
             else:
                 with misled(model, how):
                     scores[text] = score(model, self.tokenizer, documents, **options)
+        facts: dict[str, Any] = {} if how else self._speed(model)
         result = ArmResult(
             name=arm,
             description=DESCRIPTIONS[arm],
             parameters=sum(p.numel() for p in model.parameters()),
             scores=scores,
-            **({} if how else self._speed(model)),
+            **facts,
             **self._of_run(arm, model),
         )
         path.parent.mkdir(exist_ok=True)
