@@ -126,6 +126,16 @@ def check_sliding(found: dict[str, Any]) -> None:
     assert nats["rolling"] == pytest.approx(nats["naive"], abs=0.1)  # another function of the same text
 
 
+def check_halting(found: dict[str, Any]) -> None:
+    early, late = sorted(found["halting"].values(), key=lambda one: one["mean_steps"])
+    assert early["operations_of_the_prompt"] < late["operations_of_the_prompt"] < 1
+
+
+def check_healing(found: dict[str, Any]) -> None:
+    assert set(found["ratio_to_plain"]) == {"first", "kept", "kept_all"}
+    assert all(one["median"] > 0 for one in found["tokens_per_second"].values())
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmark(name: str) -> None:
     found = run(name)
