@@ -171,5 +171,6 @@ def test_layers_that_cannot_be_chosen(options, status, words, cli, donor, tmp_pa
 
 
 def test_the_options_are_known_without_torch():
-    code = "import sys; from ouroboros.verbs import convert as v; v._all_options(); sys.exit('torch' in sys.modules)"
+    code = "from ouroboros.verbs import convert as v; v._all_options(nested=True); sys.exit('torch' in sys.modules)"
+    code = f"import sys; {code}"
     subprocess.run([sys.executable, "-c", code], check=True)

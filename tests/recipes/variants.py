@@ -133,11 +133,12 @@ def modulated(
 
 
 def generated(layout: str, *more: Any, registers: int = 0, bases: int = 2, **options: Any) -> ModelSpec:
-    """A loop that generates additions to the maps of its blocks."""
-    sizes = {"state": 5, "steps": 4, "hidden": 7, "style": 6}
-    own = {"rank": 3, "alpha": 4.0, "bases": bases, "divisor": 5}
+    """A loop that generates additions to the maps of its blocks; other sizes with one basis tensor than with two."""
+    n = bases - 1
+    sizes = {"state": 4 + n, "steps": 3 + n, "hidden": 6 + n, "style": 5 + n}
+    own = {"rank": 2 + n, "alpha": 3.0 + n, "bases": bases, "divisor": 4 + n}
     mixer = {"kind": "generated_attention", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, **own}
-    ffn = {"kind": "generated_swiglu", "intermediate_size": 40, "bias": True, "dropout": 0.1, **own}
+    ffn = {"kind": "generated_swiglu", "intermediate_size": 36 + 4 * n, "bias": bool(n), "dropout": 0.1 * n, **own}
     parts = loop(MatrixControllerSpec(bases=bases, **{**sizes, **options}), *more)
     return model(parts, layout=layout, overrides=(other("loop", mixer=mixer, ffn=ffn),), registers=registers)
 
@@ -421,6 +422,7 @@ VARIANTS = {
     "matrices from the loop, as a refiner, registers": generated(
         "1 loop:1 (loop)x2", LoopNormSpec(rows=2), RecurrenceGateSpec(), registers=2, pooling="prefix"
     ),
+    "matrices from the loop, of each token": generated("1 loop:(1)x2"),
     "matrices from the loop, halting, prompt": generated(
         "loop:(2)x3 1", HaltSpec(hidden=5), confidence=3, rows=2, norm=False, pooling="prompt", prompt=4, bases=1
     ),

@@ -96,6 +96,7 @@ def convert(arguments: Sequence[str]) -> int:
     quiet_transformers()
     about_reading = ("tokenizer", "no_tokenizer", "layout", "keep", "init")
     given = {name: getattr(options, name) for name in (*own, *about_reading)}
+    given["held_out"] = [Path(name) for name in options.held_out] or None
     if options.to is not None:
         for name, value in given.items():
             option = f"--{name.replace('_', '-')}"

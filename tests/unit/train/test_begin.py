@@ -11,6 +11,7 @@ from ouroboros.api import open_model
 from ouroboros.config import ModelSpec, to_dict
 from ouroboros.config.parts.loop import InjectionSpec, LoopEmbeddingSpec, LoopNormSpec, RecurrenceGateSpec
 from ouroboros.convert.families import spec_of
+from ouroboros.convert.layers import cut
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
@@ -183,7 +184,9 @@ def test_norms_and_biases_alone_of_a_converted_model(tied, make, trainer_of):
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
     config = Qwen2Config(vocab_size=257, num_key_value_heads=1, tie_word_embeddings=tied, **sizes)
     patterns = ["*_proj.weight", "*embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
-    recipe = dataclasses.replace(make(**{"optim.left_out": patterns}), model=spec_of(config, "1 (1)x2 1", (0, 1, 3)))
+    recipe = dataclasses.replace(
+        make(**{"optim.left_out": patterns}), model=cut(spec_of(config), "1 (1)x2 1", ((0,), (1,), (3,)))
+    )
     trainer = trainer_of(recipe)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     for _ in range(2):
