@@ -19,6 +19,12 @@ from ouroboros.nn.head_loss import IGNORED
 from ouroboros.train.state import copy_tensors, model_tensors
 
 
+def divergence(found_NV: Tensor, wanted_NV: Tensor, temperature: float) -> Tensor:
+    """``KL(teacher || student)`` of logits, each divided by the temperature: nats, the mean over positions."""
+    found, wanted = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (found_NV, wanted_NV))
+    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
 class Teacher:
     """A model that does not learn any more, and the loss of another one against it.
 
@@ -46,13 +52,9 @@ class Teacher:
         objective, plain = logits_loss(logits_BTV, targets_BT, smoothing)
         with torch.no_grad():
             wanted_BTV = self.model(input_ids=inputs_BT, use_cache=False, loops=loops).logits
-        learned, temperature = targets_BT != IGNORED, self.spec.temperature
-        found, wanted = (
-            F.log_softmax(logits[learned].float() / temperature, dim=-1) for logits in (logits_BTV, wanted_BTV)
-        )
-        divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        share = self.spec.alpha
-        return share * objective + (1.0 - share) * temperature**2 * divergence, plain
+        learned, share, T = targets_BT != IGNORED, self.spec.alpha, self.spec.temperature
+        apart = divergence(logits_BTV[learned], wanted_BTV[learned], T)
+        return share * objective + (1.0 - share) * T**2 * apart, plain
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Its weights by name, not copied."""

@@ -16,17 +16,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from ouroboros.config import Recipe, TaughtTraining
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import replacing, sha256_of
 from ouroboros.model.executor import observe
-from ouroboros.model.loss import plus
+from ouroboros.model.loss import logits_loss, plus
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.reading import load_model
 from ouroboros.nn.head_loss import IGNORED
+from ouroboros.train.distill import divergence
 from ouroboros.train.distributed import Workers
 from ouroboros.train.rundir import WEIGHTS
 
@@ -177,22 +177,18 @@ class Lessons:
         logits_BKV, targets_BK = output.logits, targets_BT[:, at]
         learned = targets_BK != IGNORED
         with torch.no_grad():
-            wanted_NV = self.model.logits(lesson.final_BTD[:, at][learned].to(logits_BKV.dtype)).float()
-        found_NV, targets_N = logits_BKV[learned].float(), targets_BK[learned]
-        plain = F.cross_entropy(found_NV, targets_N)
-        text = F.cross_entropy(found_NV, targets_N, label_smoothing=smoothing) if smoothing else plain
-        T = spec.temperature
-        wanted = F.log_softmax(wanted_NV / T, dim=-1)
-        divergence = F.kl_div(F.log_softmax(found_NV / T, dim=-1), wanted, reduction="batchmean", log_target=True)
-        objective = (1 - spec.weight) * text + spec.weight * T**2 * divergence
+            wanted_NV = self.model.logits(lesson.final_BTD[:, at][learned].to(logits_BKV.dtype))
+        found_NV = logits_BKV[learned]
+        text, plain = logits_loss(found_NV, targets_BK[learned], smoothing)
+        apart = divergence(found_NV, wanted_NV, spec.temperature)
+        objective = (1 - spec.weight) * text + spec.weight * spec.temperature**2 * apart
         state = None
         if lesson.state_BTD is not None:
             theirs = lesson.state_BTD.float()
-            apart = (states[-1].float() - theirs).square().sum(-1) / theirs.square().sum(-1)
-            state = apart.mean()
+            state = ((states[-1].float() - theirs).square().sum(-1) / theirs.square().sum(-1)).mean()
             objective = objective + spec.states * state
         objective = plus(objective, output.auxiliary_loss)
-        return Losses(objective, plain.detach(), divergence.detach(), None if state is None else state.detach())
+        return Losses(objective, plain, apart.detach(), None if state is None else state.detach())
 
 
 def lessons_of(recipe: Recipe, student: OuroborosForCausalLM, data: PreparedData, workers: Workers) -> Lessons | None:
