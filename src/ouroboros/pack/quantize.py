@@ -8,6 +8,7 @@ G groups of neighbouring columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,19 +128,31 @@ def _stored(step_N1: Tensor) -> Tensor:
     return step_N1.clamp(SMALLEST, LARGEST).half()
 
 
-def _least_squares(w_NC: Tensor, bits: int) -> Tensor:
-    """The step of each row with which rounding has the least squared error, (N, 1), in float16 values."""
-    whole_N1 = row_steps(w_NC, bits)
+def least_squares(w_NC: Tensor, steps: Iterable[Tensor], codes_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """For each row that of several steps with which its codes have the least squared error, the first of equal ones.
+
+    Args:
+        w_NC: the rows.
+        steps: one or more, (N, 1) each.
+        codes_of: the codes (N, C) that steps make.
+    """
     best_N1 = least_N1 = None
-    for fraction in FRACTIONS:
-        step_N1 = _stored(whole_N1 * fraction).float()
-        error_N1 = (codes(w_NC, step_N1, bits) * step_N1 - w_NC).square().sum(dim=1, keepdim=True)
+    for step_N1 in steps:
+        error_N1 = (codes_of(step_N1) * step_N1 - w_NC).square().sum(dim=1, keepdim=True)
         if best_N1 is None or least_N1 is None:
             best_N1, least_N1 = step_N1, error_N1
             continue
         better_N1 = error_N1 < least_N1
         best_N1, least_N1 = torch.where(better_N1, step_N1, best_N1), torch.where(better_N1, error_N1, least_N1)
     assert best_N1 is not None
+    return best_N1
+
+
+def _least_squares(w_NC: Tensor, bits: int) -> Tensor:
+    """The step of each row with which rounding has the least squared error, (N, 1), in float16 values."""
+    whole_N1 = row_steps(w_NC, bits)
+    steps = (_stored(whole_N1 * fraction).float() for fraction in FRACTIONS)
+    best_N1 = least_squares(w_NC, steps, lambda step_N1: codes(w_NC, step_N1, bits))
     # Weights that no float16 step can reach are refused, also where a smaller part of them would have fitted.
     return torch.where(whole_N1 > LARGEST, whole_N1, best_N1)
 

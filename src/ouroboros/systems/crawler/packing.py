@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ouroboros.errors import check
 from ouroboros.pack.coded import Coded
+from ouroboros.pack.quantize import least_squares
 from ouroboros.pack.statistics import gather
 from ouroboros.systems.crawler.checkpoint import Names, to_model
 from ouroboros.systems.crawler.published import Published
@@ -83,17 +84,8 @@ def int8(w: Tensor) -> Coded:
 
 def row_scales(w_RC: Tensor, most: int = 31) -> Tensor:
     """The steps of GPTQ's codes, (R, 1) float32: for each row that of the best of :data:`PERCENTILES`."""
-    best_R1 = least_R1 = None
-    for percentile in PERCENTILES:
-        step_R1 = (_clips(w_RC, percentile) / most).clamp(min=1 / most)
-        error_R1 = (w_RC - _codes(w_RC, step_R1, most) * step_R1).square().mean(dim=1, keepdim=True)
-        if best_R1 is None or least_R1 is None:
-            best_R1, least_R1 = step_R1, error_R1
-            continue
-        better_R1 = error_R1 < least_R1
-        best_R1, least_R1 = torch.where(better_R1, step_R1, best_R1), torch.where(better_R1, error_R1, least_R1)
-    assert best_R1 is not None
-    return best_R1
+    steps = ((_clips(w_RC, percentile) / most).clamp(min=1 / most) for percentile in PERCENTILES)
+    return least_squares(w_RC, steps, lambda step_R1: _codes(w_RC, step_R1, most))
 
 
 def gptq(w_RC: Tensor, h_CC: Tensor, *, most: int = 31, damping: float = DAMPING, block: int = BLOCK) -> Coded:
