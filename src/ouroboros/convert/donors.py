@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 RECORD = "donor.json"
 """Beside the model: what its donor's configuration was, for the way back."""
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""What configurations call the ids that begin, end and pad texts."""
 TOLERANCE = 1e-4
 """How far logits in float32 may be from the donor's, as a share of the largest."""
 LEAST_TOKENS, MOST_TOKENS = 64, 1100
@@ -364,10 +366,9 @@ def _kept(schedule: Schedule, layers: int, keep: str | None, init: Literal["step
 
 def _special_tokens(theirs: Any) -> dict[str, Any]:
     """The ids that begin, end and pad texts, as generation uses them."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    found = {name: getattr(theirs.config, name, None) for name in names}
-    given = {name: getattr(theirs.generation_config, name, None) for name in names}
-    return {name: found[name] if given[name] is None else given[name] for name in names}
+    found = {name: getattr(theirs.config, name, None) for name in SPECIAL_TOKENS}
+    given = {name: getattr(theirs.generation_config, name, None) for name in SPECIAL_TOKENS}
+    return {name: found[name] if given[name] is None else given[name] for name in SPECIAL_TOKENS}
 
 
 def _made(spec: ModelSpec, state: Mapping[str, Tensor], tokens: Mapping[str, Any]) -> OuroborosForCausalLM:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouroboros.config import fields_by_path
-from ouroboros.convert.donors import RECORD, TOLERANCE, Proof, prove
+from ouroboros.convert.donors import RECORD, SPECIAL_TOKENS, TOLERANCE, Proof, prove
 from ouroboros.convert.families import FULL, SLIDING, Family, family_of, rope_parameters, spec_of
 from ouroboros.convert.tensors import EMBEDDING, OUTPUT
 from ouroboros.errors import OuroborosError, check, first_line
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 UNROLLED_TOLERANCE = 1e-5
 """How far logits of a Llama-shaped export may be from the model's, as a share of the largest."""
 
@@ -84,7 +83,7 @@ def to_llama(model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | 
         "tie_word_embeddings": spec.tie_embeddings,
         "initializer_range": spec.init_std,
         **({} if rotary is None else {"rope_parameters": rope_parameters(rotary[0])}),
-        **{name: getattr(tokens, name) for name in _SPECIAL},
+        **{name: getattr(tokens, name) for name in SPECIAL_TOKENS},
     }
     return to_donor(model, record, out, tokenizer, tolerance=UNROLLED_TOLERANCE)
 
@@ -120,7 +119,7 @@ def to_donor(
     if config.tie_word_embeddings:
         state[OUTPUT] = state[EMBEDDING]
     theirs.load_state_dict(state)
-    for name in _SPECIAL:
+    for name in SPECIAL_TOKENS:
         if (token := getattr(model.generation_config, name)) is not None:
             setattr(theirs.generation_config, name, token)
     proof = prove(model, theirs, f"{family.title}, written", tolerance)
