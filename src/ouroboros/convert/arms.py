@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Name = Literal["bridge", "healed", "low-rank", "norms", "static", "controller"]
 TRAINED: tuple[Name, ...] = ("healed", "low-rank", "static", "controller")
 """The arms that are trained unless others are asked for."""
+BRIDGE_TOKENS = 32_768
+"""Tokens that the bridge is fitted to unless another number is asked for."""
 FROZEN = ("model.embed_tokens.*", "lm_head.*", "model.norm.*", "model.decoder.layers.*")
 """Names of what comes from the donor."""
 MATRICES = "model.decoder.layers.*_proj.weight"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,10 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ouroboros.config import Recipe, to_dict
-from ouroboros.convert.arms import TRAINED, Steering, trained
+from ouroboros.convert.arms import BRIDGE_TOKENS, TRAINED, Steering, trained
 from ouroboros.convert.bridge import BridgeFit, fit_bridge
 from ouroboros.convert.layers import Layers, listed, split
 from ouroboros.convert.recursive import recursive
+from ouroboros.data.masks import shown
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
 from ouroboros.errors import OuroborosError, check, first_line
@@ -42,13 +43,10 @@ from ouroboros.train.precision import choose_device, choose_dtype
 from ouroboros.train.run import resume, start
 from ouroboros.train.rundir import CONFIG, WEIGHTS, RunDirectory
 
-logger = logging.getLogger(__name__)
-
 BRIDGE = "bridge.safetensors"
 """In the directory: the bridge that all arms begin with."""
 PLAN, DONOR, ARMS, STATES = "heal.json", "donor", "arms", "states"
 """In the directory: what is being done, the whole donor, the runs, and the teacher's states while they are needed."""
-BRIDGE_TOKENS = 32_768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +144,11 @@ class Healing:
 
     def _batches(self) -> Iterator[Tensor]:
         """Windows of the training text, as many as the bridge is fitted to."""
-        plan = self.plan
-        data = prepare(plan.recipe.data, self.out / "data")
-        spec, length = plan.recipe.train, plan.recipe.data.sequence_length
-        loader = open_loader(
-            data, batch_size=spec.batch_size, sequence_length=length, seed=spec.seed, rank=0, world_size=1
-        )
-        for _ in range(max(2, -(-plan.bridge_tokens // (spec.batch_size * length)))):
-            ids = torch.from_numpy(loader.next_batch())[:, :-1]
-            yield ids.long().abs().to(choose_device())
+        recipe = self.plan.recipe
+        windows = training_windows(recipe, self.out, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
+        count = -(-self.plan.bridge_tokens // (recipe.train.batch_size * recipe.data.sequence_length))
+        for ids_BT in itertools.islice(windows, max(2, count)):
+            yield ids_BT[:, :-1].to(choose_device())
 
     def recipe(self, arm: str, model: OuroborosForCausalLM) -> Recipe:
         """How an arm is trained."""
@@ -204,6 +198,15 @@ class Healing:
         write_whole(self.out / CONFIG, (place / CONFIG).read_bytes())
         write_whole(self.out / WEIGHTS, (place / WEIGHTS).read_bytes())
         shutil.rmtree(self.out / STATES, ignore_errors=True)
+
+
+def training_windows(recipe: Recipe, out: Path, *, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Windows of the training text in the order of a seed, without end, token ids (B, T + 1)."""
+    data = prepare(recipe.data, out / "data")
+    length = recipe.data.sequence_length
+    loader = open_loader(data, batch_size=batch_size, sequence_length=length, seed=seed, rank=0, world_size=1)
+    while True:
+        yield torch.from_numpy(shown(loader.next_batch())[0]).long()
 
 
 def adopt(settings: Mapping[str, Any], out: Path) -> None:

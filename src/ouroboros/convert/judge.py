@@ -20,9 +20,8 @@ from ouroboros.eval.score import Score, data_hash, score
 from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.reading import load_model
-from ouroboros.optim import left_out_parameters, parameter_roles, untrained_parameters
+from ouroboros.optim import chosen_matrices, left_out_parameters, parameter_roles, untrained_parameters
 from ouroboros.train.log import Progress
-from ouroboros.train.low_rank import LowRank
 from ouroboros.train.rundir import RunDirectory
 
 SCORES = "scores"
@@ -159,15 +158,17 @@ def trained_numbers(model: OuroborosForCausalLM, run: RunDirectory) -> dict[str,
     """How many numbers a run has trained, by what they belong to: a loop part, low-rank additions, norms."""
     recipe = run.read_recipe()
     never = left_out_parameters(model, recipe.optim) | untrained_parameters(model)
-    added = LowRank(model, recipe.train.low_rank, 0)
+    added = recipe.train.low_rank
+    low = chosen_matrices(model, added.where, "train.low_rank") if added.rank else []
     found: dict[str, int] = {}
     for name in parameter_roles(model):
         if name in never:
             continue
-        number = model.get_parameter(name).numel()
+        parameter = model.get_parameter(name)
+        number = parameter.numel()
         owner = name.split(".loops.")[1].split(".")[1] if ".loops." in name else "layers"
-        if name in added.factors:
-            owner, number = "low-rank additions", sum(factor.numel() for factor in added.factors[name])
+        if name in low:
+            owner, number = "low-rank additions", added.rank * sum(parameter.shape)
         found[owner] = found.get(owner, 0) + number
     return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ouroboros.config import DataSpec, OptimSpec, Recipe, TaughtTraining, TrainSpec, fields_by_path
-from ouroboros.convert.arms import TRAINED, Name, Steering
+from ouroboros.convert.arms import BRIDGE_TOKENS, TRAINED, Name, Steering
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import write_whole
 from ouroboros.verbs.options import Quiet, emit_json, say, signal_status
@@ -51,7 +51,7 @@ class HealOptions:
     on the bundled text), and --init selected without --heal chooses layers by the first."""
     held_out_bytes: int = 60_000
     """With --heal: bytes of each held-out text that are scored."""
-    bridge_tokens: int = 32_768
+    bridge_tokens: int = BRIDGE_TOKENS
     """With --heal: tokens of the training text that the bridge is fitted to before any training."""
     arms: tuple[Name, ...] = TRAINED
     """With --heal: what is trained and compared. bridge: nothing, what was fitted alone is kept; healed: the bridge;
@@ -269,18 +269,14 @@ def _plan(options: Any, out: Path) -> Plan:
 
 def _layers(options: Any, out: Path, recipe: Recipe) -> tuple[str, Layers]:
     """The layout, and the donor's layers for it: named, chosen by their place, or by measurement."""
-    import torch
-
+    from ouroboros.api import open_model
     from ouroboros.convert.choose import choose
-    from ouroboros.convert.heal import DONOR, PLAN
+    from ouroboros.convert.heal import DONOR, PLAN, training_windows
     from ouroboros.convert.layers import initial, named, split
-    from ouroboros.data.shards import prepare
-    from ouroboros.data.stream import open_loader
-    from ouroboros.model.reading import load_model
     from ouroboros.schedule import parse
 
-    model = load_model(out / DONOR)
-    layers = model.schedule.num_blocks
+    donor = open_model(out / DONOR)
+    layers = donor.spec.schedule.num_blocks
     ends = max(1, round(layers * 8 / 30))
     layout = options.layout or f"{ends} loop:(1)x2 {ends}"
     schedule = parse(layout)
@@ -297,11 +293,7 @@ def _layers(options: Any, out: Path, recipe: Recipe) -> tuple[str, Layers]:
         present = json.loads((out / PLAN).read_bytes())
         if present.get("layout") == layout:
             return layout, named(present["kept"], layers, schedule.num_blocks)
-    length = recipe.data.sequence_length
-    loader = open_loader(
-        prepare(recipe.data, out / "data"), batch_size=8, sequence_length=length, seed=1, rank=0, world_size=1
-    )
-    found = choose(model, torch.from_numpy(loader.next_batch()).long(), schedule)
+    found = choose(donor.model, next(training_windows(recipe, out, batch_size=8, seed=1)), schedule)
     if not options.quiet and not options.json:
         say(found.table())
     start, ends = found.best.start, split(schedule, layers)

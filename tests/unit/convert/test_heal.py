@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ouroboros.config import DataSpec, Recipe
 from ouroboros.convert import heal as module
 from ouroboros.convert.arms import TRAINED, Steering
-from ouroboros.convert.heal import ARMS, DONOR, PLAN, Healing, Interrupted, adopt
+from ouroboros.convert.heal import ARMS, DONOR, PLAN, Healing, Interrupted, adopt, training_windows
 from ouroboros.convert.judge import trained_numbers
 from ouroboros.errors import OuroborosError
 from ouroboros.files import write_whole
@@ -158,3 +159,15 @@ def test_the_best_arm_becomes_the_model(healing: Make, tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (out / ARMS / "norms" / name).read_bytes()
     for name in ("donor.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (out / DONOR / name).read_bytes()
+
+
+def test_windows_hold_the_ids_that_are_read_where_only_answers_are_learned(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text("".join(f'{{"q": "{n} + 1", "a": "{n + 1}"}}\n' for n in range(200)))
+    source = f"{tmp_path / 'sums.jsonl'}@Q: {{q}} A: {{a}}"
+
+    def windows(loss: Any) -> Any:
+        data = DataSpec(sources=(source,), sequence_length=16, loss=loss)
+        return next(training_windows(Recipe(name="heal", data=data), tmp_path / loss, batch_size=4, seed=0))
+
+    masked = windows("answers")
+    assert masked.shape == (4, 17) and masked.min() >= 0 and masked.equal(windows("all"))
