@@ -47,22 +47,23 @@ class HealOptions:
     sources: Annotated[list[str], tyro.conf.arg(name="data")] = dataclasses.field(default_factory=list)
     """With --heal: the text to train on, sources as of `ouroboros train`, each with an optional =WEIGHT."""
     held_out: list[str] = dataclasses.field(default_factory=list)
-    """Pretrained models: text that nothing is trained on. --heal scores every arm on each of these sources (by default
-    on the bundled text), and --init selected without --heal chooses layers by the first."""
+    """Pretrained models: text that nothing is trained on. --heal scores every candidate on each of these sources (by
+    default on the bundled text), and --init selected without --heal chooses layers by the first."""
     held_out_bytes: int = 60_000
-    """With --heal: bytes of each held-out text that are scored."""
+    """With --heal: how many bytes of each held-out text are scored."""
     bridge_tokens: int = BRIDGE_TOKENS
-    """With --heal: tokens of the training text that the bridge is fitted to before any training."""
+    """With --heal: how many tokens of the training text the bridge is fitted to before anything is trained."""
     arms: tuple[Name, ...] = TRAINED
-    """With --heal: what is trained and compared. bridge: nothing, what was fitted alone is kept; healed: the bridge;
-    low-rank: additions to all kept layers too; norms: their norms and biases too; static: a diagonal for each loop too;
-    controller: a Controller of the state too."""
+    """With --heal: which candidates are made and compared. All have a bridge, an affine map that stands in for the
+    removed layers. bridge only fits it, healed trains it. The others train more besides: low-rank trains low-rank
+    additions to the kept layers, norms their norms and biases, static one diagonal for each loop, and controller a
+    network that makes such diagonals of the state."""
     seed: int | None = None
-    """With --heal: seed of what starts at random and of the order of the text."""
+    """With --heal: the seed of what starts at random and of the order of the text."""
     steps: int | None = None
-    """With --heal: optimiser steps of each arm, 150 by default."""
+    """With --heal: how many optimiser steps each candidate is trained for; 150 by default."""
     minutes: float | None = None
-    """With --heal: minutes of each arm, in place of steps."""
+    """With --heal: how many minutes each candidate is trained for, in place of a number of steps."""
     steering: Steering = dataclasses.field(default_factory=Steering)
     quiet: Quiet = False
 
