@@ -2,7 +2,7 @@
 
 lm-eval has the model (``HFLM``), the requests, the metrics and the standard errors; this module has the records, so
 that nothing is fetched. Names and prompts are those of lm-eval, without examples in the prompt. The figures of a model
-directory are those of ``lm_eval --model hf`` on the same records, with ``max_length`` the window.
+directory are those of lm-eval's own model ``hf`` on the same records, with ``max_length`` the window.
 
 Records are JSON lines, in the form that common evaluation suites use:
 
@@ -288,7 +288,7 @@ def check_installed() -> None:
 
 
 def harness_model(model: Any, tokenizer: Any, *, window: int, amp: torch.dtype | None = None) -> Any:
-    """``model`` as lm-eval's ``HFLM``, which is also made for ``lm_eval --model hf``.
+    """``model`` in the form that lm-eval gives a model directory by the name ``hf``.
 
     A request without a context is read behind the tokenizer's token of the beginning, or else of the end of a text; it
     stands before nothing else unless the tokenizer itself puts it there.
