@@ -88,6 +88,7 @@ def pack(arguments: Sequence[str]) -> int:
     quiet_transformers()
     from ouroboros.api import PICKLES, open_model
     from ouroboros.files import remove_leftovers, replacing
+    from ouroboros.pack.plan import uniform
 
     ending = options.out.suffix
     check(
@@ -96,7 +97,7 @@ def pack(arguments: Sequence[str]) -> int:
 
     watch = _Watch(quiet=options.quiet or options.json)
     opened = open_model(options.model)
-    plan = _plan(options, opened.model)
+    plan = uniform(options.bits or 8).mixed(opened.model, options.bits_of, "pack: --bits-of")
     window = default_window(options.model, opened.model.config.max_position_embeddings)
     ids, origin = _calibration(options, opened, window)
     if options.mode != "rounding" and not options.allow_fallbacks:
@@ -141,21 +142,6 @@ def _check(options: PackOptions) -> None:
     check(not idle, "pack: --calibration changes nothing with --mode rounding and --bits; leave it out")
     check(not options.out.is_dir(), f"{options.out} is a directory; --out is the file to write")
     check(options.out.parent.is_dir(), f"{options.out.parent} is no directory; make it first, or choose another --out")
-
-
-def _plan(options: PackOptions, model: Any) -> Plan:
-    """What becomes of each tensor; here, before anything takes long.
-
-    Raises:
-        OuroborosError: bits for tensors that there are none of, or a tensor with numbers that no code stands for.
-    """
-    from ouroboros.pack.plan import uniform
-    from ouroboros.pack.quantize import checked
-
-    plan = uniform(options.bits or 8).mixed(model, options.bits_of, "pack: --bits-of")
-    for entry, _ in plan.choose(model).values():
-        checked(entry.tensor, entry.name)
-    return plan
 
 
 class _Watch:
