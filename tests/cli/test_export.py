@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-from ouroboros.api import load
+from ouroboros.api import build, load
+from ouroboros.config import Recipe
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.pack.artifact import expected_tensors
+from ouroboros.pack.write import write_artifact
+from ouroboros.recipes import recipe
 
 
 @pytest.fixture
@@ -103,3 +109,54 @@ def test_a_run_that_began_from_a_converted_model_goes_back(cli: Any, notes: Path
     assert cli("export", tmp_path / "second", "--to", "donor", tmp_path / "checkpoint").status == 0
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("back", "checkpoint"))
     assert all(one[name].equal(tensor) for name, tensor in other.items())
+
+
+def run_alone(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The exported program in a process of its own, which finds nothing of this library."""
+    hidden = "import sys, runpy; sys.modules['ouroboros'] = sys.modules['torch'] = None; sys.argv = sys.argv[1:];"
+    command = [sys.executable, "-I", "-c", f"{hidden} runpy.run_path(sys.argv[0], run_name='__main__')"]
+    words = [*command, str(directory / "run.py"), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=100)
+
+
+def test_a_packed_file_runs_without_the_library(cli: Any, command: Any, notes: Path, tmp_path: Path) -> None:
+    run, pack, alone = tmp_path / "run", tmp_path / "small.pack", tmp_path / "alone"
+    options = (*LLAMA_SIZES, *QUICK, "--data", notes, "--model.loop.gate")
+    assert cli("train", "loop", "--size", "tiny", *options, "--out", run).status == 0
+    assert "is a directory, and --to standalone takes" in cli("export", run, "--to", "standalone", alone).error()
+    packing = ("--bits", "6", "--calibration-tokens", "256", "--max-bytes", "300")
+    assert cli("pack", run, "--out", pack, *packing).status == 0
+    facts = command("export", pack, "--to", "standalone", alone, "--json").json
+    assert facts["proof"]["difference"] <= 1e-5
+    assert facts["bytes"] == sum(path.stat().st_size for path in alone.iterdir())
+    assert (alone / "model.pack").read_bytes() == pack.read_bytes()
+    assert "bytes in all" in cli("export", pack, "--to", "standalone", tmp_path / "again").out
+
+    words = ("--prompt", "3 times", "--max-new-tokens", "40", "--temperature", "0", "--json")
+    (wanted,) = cli("generate", pack, *words).json["continuations"]
+    written = run_alone(alone, "3 times", "--tokens", 40)
+    assert (written.returncode, written.stderr, written.stdout) == (0, "", f"3 times{wanted}\n")
+    facts = cli("eval", pack, "--data", notes, "--max-bytes", 3000, "--json").json
+    (tmp_path / "part.txt").write_bytes(notes.read_bytes()[: facts["bytes"]])
+    scored = run_alone(alone, "--score", tmp_path / "part.txt")
+    assert scored.returncode == 0, scored.stderr
+    size, window, found = re.fullmatch(r"([\d,]+) bytes, window (\d+): (\S+) bits/byte\n", scored.stdout).groups()
+    assert int(size.replace(",", "")) == facts["bytes"] == 3000 and int(window) == facts["window"] == 32
+    assert float(found) == pytest.approx(facts["bits_per_byte"], abs=1e-4)
+
+    (alone / "model.pack").write_bytes(pack.read_bytes()[:-1])
+    broken = run_alone(alone, "a")
+    assert broken.returncode == 1 and broken.stdout == "" and broken.stderr.count("\n") == 1
+    assert broken.stderr.startswith("error: ") and "cut off" in broken.stderr
+    assert run_alone(alone).returncode == 2
+
+
+def test_what_the_standalone_program_lacks_is_named(cli: Any, tmp_path: Path) -> None:
+    spec = recipe("gpt", "tiny").model
+    spec = spec.replace(hidden_size=16, mixer=spec.block.mixer.replace(k_shift=True))
+    weights = build(Recipe(name="x", model=spec)).state_dict()
+    tensors = {name: weights[name].half() for name in expected_tensors(spec)}
+    write_artifact(tmp_path / "small.pack", spec, tensors, byte_tokenizer(), eos_token_id=256)
+    error = cli("export", tmp_path / "small.pack", "--to", "standalone", tmp_path / "x").error()
+    assert "model.block.mixer.k_shift is True, which the standalone program does not know" in error
+    assert not (tmp_path / "x").exists()
