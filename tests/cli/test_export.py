@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from ouroboros.api import build, load
-from ouroboros.config import Recipe
+from ouroboros.config import DataSpec, Recipe, to_dict
+from ouroboros.config.parts.loop import RecurrenceGateSpec
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.pack.artifact import expected_tensors
+from ouroboros.pack.header import Facts
+from ouroboros.pack.quantize import quantize
 from ouroboros.pack.write import write_artifact
 from ouroboros.recipes import recipe
 
@@ -119,30 +123,38 @@ def run_alone(directory: Path, *arguments: object) -> subprocess.CompletedProces
     return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=100)
 
 
+def pack_of(made: Recipe, path: Path) -> Path:
+    """A packed file of codes of 6 bits, of a model that looks far around and whose every part does something."""
+    torch.manual_seed(0)
+    weights, tensors = build(made).state_dict(), {}
+    for name in expected_tensors(made.model):
+        value = torch.randn_like(weights[name]) * (0.1 if weights[name].ndim == 1 else 0.3) + ("norm" in name)
+        tensors[name] = quantize(value, 6) if value.ndim > 1 else value.half()
+    write_artifact(path, made.model, tensors, byte_tokenizer(), Facts(recipe=to_dict(made)), eos_token_id=256)
+    return path
+
+
 def test_a_packed_file_runs_without_the_library(cli: Any, command: Any, notes: Path, tmp_path: Path) -> None:
-    run, pack, alone = tmp_path / "run", tmp_path / "small.pack", tmp_path / "alone"
-    options = (*LLAMA_SIZES, *QUICK, "--data", notes, "--model.loop.gate")
-    assert cli("train", "loop", "--size", "tiny", *options, "--out", run).status == 0
-    assert "is a directory, and --to standalone takes" in cli("export", run, "--to", "standalone", alone).error()
-    packing = ("--bits", "6", "--calibration-tokens", "256", "--max-bytes", "300")
-    assert cli("pack", run, "--out", pack, *packing).status == 0
+    made = recipe("loop", "tiny")
+    model = made.model.replace(hidden_size=32, max_position_embeddings=96, loop=(RecurrenceGateSpec(),))
+    made = dataclasses.replace(made, model=model, data=DataSpec(sequence_length=40))
+    pack, alone = pack_of(made, tmp_path / "small.pack"), tmp_path / "alone"
     facts = command("export", pack, "--to", "standalone", alone, "--json").json
     assert facts["proof"]["difference"] <= 1e-5
     assert facts["bytes"] == sum(path.stat().st_size for path in alone.iterdir())
     assert (alone / "model.pack").read_bytes() == pack.read_bytes()
     assert "bytes in all" in cli("export", pack, "--to", "standalone", tmp_path / "again").out
 
-    words = ("--prompt", "3 times", "--max-new-tokens", "40", "--temperature", "0", "--json")
+    words = ("--prompt", "3 times", "--max-new-tokens", "60", "--temperature", "0", "--json")
     (wanted,) = cli("generate", pack, *words).json["continuations"]
-    written = run_alone(alone, "3 times", "--tokens", 40)
+    written = run_alone(alone, "3 times", "--tokens", 60)
     assert (written.returncode, written.stderr, written.stdout) == (0, "", f"3 times{wanted}\n")
-    facts = cli("eval", pack, "--data", notes, "--max-bytes", 3000, "--json").json
-    (tmp_path / "part.txt").write_bytes(notes.read_bytes()[: facts["bytes"]])
-    scored = run_alone(alone, "--score", tmp_path / "part.txt")
+    facts = cli("eval", pack, "--data", notes, "--json").json
+    scored = run_alone(alone, "--score", notes)
     assert scored.returncode == 0, scored.stderr
-    size, window, found = re.fullmatch(r"([\d,]+) bytes, window (\d+): (\S+) bits/byte\n", scored.stdout).groups()
-    assert int(size.replace(",", "")) == facts["bytes"] == 3000 and int(window) == facts["window"] == 32
-    assert float(found) == pytest.approx(facts["bits_per_byte"], abs=1e-4)
+    match = re.fullmatch(r"([\d,]+) bytes, window (\d+): (\S+) bits/byte\n", scored.stdout)
+    assert match and int(match[1].replace(",", "")) == facts["bytes"] and int(match[2]) == facts["window"] == 40
+    assert float(match[3]) == pytest.approx(facts["bits_per_byte"], abs=1e-4)
 
     (alone / "model.pack").write_bytes(pack.read_bytes()[:-1])
     broken = run_alone(alone, "a")
@@ -152,11 +164,9 @@ def test_a_packed_file_runs_without_the_library(cli: Any, command: Any, notes: P
 
 
 def test_what_the_standalone_program_lacks_is_named(cli: Any, tmp_path: Path) -> None:
-    spec = recipe("gpt", "tiny").model
-    spec = spec.replace(hidden_size=16, mixer=spec.block.mixer.replace(k_shift=True))
-    weights = build(Recipe(name="x", model=spec)).state_dict()
-    tensors = {name: weights[name].half() for name in expected_tensors(spec)}
-    write_artifact(tmp_path / "small.pack", spec, tensors, byte_tokenizer(), eos_token_id=256)
-    error = cli("export", tmp_path / "small.pack", "--to", "standalone", tmp_path / "x").error()
+    made = recipe("gpt", "tiny")
+    spec = made.model.replace(hidden_size=16, mixer=made.model.block.mixer.replace(k_shift=True))
+    pack = pack_of(dataclasses.replace(made, model=spec), tmp_path / "small.pack")
+    error = cli("export", pack, "--to", "standalone", tmp_path / "x").error()
     assert "model.block.mixer.k_shift is True, which the standalone program does not know" in error
     assert not (tmp_path / "x").exists()

@@ -74,8 +74,13 @@ def to_standalone(source: Path, model: OuroborosForCausalLM, out: Path, tokenize
     try:
         program = standalone_run.Model(source)
         text = standalone_run.Text(program.files, program.header["eos_token_id"])
+        program.logits([text.end])  # reads every option and tensor
     except ValueError as error:
         raise OuroborosError(f"{source}: {error}") from None
+    except KeyError as error:  # an earlier version did not write what later ones have
+        raise OuroborosError(
+            f"{source}: lacks {error}, which the standalone program reads; pack the model again"
+        ) from None
     marks = "".join(token.content for token in tokenizer.backend.get_added_tokens_decoder().values())
     sample = f"Caf\u00e9, 12 {marks}\n".encode()
     check(

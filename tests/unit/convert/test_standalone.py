@@ -63,6 +63,16 @@ def test_refusals(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_what_an_earlier_version_did_not_write_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = packed(tmp_path / "a.pack")
+    header, weights, files = standalone_run.read_packed(source)
+    del header["spec"]["block"]["mixer"]["window"]
+    monkeypatch.setattr(standalone_run, "read_packed", lambda path: (header, weights, files))
+    with pytest.raises(OuroborosError, match=r"a.pack: lacks 'window', which the .* reads; pack the model again"):
+        to_standalone(source, open_model(source).model, tmp_path / "out", byte_tokenizer())
+    assert not (tmp_path / "out").exists()
+
+
 def test_logits_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = packed(tmp_path / "a.pack")
     monkeypatch.setattr(standalone_run.Model, "_norm", lambda self, name, x: x)
