@@ -1,0 +1,1 @@
+"""Comparisons and ablations: several recipes, trained with paired seeds and judged together."""
