@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ouroboros.ablate.record import (
     environment,
     read_result,
 )
+from ouroboros.ablate.statistics import Paired, paired_runs
 from ouroboros.ablate.study import Arm, Stage, Study
 from ouroboros.api import build
 from ouroboros.config import Recipe, from_dict, to_dict
@@ -97,6 +97,8 @@ def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, 
             )
         elif "stopped" in answer:
             raise Stopped(f"{answer['error']}; the same command goes on from here", answer["stopped"])
+        elif "diverged" in answer:
+            tell(f"{answer['error']}; the study goes on without this arm")
         elif answer["lasting"]:
             raise OuroborosError(f"{answer['error']}; what was done is kept, and the same command goes on from here")
         else:
@@ -116,33 +118,37 @@ def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, 
     check(
         not failed, f"{len(failed)} of {len(cells)} cells of stage {stage.name} failed: {failed[0] if failed else ''}"
     )
-    results = [done[cell.run] for cell in cells]
+    results = [done[cell.run] for cell in cells if cell.run in done]
     check_comparable(results)
     return results
 
 
-def mean_differences(study: Study, results: Sequence[Result]) -> dict[str, float]:
-    """Of one stage: by arm, the mean over seeds of its bits per byte minus the control's of the same seed.
+def promoted(study: Study, stage: Stage, results: Sequence[Result]) -> list[str]:
+    """The arms that the stage's gate lets through to the next stage; those that diverged are not among them.
 
     Raises:
-        OuroborosError: a seed is missing on one side; names it.
+        OuroborosError: the control has no results, or lacks a seed.
     """
-    bits: dict[str, dict[int, float]] = {}
-    for result in results:
-        bits.setdefault(result.arm, {})[result.seed] = result.bits_per_byte
-    control = bits.pop(study.control.name, {})
-    for arm, values in bits.items():
-        for seed in sorted(values.keys() ^ control.keys()):
-            lacks, has = (arm, study.control.name) if seed in control else (study.control.name, arm)
-            raise OuroborosError(f"seed {seed} is missing of arm {lacks!r}, and arm {has!r} has it: they make no pair")
-    return {arm: math.fsum(values[s] - control[s] for s in values) / len(values) for arm, values in bits.items()}
-
-
-def promoted(study: Study, stage: Stage, results: Sequence[Result]) -> list[str]:
-    """The arms that the stage's gate lets through to the next stage."""
-    found = mean_differences(study, results)
-    found = {arm.name: found[arm.name] for arm in study.arms if arm.name in found}
+    compared = {name: pair.difference for name, pair in pairs(study, stage, results).items()}
+    found = {arm.name: compared[arm.name] for arm in study.arms if arm.name in compared}
     return list(found) if stage.gate is None else stage.gate.passing(found)
+
+
+def pairs(study: Study, stage: Stage, results: Sequence[Result], *, packed: bool = False) -> dict[str, Paired]:
+    """Each arm of a stage minus the control, by name; an arm that diverged with one of the seeds is left out.
+
+    Raises:
+        OuroborosError: the control has no results, or lacks a seed.
+    """
+    runs: dict[str, list[Result]] = {}
+    for result in results:
+        if result.stage == stage.name:
+            runs.setdefault(result.arm, []).append(result)
+    control, seeds = runs.pop(study.control.name, []), set(study.seeds_of(stage))
+    missing = sorted(seeds - {result.seed for result in control})
+    check(not missing, f"stage {stage.name}: the control {study.control.name!r} has no result of seed {missing[:1]}")
+    whole = {name: found for name, found in runs.items() if {result.seed for result in found} >= seeds}
+    return {name: paired_runs(found, control, packed=packed) for name, found in whole.items()}
 
 
 class _Cells:
@@ -183,6 +189,7 @@ class _Cells:
                 precision=self.precisions[0],
                 muon_precision=self.precisions[1],
                 threads=self.threads,
+                processes=arm.processes,
                 split=stage.split,
                 window=control.data.sequence_length,
                 score_bytes=self.study.score_bytes,
