@@ -1,1 +1,1 @@
-"""Comparisons and ablations: several recipes, trained with paired seeds and judged together."""
+"""Studies: a control and arms that change one thing each, trained on the same text and compared seed by seed."""

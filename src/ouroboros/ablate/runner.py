@@ -1,0 +1,269 @@
+"""Runs a study: every cell once, control and arms in turn, in one process or several.
+
+The study's directory holds ``study.json`` (the study, and what its cells have in common), ``data/`` (prepared texts)
+and ``STAGE/ARM/seed-N/``, which are run directories. The same study is given again to go on with it, or to add arms,
+seeds and stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ouroboros.ablate.cells import Cell, Stopped, held_out, train_hash
+from ouroboros.ablate.changes import differences
+from ouroboros.ablate.pool import run_all
+from ouroboros.ablate.record import (
+    FIXED,
+    Result,
+    check_comparable,
+    code_version,
+    environment,
+    read_result,
+)
+from ouroboros.ablate.study import Arm, Stage, Study
+from ouroboros.api import build
+from ouroboros.config import Recipe, from_dict, to_dict
+from ouroboros.data.documents import name_formats
+from ouroboros.data.shards import prepare
+from ouroboros.errors import OuroborosError, check
+from ouroboros.eval.score import data_hash, with_text
+from ouroboros.files import read_text, remove_leftovers, write_whole
+from ouroboros.optim import choose_muon_dtype
+from ouroboros.train.lock import run_lock
+from ouroboros.train.precision import choose_device, choose_dtype
+from ouroboros.train.run import make_directory
+
+MANIFEST = "study.json"
+Tell = Callable[[str], None]
+
+
+def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda line: None) -> tuple[Result, ...]:
+    """Run what is not there yet of ``study`` in the directory ``out``; returns the results of all stages.
+
+    Args:
+        study: what to run.
+        out: a new directory, or that of the same study.
+        workers: processes that run cells at the same time, each with its share of this process's threads. One means
+            this process.
+        tell: receives a line for each cell.
+
+    Raises:
+        Stopped: a signal asked to stop; what was done is kept.
+        OuroborosError: the text cannot be used; ``out`` holds results of other data, code or settings; a cell failed.
+    """
+    check(workers >= 1, f"--workers must be >= 1, got {workers}")
+    make_directory(out)
+    check(
+        (out / MANIFEST).is_file() or _is_free(out),
+        f"{out} is no study's directory and not empty; choose another --out",
+    )
+    with run_lock(out):
+        remove_leftovers(out)
+        threads = max(1, torch.get_num_threads() // workers)
+        cells = _Cells(study, out, threads)
+        found: list[Result] = []
+        names = [arm.name for arm in study.every_arm]
+        for number, stage in enumerate(study.stages):
+            arms = [arm for arm in study.every_arm if arm.name in names and not (number and arm.repeat)]
+            results = _run_stage(study, stage, cells.of(stage, arms), workers, tell)
+            found += results
+            names = [study.control.name, *promoted(study, stage, results)]
+        return tuple(found)
+
+
+def _is_free(out: Path) -> bool:
+    return not any(entry.name != ".lock" for entry in out.iterdir())
+
+
+def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, tell: Tell) -> list[Result]:
+    """The results of a stage, in the order of its cells."""
+    done: dict[str, Result] = {}
+    failed: list[str] = []
+
+    def take(cell: Cell, answer: Mapping[str, Any]) -> None:
+        if "result" in answer:
+            result = done[cell.run] = from_dict(Result, answer["result"], where=cell.name)
+            packed = "" if result.packed is None else f", packed {result.packed.score.bits_per_byte:.4f}"
+            tell(
+                f"{cell.name}: {result.bits_per_byte:.4f} bits/byte{packed}, {result.seconds:.0f} s of training"
+                f" ({len(done)} of {len(cells)})"
+            )
+        elif "stopped" in answer:
+            raise Stopped(f"{answer['error']}; the same command goes on from here", answer["stopped"])
+        elif answer["lasting"]:
+            raise OuroborosError(f"{answer['error']}; what was done is kept, and the same command goes on from here")
+        else:
+            failed.append(answer["error"])
+            tell(answer["error"])
+
+    waiting = []
+    for cell in cells:
+        result = read_result(cell.path)
+        if result is None:
+            waiting.append(cell)
+        else:
+            done[cell.run] = result
+    if waiting and done:
+        tell(f"stage {stage.name}: {len(done)} of {len(cells)} cells are there already")
+    run_all(waiting, workers, take)
+    check(
+        not failed, f"{len(failed)} of {len(cells)} cells of stage {stage.name} failed: {failed[0] if failed else ''}"
+    )
+    results = [done[cell.run] for cell in cells]
+    check_comparable(results)
+    return results
+
+
+def mean_differences(study: Study, results: Sequence[Result]) -> dict[str, float]:
+    """Of one stage: by arm, the mean over seeds of its bits per byte minus the control's of the same seed.
+
+    Raises:
+        OuroborosError: a seed is missing on one side; names it.
+    """
+    bits: dict[str, dict[int, float]] = {}
+    for result in results:
+        bits.setdefault(result.arm, {})[result.seed] = result.bits_per_byte
+    control = bits.pop(study.control.name, {})
+    for arm, values in bits.items():
+        for seed in sorted(values.keys() ^ control.keys()):
+            lacks, has = (arm, study.control.name) if seed in control else (study.control.name, arm)
+            raise OuroborosError(f"seed {seed} is missing of arm {lacks!r}, and arm {has!r} has it: they make no pair")
+    return {arm: math.fsum(values[s] - control[s] for s in values) / len(values) for arm, values in bits.items()}
+
+
+def promoted(study: Study, stage: Stage, results: Sequence[Result]) -> list[str]:
+    """The arms that the stage's gate lets through to the next stage."""
+    found = mean_differences(study, results)
+    found = {arm.name: found[arm.name] for arm in study.arms if arm.name in found}
+    return list(found) if stage.gate is None else stage.gate.passing(found)
+
+
+class _Cells:
+    """Makes the cells of a study, once its text is prepared and nothing in its directory belongs to another one."""
+
+    def __init__(self, study: Study, out: Path, threads: int) -> None:
+        self.study, self.out, self.threads = study, out, threads
+        path = out / MANIFEST
+        stored = json.loads(read_text(path)) if path.is_file() else None
+        self._data: dict[str, str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
+        hashes = {arm.name: self._prepare(arm) for arm in study.every_arm}
+        _check_held_out(study, hashes)
+        self.precisions = stored["precisions"] if stored else _precisions(study.control.recipe)
+        now = {
+            "study": to_dict(study),
+            "code": code_version(),
+            "environment": environment(threads, *self.precisions),
+            "precisions": self.precisions,
+            "data": hashes,
+        }
+        if stored is not None and any(out.glob("*/*/seed-*")):
+            _refuse_other(stored, now, out)
+        write_whole(path, (json.dumps(now, indent=2) + "\n").encode())
+
+    def of(self, stage: Stage, arms: Sequence[Arm]) -> list[Cell]:
+        """The cells of a stage, all arms of a seed before the next seed."""
+        control = self.study.control.recipe
+        return [
+            Cell(
+                root=str(self.out),
+                run=f"{stage.name}/{arm.name}/seed-{seed}",
+                stage=stage.name,
+                arm=arm.name,
+                seed=seed,
+                recipe=stage.recipe(arm.recipe, seed),
+                data=self._data[arm.name],
+                precision=self.precisions[0],
+                muon_precision=self.precisions[1],
+                threads=self.threads,
+                split=stage.split,
+                window=control.data.sequence_length,
+                score_bytes=self.study.score_bytes,
+                packing=self.study.packing,
+            )
+            for seed in self.study.seeds_of(stage)
+            for arm in arms
+        ]
+
+    def _prepare(self, arm: Arm) -> dict[str, str]:
+        """Prepare the text of an arm, shared with those that read the same; the hashes of its parts."""
+        spec = name_formats(arm.recipe.data)
+        values = {name: value for name, value in to_dict(spec).items() if name != "sequence_length"}
+        place = f"data/{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]}"
+        self._data[arm.name] = place
+        if place not in self._hashes:
+            data = prepare(spec, self.out / place)
+            splits = sorted({stage.split for stage in self.study.stages})
+            texts = {split: data_hash(with_text(held_out(data, split), self.study.score_bytes)) for split in splits}
+            self._hashes[place] = {"train": train_hash(data), **texts}
+        return self._hashes[place]
+
+
+def _precisions(recipe: Recipe) -> list[Any]:
+    """The precision of training, and that of Muon, for all runs: measured anew, equal runs could choose otherwise."""
+    torch.manual_seed(0)
+    dtypes = (choose_dtype(recipe.train, choose_device()), choose_muon_dtype(build(recipe), recipe.optim))
+    return ["bf16" if dtype == torch.bfloat16 else "fp32" for dtype in dtypes]
+
+
+def _check_held_out(study: Study, hashes: Mapping[str, Mapping[str, str]]) -> None:
+    """All arms are scored on the same text, or they could not be compared."""
+    control = hashes[study.control.name]
+    for name, parts in hashes.items():
+        other = [part for part in parts if part != "train" and parts[part] != control[part]]
+        check(
+            not other,
+            f"arm {name!r}: its {other[0] if other else ''} text is not that of the control {study.control.name!r};"
+            " give both the same sources and the same shares of held-out text",
+        )
+
+
+def _refuse_other(stored: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Refuse to mix the results in ``out`` with those of other data, code, machine or settings.
+
+    Raises:
+        OuroborosError: names all that differs.
+    """
+    found = []
+    if stored["code"] != now["code"]:
+        found.append(f"the code was {stored['code']} and is {now['code']}")
+    for name in FIXED:
+        before, after = stored["environment"].get(name), now["environment"][name]
+        if before != after:
+            found.append(f"{name} was {before} and is {after}")
+    for arm, parts in stored["data"].items():
+        for part, digest in now["data"].get(arm, {}).items():
+            if parts.get(part, digest) != digest:
+                found.append(f"the {part} text of arm {arm} was {parts[part][:12]} and is {digest[:12]}")
+    found += _other_settings(stored["study"], now["study"])
+    check(
+        not found,
+        f"{out}: holds results that cannot be mixed with new ones: {'; '.join(found)}; undo that, or choose another"
+        " --out",
+    )
+
+
+def _other_settings(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two studies besides arms, seeds and stages that came or went."""
+    found = [f"{n} was {stored[n]} and is {now[n]}" for n in ("packing", "score_bytes") if stored[n] != now[n]]
+    if stored["control"]["name"] != now["control"]["name"]:
+        found.append(f"the control was {stored['control']['name']} and is {now['control']['name']}")
+    before = {arm["name"]: arm for arm in (stored["control"], *stored["arms"])}
+    for arm in (now["control"], *now["arms"]):
+        if arm["name"] in before:
+            recipes = [from_dict(Recipe, values["recipe"], where=MANIFEST) for values in (before[arm["name"]], arm)]
+            changes = differences(*recipes)
+            found += [f"arm {arm['name']}: {path} was {old} and is {new}" for path, (old, new) in changes.items()]
+    stages = {stage["name"]: stage for stage in stored["stages"]}
+    for stage in now["stages"]:
+        for name, value in stages.get(stage["name"], {}).items():
+            if name != "seeds" and value != stage[name]:
+                found.append(f"stage {stage['name']}: {name} was {value} and is {stage[name]}")
+    return found
