@@ -27,6 +27,7 @@ VERBS = {
     "convert": ("convert", "make a model directory of a pretrained model or a published checkpoint"),
     "pack": ("pack", "write a model as one small file, within a budget of bytes"),
     "inspect": ("inspect", "list what a packed file holds"),
+    "compare": ("compare", "train a recipe and its plain twins, and say which is better"),
     "export": ("export", "write a model in the form of another library"),
     "report": ("report", "write a page about a run"),
 }

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from ouroboros.errors import check
+from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.stats import (
     CONFIDENCE,
     Numbers,
@@ -28,6 +28,9 @@ from ouroboros.eval.stats import (
     student_quantile,
     verdict_of,
 )
+
+if TYPE_CHECKING:
+    from ouroboros.ablate.record import Measured, Result
 
 Outcome = Literal["win", "loss", "cannot tell"]
 _WORDS: dict[Verdict, Outcome] = {"better": "win", "worse": "loss", "cannot tell": "cannot tell"}
@@ -108,6 +111,37 @@ def paired(arm: Sequence[Numbers], control: Sequence[Numbers], unit_bytes: Numbe
         seeds=seeds,
         units=units,
     )
+
+
+def paired_runs(arm: Sequence[Result], control: Sequence[Result], *, packed: bool = False) -> Paired:
+    """The difference of an arm and its control from their runs, one of each seed, in any order.
+
+    Args:
+        arm, control: runs that may be compared (:func:`ouroboros.ablate.record.check_comparable`).
+        packed: compare what their packed files score.
+
+    Raises:
+        OuroborosError: a seed that only one of the two has; names it.
+    """
+    runs = [{result.seed: result for result in results} for results in (arm, control)]
+    for seed in sorted(runs[0].keys() ^ runs[1].keys()):
+        lacks, has = (arm, control) if seed in runs[1] else (control, arm)
+        raise OuroborosError(
+            f"seed {seed} is missing of arm {lacks[0].arm if lacks else ''!r}, and arm {has[0].arm!r} has it: they make"
+            " no pair"
+        )
+    first, second = ([_score(by_seed[seed], packed) for seed in sorted(by_seed)] for by_seed in runs)
+    check(bool(first), "pairs need both arms of every seed: there are no runs")
+    bits = [[np.asarray(score.unit_nats) / math.log(2) for score in scores] for scores in (first, second)]
+    return paired(bits[0], bits[1], first[0].unit_bytes)
+
+
+def _score(result: Result, packed: bool) -> Measured:
+    if not packed:
+        return result.score
+    if result.packed is None:
+        raise OuroborosError(f"{result.cell}: was not packed, so packed files cannot be compared")
+    return result.packed.score
 
 
 def spread(bits_SU: np.ndarray, bytes_U: np.ndarray) -> Spread:
