@@ -8,16 +8,23 @@ change idle. So both are trained for the same few steps, and their losses and pr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ouroboros.ablate.changes import fingerprint
+from ouroboros.ablate.record import code_version
+from ouroboros.ablate.study import Study
 from ouroboros.api import build
 from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
+from ouroboros.errors import check
 from ouroboros.eval.liveness import parameter_lives
 from ouroboros.eval.subject import logits_of
+from ouroboros.files import read_text, write_whole
 from ouroboros.train.distributed import Workers
 from ouroboros.train.run import resolve
 from ouroboros.train.trainer import Trainer
@@ -26,6 +33,49 @@ STEPS = 4
 """Of a run that is as long, so that what belongs to its end takes part in the last one."""
 TOLERANCE = 1e-6
 """Differences that rounding may make, as a share of the largest value."""
+
+
+def dead_arms(
+    study: Study, texts: Mapping[str, PreparedData], kept: Path, tell: Callable[[str], None]
+) -> dict[str, str]:
+    """The arms that would answer nothing, each with the reason in one line.
+
+    Args:
+        study: whose arms are judged; repeats of the control are what they are.
+        texts: the prepared text by the name of an arm.
+        kept: a JSON file of what was found before, by the recipes and the code, which is not computed again.
+        tell: receives a line for each arm that is dead.
+
+    Raises:
+        OuroborosError: something in the control is dead.
+    """
+    known = json.loads(read_text(kept)) if kept.is_file() else {}
+    found: dict[str, str] = {}
+    control: list[Tensor] | None = None
+    for arm in (study.control, *study.arms):
+        if arm.repeat:
+            continue
+        key = f"{code_version()} {fingerprint(study.control.recipe)} {fingerprint(arm.recipe)} {arm.late}"
+        if key not in known:
+            lines = faults(arm.recipe, texts[arm.name])
+            if not lines and arm is not study.control and not arm.late:
+                if control is None:
+                    control = behaviour(study.control.recipe, texts[study.control.name])
+                if same(control, behaviour(arm.recipe, texts[arm.name])):
+                    lines = (_SAME.format(control=study.control.name),)
+            known[key] = "; ".join(lines)
+            write_whole(kept, (json.dumps(known, indent=2) + "\n").encode())
+        if known[key]:
+            check(arm is not study.control, f"control {arm.name!r}: is dead in part: {known[key]}")
+            found[arm.name] = known[key]
+            tell(f"arm {arm.name!r} is left out: {known[key]}")
+    return found
+
+
+_SAME = (
+    "this arm equals the control {control!r}: losses, gradients and predictions are the same, so its change has no"
+    " effect here; if it acts only later in a run, say late=True"
+)
 
 
 def faults(recipe: Recipe, data: PreparedData) -> tuple[str, ...]:

@@ -200,12 +200,7 @@ class Study:
     def every_arm(self) -> tuple[Arm, ...]:
         """The control, the arms, and the control's repeats."""
         again = (
-            Arm(
-                name=f"{self.control.name}-again-{number + 1}",
-                recipe=self.control.recipe,
-                processes=self.control.processes,
-                repeat=True,
-            )
+            dataclasses.replace(self.control, name=f"{self.control.name}-again-{number + 1}", repeat=True)
             for number in range(self.repeats)
         )
         return (self.control, *self.arms, *again)

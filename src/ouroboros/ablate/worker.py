@@ -27,8 +27,8 @@ _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, er
 
 
 def outcome(cell: Cell) -> dict[str, Any]:
-    """Run a cell; its ``result`` as JSON values, or the ``error`` that kept it from one, with what is known of it: ``stopped``
-    by which signal, ``diverged``, or whether it is ``lasting``, so that other cells would meet it too."""
+    """Run a cell; its ``result`` as JSON values, or the ``error`` that kept it from one, with what is known of it:
+    ``stopped`` by which signal, ``diverged``, or whether it is ``lasting``, so that other cells would meet it too."""
     try:
         return {"result": to_dict(run_cell(cell))}
     except Stopped as stopped:
