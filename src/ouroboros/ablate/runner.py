@@ -8,6 +8,7 @@ seeds and stages.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import torch
 from ouroboros.ablate.alive import dead_arms
 from ouroboros.ablate.cells import Cell, Stopped, held_out, train_hash
 from ouroboros.ablate.changes import differences
+from ouroboros.ablate.cluster import run_on_cluster
 from ouroboros.ablate.pool import run_all
 from ouroboros.ablate.record import (
     FIXED,
@@ -49,7 +51,15 @@ about arms before they cost anything."""
 Tell = Callable[[str], None]
 
 
-def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda line: None) -> tuple[Result, ...]:
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    tell: Tell = lambda line: None,
+    dead: dict[str, str] | None = None,
+) -> tuple[Result, ...]:
     """Run what is not there yet of ``study`` in the directory ``out``; returns the results of all stages.
 
     Arms that are dead in part, or that compute the same as the control, are said and left out, and so are the seeds
@@ -60,7 +70,10 @@ def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda 
         out: a new directory, or that of the same study.
         workers: processes that run cells at the same time, each with its share of this process's threads. One means
             this process.
+        cluster: run cells as tasks of the Ray cluster at this address instead, see
+            :func:`ouroboros.ablate.cluster.run_on_cluster`.
         tell: receives a line for each cell.
+        dead: receives the arms that are left out, each with the reason.
 
     Raises:
         Stopped: a signal asked to stop; what was done is kept.
@@ -71,13 +84,18 @@ def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda 
     with study_directory(out):
         threads = max(1, torch.get_num_threads() // workers)
         cells = _Cells(study, out, threads)
-        dead = dead_arms(study, cells.texts, out / ALIVE, tell)
-        check(len(dead) < len(study.arms), f"study {study.name!r}: none of its arms would answer anything")
+        lifeless = dead_arms(study, cells.texts, out / ALIVE, tell)
+        check(len(lifeless) < len(study.arms), f"study {study.name!r}: every arm is dead: {lifeless}")
+        if dead is not None:
+            dead |= lifeless
+        run = functools.partial(run_all, workers=workers)
+        if cluster is not None:
+            run = functools.partial(run_on_cluster, address=cluster, workers=workers)
         found: list[Result] = []
-        names = [arm.name for arm in study.every_arm if arm.name not in dead]
+        names = [arm.name for arm in study.every_arm if arm.name not in lifeless]
         for number, stage in enumerate(study.stages):
             arms = [arm for arm in study.every_arm if arm.name in names and not (number and arm.repeat)]
-            results = _run_stage(study, stage, cells.of(stage, arms), workers, tell)
+            results = _run_stage(stage, cells.of(stage, arms), run, tell)
             found += results
             names = [study.control.name, *promoted(study, stage, results)]
         return tuple(found)
@@ -91,7 +109,7 @@ def study_directory(out: Path) -> Iterator[None]:
         OuroborosError: there is something else, or another process has it.
     """
     make_directory(out)
-    others = [entry.name for entry in out.iterdir() if entry.name not in (".lock", TEXTS, RATES)]
+    others = [e.name for e in out.iterdir() if not e.name.startswith(".") and e.name not in (TEXTS, RATES)]
     check(
         (out / MANIFEST).is_file() or not others, f"{out} is no study's directory and not empty; choose another --out"
     )
@@ -108,7 +126,7 @@ def prepared_text(out: Path, spec: DataSpec) -> tuple[str, PreparedData]:
     return place, prepare(spec, out / place)
 
 
-def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, tell: Tell) -> list[Result]:
+def _run_stage(stage: Stage, cells: Sequence[Cell], run: Callable[..., None], tell: Tell) -> list[Result]:
     """The results of a stage, in the order of its cells."""
     done: dict[str, Result] = {}
     failed: list[str] = []
@@ -140,7 +158,8 @@ def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, 
             done[cell.run] = result
     if waiting and done:
         tell(f"stage {stage.name}: {len(done)} of {len(cells)} cells are there already")
-    run_all(waiting, workers, take)
+    if waiting:
+        run(waiting, take=take)
     check(
         not failed, f"{len(failed)} of {len(cells)} cells of stage {stage.name} failed: {failed[0] if failed else ''}"
     )
@@ -207,7 +226,7 @@ class _Cells:
         control = self.study.control.recipe
         return [
             Cell(
-                root=str(self.out),
+                root=str(self.out.resolve()),
                 run=f"{stage.name}/{arm.name}/seed-{seed}",
                 stage=stage.name,
                 arm=arm.name,
