@@ -28,7 +28,7 @@ def run_on_cluster(cells: Sequence[Cell], address: str, workers: int, take: Take
         OuroborosError: Ray is not installed, or the cluster cannot be reached.
     """
     try:
-        import ray
+        import ray  # pyrefly: ignore (an extra)
     except ImportError:
         raise OuroborosError("--cluster needs Ray; install ouroboros-lm[cluster]") from None
     try:
