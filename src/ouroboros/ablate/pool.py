@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from ouroboros.ablate.cells import Cell
@@ -31,7 +31,7 @@ def run_all(cells: Sequence[Cell], workers: int, take: Take) -> None:
             take(*answers.get())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _processes(cells: Sequence[Cell], count: int) -> Iterator[queue.SimpleQueue[tuple[Cell, Mapping[str, Any]]]]:
     """Answers as they come. At the end of the context the processes end too, whatever they are doing; a signal that
     asks this process to stop is passed on, and each saves a checkpoint first."""
@@ -58,6 +58,11 @@ def _processes(cells: Sequence[Cell], count: int) -> Iterator[queue.SimpleQueue[
             for process in processes:
                 process.kill()
                 process.wait()
+            for process, thread in zip(processes, threads, strict=True):
+                thread.join()
+                for pipe in (process.stdin, process.stdout):
+                    with contextlib.suppress(OSError):  # what was not read will not be
+                        pipe.close()  # pyrefly: ignore (there are both)
 
 
 def _feed(
