@@ -7,10 +7,11 @@ seeds and stages.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from ouroboros.ablate.record import (
 )
 from ouroboros.ablate.study import Arm, Stage, Study
 from ouroboros.api import build
-from ouroboros.config import Recipe, from_dict, to_dict
+from ouroboros.config import DataSpec, Recipe, from_dict, to_dict
 from ouroboros.data.documents import name_formats
+from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
 from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.score import data_hash, with_text
@@ -40,7 +42,8 @@ from ouroboros.train.lock import run_lock
 from ouroboros.train.precision import choose_device, choose_dtype
 from ouroboros.train.run import make_directory
 
-MANIFEST = "study.json"
+MANIFEST, TEXTS, RATES = "study.json", "data", "rates.json"
+"""In a study's directory: the study, prepared texts, and how fast recipes train where that was measured."""
 Tell = Callable[[str], None]
 
 
@@ -59,13 +62,7 @@ def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda 
         OuroborosError: the text cannot be used; ``out`` holds results of other data, code or settings; a cell failed.
     """
     check(workers >= 1, f"--workers must be >= 1, got {workers}")
-    make_directory(out)
-    check(
-        (out / MANIFEST).is_file() or _is_free(out),
-        f"{out} is no study's directory and not empty; choose another --out",
-    )
-    with run_lock(out):
-        remove_leftovers(out)
+    with study_directory(out):
         threads = max(1, torch.get_num_threads() // workers)
         cells = _Cells(study, out, threads)
         found: list[Result] = []
@@ -78,8 +75,29 @@ def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda 
         return tuple(found)
 
 
-def _is_free(out: Path) -> bool:
-    return not any(entry.name != ".lock" for entry in out.iterdir())
+@contextlib.contextmanager
+def study_directory(out: Path) -> Iterator[None]:
+    """Within the context this process alone works in ``out``, which is made where there is none.
+
+    Raises:
+        OuroborosError: there is something else, or another process has it.
+    """
+    make_directory(out)
+    others = [entry.name for entry in out.iterdir() if entry.name not in (".lock", TEXTS, RATES)]
+    check(
+        (out / MANIFEST).is_file() or not others, f"{out} is no study's directory and not empty; choose another --out"
+    )
+    with run_lock(out):
+        remove_leftovers(out)
+        yield
+
+
+def prepared_text(out: Path, spec: DataSpec) -> tuple[str, PreparedData]:
+    """The text of a recipe, prepared once for all that read the same, and its place in ``out``."""
+    spec = name_formats(spec)
+    values = {name: value for name, value in to_dict(spec).items() if name != "sequence_length"}
+    place = f"{TEXTS}/{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]}"
+    return place, prepare(spec, out / place)
 
 
 def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, tell: Tell) -> list[Result]:
@@ -194,12 +212,9 @@ class _Cells:
 
     def _prepare(self, arm: Arm) -> dict[str, str]:
         """Prepare the text of an arm, shared with those that read the same; the hashes of its parts."""
-        spec = name_formats(arm.recipe.data)
-        values = {name: value for name, value in to_dict(spec).items() if name != "sequence_length"}
-        place = f"data/{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]}"
+        place, data = prepared_text(self.out, arm.recipe.data)
         self._data[arm.name] = place
         if place not in self._hashes:
-            data = prepare(spec, self.out / place)
             splits = sorted({stage.split for stage in self.study.stages})
             texts = {split: data_hash(with_text(held_out(data, split), self.study.score_bytes)) for split in splits}
             self._hashes[place] = {"train": train_hash(data), **texts}
