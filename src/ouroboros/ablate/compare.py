@@ -39,8 +39,8 @@ EQUAL: dict[Match, str] = {
     "time": "training time",
 }
 """What is equal, in words."""
-BITS = 6
-"""Bits of each stored number that the budget of packed files has room for, unless it is given."""
+BITS, BESIDE = 6, 4096
+"""The budget of packed files unless it is given: bits for each stored number, and bytes for what else is in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,9 @@ def compare(
             match: _arms(match, dataclasses.replace(asked, recipe=recipe), data, out, processes)
             for match in asked.matches
         }
-    found = {fingerprint(each.recipe): each for twins in arms.values() for each in twins}
+    found: dict[str, Arm] = {}
+    for each in (each for twins in arms.values() for each in twins):
+        found.setdefault(fingerprint(each.recipe), each)  # several matches may share a twin
     study = Study(
         name="compare",
         question=f"Is {recipe.name} better than a plain model?",
@@ -162,10 +164,10 @@ def compare(
 
 
 def _packing(asked: Comparison, recipe: Recipe) -> Packing | None:
-    """How models are packed: into equally many bytes, by default those of six bits for each stored number."""
+    """How models are packed: into equally many bytes, by default about those of six bits for each number."""
     if asked.budget is None and "bytes" not in asked.matches:
         return None
-    return Packing(budget=asked.budget or cost(recipe.model).parameters * BITS // 8)
+    return Packing(budget=asked.budget or cost(recipe.model).parameters * BITS // 8 + BESIDE)
 
 
 def _with_steps(recipe: Recipe, data: PreparedData, out: Path, processes: int) -> Recipe:
