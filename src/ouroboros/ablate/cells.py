@@ -10,6 +10,9 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +54,8 @@ class Cell:
     muon_precision: Literal["fp32", "bf16"]
     """The same of Muon's orthogonalisation."""
     threads: int
+    """Of all its processes together."""
+    processes: int
     split: str
     """The held-out part that is scored."""
     window: int
@@ -72,11 +77,17 @@ class Cell:
         """The recipe, with what runs would otherwise choose each for itself by measurement."""
         train = self.recipe.train
         precision = self.precision if train.precision == "auto" else train.precision
-        train = dataclasses.replace(train, precision=precision, threads=train.threads or self.threads)
+        train = dataclasses.replace(
+            train, precision=precision, threads=train.threads or max(1, self.threads // self.processes)
+        )
         optim = self.recipe.optim
         if optim.muon_precision == "auto":
             optim = dataclasses.replace(optim, muon_precision=self.muon_precision)
         return dataclasses.replace(self.recipe, train=train, optim=optim)
+
+
+class Diverged(OuroborosError):
+    """Losses or gradients stayed non-finite. That is what the recipe does, so the cell is not tried again."""
 
 
 class Stopped(OuroborosError):
@@ -92,12 +103,15 @@ def run_cell(cell: Cell) -> Result:
 
     Raises:
         Stopped: a signal asked training to stop; a checkpoint is saved.
+        Diverged: training diverged, now or before.
         OuroborosError: training or scoring failed, or the disk is full; names the cell.
     """
     try:
         present = read_result(cell.path)
         if present is not None:
             return present
+        if has_diverged(cell.path):
+            raise Diverged(f"training diverged; its last batch is in {cell.path}")
         _train(cell)
         result = _measure(cell)
         write_whole(cell.path / RESULT, to_json(result).encode())
@@ -109,23 +123,53 @@ def run_cell(cell: Cell) -> Result:
     except OSError as error:
         raise OuroborosError(f"{cell.name}: {error.filename or cell.path}: {error.strerror or error}") from error
     except OuroborosError as error:
-        raise OuroborosError(f"{cell.name}: {error}") from error
+        kind = Diverged if has_diverged(cell.path) else OuroborosError
+        raise kind(f"{cell.name}: {error}") from error
+
+
+def has_diverged(path: Path) -> bool:
+    """Whether training ended in a run directory because losses or gradients stayed non-finite."""
+    return any(path.glob("bad-batch*.npy")) and not RunDirectory(path).weights_file.is_file()
 
 
 def _train(cell: Cell) -> None:
     """Train, or go on training, until the model is there."""
-    from ouroboros.train.run import resume, start
-
     run = RunDirectory(cell.path)
     if run.weights_file.is_file():
         return
-    if run.is_run:
-        result = resume(cell.path)
-    else:
+    if not run.is_run:
         _place(Path(cell.root) / cell.data, run.data)
-        result = start(cell.pinned, cell.path)
+    if cell.processes > 1:
+        _train_together(cell)
+    else:
+        train(cell)
+
+
+def train(cell: Cell) -> None:
+    """The training of a cell in this process, or in this one among others that ``torchrun`` has started.
+
+    Raises:
+        Stopped: a signal asked training to stop; a checkpoint is saved.
+        OuroborosError: training failed.
+    """
+    from ouroboros.train.run import resume, start
+
+    result = resume(cell.path) if RunDirectory(cell.path).is_run else start(cell.pinned, cell.path)
     if not result.finished:
         raise Stopped(f"{cell.name}: stopped by {result.reason}", result.reason)
+
+
+def _train_together(cell: Cell) -> None:
+    """The training of a cell as a job of several processes."""
+    with tempfile.TemporaryDirectory(prefix="ouroboros-") as directory:
+        told = Path(directory) / "cell.json"
+        told.write_text(to_json(cell))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={cell.processes}", "-m", "ouroboros.ablate.worker", str(told)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False)
+    said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+    check(done.returncode == 0, said[0] if said else f"a job of {cell.processes} processes failed")
+    check(RunDirectory(cell.path).weights_file.is_file(), "a job of several processes was stopped")
 
 
 def _place(prepared: Path, data: Path) -> None:

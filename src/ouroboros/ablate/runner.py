@@ -8,17 +8,19 @@ seeds and stages.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ouroboros.ablate.alive import dead_arms
 from ouroboros.ablate.cells import Cell, Stopped, held_out, train_hash
 from ouroboros.ablate.changes import differences
+from ouroboros.ablate.cluster import run_on_cluster
 from ouroboros.ablate.pool import run_all
 from ouroboros.ablate.record import (
     FIXED,
@@ -28,6 +30,7 @@ from ouroboros.ablate.record import (
     environment,
     read_result,
 )
+from ouroboros.ablate.statistics import Paired, paired_runs
 from ouroboros.ablate.study import Arm, Stage, Study
 from ouroboros.api import build
 from ouroboros.config import DataSpec, Recipe, from_dict, to_dict
@@ -42,34 +45,57 @@ from ouroboros.train.lock import run_lock
 from ouroboros.train.precision import choose_device, choose_dtype
 from ouroboros.train.run import make_directory
 
-MANIFEST, TEXTS, RATES = "study.json", "data", "rates.json"
-"""In a study's directory: the study, prepared texts, and how fast recipes train where that was measured."""
+MANIFEST, TEXTS, RATES, ALIVE = "study.json", "data", "rates.json", "alive.json"
+"""In a study's directory: the study, prepared texts, how fast recipes train where that was measured, and what was found
+about arms before they cost anything."""
 Tell = Callable[[str], None]
 
 
-def run_study(study: Study, out: Path, *, workers: int = 1, tell: Tell = lambda line: None) -> tuple[Result, ...]:
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    tell: Tell = lambda line: None,
+    dead: dict[str, str] | None = None,
+) -> tuple[Result, ...]:
     """Run what is not there yet of ``study`` in the directory ``out``; returns the results of all stages.
+
+    Arms that are dead in part, or that compute the same as the control, are said and left out, and so are the seeds
+    with which an arm diverges.
 
     Args:
         study: what to run.
         out: a new directory, or that of the same study.
         workers: processes that run cells at the same time, each with its share of this process's threads. One means
             this process.
+        cluster: run cells as tasks of the Ray cluster at this address instead, see
+            :func:`ouroboros.ablate.cluster.run_on_cluster`.
         tell: receives a line for each cell.
+        dead: receives the arms that are left out, each with the reason.
 
     Raises:
         Stopped: a signal asked to stop; what was done is kept.
-        OuroborosError: the text cannot be used; ``out`` holds results of other data, code or settings; a cell failed.
+        OuroborosError: the text cannot be used; the control is dead in part, or every arm is dead; ``out`` holds
+            results of other data, code or settings; a cell failed.
     """
     check(workers >= 1, f"--workers must be >= 1, got {workers}")
     with study_directory(out):
         threads = max(1, torch.get_num_threads() // workers)
         cells = _Cells(study, out, threads)
+        lifeless = dead_arms(study, cells.texts, out / ALIVE, tell)
+        check(len(lifeless) < len(study.arms), f"study {study.name!r}: every arm is dead: {lifeless}")
+        if dead is not None:
+            dead |= lifeless
+        run = functools.partial(run_all, workers=workers)
+        if cluster is not None:
+            run = functools.partial(run_on_cluster, address=cluster, workers=workers)
         found: list[Result] = []
-        names = [arm.name for arm in study.every_arm]
+        names = [arm.name for arm in study.every_arm if arm.name not in lifeless]
         for number, stage in enumerate(study.stages):
             arms = [arm for arm in study.every_arm if arm.name in names and not (number and arm.repeat)]
-            results = _run_stage(study, stage, cells.of(stage, arms), workers, tell)
+            results = _run_stage(stage, cells.of(stage, arms), run, tell)
             found += results
             names = [study.control.name, *promoted(study, stage, results)]
         return tuple(found)
@@ -83,7 +109,7 @@ def study_directory(out: Path) -> Iterator[None]:
         OuroborosError: there is something else, or another process has it.
     """
     make_directory(out)
-    others = [entry.name for entry in out.iterdir() if entry.name not in (".lock", TEXTS, RATES)]
+    others = [e.name for e in out.iterdir() if not e.name.startswith(".") and e.name not in (TEXTS, RATES)]
     check(
         (out / MANIFEST).is_file() or not others, f"{out} is no study's directory and not empty; choose another --out"
     )
@@ -100,7 +126,7 @@ def prepared_text(out: Path, spec: DataSpec) -> tuple[str, PreparedData]:
     return place, prepare(spec, out / place)
 
 
-def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, tell: Tell) -> list[Result]:
+def _run_stage(stage: Stage, cells: Sequence[Cell], run: Callable[..., None], tell: Tell) -> list[Result]:
     """The results of a stage, in the order of its cells."""
     done: dict[str, Result] = {}
     failed: list[str] = []
@@ -115,6 +141,8 @@ def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, 
             )
         elif "stopped" in answer:
             raise Stopped(f"{answer['error']}; the same command goes on from here", answer["stopped"])
+        elif "diverged" in answer:
+            tell(f"{answer['error']}; the study goes on without this arm")
         elif answer["lasting"]:
             raise OuroborosError(f"{answer['error']}; what was done is kept, and the same command goes on from here")
         else:
@@ -130,37 +158,42 @@ def _run_stage(study: Study, stage: Stage, cells: Sequence[Cell], workers: int, 
             done[cell.run] = result
     if waiting and done:
         tell(f"stage {stage.name}: {len(done)} of {len(cells)} cells are there already")
-    run_all(waiting, workers, take)
+    if waiting:
+        run(waiting, take=take)
     check(
         not failed, f"{len(failed)} of {len(cells)} cells of stage {stage.name} failed: {failed[0] if failed else ''}"
     )
-    results = [done[cell.run] for cell in cells]
+    results = [done[cell.run] for cell in cells if cell.run in done]
     check_comparable(results)
     return results
 
 
-def mean_differences(study: Study, results: Sequence[Result]) -> dict[str, float]:
-    """Of one stage: by arm, the mean over seeds of its bits per byte minus the control's of the same seed.
+def promoted(study: Study, stage: Stage, results: Sequence[Result]) -> list[str]:
+    """The arms that the stage's gate lets through to the next stage; those that diverged are not among them.
 
     Raises:
-        OuroborosError: a seed is missing on one side; names it.
+        OuroborosError: the control has no results, or lacks a seed.
     """
-    bits: dict[str, dict[int, float]] = {}
-    for result in results:
-        bits.setdefault(result.arm, {})[result.seed] = result.bits_per_byte
-    control = bits.pop(study.control.name, {})
-    for arm, values in bits.items():
-        for seed in sorted(values.keys() ^ control.keys()):
-            lacks, has = (arm, study.control.name) if seed in control else (study.control.name, arm)
-            raise OuroborosError(f"seed {seed} is missing of arm {lacks!r}, and arm {has!r} has it: they make no pair")
-    return {arm: math.fsum(values[s] - control[s] for s in values) / len(values) for arm, values in bits.items()}
-
-
-def promoted(study: Study, stage: Stage, results: Sequence[Result]) -> list[str]:
-    """The arms that the stage's gate lets through to the next stage."""
-    found = mean_differences(study, results)
-    found = {arm.name: found[arm.name] for arm in study.arms if arm.name in found}
+    compared = {name: pair.difference for name, pair in pairs(study, stage, results).items()}
+    found = {arm.name: compared[arm.name] for arm in study.arms if arm.name in compared}
     return list(found) if stage.gate is None else stage.gate.passing(found)
+
+
+def pairs(study: Study, stage: Stage, results: Sequence[Result], *, packed: bool = False) -> dict[str, Paired]:
+    """Each arm of a stage minus the control, by name; an arm that diverged with one of the seeds is left out.
+
+    Raises:
+        OuroborosError: the control has no results, or lacks a seed.
+    """
+    runs: dict[str, list[Result]] = {}
+    for result in results:
+        if result.stage == stage.name:
+            runs.setdefault(result.arm, []).append(result)
+    control, seeds = runs.pop(study.control.name, []), set(study.seeds_of(stage))
+    missing = sorted(seeds - {result.seed for result in control})
+    check(not missing, f"stage {stage.name}: the control {study.control.name!r} has no result of seed {missing[:1]}")
+    whole = {name: found for name, found in runs.items() if {result.seed for result in found} >= seeds}
+    return {name: paired_runs(found, control, packed=packed) for name, found in whole.items()}
 
 
 class _Cells:
@@ -171,6 +204,8 @@ class _Cells:
         path = out / MANIFEST
         stored = json.loads(read_text(path)) if path.is_file() else None
         self._data: dict[str, str] = {}
+        self.texts: dict[str, PreparedData] = {}
+        """By the name of an arm."""
         self._hashes: dict[str, dict[str, str]] = {}
         hashes = {arm.name: self._prepare(arm) for arm in study.every_arm}
         _check_held_out(study, hashes)
@@ -191,7 +226,7 @@ class _Cells:
         control = self.study.control.recipe
         return [
             Cell(
-                root=str(self.out),
+                root=str(self.out.resolve()),
                 run=f"{stage.name}/{arm.name}/seed-{seed}",
                 stage=stage.name,
                 arm=arm.name,
@@ -201,6 +236,7 @@ class _Cells:
                 precision=self.precisions[0],
                 muon_precision=self.precisions[1],
                 threads=self.threads,
+                processes=arm.processes,
                 split=stage.split,
                 window=control.data.sequence_length,
                 score_bytes=self.study.score_bytes,
@@ -213,7 +249,7 @@ class _Cells:
     def _prepare(self, arm: Arm) -> dict[str, str]:
         """Prepare the text of an arm, shared with those that read the same; the hashes of its parts."""
         place, data = prepared_text(self.out, arm.recipe.data)
-        self._data[arm.name] = place
+        self._data[arm.name], self.texts[arm.name] = place, data
         if place not in self._hashes:
             splits = sorted({stage.split for stage in self.study.stages})
             texts = {split: data_hash(with_text(held_out(data, split), self.study.score_bytes)) for split in splits}

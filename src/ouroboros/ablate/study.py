@@ -35,11 +35,17 @@ class Arm:
     changes: tuple[str, ...] = ()
     """Dotted paths of the fields, or of groups of fields, that this arm changes, such as ``optim.lr`` or ``model``. An
     arm that changes a single field, or a single part, need not declare it; one that changes several has to."""
+    late: bool = False
+    """Whether the change acts only later in a run than the first steps, in which an arm that computes the same as the
+    control is otherwise found and left out."""
+    processes: int = 1
+    """Processes that train together, started by ``torchrun``."""
     repeat: bool = False
     """Whether this is the control once more, which shows how far equal runs differ on this machine."""
 
     def __post_init__(self) -> None:
         _check_name("arm", self.name)
+        check(self.processes >= 1, f"arm {self.name!r}: processes must be >= 1, got {self.processes}")
 
     @classmethod
     def changing(cls, control: Arm, name: str, changes: Mapping[str, Any]) -> Arm:
@@ -194,7 +200,7 @@ class Study:
     def every_arm(self) -> tuple[Arm, ...]:
         """The control, the arms, and the control's repeats."""
         again = (
-            Arm(name=f"{self.control.name}-again-{number + 1}", recipe=self.control.recipe, repeat=True)
+            dataclasses.replace(self.control, name=f"{self.control.name}-again-{number + 1}", repeat=True)
             for number in range(self.repeats)
         )
         return (self.control, *self.arms, *again)
