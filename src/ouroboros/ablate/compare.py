@@ -123,7 +123,8 @@ def compare(
     """Run a comparison in ``out``, or what is left of it; returns what it found at each match.
 
     Each is :class:`Judged` as JSON values, and has the same of packed files as ``packed``. Where packed bytes are
-    equal these are the answer, and what was before packing is ``unpacked``.
+    equal these are the answer, and what was before packing is ``unpacked``. ``left_out`` names twins that had something
+    dead in them, with the reason.
 
     Args:
         asked: what to compare.
@@ -154,12 +155,16 @@ def compare(
         stages=(Stage(name="runs"),),
         packing=_packing(asked, recipe),
     )
-    results = run_study(study, out, workers=processes, tell=tell)
+    left_out: dict[str, str] = {}
+    results = run_study(study, out, workers=processes, tell=tell, dead=left_out)
     runs = {each.name: [r for r in results if r.arm == each.name] for each in study.every_arm}
     answers = []
     for match, twins in arms.items():
-        rivals = {name: runs[name] for name in (found[fingerprint(twin.recipe)].name for twin in twins)}
-        answers.append(_answer(match, runs[recipe.name], rivals))
+        names = [found[fingerprint(twin.recipe)].name for twin in twins]
+        rivals = {name: runs[name] for name in names if name not in left_out}
+        check(bool(rivals), f"no twin is left at equal {EQUAL[match]}: {left_out}")
+        without = {name: left_out[name] for name in names if name in left_out}
+        answers.append(_answer(match, runs[recipe.name], rivals) | {"left_out": without})
     return answers
 
 
