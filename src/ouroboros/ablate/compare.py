@@ -39,8 +39,8 @@ EQUAL: dict[Match, str] = {
     "time": "training time",
 }
 """What is equal, in words."""
-BITS = 6
-"""Bits of each stored number that the budget of packed files has room for, unless it is given."""
+BITS, BESIDE = 6, 4096
+"""The budget of packed files unless it is given: bits for each stored number, and bytes for what else is in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,8 @@ def compare(
     """Run a comparison in ``out``, or what is left of it; returns what it found at each match.
 
     Each is :class:`Judged` as JSON values, and has the same of packed files as ``packed``. Where packed bytes are
-    equal these are the answer, and what was before packing is ``unpacked``.
+    equal these are the answer, and what was before packing is ``unpacked``. ``left_out`` names twins that had something
+    dead in them, with the reason.
 
     Args:
         asked: what to compare.
@@ -142,7 +143,9 @@ def compare(
             match: _arms(match, dataclasses.replace(asked, recipe=recipe), data, out, processes)
             for match in asked.matches
         }
-    found = {fingerprint(each.recipe): each for twins in arms.values() for each in twins}
+    found: dict[str, Arm] = {}
+    for each in (each for twins in arms.values() for each in twins):
+        found.setdefault(fingerprint(each.recipe), each)  # several matches may share a twin
     study = Study(
         name="compare",
         question=f"Is {recipe.name} better than a plain model?",
@@ -152,20 +155,24 @@ def compare(
         stages=(Stage(name="runs"),),
         packing=_packing(asked, recipe),
     )
-    results = run_study(study, out, workers=processes, tell=tell)
+    left_out: dict[str, str] = {}
+    results = run_study(study, out, workers=processes, tell=tell, dead=left_out)
     runs = {each.name: [r for r in results if r.arm == each.name] for each in study.every_arm}
     answers = []
     for match, twins in arms.items():
-        rivals = {name: runs[name] for name in (found[fingerprint(twin.recipe)].name for twin in twins)}
-        answers.append(_answer(match, runs[recipe.name], rivals))
+        names = [found[fingerprint(twin.recipe)].name for twin in twins]
+        rivals = {name: runs[name] for name in names if name not in left_out}
+        check(bool(rivals), f"no twin is left at equal {EQUAL[match]}: {left_out}")
+        without = {name: left_out[name] for name in names if name in left_out}
+        answers.append(_answer(match, runs[recipe.name], rivals) | {"left_out": without})
     return answers
 
 
 def _packing(asked: Comparison, recipe: Recipe) -> Packing | None:
-    """How models are packed: into equally many bytes, by default those of six bits for each stored number."""
+    """How models are packed: into equally many bytes, by default about those of six bits for each number."""
     if asked.budget is None and "bytes" not in asked.matches:
         return None
-    return Packing(budget=asked.budget or cost(recipe.model).parameters * BITS // 8)
+    return Packing(budget=asked.budget or cost(recipe.model).parameters * BITS // 8 + BESIDE)
 
 
 def _with_steps(recipe: Recipe, data: PreparedData, out: Path, processes: int) -> Recipe:

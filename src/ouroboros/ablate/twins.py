@@ -87,10 +87,13 @@ def opponent(recipe: Recipe, other: Recipe, size: Size) -> Arm:
     context = (recipe.data.sequence_length + 1) // 2
     if abs(measure(model, size, context) / measure(recipe.model, size, context) - 1) > 0.01:
         model = equal_size(model, recipe.model, size, context, name=f"recipe {other.name}")
-    same = {name: getattr(recipe.train, name) for name in ("steps", "tokens", "minutes", "batch_size", "seed")}
-    train = dataclasses.replace(other.train, **same)
+    train = dataclasses.replace(other.train, **{name: getattr(recipe.train, name) for name in _SAME})
     made = dataclasses.replace(other, model=model, data=recipe.data, train=train)
     return arm(other.name, recipe, made)
+
+
+_SAME = ("steps", "tokens", "minutes", "batch_size", "accumulation", "seed", "precision", "threads", "compile")
+"""Fields of ``train`` that another recipe gets: how much is trained, on what, and how it is computed."""
 
 
 def measure(model: ModelSpec, size: Size, context: int) -> int:
