@@ -33,8 +33,11 @@ def run_on_cluster(cells: Sequence[Cell], address: str, workers: int, take: Take
         raise OuroborosError("--cluster needs Ray; install ouroboros-lm[cluster]") from None
     try:
         if address == LOCAL:
-            local = {"num_cpus": workers * max(cell.threads for cell in cells), "include_dashboard": False}
-            ray.init(address="local", log_to_driver=False, **local)
+            count = workers * max(cell.threads for cell in cells)
+            # At the loopback address, so that no other machine can reach it.
+            ray.init(
+                "local", num_cpus=count, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1"
+            )
         else:
             ray.init(address=address, log_to_driver=False)
     except Exception as error:  # Ray has many kinds; the user needs one line

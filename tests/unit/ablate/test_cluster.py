@@ -11,6 +11,7 @@ from ouroboros.errors import OuroborosError
 pytestmark = pytest.mark.usefixtures("alive")
 
 
+@pytest.mark.timeout(400)  # Ray takes long to start on a busy machine
 def test_a_local_cluster_gives_what_one_process_gives(study_of, tmp_path):
     pytest.importorskip("ray")
     study = study_of(seeds=(1,))
