@@ -168,7 +168,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _, errors = process.communicate(timeout=200)
+            _, errors = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             process.terminate()  # the launcher then ends its workers
             done = sorted(path.name for path in here.glob("*.status"))
@@ -191,18 +191,11 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
 
 
-CASES = [
-    ("sharded", SHARDED),
-    ("shared", SHARED),
-    ("plain", []),
-    ("shards", []),
-    ("loops", LOOPS),
-    ("noise", NOISE),
-    ("stages", STAGES),
-]
+CASES = [("plain", []), ("shards", []), ("loops", LOOPS), ("noise", NOISE), ("stages", STAGES)]
+CASES += [("sharded", SHARDED), ("shared", SHARED)]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize(("name", "more"), CASES)
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
     run = outcomes / name

@@ -2,8 +2,9 @@
 are used again and again.
 
 FSDP gathers the parameters of a block before it is used and frees them behind it. A block that a loop visits R times
-would be gathered up to 2 R times in a step, and its gradient reduced R times. Here it is gathered at its first visit,
-is kept until the backward pass has left that visit, and is reduced then: once each, whatever R is.
+would be gathered 2 R times in a step. Here it is gathered once, at its first visit, and kept until the backward pass is
+over. Its gradient is reduced once in any case, as autograd has it when the contributions of all visits are there; with
+what earlier micro-batches of the step have left, twice.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.swa_utils import AveragedModel
 
 from ouroboros.config import TrainSpec
@@ -48,36 +49,23 @@ class Shards:
         mesh = init_device_mesh(self.device.type, (processes,))
         for average in averages:
             _divide(average, mesh)
-        blocks = _divide(model, mesh)
-        reused = reused_blocks(model.schedule)
-        self._reused = [_Reused(blocks[number]) for number in sorted(reused)]
-        self._syncs = True
-        model.register_forward_pre_hook(self._begin)
-
-    def _begin(self, module: nn.Module, inputs: Any) -> None:
-        """Before a forward pass of the whole model."""
-        self.model.set_requires_gradient_sync(self._syncs)  # pyrefly: ignore
-        for block in self._reused:
-            block.begin(self._syncs)
+        self._reused = _divide(model, mesh)
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """Within the context gradients are added up on each process alone, and reduced with those of the next pass
         outside. They then take the memory of whole gradients."""
-        self._syncs = False
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self._syncs = True
+            model.set_requires_gradient_sync(True)
 
     def settle(self) -> None:
-        """After the last backward pass of a step: every process holds its part of parameters and gradients alone.
-
-        Raises:
-            OuroborosError: a block's later visits had a gradient and its first one had none.
-        """
+        """After the last backward pass of a step: every process holds its part of the parameters alone."""
         for block in self._reused:
-            block.settle()
+            block.reshard()
 
     @contextlib.contextmanager
     def whole(self, source: nn.Module) -> Iterator[OuroborosForCausalLM]:
@@ -117,19 +105,20 @@ def reused_blocks(schedule: Schedule) -> set[int]:
     return looped | {block for block, count in visits.items() if count > 1}
 
 
-def _divide(model: OuroborosForCausalLM, mesh: Any) -> nn.ModuleList:
-    """Divide every block by itself, and all other parameters together; returns the blocks."""
-    from torch.distributed.fsdp import fully_shard  # takes about a second to import
-
+def _divide(model: OuroborosForCausalLM, mesh: Any) -> list[FSDPModule]:
+    """Divide every block by itself, and all other parameters together; returns the blocks that stay gathered."""
     for name, parameter in model.named_parameters():
         check(parameter.ndim > 0, f"train.sharding: {name} is a single number, which cannot be divided: use none")
-    blocks, reused = model.model.decoder.layers, reused_blocks(model.schedule)
-    for number, block in enumerate(blocks):
+    reused, kept = reused_blocks(model.schedule), []
+    for number, block in enumerate(model.model.decoder.layers):
         fully_shard(block, mesh=mesh, reshard_after_forward=number not in reused)
+        if number in reused:
+            block.set_reshard_after_backward(False)  # pyrefly: ignore
+            kept.append(block)
         block.register_forward_pre_hook(_hide, prepend=True)
         block.register_forward_pre_hook(_show)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    return blocks
+    return kept
 
 
 class _Hidden:
@@ -147,45 +136,3 @@ def _hide(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def _show(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """After the hook of FSDP."""
     return inputs[0], *(hidden.value for hidden in inputs[1:])
-
-
-class _Reused:
-    """A block that is gathered once and reduced once, however often a step visits it."""
-
-    def __init__(self, block: Any) -> None:
-        self.block, self.syncs = block, True
-        self.visited = self.reached = self.left = False
-        """Whether a visit with gradient has begun, whether the backward pass has come to any visit, and whether it has
-        come to the first one, behind which no other follows."""
-        block.register_forward_hook(self._watch)
-
-    def begin(self, syncs: bool) -> None:
-        self.syncs, self.visited, self.reached, self.left = syncs, False, False, False
-        self._set(reduces=False)
-
-    def _set(self, *, reduces: bool) -> None:
-        """Whether the next visit that the backward pass leaves reduces the gradient, and frees what was gathered."""
-        self.block.set_requires_gradient_sync(reduces, recurse=False)
-        self.block.set_reshard_after_backward(reduces, recurse=False)
-
-    def _watch(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
-        if torch.is_grad_enabled() and output.requires_grad:
-            # Where activations are computed again, this comes a second time and changes nothing.
-            output.register_hook(self._reach if self.visited else self._leave)
-            self.visited = True
-
-    def _reach(self, gradient: Tensor) -> None:
-        self.reached = True
-
-    def _leave(self, gradient: Tensor) -> None:
-        self.reached = self.left = True
-        if self.syncs:
-            self._set(reduces=True)
-
-    def settle(self) -> None:
-        check(
-            self.left or not self.reached,
-            "train.sharding: the gradient of a block that is visited several times does not reach its first visit:"
-            " use none",
-        )
-        self.block.reshard()
