@@ -215,18 +215,16 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
 def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
     """Write a checkpoint, then remove those that retention does not keep. The main process writes, and is sent what
     others have a part of."""
-    main = trainer.workers.is_main
-    if main or trainer.shards is not None:
-        tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
-        files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
-        if trainer.average is not None:
-            files[AVERAGES] = trainer.average.state_tensors()
-        if trainer.low_rank.factors:
-            files[LOW_RANK] = trainer.low_rank.state_tensors()
-        if trainer.teacher is not None:
-            files[TEACHER] = trainer.teacher.state_tensors()
-        files = {name: gathered(content, keep=main) for name, content in files.items()}
-    if main:
+    tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
+    files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
+    if trainer.average is not None:
+        files[AVERAGES] = trainer.average.state_tensors()
+    if trainer.low_rank.factors:
+        files[LOW_RANK] = trainer.low_rank.state_tensors()
+    if trainer.teacher is not None:
+        files[TEACHER] = trainer.teacher.state_tensors()
+    files = {name: gathered(content, keep=trainer.workers.is_main) for name, content in files.items()}
+    if trainer.workers.is_main:
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:

@@ -45,7 +45,7 @@ class Shards:
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self._plain = nn.Module.to(copy.deepcopy(model), "cpu") if main else None  # a divided one cannot be copied
+        self._plain: Any = nn.Module.to(copy.deepcopy(model), "cpu") if main else None  # a divided one cannot be copied
         mesh = init_device_mesh(self.device.type, (processes,))
         for average in averages:
             _divide(average, mesh)
@@ -78,7 +78,9 @@ class Shards:
         copy_tensors(model_tensors(self._plain), tensors, "gathered weights")
         del tensors
         try:
-            yield nn.Module.to(self._plain, self.device).train(source.training)
+            nn.Module.to(self._plain, self.device)
+            self._plain.train(source.training)
+            yield self._plain
         finally:
             nn.Module.to(self._plain, "cpu")
 
