@@ -262,39 +262,11 @@ def muon(spec: ModelSpec, processes: int, flops: float, steps: int = 5) -> dict[
     return {"share_seconds": share, "all_seconds": sum(n * work[shape] for shape, n in shapes.items()), "GB": gigabytes}
 
 
-def main() -> None:
-    """Check, calculate, print."""
-    options = parser(__doc__)
-    options.add_argument("--layout", default="4 (8)x4 4")
-    options.add_argument("--width", type=int, default=2048)
-    options.add_argument("--vocabulary", type=int, default=65_536)
-    options.add_argument("--processes", type=int, default=64)
-    options.add_argument("--tokens", type=int, default=16_384, help="tokens of a micro-batch on each GPU")
-    options.add_argument("--context", type=int, default=4096)
-    options.add_argument("--accumulation", type=int, default=1)
-    options.add_argument("--flops", type=float, default=4e14, help="operations that a GPU does in a second")
-    options.add_argument("--bandwidth", type=float, nargs="+", default=[5e10, 2.5e10, 1.25e10], help="bytes a second")
-    options.add_argument("--latency", type=float, default=1e-4, help="seconds that a collective takes at least")
-    args = options.parse_args()
-    set_threads(args.threads)
-    started = load()
-    cases = [("1 (2)x3 1", 1, True), ("1 (2)x3 1", 2, True), ("(1)x4 2", 1, True), ("3", 1, True)]
-    for layout, micro_batches, keeps in [*cases, ("1 (2)x3 1", 1, False)]:
-        found, expected = issued(layout, args.processes, micro_batches, keeps=keeps)
-        assert found == expected, f"{layout}: FSDP issues {found}, the calculation has {expected}"
-    counted = {
-        name: {loops: activations("1 (2)x4 1", loops, recomputed=on) for loops in (1, 2, 4, 8)}
-        for name, on in (("kept", False), ("recomputed", True))
-    }
-
-    W, width = args.processes, args.width
-    spec = ModelSpec(
-        layout=args.layout, vocab_size=args.vocabulary, hidden_size=width, max_position_embeddings=args.context
-    ).replace(mixer=AttentionSpec(num_heads=width // 128), ffn=FeedForwardSpec(intermediate_size=width * 8 // 3))
-    sizes, visits = sizes_of(spec), parse(args.layout).num_visits
+def waiting(args: Any, spec: ModelSpec, sizes: dict[str, int], computing: float) -> dict[str, Any]:
+    """What a step sends and waits for, by form and bandwidth; the formula has to agree with the simulation."""
+    W, visits = args.processes, parse(args.layout).num_visits
     per_token = cost(spec, context=args.context // 2).flops_per_token
-    head = 2 * args.vocabulary * width
-    computing = 3 * per_token * args.tokens * args.accumulation / args.flops
+    head = 2 * args.vocabulary * args.width
     steps = {}
     for bandwidth in args.bandwidth:
 
@@ -325,13 +297,47 @@ def main() -> None:
             "GB": 2 * 4 * sizes["total"] * (W - 1) / W / 1e9,
             "sending_seconds": 2 * collective(sizes["total"]),
         }
+    return steps
+
+
+def main() -> None:
+    """Check, calculate, print."""
+    options = parser(__doc__)
+    options.add_argument("--layout", default="4 (8)x4 4")
+    options.add_argument("--width", type=int, default=2048)
+    options.add_argument("--vocabulary", type=int, default=65_536)
+    options.add_argument("--processes", type=int, default=64)
+    options.add_argument("--tokens", type=int, default=16_384, help="tokens of a micro-batch on each GPU")
+    options.add_argument("--context", type=int, default=4096)
+    options.add_argument("--accumulation", type=int, default=1)
+    options.add_argument("--flops", type=float, default=4e14, help="operations that a GPU does in a second")
+    options.add_argument("--bandwidth", type=float, nargs="+", default=[5e10, 2.5e10, 1.25e10], help="bytes a second")
+    options.add_argument("--latency", type=float, default=1e-4, help="seconds that a collective takes at least")
+    args = options.parse_args()
+    set_threads(args.threads)
+    started = load()
+    cases = [("1 (2)x3 1", 1, True), ("1 (2)x3 1", 2, True), ("(1)x4 2", 1, True), ("3", 1, True)]
+    for layout, micro_batches, keeps in [*cases, ("1 (2)x3 1", 1, False)]:
+        found, expected = issued(layout, args.processes, micro_batches, keeps=keeps)
+        assert found == expected, f"{layout}: FSDP issues {found}, the calculation has {expected}"
+    counted = {
+        name: {loops: activations("1 (2)x4 1", loops, recomputed=on) for loops in (1, 2, 4, 8)}
+        for name, on in (("kept", False), ("recomputed", True))
+    }
+
+    W, width = args.processes, args.width
+    spec = ModelSpec(
+        layout=args.layout, vocab_size=args.vocabulary, hidden_size=width, max_position_embeddings=args.context
+    ).replace(mixer=AttentionSpec(num_heads=width // 128), ffn=FeedForwardSpec(intermediate_size=width * 8 // 3))
+    sizes, per_token = sizes_of(spec), cost(spec, context=args.context // 2).flops_per_token
+    computing = 3 * per_token * args.tokens * args.accumulation / args.flops
     report(
         "sharding",
         started,
         parameters=sizes,
         computing_seconds=computing,
         memory_GB=memory(spec, sizes, W),
-        steps=steps,
+        steps=waiting(args, spec, sizes, computing),
         muon=muon(spec, W, args.flops),
         activation_bytes=counted,
     )

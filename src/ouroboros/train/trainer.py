@@ -56,15 +56,7 @@ from ouroboros.train.precision import (
 )
 from ouroboros.train.quantize import Quantizer
 from ouroboros.train.sharding import shards_of, whole
-from ouroboros.train.stop import (
-    Counters,
-    EarlyStop,
-    NotFinite,
-    SourceFailed,
-    check_budget,
-    early_stop,
-    share_done,
-)
+from ouroboros.train.stop import Counters, EarlyStop, NotFinite, SourceFailed, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
 
@@ -158,6 +150,16 @@ class Trainer:
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
+        self._compile()
+        by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
+        if self.shards is None:
+            self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
+        # Bytes a training token stands for, to show the loss in bits per byte.
+        self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
+
+    def _compile(self) -> None:
+        """Compile what the recipe, or the run that is resumed, wants compiled."""
+        spec = self.recipe.train
         if spec.compile == "auto" and self.choices.compile is not None:
             spec = dataclasses.replace(spec, compile=self.choices.compile)
         if self.shards is not None:
@@ -165,11 +167,6 @@ class Trainer:
         self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(logits_loss, dynamic=False)
-        by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
-        if self.shards is None:
-            self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
-        # Bytes a training token stands for, to show the loss in bits per byte.
-        self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
 
     def _apart(self) -> contextlib.AbstractContextManager[None]:
         """The context of passes whose gradients are not averaged between processes yet."""
