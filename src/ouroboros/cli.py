@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import MutableMapping, Sequence
 
@@ -48,10 +49,20 @@ def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
         environment.update(THREAD_RUNTIME)
 
 
+class Terminated(SystemExit):
+    """SIGTERM, which ends a verb as Ctrl-C does: what it was writing is removed on the way out."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     if arguments is None:  # the process is ours
         let_waiting_threads_sleep(os.environ)
+        signal.signal(signal.SIGTERM, _terminate)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
@@ -75,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except Terminated:
+        sys.stderr.write("terminated\n")
+        return 143
     except (OuroborosError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
