@@ -194,7 +194,7 @@ def _of_directory(source: str, directory: Path) -> Donor | None:
     settings = _settings(directory)
     if settings.get("model_type") == nanbeige.NANBEIGE:
         repeated = nanbeige.of_directory(directory, settings)
-        return Donor(source, repeated.directory, repeated=repeated)
+        return Donor(source, repeated.place.directory, repeated=repeated)
     return Donor(source, directory) if _is_model(settings) else None
 
 
@@ -202,7 +202,7 @@ def _of_gguf(path: Path) -> Donor:
     needs_gguf(path, "reading")
     if nanbeige.is_nanbeige_gguf(path):
         repeated = nanbeige.of_gguf(path)
-        return Donor(str(path), repeated.directory, path.name, repeated)
+        return Donor(str(path), repeated.place.directory, path.name, repeated)
     return Donor(str(path), path.parent, path.name)
 
 

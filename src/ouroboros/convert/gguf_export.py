@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ouroboros.convert import donors
 from ouroboros.convert.export import UNROLLED_TOLERANCE, Exported, fitted, llama_record
+from ouroboros.convert.families import FAMILIES
 from ouroboros.convert.gguf_file import LLAMA, needs_gguf, new_file, write
 from ouroboros.convert.nanbeige import LOOPS, NANBEIGE, SKIPS_NORM
+from ouroboros.convert.tensors import OUTPUT
 from ouroboros.errors import check
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def _export(
     if rope is not None:
         record["rope_parameters"] = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     config, state = fitted(model, record, title, visits)
+    if config.tie_word_embeddings:
+        del state[OUTPUT]  # without one the embedding is the output matrix
     with new_file(out) as work:
         dtype = write(work, architecture, config, state, tokenizer, more)
         donor = donors.find(work)
@@ -81,7 +85,7 @@ def _export(
             same = donor.tokenizer().encode(sample.encode()).tolist() == tokenizer.encode(sample.encode()).tolist()
             check(same, f"{out}: the tokenizer that is read back cuts texts otherwise; leave it out by --no-tokenizer")
     return Exported(
-        family=donor.family.title,
+        family=FAMILIES[architecture].title,
         layers=config.num_hidden_layers,
         parameters=sum(tensor.numel() for tensor in state.values()),
         dtype=dtype,

@@ -8,8 +8,10 @@ configuration, weights and tokenizer of the layers, and the loops are added to w
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,19 +38,22 @@ _IS_NANBEIGE = _ARCHITECTURE.encode() + struct.pack("<IQ", 8, len(NANBEIGE)) + N
 """How a GGUF file says so: the key, the number of the type of texts, a length and the text."""
 
 
+class Place:
+    """A temporary directory, which is there for as long as this value is."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="ouroboros-"))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Repeated:
     """A model of this form under the name of Llama."""
 
-    place: tempfile.TemporaryDirectory[str]
-    """Where it stands for as long as this value is there."""
+    place: Place
+    """Where transformers reads it."""
     loops: int
     skips_norm: bool
-
-    @property
-    def directory(self) -> Path:
-        """The directory that transformers reads."""
-        return Path(self.place.name)
 
 
 def is_nanbeige_gguf(path: Path) -> bool:
@@ -67,12 +72,12 @@ def of_directory(directory: Path, settings: Mapping[str, Any]) -> Repeated:
         check(
             not settings.get(name), f"{name}: {settings.get(name)!r} is not supported; only models without it are read"
         )
-    place = tempfile.TemporaryDirectory(prefix="ouroboros-")
+    place = Place()
     for path in directory.iterdir():
         if path.name != "config.json":
-            (Path(place.name) / path.name).symlink_to(path.resolve())
+            (place.directory / path.name).symlink_to(path.resolve())
     kept = {name: value for name, value in settings.items() if name not in ("auto_map", "architectures")}
-    (Path(place.name) / "config.json").write_text(json.dumps({**kept, "model_type": LLAMA}))
+    (place.directory / "config.json").write_text(json.dumps({**kept, "model_type": LLAMA}))
     return _repeated(place, settings, str(directory))
 
 
@@ -84,11 +89,11 @@ def of_gguf(path: Path) -> Repeated:
     """
     import gguf
 
-    place = tempfile.TemporaryDirectory(prefix="ouroboros-")
+    place = Place()
     found: dict[str, Any] = {}
     try:
         reader = gguf.GGUFReader(path)
-        writer = writer_of(Path(place.name) / path.name, LLAMA)
+        writer = writer_of(place.directory / path.name, LLAMA)
         for name, field in reader.fields.items():
             if name.startswith("GGUF.") or name in (_ARCHITECTURE, "general.alignment"):
                 continue
@@ -103,14 +108,14 @@ def of_gguf(path: Path) -> Repeated:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
         finish(writer)
     except OSError as error:
-        raise OuroborosError(f"{path}: cannot be copied to {place.name}: {error.strerror or error}") from None
+        raise OuroborosError(f"{path}: cannot be copied to {place.directory}: {error.strerror or error}") from None
     except Exception as error:  # each kind of damage fails in its own way; the user needs one line
         raise OuroborosError(f"{path}: cannot be read: it is damaged or cut short ({first_line(error)})") from None
     check(LOOPS in found, f"{path}: has no {NANBEIGE}.{LOOPS}, which says how often its layers run")
     return _repeated(place, found, str(path))
 
 
-def _repeated(place: tempfile.TemporaryDirectory[str], found: Mapping[str, Any], source: str) -> Repeated:
+def _repeated(place: Place, found: Mapping[str, Any], source: str) -> Repeated:
     loops = found.get(LOOPS, 1)
     whole = isinstance(loops, int) and not isinstance(loops, bool) and 1 <= loops <= 1000
     check(whole, f"{source}: {LOOPS} must be a whole number from 1 to 1000, and is {loops!r}")
