@@ -24,9 +24,7 @@ from ouroboros.verbs.export import FORMS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "export.md"
 COLUMNS = [form for form in FORMS if form != "donor"]  # which only what came of a donor goes back to
-REASON = re.compile(
-    r",? (\(there|are not|have no place|is not one loop|is no part|which the standalone|does not know).*"
-)
+REASON = re.compile(r",? (\(there|are not|have no place|is not one loop|which the standalone|where the standalone).*")
 PATH = re.compile(r"^\S*/\S+: ")
 
 
@@ -43,7 +41,9 @@ def packed(made: Recipe, model: Any, path: Path) -> Path:
     """Of codes of 6 bits, which any model has."""
     weights = model.state_dict()
     tensors = {name: weights[name] for name in expected_tensors(made.model)}
-    coded = {name: quantize(x.float(), 6) if x.ndim > 1 else x.half() for name, x in tensors.items()}
+    coded = {
+        name: quantize(x, 6) if x.ndim > 1 else x.half() if x.is_floating_point() else x for name, x in tensors.items()
+    }
     write_artifact(path, made.model, coded, byte_tokenizer(), Facts(recipe=to_dict(made)), eos_token_id=256)
     return path
 
