@@ -108,6 +108,7 @@ def shortened(command: str) -> list[str]:
     """The command with small budgets; nothing else is changed."""
     command = re.sub(r"--minutes \d+", "--steps 4 --size tiny --train.eval-every 2", command)
     command = re.sub(r"--steps \d+", "--steps 4", command)
+    command = re.sub(r"--seeds \d+", "--seeds 1", command)
     command = re.sub(r"--train\.minutes \d+", "--train.steps 8", command)
     words = shlex.split(command)
     if words[:2] == ["ouroboros", "check"]:

@@ -134,7 +134,8 @@ class Donor:
             return load_tokenizer(place)
 
     def _read(self, reader: Any, **options: Any) -> Any:
-        more = {"gguf_file": self.gguf} if self.gguf else {}
+        # With the whole path: a file of this name where the command runs would be read instead.
+        more = {"gguf_file": str((self.directory / self.gguf).absolute())} if self.gguf else {}
         # Of a GGUF file transformers shows a loading bar that no setting of it turns off.
         quiet = contextlib.redirect_stderr(io.StringIO()) if self.gguf else contextlib.nullcontext()
         try:
@@ -331,15 +332,9 @@ def read(
         OuroborosError: a donor that is not read, is not understood, or does not fit the layout.
     """
     whole = spec_of(donor.config)
-    layers = whole.schedule.num_blocks
-    looped = whole.schedule.is_looped
-    check(
-        not looped or (layout, keep, init) == (None, None, None),
-        f"{donor.source} runs its layers several times already, as layout {whole.layout!r} says: leave --layout, --keep"
-        " and --init out",
-    )
+    layers, looped = whole.schedule.num_blocks, whole.schedule.is_looped
     schedule = whole.schedule if layout is None else parse(layout)
-    check(keep is None or init is None, "--keep and --init exclude each other: both say which layers are kept")
+    _check_options(donor, whole, layout, keep, init)
     needed = "--init selected measures on held-out text: give a file of it with --held-out"
     check(init != "selected" or held_out is not None, needed)
     check(init == "selected" or held_out is None, "--held-out is what --init selected measures on: add that option")
@@ -371,6 +366,16 @@ def read(
         spec = cut(whole, schedule.notation, kept)
     model, same = _made(spec, chosen(state, kept), tokens), _is_whole(schedule, kept, layers)
     return Read(model=model, proof=proof, same=same, kept=kept, choice=choice)
+
+
+def _check_options(donor: Donor, whole: ModelSpec, layout: str | None, keep: str | None, init: Init | None) -> None:
+    """Refuse options of cutting that exclude each other, and all of them for a donor that is looped itself."""
+    check(
+        not whole.schedule.is_looped or (layout, keep, init) == (None, None, None),
+        f"{donor.source} runs its layers several times already, as layout {whole.layout!r} says: leave --layout, --keep"
+        " and --init out",
+    )
+    check(keep is None or init is None, "--keep and --init exclude each other: both say which layers are kept")
 
 
 def _is_whole(schedule: Schedule, kept: Layers, layers: int) -> bool:

@@ -81,7 +81,7 @@ def _export(
         theirs = donor.looped(donor.model())
         proof = donors.prove(model, theirs, f"{out}, read back", UNROLLED_TOLERANCE)
         if tokenizer is not None:
-            sample = "Café, 12 + 345 = 357.\n\n\tNo: it isn't  so"
+            sample = "Caf\u00e9, 12 + 345 = 357.\n\n\tNo: it isn't  so"
             same = donor.tokenizer().encode(sample.encode()).tolist() == tokenizer.encode(sample.encode()).tolist()
             check(same, f"{out}: the tokenizer that is read back cuts texts otherwise; leave it out by --no-tokenizer")
     return Exported(

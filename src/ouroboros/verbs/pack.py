@@ -175,7 +175,7 @@ def _texts(options: PackOptions, opened: OpenedModel, source: str, split: Any, m
 
 def _calibration(options: PackOptions, opened: OpenedModel, length: int) -> tuple[list[Tensor], dict[str, Any]]:
     """What the quantiser reads, rows of up to ``length`` ids, and where it comes from."""
-    from ouroboros.pack.ids import generated_ids, random_ids, text_ids
+    from ouroboros.pack.ids import generated_ids, random_ids, text_ids, training_ids
 
     length = min(length, options.calibration_tokens)
     tokenizer, rows = opened.tokenizer, -(-options.calibration_tokens // length)
@@ -186,7 +186,7 @@ def _calibration(options: PackOptions, opened: OpenedModel, length: int) -> tupl
         documents = _texts(options, opened, source, "train", 16 * options.calibration_tokens)
         ids, origin = text_ids(documents, tokenizer, rows=rows, length=length), source
     elif source is None and opened.run is not None and opened.run.has_data:
-        ids, origin = _training_ids(opened.run.open_data(), rows, length), "training text"
+        ids, origin = training_ids(opened.run.open_data(), rows, length), "training text"
     else:
         ids = generated_ids(opened.model, rows=rows, length=length, first=tokenizer.eos_id)
         origin = "written by the model"
@@ -194,23 +194,6 @@ def _calibration(options: PackOptions, opened: OpenedModel, length: int) -> tupl
     for row in ids:
         digest.update(row.long().numpy().astype("<i8").tobytes())
     return ids, {"text": origin, "tokens": sum(map(len, ids)), "ids_sha256": digest.hexdigest()}
-
-
-def _training_ids(data: Any, rows: int, length: int) -> list[Tensor]:
-    """Rows of training text, evenly spaced; each source gets as many as it has text for."""
-    import numpy as np
-    import torch
-
-    found = []
-    counts = [len(data.tokens("train", source)) for source in range(len(data.sources))]
-    for source, count in enumerate(counts):
-        wanted = max(1, round(rows * count / max(sum(counts), 1)))
-        ids = data.tokens("train", source)
-        for start in np.linspace(0, max(count - length, 0), min(wanted, max(count // length, 1))).astype(int):
-            found.append(torch.from_numpy(ids[start : start + length].astype("int64")))
-    found = [row for row in found if len(row)]
-    check(bool(found), "pack: the run has no training text; name one with --calibration FILE")
-    return found
 
 
 def _check_rank(model: Any, plan: Plan, ids: Sequence[Tensor]) -> None:
