@@ -106,3 +106,14 @@ def test_nothing_is_left_of_a_file_that_does_not_hold(tmp_path: Path, monkeypatc
     with pytest.raises(OuroborosError, match=r"x.gguf exists; choose another path"):
         to_gguf(HERE, model, out, None)
     assert out.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("write", [to_gguf, to_nanbeige_gguf])
+def test_a_file_of_the_same_name_elsewhere_is_not_read(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "x.gguf").write_bytes(b"GGUF, and nothing else")
+    monkeypatch.chdir(tmp_path / "here")
+    write(HERE, model_of(), tmp_path / "x.gguf", None)
+    assert convert(tmp_path / "x.gguf", tmp_path / "back", no_tokenizer=True).sizes["identity"]
