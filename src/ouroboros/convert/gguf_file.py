@@ -10,7 +10,6 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,8 @@ _SPLIT_BY_DIGIT = {"type": "Digits", "individual_digits": True}
 
 def needs_gguf(path: Path, what: str) -> None:
     """Refuse where the packages of the extra ``gguf`` are not installed; ``what`` names the task."""
+    from importlib.util import find_spec
+
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     check(not missing, f"{path}: {what} GGUF needs {' and '.join(missing)}: pip install 'ouroboros-lm[gguf]'")
 
