@@ -42,6 +42,7 @@ from ouroboros.train.average import Average
 from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler, check_truncation
+from ouroboros.train.guard import Alarm, Guard
 from ouroboros.train.lessons import lessons_of
 from ouroboros.train.low_rank import LowRank
 from ouroboros.train.precision import (
@@ -54,7 +55,7 @@ from ouroboros.train.precision import (
     uncompiled,
 )
 from ouroboros.train.quantize import Quantizer
-from ouroboros.train.stop import Counters, EarlyStop, check_budget, early_stop, share_done
+from ouroboros.train.stop import Counters, EarlyStop, NotFinite, SourceFailed, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
 
@@ -81,6 +82,8 @@ class StepResult:
     """Records of loops and parts, if they were asked for and the model has such."""
     seconds: float = 0.0
     """Wall-clock time of the step."""
+    alarm: Alarm | None = None
+    """What the stability guard found unusual."""
 
 
 class Trainer:
@@ -108,7 +111,7 @@ class Trainer:
         self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
         self.device = next(model.parameters()).device
         check_budget(spec)
-        self.counters = Counters()
+        self.counters, self.guard = Counters(), Guard(spec.guard, model.schedule)
         self.loader = open_loader(
             data,
             batch_size=spec.batch_size,
@@ -283,6 +286,7 @@ class Trainer:
         # Steps of the whole run at the pace so far: exact for a budget of steps or tokens, an estimate for minutes.
         steps = (c.step + 0.5) / progress if progress > 0 else math.inf
         factor, beta = self._rates(progress, steps)
+        factor *= self.guard.state.lr_factor
         set_learning_rate(self.optimizers, factor)
         if self.recipe.optim.momentum_cycle is not None:
             set_first_beta(self.optimizers, beta)
@@ -294,7 +298,8 @@ class Trainer:
         batch = self._next_batch()
         records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
-        with self.quantizer.acting(c.step, progress) if self.quantizer is not None else contextlib.nullcontext():
+        acting = contextlib.nullcontext() if self.quantizer is None else self.quantizer.acting(c.step, progress)
+        with acting, self.guard.watching(self.model, loops):
             loss = self._gradients(batch, loops, probe)
         self.low_rank.take_gradients()
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
@@ -308,13 +313,14 @@ class Trainer:
         if probe is not None:
             records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
+        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
+        alarm = self.guard.judge(c.step + 1, mean_loss, norm, self.guard.measured(self.workers))
         c.step += 1
         c.tokens += self.step_tokens
         seconds = time.perf_counter() - start
         c.seconds += seconds
         self._count_bad(bad, batch)
-        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds)
+        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds, alarm)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
@@ -457,6 +463,7 @@ class Trainer:
         """Everything besides tensors that a resumed run needs, as JSON."""
         return {
             "counters": dataclasses.asdict(self.counters),
+            "guard": self.guard.state_dict(),
             "loader": self.loader.state_dict(),
             "next_batch": self._next_batch_hash(),
             "ema_updates": self.average.updates if self.average is not None else 0,
@@ -477,21 +484,10 @@ class Trainer:
             OuroborosError: the next batch is not the one the checkpoint recorded.
         """
         self.counters = Counters(**state["counters"])
+        self.guard.load_state_dict(state.get("guard"))
         self.loader.load_state_dict(state["loader"])
         expected = state["next_batch"]
         if expected and not self.workers.distributed and self.loader.peek_hash() != expected:
             raise OuroborosError(
                 "resume: the next training batch is not the recorded one; a source or the prepared data has changed"
             )
-
-
-class SourceFailed(OuroborosError):
-    """Training stopped before a step because a source that is streamed cannot be read on."""
-
-
-class NotFinite(OuroborosError):
-    """Training stopped because losses or gradients stayed non-finite; ``batch`` is the last one."""
-
-    def __init__(self, message: str, batch: np.ndarray) -> None:
-        super().__init__(message)
-        self.batch = batch
