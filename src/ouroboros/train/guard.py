@@ -38,13 +38,13 @@ PERSISTS = 3
 PROOF = 10
 """Usual steps after a checkpoint that show it to be good."""
 QUIET = 20
-"""Steps between two messages, at least; so many unusual steps in a row become the new usual."""
+"""Steps between messages about single unusual steps; so many of them in a row become the new usual."""
 LOSS, GRADIENT = "loss", "gradient norm"
 STATE, UPDATE, BACKWARD = "state norm", "update ratio", "gradient norm of the state"
 BEFORE = "norm before"
 GROWS = "growth of the state norm by loop"
 NOWHERE = {LOSS: "the head", GRADIENT: "the gradient of a parameter"}
-"""Where loss and gradient norm are unusual and no place is."""
+"""What is broken where loss or gradient norm is no number and every place is in order."""
 FACTORS = {GRADIENT: 10.0, STATE: 5.0, UPDATE: 5.0, BACKWARD: 30.0}
 """How many times the largest of the last steps is unusual. Where these were spread wider than that, it is their spread
 above the largest. Twice the state norm is usual from one step to the next in the first steps of small models."""
@@ -68,17 +68,17 @@ class Alarm:
     quantity: str
     value: float
     usual: float | None
-    """The largest of the last usual steps; None where there was none, or where no number is unusual anywhere."""
+    """The largest of the last usual steps; None where the value is no finite number, and for growth by loop."""
     in_a_row: int
     """Unusual steps so far without a usual one between them."""
     new: bool
-    """Whether it is to be reported: it is the first for some time."""
+    """Whether it is to be reported: it is the first for some time, or by now one of several in a row."""
 
     @property
     def message(self) -> str:
         """The same for people, with what to do."""
         usual = "" if self.usual is None else f", usually {self.usual:.3g}"
-        if self.quantity == BACKWARD or self.quantity == GRADIENT:
+        if self.quantity in (BACKWARD, GRADIENT):
             fix = "lower --optim.lr or --optim.clip-norm"
         elif self.place.startswith("loop"):
             fix = "lower --optim.lr, or give the loop a part that bounds its state, such as --model.loop.norm"
@@ -140,6 +140,7 @@ class Guard:
         self._probe = StateProbe(self.schedule if loops is None else self.schedule.with_loops(loops))
         with observe(model, on_visit=self._probe.on_visit, on_loop=self._probe.on_loop, registers=True):
             yield
+        self._probe.forget()
 
     def measured(self, workers: Workers) -> dict[Key, float]:
         """What was measured within the last :meth:`watching`, see :meth:`StateProbe.collect`."""
@@ -163,10 +164,12 @@ class Guard:
             grows = self._growth(measured)
             if grows is None:
                 return None
-            state.grew, state.reported = True, step
+            state.grew = True
             return Alarm(step, *grows, in_a_row=0, new=True)
         state.in_a_row += 1
-        new = state.reported is None or step - state.reported >= QUIET
+        since = math.inf if state.reported is None else step - state.reported
+        # A spike some steps before must not hide that training now diverges.
+        new = since >= QUIET or (state.in_a_row == PERSISTS and since >= PERSISTS)
         state.reported = step if new else state.reported
         alarm = Alarm(step, *found, in_a_row=state.in_a_row, new=new)
         if state.in_a_row >= QUIET:  # what lasts so long is no failure, or nobody minds
@@ -200,7 +203,8 @@ class Guard:
         states = [key for key in odd if key[0] in (STATE, UPDATE)]
         quantity, place = (*states, *(key for key in odd if key[0] == BACKWARD), *odd)[0]
         usual = None if broken else self._usual(quantity, place)
-        return place or NOWHERE[quantity], quantity, values[quantity, place], usual
+        where = place or (NOWHERE[quantity] if broken else "the model as a whole")
+        return where, quantity, values[quantity, place], usual
 
     def _odd(self, key: Key, value: float) -> bool:
         """Whether a value is far above the last ones."""
@@ -270,6 +274,10 @@ class StateProbe:
     def on_loop(self, segment: int, loop: int, before: Tensor, after: Tensor) -> None:
         """Measure a loop."""
         self._measure(_loop(segment, loop), before, after)
+
+    def forget(self) -> None:
+        """Let go of the last state, which would keep the pass in memory."""
+        self._last = None
 
     def collect(self, workers: Workers) -> dict[Key, float]:
         """Means over processes by quantity and place, in the order of computation; a place that no gradient reaches has

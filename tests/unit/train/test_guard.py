@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import signal
+import weakref
 from typing import Any
 
 import pytest
@@ -170,6 +171,18 @@ def test_one_message_for_an_episode_and_a_lasting_change_becomes_usual():
     found = judged([2.0] * 10 + [9.0] * 40)
     assert [alarm.step for alarm in found if alarm is not None and alarm.new] == [11]
     assert not any(found[11 + QUIET :])
+
+
+def test_a_spike_does_not_hide_what_follows():
+    found = judged([2.0] * 10 + [9.0] + [2.0] * 5 + [9.0] * 6)
+    assert [alarm.step for alarm in found if alarm is not None and alarm.new] == [11, 19]
+
+
+def test_the_pass_is_not_kept_in_memory(make, trainer_of):
+    trainer, outputs = trainer_of(make()), []
+    trainer.blocks[2].register_forward_hook(lambda module, given, made: outputs.append(weakref.ref(made)))
+    trainer.step()
+    assert outputs and all(output() is None for output in outputs)
 
 
 def test_what_the_guard_remembers_survives_json():
