@@ -85,6 +85,9 @@ class Page:
         if words[0] == "torchrun":
             launch([sys.executable, "-X", "faulthandler", "-m", "torch.distributed.run", *words[1:]])
             return ""
+        if words[0] == "python":  # what runs without the library
+            made = subprocess.run([sys.executable, "-I", *words[1:]], check=True, capture_output=True, timeout=240)
+            return made.stdout.decode(errors="replace")
         assert words[0] == "ouroboros", command
         if words[1] == "resume" and "--allow-changes" not in words:  # of a run that was stopped half-way
             words += ["--train.steps", "6", "--allow-changes"]
@@ -105,6 +108,7 @@ def shortened(command: str) -> list[str]:
     """The command with small budgets; nothing else is changed."""
     command = re.sub(r"--minutes \d+", "--steps 4 --size tiny --train.eval-every 2", command)
     command = re.sub(r"--steps \d+", "--steps 4", command)
+    command = re.sub(r"--seeds \d+", "--seeds 1", command)
     command = re.sub(r"--train\.minutes \d+", "--train.steps 8", command)
     words = shlex.split(command)
     if words[:2] == ["ouroboros", "check"]:
