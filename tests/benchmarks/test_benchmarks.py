@@ -152,6 +152,13 @@ def check_healing(found: dict[str, Any]) -> None:
     assert all(one["median"] > 0 for one in found["tokens_per_second"].values())
 
 
+def check_guard(found: dict[str, Any]) -> None:
+    assert found["alarms"] == {} and found["healthy_runs"] > 0
+    for seen in found["seen"].values():
+        assert seen["not_a_number"]["steps"] == 1 and "loop 0 of" in seen["not_a_number"]["place"]
+        assert seen["rate_times_100"]["steps"] < 10
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmark(name: str) -> None:
     found = run(name)

@@ -266,9 +266,30 @@ class TaughtTraining:
         )
 
 
+RECORDS = untried("changes what a run records, or when it ends")
+ROLLS_BACK = needs("action", "rollback") | RECORDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardedTraining:
+    """The stability guard. At every step it compares the loss, the gradient, and the state of each loop with those of
+    the steps before, and names the loop in which training becomes unstable."""
+
+    action: Literal["off", "warn", "stop", "rollback"] = field(default="warn", metadata=RECORDS)
+    """What it does: nothing; say so; stop the run at the third unusual step in a row, with the weights of the last good
+    checkpoint; or go on from those weights with a lower rate and the text that follows."""
+    lr_factor: float = field(default=0.5, metadata=ROLLS_BACK)
+    """What a rollback multiplies the learning rate with, for the rest of the run; 1 leaves it."""
+    rollbacks: int = field(default=3, metadata=ROLLS_BACK)
+    """Rollbacks of a run; at the next one it is stopped instead."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.lr_factor <= 1, f"train.guard.lr_factor must be in (0, 1], got {self.lr_factor}")
+        check(self.rollbacks >= 1, f"train.guard.rollbacks must be >= 1, got {self.rollbacks}")
+
+
 BUDGET = untried("says how long a run is")
 SAME_NUMBERS = untried("changes memory or time, and numbers by rounding alone")
-RECORDS = untried("changes what a run records, or when it ends")
 VALIDATION = needs("eval_every", positive) | RECORDS
 
 
@@ -322,6 +343,7 @@ class TrainSpec:
     low_rank: LowRankTraining = field(default_factory=LowRankTraining)
     distill: DistilledTraining = field(default_factory=DistilledTraining)
     teach: TaughtTraining = field(default_factory=TaughtTraining)
+    guard: GuardedTraining = field(default_factory=GuardedTraining)
     eval_every: int = field(default=200, metadata=RECORDS)
     """Steps between validations; 0 is off."""
     eval_bytes: int = field(default=65_536, metadata=VALIDATION)

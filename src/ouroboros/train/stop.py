@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import TrainSpec
 from ouroboros.errors import OuroborosError, check
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass

@@ -43,6 +43,7 @@ from ouroboros.train.average import Average
 from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler, check_truncation
+from ouroboros.train.guard import Alarm, Guard
 from ouroboros.train.lessons import lessons_of
 from ouroboros.train.low_rank import LowRank
 from ouroboros.train.precision import (
@@ -83,6 +84,8 @@ class StepResult:
     """Records of loops and parts, if they were asked for and the model has such."""
     seconds: float = 0.0
     """Wall-clock time of the step."""
+    alarm: Alarm | None = None
+    """What the stability guard found unusual."""
 
 
 class Trainer:
@@ -110,7 +113,7 @@ class Trainer:
         self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
         self.device = next(model.parameters()).device
         check_budget(spec)
-        self.counters = Counters()
+        self.counters, self.guard = Counters(), Guard(spec.guard, model.schedule)
         self.loader = open_loader(
             data,
             batch_size=spec.batch_size,
@@ -301,6 +304,7 @@ class Trainer:
         # Steps of the whole run at the pace so far: exact for a budget of steps or tokens, an estimate for minutes.
         steps = (c.step + 0.5) / progress if progress > 0 else math.inf
         factor, beta = self._rates(progress, steps)
+        factor *= self.guard.state.lr_factor
         set_learning_rate(self.optimizers, factor)
         if self.recipe.optim.momentum_cycle is not None:
             set_first_beta(self.optimizers, beta)
@@ -312,7 +316,7 @@ class Trainer:
         batch = self._next_batch()
         records = self._part_records(batch) if telemetry else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
-        with self.quantizer.acting(c.step, progress):
+        with self.quantizer.acting(c.step, progress), self.guard.watching(self.model, loops):
             loss = self._gradients(batch, loops, probe)
         self.low_rank.take_gradients()
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
@@ -326,13 +330,14 @@ class Trainer:
         if probe is not None:
             records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
+        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
+        alarm = self.guard.judge(c.step + 1, mean_loss, norm, self.guard.measured(self.workers))
         c.step += 1
         c.tokens += self.step_tokens
         seconds = time.perf_counter() - start
         c.seconds += seconds
         self._count_bad(bad, batch)
-        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds)
+        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds, alarm)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
@@ -466,19 +471,13 @@ class Trainer:
         """Everything besides tensors that a resumed run needs, as JSON."""
         return {
             "counters": dataclasses.asdict(self.counters),
+            "guard": self.guard.state_dict(),
             "loader": self.loader.state_dict(),
-            "next_batch": self._next_batch_hash(),
+            "next_batch": self.loader.upcoming_hash(),
             "ema_updates": self.average.updates if self.average is not None else 0,
             **self.quantizer.state(),
             **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
-
-    def _next_batch_hash(self) -> str | None:
-        """A hash of the next batch; None where a source cannot be read on, which ends the run at the next step."""
-        try:
-            return self.loader.peek_hash()
-        except OuroborosError:
-            return None
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`.
@@ -488,6 +487,7 @@ class Trainer:
         """
         self.quantizer.check_state(state)
         self.counters = Counters(**state["counters"])
+        self.guard.load_state_dict(state.get("guard"))
         self.loader.load_state_dict(state["loader"])
         expected = state["next_batch"]
         if expected and not self.workers.distributed and self.loader.peek_hash() != expected:
