@@ -219,9 +219,7 @@ def converse(chat: Chat, read: Callable[[], str]) -> None:
             chat.write(f"error: {error}\n")
 
 
-def documents(
-    template: TextFormat | None, earlier: Sequence[tuple[str, str]], line: str
-) -> tuple[list[bytes], bytes]:
+def documents(template: TextFormat | None, earlier: Sequence[tuple[str, str]], line: str) -> tuple[list[bytes], bytes]:
     """A conversation as a model reads it: whole documents, and the one to go on with.
 
     Args:

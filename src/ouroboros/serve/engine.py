@@ -127,7 +127,7 @@ class Engine:
         model: the model, at its usual loop count.
         tokenizer: turns tokens into bytes.
         rows: how many answers are written at once at most.
-        queue: how many requests may wait for their turn.
+        queue: how many more may wait for their turn.
         context: how many tokens a prompt and its answer have together at most.
     """
 
@@ -154,7 +154,8 @@ class Engine:
             BusyError: too many wait already.
         """
         with self._condition:
-            if len(self._waiting) + len(asks) > self.queue + (0 if self._waiting else self.rows):
+            wanted = self._running + sum(ask.count for ask in (*self._waiting, *asks))
+            if wanted > self.rows + self.queue:
                 raise BusyError(f"{len(self._waiting)} requests are waiting, and no more may; try again later")
             self._waiting += asks
             self._condition.notify()
