@@ -364,8 +364,8 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(service: Service, bound: socket.socket) -> None:
-    """Serve until the process is told to stop."""
+def server_of(service: Service) -> uvicorn.Server:
+    """What takes the connections."""
     limits = service.limits
     config = uvicorn.Config(
         service.app(),
@@ -379,8 +379,13 @@ def run(service: Service, bound: socket.socket) -> None:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=2,
     )
+    return uvicorn.Server(config)
+
+
+def run(service: Service, bound: socket.socket) -> None:
+    """Serve until the process is told to stop."""
     service.engine.start()
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        server_of(service).run(sockets=[bound])
     finally:
         service.engine.close()
