@@ -168,6 +168,11 @@ class Engine:
         self._thread.join()
 
     @property
+    def works(self) -> bool:
+        """Whether its thread is there."""
+        return self._thread.is_alive()
+
+    @property
     def load(self) -> dict[str, int]:
         """How many answers are being written, and how many requests wait."""
         waiting = len(self._waiting) + (self._reading is not None)
@@ -212,21 +217,18 @@ class Engine:
         """Read prompts, at most :data:`PIECE` tokens of them."""
         left = PIECE
         while left > 0:
-            if self._reading is None:
-                ask = self._next()
-                if ask is None:
-                    return
-                self._reading = _Reading(ask, DynamicCache(config=self._view(ask.loops).config))
-            reading, ask = self._reading, self._reading.ask
-            if ask.cancelled or time.monotonic() > ask.deadline:
-                self._reading = None
-                ask.tell(Event(ask.first, error=BusyError("the time of a request ended while its prompt was read")))
-                continue
-            piece = ask.ids[reading.at : reading.at + left]
+            ask = self._next() if self._reading is None else self._reading.ask
+            if ask is None:
+                return
             try:
+                if ask.cancelled or time.monotonic() > ask.deadline:
+                    raise BusyError("the time of the request ended while its prompt was read")
+                view = self._view(ask.loops)
+                reading = self._reading = self._reading or _Reading(ask, DynamicCache(config=view.config))
+                piece = ask.ids[reading.at : reading.at + left]
                 ids = torch.tensor([piece], device=self.model.device)
                 options: Any = {"past_key_values": reading.store, "use_cache": True, "logits_to_keep": 1}
-                logits_1V = self._view(ask.loops)(ids, **options).logits[:, -1]
+                logits_1V = view(ids, **options).logits[:, -1]
                 reading.at, left = reading.at + len(piece), left - len(piece)
                 if reading.at == len(ask.ids):
                     self._reading = None

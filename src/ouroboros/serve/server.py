@@ -144,7 +144,8 @@ class Service:
 
     async def health(self, request: HttpRequest) -> Response:
         """That the server works, and how busy it is."""
-        return JSONResponse({"status": "ok", **self.engine.load})
+        works = self.engine.works
+        return JSONResponse({"status": "ok" if works else "failed", **self.engine.load}, 200 if works else 503)
 
     async def about(self, request: HttpRequest) -> Response:
         """What the page shows of the model."""
