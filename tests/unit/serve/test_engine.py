@@ -198,19 +198,19 @@ def test_logits_that_are_no_numbers_fail_one_request_alone(engine, model, tokeni
     assert asks[0].tell.wait().error is not None and asks[1].tell.wait().error is None
 
 
-def test_processors_are_those_of_generate(model):
-    for sampling in (Sampling(), Sampling(temperature=0.5, top_k=5, top_p=0.5, repetition_penalty=1.2)):
-        options = sampling.options()
-        options.pop("max_new_tokens")
-        kept = []
-        model.generate(
-            torch.tensor([[1, 2]]),
-            max_new_tokens=1,
-            custom_generate=lambda model, ids, logits_processor, **k: kept.append(logits_processor) or ids,
-            **options,
-        )
-        ids, scores = torch.tensor([[1, 2, 3]]), torch.randn(1, 257)
-        torch.testing.assert_close(processors(sampling)(ids, scores.clone()), kept[0](ids, scores.clone()))
+@pytest.mark.parametrize("controls", [{}, {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "repetition_penalty": 1.2}])
+def test_processors_are_those_of_generate(controls, model):
+    options = {**Sampling(**controls).options(), "max_new_tokens": 1}
+    kept = []
+
+    def keep(model, ids, logits_processor, **prepared):
+        kept.append(logits_processor)
+        return ids
+
+    model.generate(torch.tensor([[1, 2]]), custom_generate=keep, **options)
+    ids, scores = torch.tensor([[1, 2, 3]]), torch.randn(1, 257)
+    found = processors(Sampling(**controls))(ids, scores.clone())
+    torch.testing.assert_close(found, kept[0](ids, scores.clone()))
     assert not processors(Sampling(temperature=0.0))
 
 
