@@ -1,4 +1,4 @@
-"""A client that does not take what is written for it is hung up on; tests/unit/serve/test_server.py has slow senders."""
+"""A client that does not take what is written for it is hung up on; test_server.py has those that send slowly."""
 
 import asyncio
 
@@ -34,7 +34,7 @@ def test_a_client_that_takes_nothing():
         server.lifespan = config.lifespan_class(config)
         await server.startup(sockets=None)
         port = server.servers[0].sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         while not server.server_state.connections:
             await asyncio.sleep(0.01)
