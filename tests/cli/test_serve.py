@@ -127,6 +127,7 @@ def test_a_packed_file_and_what_it_needs(cli, trained, tmp_path, monkeypatch):
     """The packages are named where they are missing; a packed file is served as a directory is."""
     served = []
     monkeypatch.setattr("ouroboros.serve.server.run", lambda service, bound: served.append(service))
+    monkeypatch.setattr("ouroboros.serve.server.listen", lambda host, port: socket.create_server(("127.0.0.1", 0)))
     packed = tmp_path / "small.ouro"
     assert cli("pack", trained, "--bits", "6", "--out", packed).status == 0
     assert cli("serve", packed, "--port", "0", "--host", "0.0.0.0").err.endswith("nobody is asked for a password\n")

@@ -288,7 +288,7 @@ def add_rows(store: Cache, other: Cache) -> None:
         if isinstance(layer, RecentEntries) and isinstance(new, RecentEntries):
             layer.recent = {name: torch.cat((x, new.recent[name])) for name, x in layer.recent.items()}
         if isinstance(layer, ConstantStateLayer) and isinstance(new, ConstantStateLayer):
-            layer.recurrent_states[0] = torch.cat((layer.recurrent_states[0], new.recurrent_states[0]))
+            layer.recurrent_states[0] = torch.cat([x for x in (layer.read(), new.read()) if x is not None])
             layer.seen = max(layer.seen, new.seen)
         elif isinstance(layer, DynamicLayer) and isinstance(new, DynamicLayer):
             layer.keys = _stacked(layer.keys, new.keys)

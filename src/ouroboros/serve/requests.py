@@ -141,7 +141,7 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-_R = TypeVar("_R", CompletionRequest, ChatRequest)
+_R = TypeVar("_R", bound=Request)
 
 
 def read(kind: type[_R], body: bytes) -> _R:

@@ -169,7 +169,7 @@ class Service:
         if name not in (None, self.name):
             raise _RefusedError(404, f"no model {name!r} here; this server has {self.name!r}", "model_not_found")
 
-    async def answer(self, kind: type[CompletionRequest] | type[ChatRequest], http: HttpRequest) -> Response:
+    async def answer(self, kind: type[CompletionRequest | ChatRequest], http: HttpRequest) -> Response:
         """Answer a request of either kind."""
         started = time.monotonic()
         body = await self._body(http)

@@ -42,7 +42,7 @@ def test_what_changes_nothing_is_taken():
     [
         ({"max_tokens": "x"}, "request: max_tokens: Input should be a valid integer"),
         ({"max_tokens": 0}, "max_tokens must be >= 1, got 0"),
-        ({"temperatur": 1}, "unknown key 'temperatur'; did you mean 'temperature'?"),
+        ({"max_token": 1}, "unknown key 'max_token'; did you mean 'max_tokens'?"),
         ({"temperature": -1}, "temperature must be >= 0, got -1"),
         ({"temperature": 1e999}, "temperature must be a finite number, got inf"),
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
