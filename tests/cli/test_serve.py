@@ -3,10 +3,13 @@
 import re
 import signal
 import socket
+from pathlib import Path
 
 import openai
 import pytest
 from browser import CHROMIUM, browser
+
+PACKED = Path(__file__).resolve().parents[1] / "fixtures" / "packed-version-1.ouro"
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +126,12 @@ def test_a_port_in_use_and_a_missing_model(cli, trained, tmp_path):
     assert "no such model directory" in cli("serve", tmp_path / "none").error()
 
 
-def test_a_packed_file_and_what_it_needs(cli, trained, tmp_path, monkeypatch):
+def test_a_packed_file_and_what_it_needs(cli, monkeypatch):
     """The packages are named where they are missing; a packed file is served as a directory is."""
     served = []
     monkeypatch.setattr("ouroboros.serve.server.run", lambda service, bound: served.append(service))
     monkeypatch.setattr("ouroboros.serve.server.listen", lambda host, port: socket.create_server(("127.0.0.1", 0)))
-    packed = tmp_path / "small.ouro"
-    assert cli("pack", trained, "--bits", "6", "--out", packed).status == 0
-    assert cli("serve", packed, "--port", "0", "--host", "0.0.0.0").err.endswith("nobody is asked for a password\n")
-    assert served[0].name == "small.ouro" and served[0].loops == 2
+    assert cli("serve", PACKED, "--host", "0.0.0.0").err.endswith("nobody is asked for a password\n")
+    assert served[0].name == PACKED.name and served[0].facts["parameters"] > 0
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'ouroboros-lm[serve]'" in cli("serve", packed).error()
+    assert "pip install 'ouroboros-lm[serve]'" in cli("serve", PACKED).error()
