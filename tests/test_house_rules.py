@@ -272,6 +272,7 @@ def test_lock_satisfies_pyproject() -> None:
         *project["dependencies"],
         *project["optional-dependencies"]["report"],
         *project["optional-dependencies"]["gguf"],
+        *project["optional-dependencies"]["eval"],
         *project["optional-dependencies"]["serve"],
         *project["optional-dependencies"]["dev"],
     ]
@@ -280,7 +281,7 @@ def test_lock_satisfies_pyproject() -> None:
         for text in wanted
         if (name := canonicalize_name((r := Requirement(text)).name)) not in locked or locked[name] not in r.specifier
     ]
-    fail_with(problems, "requirements.lock meets the requirements of pyproject.toml (core, report, gguf, serve, dev)")
+    fail_with(problems, "requirements.lock meets pyproject.toml (core, report, gguf, eval, serve, dev)")
 
 
 def test_version_is_one() -> None:

@@ -28,7 +28,9 @@ VERBS = {
     "convert": ("convert", "make a model directory of a pretrained model or a published checkpoint"),
     "pack": ("pack", "write a model as one small file, within a budget of bytes"),
     "inspect": ("inspect", "list what a packed file holds"),
+    "compare": ("compare", "train a recipe and its plain twins, and say which is better"),
     "export": ("export", "write a model in the form of another library"),
+    "ablate": ("ablate", "run a study: what each of several changes to a recipe brings"),
     "report": ("report", "write a page about a run"),
 }
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""

@@ -23,6 +23,10 @@ def run(name: str) -> dict[str, Any]:
     return json.loads(lines[0])
 
 
+def check_ablate_overhead(found: dict[str, Any]) -> None:
+    assert found["cells"] == 2 and found["ratio"]["median"] > 0 and found["proof_of_life_seconds"]["median"] > 0
+
+
 def check_codecs(found: dict[str, Any]) -> None:
     for name, bits in found["bits_per_code"].items():
         assert bits["range"] < 1.01 * bits["entropy"], name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-from ouroboros.api import load
+from ouroboros.api import build, load
+from ouroboros.config import DataSpec, Recipe, to_dict
+from ouroboros.config.parts.loop import RecurrenceGateSpec
 from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.pack.artifact import expected_tensors
+from ouroboros.pack.header import Facts
+from ouroboros.pack.quantize import quantize
+from ouroboros.pack.write import write_artifact
+from ouroboros.recipes import recipe
 
 
 @pytest.fixture
@@ -103,3 +113,60 @@ def test_a_run_that_began_from_a_converted_model_goes_back(cli: Any, notes: Path
     assert cli("export", tmp_path / "second", "--to", "donor", tmp_path / "checkpoint").status == 0
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("back", "checkpoint"))
     assert all(one[name].equal(tensor) for name, tensor in other.items())
+
+
+def run_alone(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The exported program in a process of its own, which finds nothing of this library."""
+    hidden = "import sys, runpy; sys.modules['ouroboros'] = sys.modules['torch'] = None; sys.argv = sys.argv[1:];"
+    command = [sys.executable, "-I", "-c", f"{hidden} runpy.run_path(sys.argv[0], run_name='__main__')"]
+    words = [*command, str(directory / "run.py"), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=100)
+
+
+def pack_of(made: Recipe, path: Path) -> Path:
+    """A packed file of codes of 6 bits, of a model that looks far around and whose every part does something."""
+    torch.manual_seed(0)
+    weights, tensors = build(made).state_dict(), {}
+    for name in expected_tensors(made.model):
+        value = torch.randn_like(weights[name]) * (0.1 if weights[name].ndim == 1 else 0.3) + ("norm" in name)
+        tensors[name] = quantize(value, 6) if value.ndim > 1 else value.half()
+    write_artifact(path, made.model, tensors, byte_tokenizer(), Facts(recipe=to_dict(made)), eos_token_id=256)
+    return path
+
+
+def test_a_packed_file_runs_without_the_library(cli: Any, command: Any, notes: Path, tmp_path: Path) -> None:
+    made = recipe("loop", "tiny")
+    model = made.model.replace(hidden_size=32, max_position_embeddings=96, loop=(RecurrenceGateSpec(),))
+    made = dataclasses.replace(made, model=model, data=DataSpec(sequence_length=40))
+    pack, alone = pack_of(made, tmp_path / "small.pack"), tmp_path / "alone"
+    facts = command("export", pack, "--to", "standalone", alone, "--json").json
+    assert facts["proof"]["difference"] <= 1e-5
+    assert facts["bytes"] == sum(path.stat().st_size for path in alone.iterdir())
+    assert (alone / "model.pack").read_bytes() == pack.read_bytes()
+    assert "bytes in all" in cli("export", pack, "--to", "standalone", tmp_path / "again").out
+
+    words = ("--prompt", "3 times", "--max-new-tokens", "60", "--temperature", "0", "--json")
+    (wanted,) = cli("generate", pack, *words).json["continuations"]
+    written = run_alone(alone, "3 times", "--tokens", 60)
+    assert (written.returncode, written.stderr, written.stdout) == (0, "", f"3 times{wanted}\n")
+    facts = cli("eval", pack, "--data", notes, "--json").json
+    scored = run_alone(alone, "--score", notes)
+    assert scored.returncode == 0, scored.stderr
+    match = re.fullmatch(r"([\d,]+) bytes, window (\d+): (\S+) bits/byte\n", scored.stdout)
+    assert match and int(match[1].replace(",", "")) == facts["bytes"] and int(match[2]) == facts["window"] == 40
+    assert float(match[3]) == pytest.approx(facts["bits_per_byte"], abs=1e-4)
+
+    (alone / "model.pack").write_bytes(pack.read_bytes()[:-1])
+    broken = run_alone(alone, "a")
+    assert broken.returncode == 1 and broken.stdout == "" and broken.stderr.count("\n") == 1
+    assert broken.stderr.startswith("error: ") and "cut off" in broken.stderr
+    assert run_alone(alone).returncode == 2
+
+
+def test_what_the_standalone_program_lacks_is_named(cli: Any, tmp_path: Path) -> None:
+    made = recipe("gpt", "tiny")
+    spec = made.model.replace(hidden_size=16, mixer=made.model.block.mixer.replace(k_shift=True))
+    pack = pack_of(dataclasses.replace(made, model=spec), tmp_path / "small.pack")
+    error = cli("export", pack, "--to", "standalone", tmp_path / "x").error()
+    assert "model.block.mixer.k_shift is True, which the standalone program does not know" in error
+    assert not (tmp_path / "x").exists()

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import time
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ouroboros.api import build
+from ouroboros.config import AttentionSpec, FeedForwardPart, ModelSpec, Recipe
+from ouroboros.config.part import _KINDS, part
+from ouroboros.data.tokenize import byte_tokenizer
+from ouroboros.nn.part import Projection
 
 SMALL = ["--max-bytes", "300", "--calibration-tokens", "256"]
 
@@ -131,3 +143,151 @@ def test_a_full_disk(trained, cli, tmp_path, monkeypatch):
     found = cli("pack", trained, "--bits", 8, "--mode", "rounding", "--out", out, *SMALL, "--quiet")
     assert found.error() == f"cannot write {out}: No space left on device"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def alone(larger, tmp_path_factory):
+    """The same model as a directory of transformers, without a text: it is not scored, so packing is quick."""
+    directory = tmp_path_factory.mktemp("alone") / "model"
+    directory.mkdir()
+    for path in larger.iterdir():
+        if path.is_file() and path.name not in ("recipe.json", "metrics.jsonl"):
+            shutil.copy(path, directory / path.name)
+    return directory
+
+
+QUICK = ["--calibration", "random", "--calibration-tokens", "256"]
+
+
+def stored(cli, file):
+    """How each tensor is stored, by name."""
+    return {tensor["name"]: tensor["stored"] for tensor in cli("inspect", file, "--json").json["tensors"]}
+
+
+def test_other_bits_for_some_tensors(alone, cli, tmp_path):
+    """By pattern and by place, the first that fits decides; with a budget the others share what is left."""
+    out = tmp_path / "mixed.pack"
+    mixed = ["--bits-of", "*.layers.1.mlp.*=3", "--bits-of", "looped=8", "outside=4"]
+    facts = cli("pack", alone, "--bits", 6, *mixed, "--out", out, "--json", *QUICK).json
+    groups = {group["name"]: group["stored"] for group in facts["groups"]}
+    assert groups["matrix, once"] == ["int6"] and groups["embedding, outside"] == ["int4"]
+    assert groups["matrix, looped"] == ["int3", "int8"]
+    of = stored(cli, out)
+    assert of["model.decoder.layers.1.mlp.up_proj.weight"] == "int3"
+    assert of["model.decoder.layers.1.self_attn.q_proj.weight"] == "int8"
+    method = cli("inspect", out, "--json").json["method"]
+    assert method == {"mode": "loop-aware", "bits": 6, "bits_of": ["*.layers.1.mlp.*=3", "looped=8", "outside=4"]}
+
+    found = cli("pack", alone, "--budget", "64kB", "--bits-of", "looped=8", "--out", out, "--json", *QUICK)
+    assert found.status == 0 and found.json["feasible"] and 0.97 * 64_000 <= out.stat().st_size <= 64_000
+    groups = {group["name"]: group["stored"] for group in found.json["groups"]}
+    assert groups["matrix, looped"] == ["int8"] and groups["matrix, once"] != ["int8"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ("looped", "pack: --bits-of: 'looped' is not WHICH=BITS"),
+        ("looped=16", "pack: --bits-of: 'looped=16' is not WHICH=BITS"),
+        ("*.expert.*=4", "pack: --bits-of: '*.expert.*=4' decides for no tensor that gets codes"),
+        ("*norm*=4", "pack: --bits-of: '*norm*=4' decides for no tensor that gets codes"),
+    ],
+)
+def test_bits_for_nothing(alone, cli, tmp_path, bits, message):
+    assert message in cli("pack", alone, "--bits", 6, "--bits-of", bits, "--out", tmp_path / "m.pack").error()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_by_what_the_model_writes_or_by_chance(alone, text, cli, tmp_path, monkeypatch):
+    """Both need no text; a file of such a name is given with its folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(text, tmp_path / "generated")
+    told = {}
+    for given in ("generated", "random", "./generated"):
+        options = ["--bits", 8, "--calibration", given, "--calibration-tokens", 256, "--out", "m.pack", "--json"]
+        told[given] = cli("pack", alone, *options).json["calibration"]
+    assert {name: facts["text"] for name, facts in told.items()} == {
+        "generated": "written by the model",
+        "random": "random ids",
+        "./generated": "./generated",
+    }
+    assert all(facts["tokens"] >= 256 for facts in told.values())
+    assert len({facts["ids_sha256"] for facts in told.values()}) == 3
+    for given in ("generated", "random"):
+        few = ["--bits", 8, "--calibration", given, "--calibration-tokens", 64, "--out", "few.pack"]
+        assert "64 tokens leave" in cli("pack", alone, *few).error()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(alone, cli, tmp_path, value):
+    """Also where no code would be made of them."""
+    model = tmp_path / "model"
+    shutil.copytree(alone, model)
+    for name in ("model.decoder.layers.1.self_attn.q_proj.weight", "model.norm.weight"):
+        weights = load_file(alone / "model.safetensors")
+        weights[name].view(-1)[3] = value
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+        for how in (["--bits", 8], ["--bits", 8, "--mode", "rounding"], ["--budget", "64kB"]):
+            found = cli("pack", model, *how, "--out", tmp_path / "m.pack").error()
+            assert f"weight {name!r} holds NaN or infinity" in found
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+class OwnProduct(nn.Module):
+    """A feed-forward network that applies its map otherwise than torch's linear, and has a parameter without a role."""
+
+    def __init__(self, spec, width):
+        super().__init__()
+        self.proj = Projection(width, width, bias=False)
+        if spec.strange:
+            self.strange = nn.Parameter(torch.zeros(width, 4, 4))
+
+    def forward(self, x, visit):
+        return x @ self.proj.weight.T
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnProductSpec(FeedForwardPart):
+    kind: Literal["own_product"] = "own_product"
+    strange: bool = False
+
+    def parameters(self, width):
+        return width * width + 16 * width * self.strange
+
+    def flops(self, width):
+        return 2 * width * width
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Writes a model with a part that is not the library's; the part is gone afterwards."""
+    part(module=OwnProduct)(OwnProductSpec)
+
+    def write(**options):
+        spec = ModelSpec(layout="1 (1)x2", vocab_size=257, hidden_size=32, max_position_embeddings=64)
+        spec = spec.replace(mixer=AttentionSpec(num_heads=2), ffn=OwnProductSpec(**options))
+        build(Recipe(name="foreign", model=spec)).save_pretrained(tmp_path / "foreign")
+        byte_tokenizer().save(tmp_path / "foreign")
+        return tmp_path / "foreign"
+
+    yield write
+    del _KINDS[FeedForwardPart]["own_product"]
+
+
+def test_fallbacks_are_an_error_unless_they_are_allowed(foreign, cli, tmp_path):
+    """A map that is not seen at work has to be rounded, which nobody asked for."""
+    model, out = foreign(), tmp_path / "m.pack"
+    error = cli("pack", model, "--bits", 6, "--out", out, "--quiet", *QUICK).error()
+    assert "layers.0.mlp.proj.weight: rounded, as it is read by" in error and "allow fallbacks" in error
+    assert not out.exists()
+    allowed = cli("pack", model, "--bits", 6, "--out", out, "--json", "--allow-fallbacks", *QUICK)
+    assert allowed.status == 0 and len(allowed.json["fallbacks"]) == 2
+    told = cli("pack", model, "--bits", 6, "--out", out, "--quiet", "--allow-fallbacks", *QUICK).out
+    assert told.count("not as planned: model.decoder.layers.") == 2
+    rounding = cli("pack", model, "--bits", 6, "--out", out, "--json", "--mode", "rounding")
+    assert rounding.status == 0 and rounding.json["fallbacks"] == []
+
+
+def test_a_tensor_without_a_role_is_named(foreign, cli, tmp_path):
+    error = cli("pack", foreign(strange=True), "--bits", 6, "--out", tmp_path / "m.pack", "--quiet", *QUICK).error()
+    assert "model.decoder.layers.0.mlp.strange" in error and "PARAMETER_ROLES" in error

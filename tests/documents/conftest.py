@@ -90,6 +90,9 @@ class Page:
         if words[0] == "torchrun":
             launch([sys.executable, "-X", "faulthandler", "-m", "torch.distributed.run", *words[1:]])
             return ""
+        if words[0] == "python":  # what runs without the library
+            made = subprocess.run([sys.executable, "-I", *words[1:]], check=True, capture_output=True, timeout=240)
+            return made.stdout.decode(errors="replace")
         assert words[0] == "ouroboros", command
         if words[1] == "serve":
             self._serve(words[1:])
@@ -130,6 +133,7 @@ def shortened(command: str) -> list[str]:
     """The command with small budgets; nothing else is changed."""
     command = re.sub(r"--minutes \d+", "--steps 4 --size tiny --train.eval-every 2", command)
     command = re.sub(r"--steps \d+", "--steps 4", command)
+    command = re.sub(r"--seeds \d+", "--seeds 1", command)
     command = re.sub(r"--train\.minutes \d+", "--train.steps 8", command)
     words = shlex.split(command)
     if words[:2] == ["ouroboros", "check"]:
@@ -161,7 +165,8 @@ def launch(command: list[str]) -> None:
 
 
 def write_inputs(where: Path) -> None:
-    """The files that the pages take for granted: notes, facts, dialogues, a published checkpoint and its tokenizer."""
+    """The files that the pages take for granted: notes, facts, dialogues, records of tasks, a published checkpoint and
+    its tokenizer."""
     sentences = [f"Note {n}: {n} times {n} is {n * n}, and the moon is {n} days old.\n" for n in range(3000)]
     (where / "notes.txt").write_text("".join(sentences))
     facts = [{"question": f"What is {n} times 7?", "answer": f"{n} times 7 is {7 * n}."} for n in range(2000)]
@@ -171,6 +176,13 @@ def write_inputs(where: Path) -> None:
         {"messages": [{"role": r, "content": c.format(n + i)} for i, (r, c) in enumerate(turns)]} for n in range(900)
     ]
     (where / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in talk))
+    questions = [
+        {"query": f"Question: What is {n} times 7?", "choices": [f"{7 * n}", "red", "a"], "gold": 0} for n in range(3)
+    ]
+    pairs = [{"sentence_good": f"{n} dogs bark.", "sentence_bad": f"{n} dogs barks.", "UID": "all"} for n in range(2)]
+    (where / "tasks").mkdir()
+    for name, records in (("arc_easy", questions), ("blimp", pairs)):
+        (where / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     golden = load_file(GOLDEN)
     published = {name.removeprefix("param."): value for name, value in golden.items() if name.startswith("param.")}
     words = torch.randn(257, published["token_embedding.weight"].shape[1])

@@ -122,7 +122,7 @@ def quantised_weights(model: OuroborosForCausalLM) -> AbstractContextManager[Non
     matrices = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
     names = [name for name in matrices if re.search(r"(layers|stem)\..*proj", name)]
     rule = functools.partial(quantized, bits=6, clip=0.9995, smallest=1 / 31)
-    return straight_through([model.get_parameter(name) for name in names], rule)
+    return straight_through(dict.fromkeys(map(model.get_parameter, names), rule))
 
 
 def build_from_golden(hyperparameters: dict[str, Any], tensors: dict[str, Tensor]) -> OuroborosForCausalLM:

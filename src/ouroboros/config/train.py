@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ouroboros.config.needs import all_of, given, needs, positive, untried
+from ouroboros.config.widths import parse_widths
 from ouroboros.errors import check
 
 MUON = needs("matrix_optimizer", "muon")
@@ -142,6 +143,7 @@ class LoopTraining:
 
 
 QUANTIZED = needs("mode", "round", "noise")
+CHOSEN = all_of(QUANTIZED, needs("like", None, say="no train.quantize.like, which decides it"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,23 +153,32 @@ class QuantizedTraining:
     mode: Literal["off", "round", "noise"] = "off"
     """Compute the training loss with weights that are rounded to their codes, or that have noise as large as the error
     of rounding. Gradients pass to the weights themselves, which validation and export have as they are."""
-    where: tuple[str, ...] = field(default=(), metadata=QUANTIZED)
+    like: str | None = field(default=None, metadata=QUANTIZED)
+    """A packed file of this model: every tensor that has codes there is rounded with its bits and steps, or has noise
+    of their size. Null means that the options below say which tensors, and with how many bits."""
+    where: tuple[str, ...] = field(default=(), metadata=CHOSEN)
     """Patterns, with ``*`` and ``?``, of the names of the matrices and tables that this is for; none means every matrix
     that is no table."""
     start: float = field(default=0.0, metadata=QUANTIZED)
     """Share of the run after which it begins."""
-    bits: int = field(default=6, metadata=QUANTIZED)
+    bits: int = field(default=6, metadata=CHOSEN)
     """Bits of a code."""
-    clip: float = field(default=0.9995, metadata=needs("mode", "round"))
-    """Quantile of a row's magnitudes that the largest code stands for; 1 is the largest magnitude."""
-    smallest: float = field(default=0.0, metadata=needs("mode", "round"))
+    bits_of: tuple[str, ...] = field(default=(), metadata=CHOSEN)
+    """Other bits for some of these tensors, each as ``WHICH=BITS``, as `ouroboros pack --bits-of` takes them:
+    ``looped=8`` or ``*.mlp.*=4``. Of several that fit a tensor, the first decides."""
+    clip: float | None = field(default=None, metadata=all_of(needs("mode", "round"), CHOSEN))
+    """Quantile of a row's magnitudes that the largest code stands for; 1 is the largest magnitude. Null means the steps
+    that `ouroboros pack` chooses, those with which rounding a row has the least squared error; to find them costs about
+    as much time as a pass over 2,000 tokens."""
+    smallest: float = field(default=0.0, metadata=all_of(needs("mode", "round"), CHOSEN, needs("clip", given)))
     """Least difference between neighbouring codes, whatever the weights. Published programs had 1/31, which leaves rows
     of small weights few levels; 0 leaves each row its own."""
 
     def __post_init__(self) -> None:
         check(0 <= self.start <= 1, f"train.quantize.start must be in [0, 1], got {self.start}")
         check(2 <= self.bits <= 8, f"train.quantize.bits must be in 2..8, got {self.bits}")
-        check(0 < self.clip <= 1, f"train.quantize.clip must be in (0, 1], got {self.clip}")
+        parse_widths(self.bits_of, "train.quantize.bits_of")
+        check(self.clip is None or 0 < self.clip <= 1, f"train.quantize.clip must be in (0, 1], got {self.clip}")
         check(self.smallest >= 0, f"train.quantize.smallest must be >= 0, got {self.smallest}")
 
 

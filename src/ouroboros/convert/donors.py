@@ -230,6 +230,11 @@ class Proof:
     """The largest difference of two logits, as a share of the largest logit."""
     tokens: int
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """For JSON."""
+        return {"difference": self.difference, "tokens": self.tokens}
+
     def describe(self) -> str:
         """One clause for people."""
         return f"logits on {self.tokens} random tokens differ by {self.difference:.1e} of the largest"

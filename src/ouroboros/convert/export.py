@@ -40,6 +40,19 @@ class Exported:
     """Of the numbers in the file: the donor's own where that changes none of them."""
     proof: Proof
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        named = ("family", "layers", "parameters", "dtype")
+        return {name: getattr(self, name) for name in named} | {"proof": self.proof.facts}
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.family}, {self.layers} layers, {self.parameters:,} parameters, {self.dtype};"
+            f" {self.proof.describe()}"
+        )
+
 
 def read_record(directory: Path) -> dict[str, Any]:
     """The donor's configuration, which ``ouroboros convert`` has written beside the model.
@@ -57,8 +70,14 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise OuroborosError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
-def to_llama(model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | None) -> Exported:
-    """Write ``model`` as a Llama of transformers, with a layer for each visit; as :func:`to_donor`.
+def to_its_donor(source: Path, model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | None) -> Exported:
+    """:func:`to_donor` of a model that was opened at ``source``, where what its donor was is recorded."""
+    return to_donor(model, read_record(source), out, tokenizer)
+
+
+def to_llama(source: Path, model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | None) -> Exported:
+    """Write ``model``, wherever it was opened, as a Llama of transformers, with a layer for each visit; as
+    :func:`to_donor`.
 
     Raises:
         OuroborosError: the class lacks something that the model has, or logits differ by more than

@@ -99,6 +99,13 @@ def student_quantile(probability: float, df: int) -> float:
     return math.sqrt(df) * math.tan(low)
 
 
+def student_inside(distance: float, df: int) -> float:
+    """The probability that Student's t with ``df`` >= 1 degrees of freedom is within ``distance`` of 0 (A&S 26.7.3,
+    26.7.4)."""
+    check(df >= 1, f"degrees of freedom must be >= 1, got {df}")
+    return _inside(math.atan(distance / math.sqrt(df)), df)
+
+
 def _inside(theta: float, df: int) -> float:
     """P(|T| <= sqrt(df) tan(theta))."""
     sine, cosine, odd = math.sin(theta), math.cos(theta), df % 2

@@ -6,7 +6,7 @@ Shapes: R rows (outputs of a linear map, entries of a table), C columns.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -49,33 +49,33 @@ def quantized(w_RC: Tensor, bits: int, *, clip: float = 1.0, smallest: float = 0
     return (codes(w_RC, step_R1, bits) * step_R1).to(w_RC.dtype)
 
 
-def noisy(w_RC: Tensor, bits: int, generator: torch.Generator) -> Tensor:
-    """``w_RC`` with an error as of rounding: uniform within half a step of each row's largest weight.
+def noisy(w_RC: Tensor, step_R1: Tensor, generator: torch.Generator) -> Tensor:
+    """``w_RC`` with an error as of rounding: uniform within half a step.
 
     Args:
         w_RC: the weights.
-        bits: of the codes whose rounding is imitated.
+        step_R1: whose rounding is imitated; a step for each row, or for each weight.
         generator: on the CPU, so that every device draws the same.
     """
     draws_RC = torch.rand(w_RC.shape, generator=generator).to(w_RC.device) - 0.5
-    return (w_RC.detach().float() + draws_RC * row_steps(w_RC, bits)).to(w_RC.dtype)
+    return (w_RC.detach().float() + draws_RC * step_R1).to(w_RC.dtype)
 
 
 @contextlib.contextmanager
-def straight_through(parameters: Sequence[nn.Parameter], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def straight_through(changes: Mapping[nn.Parameter, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Within the context every parameter has the value ``change(value)``; after it, its own again.
 
     A backward pass inside gives the gradient at the changed values, which is the straight-through estimate for the
     parameters themselves: ``w + stop_gradient(change(w) - w)`` (Bengio et al. 2013). A shared weight is changed once,
     however often it is visited.
     """
-    kept = [parameter.detach().clone() for parameter in parameters]
+    kept = [parameter.detach().clone() for parameter in changes]
     try:
         with torch.no_grad():
-            for parameter in parameters:
+            for parameter, change in changes.items():
                 parameter.copy_(change(parameter))
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
+            for parameter, value in zip(changes, kept, strict=True):
                 parameter.copy_(value)

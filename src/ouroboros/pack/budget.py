@@ -28,7 +28,7 @@ from ouroboros.errors import check
 from ouroboros.eval.windows import BATCH_LOGITS, evaluating, log_probs
 from ouroboros.pack.calibrate import Mode, Quantized, one_thread, quantize_model
 from ouroboros.pack.plan import DEFAULT, Entry, Plan, Rule
-from ouroboros.pack.quantize import SQUARES, Clip, checked, entropy, matrix_of, quantize
+from ouroboros.pack.quantize import Clip, checked, entropy, matrix_of, quantize
 from ouroboros.pack.statistics import gather
 
 STEPS = [2.0 ** (1 - number / 2) for number in range(14)]
@@ -91,8 +91,8 @@ class Item:
         return self._measured(*self._width(step), step)
 
     def finest(self) -> Setting:
-        """With eight bits."""
-        return self._measured(8, SQUARES, 0.0)
+        """As the rule says, which has eight bits where it does not fix others."""
+        return self._measured(self.rule.bits, self.rule.clip, 0.0)
 
     def error(self, dense_RC: Tensor) -> float:
         """Weighted squared error."""
@@ -130,16 +130,19 @@ def fit(
     budget: int,
     size_of: Callable[[Quantized], int],
     *,
+    plan: Plan = DEFAULT,
     mode: Mode = "loop-aware",
     allow_fallbacks: bool = False,
 ) -> Fit:
-    """The tensors of a model for a file of at most ``budget`` bytes; with eight bits for all of them if that fits.
+    """The tensors of a model for a file of at most ``budget`` bytes; as ``plan`` has them if that fits.
 
     Args:
         model: ours, on the CPU.
         ids: calibration text, rows of ids (T,).
         budget: bytes.
         size_of: of the file that holds these tensors, everything else in it included.
+        plan: eight bits for all that gets codes, but for tensors with other rules than those of ``DEFAULT``
+            (:meth:`~ouroboros.pack.plan.Plan.mixed`), which are coded by these whatever the budget.
         mode: as of :func:`~ouroboros.pack.calibrate.quantize_model`.
         allow_fallbacks: as there.
 
@@ -147,15 +150,15 @@ def fit(
         OuroborosError: as there.
     """
 
-    def made_by(plan: Plan, how: Mode = mode) -> Quantized:
-        return quantize_model(model, plan, ids, mode=how, allow_fallbacks=allow_fallbacks)
+    def made_by(chosen: Plan, how: Mode = mode) -> Quantized:
+        return quantize_model(model, chosen, ids, mode=how, allow_fallbacks=allow_fallbacks)
 
-    rounded = size_of(made_by(DEFAULT, "rounding"))
+    rounded = size_of(made_by(plan, "rounding"))
     if rounded <= 1.01 * budget:  # codes that make up for errors have about the same size
-        whole = made_by(DEFAULT)
+        whole = made_by(plan)
         if (size := size_of(whole)) <= budget:
             return Fit(made=whole, size=size, feasible=True, tries=1)
-    items = measure(model, ids)
+    items = measure(model, ids, plan)
     target = AIM * budget - (rounded - sum(item.settings[-1].size for item in items))
     best: Fit | None = None
     smallest = {item.entry.name: item.settings[0] for item in items}
@@ -223,15 +226,15 @@ def _between(item: Item, before: Setting, most: float) -> Setting:
 
 
 @torch.no_grad()
-def measure(model: Any, ids: Sequence[Tensor]) -> list[Item]:
-    """Every tensor that is coded, with its settings and how much its errors harm.
+def measure(model: Any, ids: Sequence[Tensor], plan: Plan = DEFAULT) -> list[Item]:
+    """Every tensor that is coded, with its settings and how much its errors harm; ``plan`` as of :func:`fit`.
 
     Computed with one thread, so that the choice does not depend on how many there are.
     """
     with one_thread():
         found = gather(model, ids)
         items = []
-        for entry, rule in DEFAULT.choose(model).values():
+        for entry, rule in plan.choose(model).values():
             if rule.keep is not None or not entry.tensor.is_floating_point():
                 continue
             w_RC = matrix_of(checked(entry.tensor, entry.name)).clone()
@@ -240,7 +243,8 @@ def measure(model: Any, ids: Sequence[Tensor]) -> list[Item]:
             weight_C = torch.ones(w_RC.shape[1]).double() if plain else moment.diagonal().clone()
             items.append(Item(entry=entry, rule=rule, w_RC=w_RC, weight_C=weight_C))
         for item in items:
-            item.settings = _worthwhile([*map(item.setting, STEPS), item.finest()])
+            steps = STEPS if item.rule in DEFAULT.rules else ()
+            item.settings = _worthwhile([*map(item.setting, steps), item.finest()])
         _measure_losses(model, ids, items)
     return items
 

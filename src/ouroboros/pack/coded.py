@@ -37,7 +37,10 @@ class Coded:
         )
         check(torch.Size(self.shape).numel() == rows * columns, f"codes of {rows} x {columns} do not fit {self.shape}")
 
+    def steps(self) -> Tensor:
+        """The step of each code, (R, C) float32."""
+        return self.scales.float().repeat_interleave(self.codes.shape[1] // self.scales.shape[1], dim=1)
+
     def dense(self) -> Tensor:
         """The tensor itself, float32."""
-        steps = self.scales.float().repeat_interleave(self.codes.shape[1] // self.scales.shape[1], dim=1)
-        return (self.codes.float() * steps).reshape(self.shape)
+        return (self.codes.float() * self.steps()).reshape(self.shape)

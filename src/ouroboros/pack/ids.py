@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ouroboros.data.prepared import PreparedData
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import check
 from ouroboros.eval.windows import evaluating
@@ -33,6 +35,29 @@ def text_ids(documents: Iterable[bytes], tokenizer: TextTokenizer, *, rows: int,
             break
     check(any(len(part) for part in parts[1::2]), "calibration: the text is empty")
     return list(torch.cat(parts)[: rows * length].split(length))
+
+
+def training_ids(data: PreparedData, rows: int, length: int) -> list[Tensor]:
+    """Rows of the training text of a run, evenly spaced; each source gives as many as it has text for.
+
+    Args:
+        data: the run's.
+        rows: how many.
+        length: ids of each, at most.
+
+    Raises:
+        OuroborosError: the run has no training text.
+    """
+    found = []
+    counts = [len(data.tokens("train", source)) for source in range(len(data.sources))]
+    for source, count in enumerate(counts):
+        wanted = max(1, round(rows * count / max(sum(counts), 1)))
+        ids = data.tokens("train", source)
+        for start in np.linspace(0, max(count - length, 0), min(wanted, max(count // length, 1))).astype(int):
+            found.append(torch.from_numpy(ids[start : start + length].astype("int64")))
+    found = [row for row in found if len(row)]
+    check(bool(found), "pack: the run has no training text; name one with --calibration FILE")
+    return found
 
 
 def generated_ids(model: Any, *, rows: int, length: int, first: int, seed: int = 0) -> list[Tensor]:

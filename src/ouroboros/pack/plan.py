@@ -8,12 +8,15 @@ six for the others are one line::
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
+from ouroboros.config.widths import PLACES, parse_widths
 from ouroboros.errors import OuroborosError, check
 from ouroboros.model.executor import Decoder
 from ouroboros.optim import parameter_roles
@@ -64,8 +67,7 @@ class Rule:
     def __post_init__(self) -> None:
         roles = (*ROLES, BUFFER)
         check(self.role is None or self.role in roles, f"rule: role is one of {', '.join(roles)}, not {self.role!r}")
-        places = ("once", "looped", "outside")
-        check(self.place in (None, *places), f"rule: place is one of {', '.join(places)}, not {self.place!r}")
+        check(self.place in (None, *PLACES), f"rule: place is one of {', '.join(PLACES)}, not {self.place!r}")
         check(2 <= self.bits <= 8, f"rule: codes have 2 to 8 bits, got {self.bits}")
         check(self.group >= 0, f"rule: group is a number of columns, or 0 for whole rows, got {self.group}")
         check(self.keep in (None, "float16", "float32"), f"rule: keep is float16 or float32, not {self.keep!r}")
@@ -90,6 +92,21 @@ class Plan:
     def first(self, *rules: Rule) -> Plan:
         """The same plan behind other rules, which go before its own."""
         return Plan((*rules, *self.rules))
+
+    def mixed(self, model: Any, texts: Sequence[str], option: str) -> Plan:
+        """The same plan with other bits for some of the tensors that it codes; what it keeps as numbers stays so.
+
+        Args:
+            model: whose tensors these are.
+            texts: as of :func:`bits_by_name`.
+            option: what errors call them.
+
+        Raises:
+            OuroborosError: as of :meth:`choose` and :func:`bits_by_name`.
+        """
+        coded = {name: (entry, rule) for name, (entry, rule) in self.choose(model).items() if rule.keep is None}
+        bits = bits_by_name([entry for entry, _ in coded.values()], texts, option)
+        return self.first(*(dataclasses.replace(coded[name][1], where=name, bits=bits[name]) for name in bits))
 
     def choose(self, model: Any) -> dict[str, tuple[Entry, Rule]]:
         """Every tensor that the model stores, and its rule, by name; a tied parameter under its first name.
@@ -135,6 +152,27 @@ def uniform(bits: int, *, tables: int | None = None, group: int = 0, clip: Clip 
 
 DEFAULT = uniform(8)
 """Eight bits, which cost next to nothing in quality."""
+
+
+def bits_by_name(coded: Sequence[Entry], texts: Sequence[str], option: str) -> dict[str, int]:
+    """Bits by name, for those tensors for which one of ``texts`` gives some; of several, the first that fits decides.
+
+    Args:
+        coded: the tensors that get codes.
+        texts: ``WHICH=BITS`` each, see :func:`~ouroboros.config.widths.parse_widths`.
+        option: what errors call them.
+
+    Raises:
+        OuroborosError: a text of another form, or one that decides for no tensor.
+    """
+    found: dict[str, int] = {}
+    for text, (which, bits) in zip(texts, parse_widths(texts, option), strict=True):
+        rule = Rule(place=which) if which in PLACES else Rule(where=which)  # pyrefly: ignore
+        new = {entry.name: bits for entry in coded if rule.fits(entry) and entry.name not in found}
+        hint = f"such a tensor is, for example, {coded[-1].name} ({coded[-1].place})" if coded else "there is none"
+        check(bool(new), f"{option}: {text!r} decides for no tensor that gets codes, or others do before it; {hint}")
+        found |= new
+    return found
 
 
 def entries(model: Any) -> list[Entry]:

@@ -67,6 +67,11 @@ def equal_size(
     def with_width(width: int) -> ModelSpec:
         return spec.replace(ffn=spec.block.ffn.replace(intermediate_size=width))
 
+    check(
+        hasattr(spec.block.ffn, "intermediate_size"),
+        f"no {name}: its blocks have no feed-forward network (ffn.kind {spec.block.ffn.kind}) whose width could be"
+        " chosen",
+    )
     wanted, start = measure(target), measure(with_width(1))
     width = max(1, 1 + round((wanted - start) / (measure(with_width(2)) - start)))
     found = measure(with_width(width))

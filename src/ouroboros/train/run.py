@@ -65,7 +65,7 @@ def start(recipe: Recipe, out: Path, *, source: Source | None = None, progress: 
             recipe = dataclasses.replace(recipe, data=name_formats(recipe.data, quiet=not crew.is_main))
             data = _prepare(recipe, run, crew, shows_progress=progress is not None and not progress.quiet)
             recipe = resolve(recipe, data)
-            model = _model(recipe, data)
+            model = new_model(recipe, data)
             begun = None if source is None else take(model, source)
             trainer = Trainer(recipe, model, data, crew)
             trainer.loader.peek_hash()  # a source that cannot be streamed is found while there is no run yet
@@ -115,7 +115,7 @@ def resume(
             logger.warning("resume with a changed recipe: %s", change)
         data = _prepare(wanted, run, crew, resumed=True)
         choices = None if newest is None else Choices.from_dict(newest.documents[STATE])
-        trainer = Trainer(wanted, _model(wanted, data), data, crew, choices=choices)
+        trainer = Trainer(wanted, new_model(wanted, data), data, crew, choices=choices)
         if newest is not None:
             restore(trainer, newest)
         check(not (trainer.done and run.weights_file.is_file()), f"resume {out}: the run is complete {_how(trainer)}")
@@ -163,7 +163,7 @@ def _prepare(
     return prepare(recipe.data, run.data, resumed=resumed) if data is None else data
 
 
-def _model(recipe: Recipe, data: PreparedData) -> OuroborosForCausalLM:
+def new_model(recipe: Recipe, data: PreparedData) -> OuroborosForCausalLM:
     """The model at its start, which the seed decides, on its device."""
     torch.manual_seed(recipe.train.seed)
     model = OuroborosForCausalLM(OuroborosConfig.from_spec(recipe.model, eos_token_id=data.tokenizer.eos_id))

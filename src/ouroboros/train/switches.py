@@ -37,6 +37,8 @@ OTHERS: Mapping[str, tuple[Any, ...]] = {
     "average_start": (0.9,),
     "backprop": (1,),
     "betas": ((0.5, 0.95), (0.9, 0.5)),
+    "bits_of": (("*o_proj*=3",),),
+    "clip": (0.9,),
     "clip_norm": (1e-3,),
     "compile": ("auto",),
     "curriculum": (((0.0, 1), (0.5, 3)),),

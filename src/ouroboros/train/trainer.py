@@ -142,7 +142,7 @@ class Trainer:
         self.names = {parameter: name for name, parameter in model.named_parameters()} | self.low_rank.names
         self.optimized = [p for p in self.names if p in held]
         self.average = Average(model, spec) if spec.averages else None
-        self.quantizer = None if spec.quantize.mode == "off" else Quantizer(model, spec.quantize, spec.seed)
+        self.quantizer = Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
@@ -294,7 +294,7 @@ class Trainer:
         batch = self._next_batch()
         records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
-        with self.quantizer.acting(c.step, progress) if self.quantizer is not None else contextlib.nullcontext():
+        with self.quantizer.acting(c.step, progress):
             loss = self._gradients(batch, loops, probe)
         self.low_rank.take_gradients()
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
@@ -460,6 +460,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "next_batch": self._next_batch_hash(),
             "ema_updates": self.average.updates if self.average is not None else 0,
+            **self.quantizer.state(),
             **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
 
@@ -474,8 +475,9 @@ class Trainer:
         """Restore :meth:`state`.
 
         Raises:
-            OuroborosError: the next batch is not the one the checkpoint recorded.
+            OuroborosError: the next batch, or a file that is trained with, is not the one the checkpoint recorded.
         """
+        self.quantizer.check_state(state)
         self.counters = Counters(**state["counters"])
         self.loader.load_state_dict(state["loader"])
         expected = state["next_batch"]

@@ -1,28 +1,50 @@
-"""``ouroboros export MODEL --to donor|llama OUT``."""
+"""``ouroboros export MODEL --to FORM OUT``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from ouroboros.registry import load
 from ouroboros.verbs.options import Json, Model, emit_json, log_to_stderr, parse, quiet_transformers, say
+
+FORMS = {
+    "donor": (
+        "ouroboros.convert.export:to_its_donor",
+        "a model of transformers, of the class of the pretrained one that `ouroboros convert` made this model of.",
+    ),
+    "llama": (
+        "ouroboros.convert.export:to_llama",
+        "a model of transformers, of the class Llama, for every model whose parts Llama has too.",
+    ),
+    "standalone": (
+        "ouroboros.convert.standalone:to_standalone",
+        "a packed file beside one short program that runs it without this library.",
+    ),
+}
+"""By name: the function that writes the form, and what it is, for the help. The function is called with the path that
+the user gave, the model, the directory to write, and the tokenizer or None. It returns a value with ``facts`` for JSON
+and ``describe()`` for people."""
+_CHOICE: Any = Literal  # a type checker wants its values spelt out, and they are the names above
+_HELP = (
+    "What to write: "
+    + " ".join(f"{name} is {what}" for name, (_, what) in FORMS.items())
+    + " In transformers, a block that is used several times becomes as many layers."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write a model in the form of another library, with the proof that its logits are the same."""
+    """Write a model in another form, with the proof that its logits are the same."""
 
     model: Model
     out: tyro.conf.Positional[Path]
     """Directory to write; it must be new or empty."""
-    to: Literal["donor", "llama"]
-    """The form, a class of transformers: donor is that of the pretrained model which `ouroboros convert` made this one
-    of, llama is Llama's, for every model whose parts Llama has too. A block that is used several times becomes as many
-    layers there."""
+    to: Annotated[str, tyro.conf.arg(constructor=_CHOICE[tuple(FORMS)], help=_HELP)]
     no_tokenizer: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the model without a tokenizer."""
     json: Json = False
@@ -34,22 +56,13 @@ def export(arguments: Sequence[str]) -> int:
     log_to_stderr()
     quiet_transformers()
     from ouroboros.api import open_model
-    from ouroboros.convert.export import read_record, to_donor, to_llama
 
     opened = open_model(options.model)
-    record = read_record(options.model) if options.to == "donor" else None
     tokenizer = None if options.no_tokenizer else opened.tokenizer
-    if record is None:
-        made = to_llama(opened.model, options.out, tokenizer)
-    else:
-        made = to_donor(opened.model, record, options.out, tokenizer)
-    facts = {"family": made.family, "layers": made.layers, "parameters": made.parameters, "dtype": made.dtype}
+    write, _ = FORMS[options.to]
+    made = load(write)(options.model, opened.model, options.out, tokenizer)
     if options.json:
-        proof = {"difference": made.proof.difference, "tokens": made.proof.tokens}
-        emit_json({"model": str(options.model), "out": str(options.out), **facts, "proof": proof})
+        emit_json({"model": str(options.model), "out": str(options.out), **made.facts})
     else:
-        say(
-            f"{options.out}: {made.family}, {made.layers} layers, {made.parameters:,} parameters, {made.dtype};"
-            f" {made.proof.describe()}"
-        )
+        say(f"{options.out}: {made.describe()}")
     return 0

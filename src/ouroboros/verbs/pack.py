@@ -23,6 +23,7 @@ from ouroboros.verbs.options import (
     Model,
     Quiet,
     TextField,
+    collect,
     emit_json,
     log_to_stderr,
     parse,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ouroboros.api import OpenedModel
     from ouroboros.pack.calibrate import Quantized
     from ouroboros.pack.header import Claim
+    from ouroboros.pack.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,19 @@ class PackOptions:
     precision with which the model loses least on the calibration text."""
     bits: int | None = None
     """Instead of a budget: code every tensor with so many bits, 2 to 8."""
+    bits_of: tuple[str, ...] = ()
+    """Other bits for some tensors, each as WHICH=BITS. WHICH is a pattern of names, such as in '*.mlp.*=4', or a place:
+    once (blocks that are visited once), looped (blocks that are visited several times, and what stands at the
+    boundaries of loops) or outside (embeddings, head and all else). Of several that fit a tensor, the first decides.
+    With --budget these tensors have these bits, and the others share the bytes that are left."""
     mode: Literal["loop-aware", "per-call", "rounding"] = "loop-aware"
     """How codes are chosen. loop-aware makes codes make up for each other's errors (GPTQ), and codes what loops by what
     it reads in the packed model at every visit; per-call looks once at the unchanged model, as other tools do; rounding
     takes the nearest codes."""
     calibration: str | None = None
-    """Text that the quantiser is shown. The default is the run's own training text; a model without one writes text
-    itself."""
+    """Text that the quantiser is shown: a file or another source of text, or the word generated for text that the model
+    writes itself, or random for ids drawn at random. A file of that name is ./generated or ./random. The default is the
+    run's own training text; a model without one writes text itself."""
     calibration_tokens: int = 16384
     """How many tokens of it."""
     held_out: str | None = None
@@ -71,7 +79,7 @@ class PackOptions:
 
 def pack(arguments: Sequence[str]) -> int:
     """The verb ``pack``."""
-    options = parse(PackOptions, "pack", arguments)
+    options = parse(PackOptions, "pack", collect(arguments, "--bits-of"))
     from ouroboros.pack.budget import parse_size
 
     _check(options)
@@ -80,6 +88,7 @@ def pack(arguments: Sequence[str]) -> int:
     quiet_transformers()
     from ouroboros.api import PICKLES, open_model
     from ouroboros.files import remove_leftovers, replacing
+    from ouroboros.pack.plan import uniform
 
     ending = options.out.suffix
     check(
@@ -88,15 +97,16 @@ def pack(arguments: Sequence[str]) -> int:
 
     watch = _Watch(quiet=options.quiet or options.json)
     opened = open_model(options.model)
+    plan = uniform(options.bits or 8).mixed(opened.model, options.bits_of, "pack: --bits-of")
     window = default_window(options.model, opened.model.config.max_position_embeddings)
     ids, origin = _calibration(options, opened, window)
     if options.mode != "rounding" and not options.allow_fallbacks:
-        _check_rank(opened.model, ids)
+        _check_rank(opened.model, plan, ids)
     watch("calibration text")
     documents = _held_out(options, opened)
     before = None if documents is None else _score(opened, documents, window)
     watch("score of the model")
-    packer = _Packer(options, opened, origin, before)
+    packer = _Packer(options, opened, plan, origin, before)
     made, feasible = packer.quantized(ids, budget)
     watch("codes")
     try:
@@ -165,15 +175,18 @@ def _texts(options: PackOptions, opened: OpenedModel, source: str, split: Any, m
 
 def _calibration(options: PackOptions, opened: OpenedModel, length: int) -> tuple[list[Tensor], dict[str, Any]]:
     """What the quantiser reads, rows of up to ``length`` ids, and where it comes from."""
-    from ouroboros.pack.ids import generated_ids, text_ids
+    from ouroboros.pack.ids import generated_ids, random_ids, text_ids, training_ids
 
     length = min(length, options.calibration_tokens)
     tokenizer, rows = opened.tokenizer, -(-options.calibration_tokens // length)
-    if options.calibration is not None:
-        documents = _texts(options, opened, options.calibration, "train", 16 * options.calibration_tokens)
-        ids, origin = text_ids(documents, tokenizer, rows=rows, length=length), options.calibration
-    elif opened.run is not None and opened.run.has_data:
-        ids, origin = _training_ids(opened.run.open_data(), rows, length), "training text"
+    source = options.calibration
+    if source == "random":
+        ids, origin = random_ids(opened.spec.vocab_size, rows=rows, length=length), "random ids"
+    elif source is not None and source != "generated":
+        documents = _texts(options, opened, source, "train", 16 * options.calibration_tokens)
+        ids, origin = text_ids(documents, tokenizer, rows=rows, length=length), source
+    elif source is None and opened.run is not None and opened.run.has_data:
+        ids, origin = training_ids(opened.run.open_data(), rows, length), "training text"
     else:
         ids = generated_ids(opened.model, rows=rows, length=length, first=tokenizer.eos_id)
         origin = "written by the model"
@@ -183,34 +196,15 @@ def _calibration(options: PackOptions, opened: OpenedModel, length: int) -> tupl
     return ids, {"text": origin, "tokens": sum(map(len, ids)), "ids_sha256": digest.hexdigest()}
 
 
-def _training_ids(data: Any, rows: int, length: int) -> list[Tensor]:
-    """Rows of training text, evenly spaced; each source gets as many as it has text for."""
-    import numpy as np
-    import torch
-
-    found = []
-    counts = [len(data.tokens("train", source)) for source in range(len(data.sources))]
-    for source, count in enumerate(counts):
-        wanted = max(1, round(rows * count / max(sum(counts), 1)))
-        ids = data.tokens("train", source)
-        for start in np.linspace(0, max(count - length, 0), min(wanted, max(count // length, 1))).astype(int):
-            found.append(torch.from_numpy(ids[start : start + length].astype("int64")))
-    found = [row for row in found if len(row)]
-    check(bool(found), "pack: the run has no training text; name one with --calibration FILE")
-    return found
-
-
-def _check_rank(model: Any, ids: Sequence[Tensor]) -> None:
+def _check_rank(model: Any, plan: Plan, ids: Sequence[Tensor]) -> None:
     """Refuse text that leaves directions of a map's input unseen, for which its codes would be a guess."""
-    from ouroboros.pack.plan import DEFAULT
-
     tokens = sum(map(len, ids))
-    maps = [e for e, rule in DEFAULT.choose(model).values() if rule.keep is None and e.role == "matrix"]
+    maps = [e for e, rule in plan.choose(model).values() if rule.keep is None and e.role == "matrix"]
     widest = max(maps, key=lambda entry: entry.tensor.shape[-1], default=None)
     if widest is not None and tokens < widest.tensor.shape[-1]:
         raise OuroborosError(
             f"calibration: {tokens:,} tokens leave {widest.name} with its {widest.tensor.shape[-1]:,} inputs"
-            " rank-deficient: give more text with --calibration, or take --mode rounding"
+            " rank-deficient: give more with --calibration or --calibration-tokens, or take --mode rounding"
         )
 
 
@@ -264,14 +258,14 @@ class _Packer:
     """Makes files of one model."""
 
     def __init__(
-        self, options: PackOptions, opened: OpenedModel, calibration: dict[str, Any], score: Claim | None
+        self, options: PackOptions, opened: OpenedModel, plan: Plan, calibration: dict[str, Any], score: Claim | None
     ) -> None:
         from ouroboros import __version__
         from ouroboros.config import to_dict
         from ouroboros.pack.header import Facts
 
-        self.options, self.opened, self.score = options, opened, score
-        asked = {"budget": options.budget, "bits": options.bits}
+        self.options, self.opened, self.plan, self.score = options, opened, plan, score
+        asked = {"budget": options.budget, "bits": options.bits, "bits_of": [*options.bits_of] or None}
         recipe = opened.recipe
         self.facts = Facts(
             recipe=None if recipe is None else to_dict(recipe),
@@ -298,14 +292,13 @@ class _Packer:
         """The tensors, and whether their file is within the budget."""
         from ouroboros.pack.budget import fit
         from ouroboros.pack.calibrate import quantize_model
-        from ouroboros.pack.plan import uniform
 
         given: dict[str, Any] = {"mode": self.options.mode, "allow_fallbacks": self.options.allow_fallbacks}
         if budget is None:
-            return quantize_model(self.opened.model, uniform(self.options.bits or 8), ids, **given), True
+            return quantize_model(self.opened.model, self.plan, ids, **given), True
         # The score that the file will claim is not known yet: a few bytes are kept free for its other digits.
         size_of: Callable[[Any], int] = lambda made: len(self.file(made, self.score)) + 16  # noqa: E731
-        found = fit(self.opened.model, ids, budget, size_of, **given)
+        found = fit(self.opened.model, ids, budget, size_of, plan=self.plan, **given)
         return found.made, found.feasible
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, TypeVar
 
 import tyro
 
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from ouroboros.train.begin import Source
     from ouroboros.train.session import RunResult
 
+Options = TypeVar("Options", bound="RecipeOptions")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Train a recipe on text. Everything of the recipe can be set: --model.*, --optim.*, --train.*, --data.*"""
+class RecipeOptions:
+    """A recipe with what is changed of it, its text and its budget, for the verbs that train one."""
 
     recipe: tyro.conf.Positional[str]
     """Recipe name, see `ouroboros recipes`."""
@@ -54,14 +56,6 @@ class TrainOptions:
     """Stop after this many minutes."""
     seed: int | None = None
     """Seed of initialisation, order and dropout."""
-    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Begin from the weights of this model, a run directory or a transformers directory, and read text by its
-    tokenizer. What the recipe adds begins at its own start. The sizes of the two have to be the same."""
-    from_blocks: str | None = None
-    """With --from, where the two have different numbers of blocks: for each block of the recipe the number of the
-    block that it takes, or new; for example 0-3,new,4-8."""
-    from_partly: bool = False
-    """With --from: leave weights of that model that have no place in the recipe's. Otherwise they are an error."""
     quiet: Quiet = False
     json: Json = False
     model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
@@ -70,14 +64,43 @@ class TrainOptions:
     text: Annotated[DataSpec, tyro.conf.arg(name="data")] = dataclasses.field(default_factory=DataSpec)
 
 
-def train(arguments: Sequence[str]) -> int:
-    """The verb ``train``."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(RecipeOptions):
+    """Train a recipe on text. Everything of the recipe can be set: --model.*, --optim.*, --train.*, --data.*"""
+
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Begin from the weights of this model, a run directory or a transformers directory, and read text by its
+    tokenizer. What the recipe adds begins at its own start. The sizes of the two have to be the same."""
+    from_blocks: str | None = None
+    """With --from, where the two have different numbers of blocks: for each block of the recipe the number of the
+    block that it takes, or new; for example 0-3,new,4-8."""
+    from_partly: bool = False
+    """With --from: leave weights of that model that have no place in the recipe's. Otherwise they are an error."""
+
+
+class Given(NamedTuple, Generic[Options]):
+    """What a command line asks for."""
+
+    options: Options
+    recipe: Recipe
+    default: Recipe
+    """The recipe without what is changed of it."""
+    choice: str
+    """One line that says which size the hardware chose, if it did."""
+
+
+def read_recipe(cls: type[Options], verb: str, arguments: Sequence[str]) -> Given[Options]:
+    """The options of ``verb`` and the recipe that they make.
+
+    Raises:
+        OuroborosError: an unknown recipe, size or option, no text, or an option that changes nothing.
+    """
     default, choice = _default(*named(arguments))
-    options = _parse(arguments, default)
+    options = _parse(cls, verb, arguments, default)
     if options.recipe != default.name:  # the recipe came after an option
         default, choice = _default(options.recipe, options.size)
-        options = _parse(arguments, default)
-    check(bool(options.sources), "train: name the text with --data, for example --data notes.txt or --data python:")
+        options = _parse(cls, verb, arguments, default)
+    check(bool(options.sources), f"{verb}: name the text with --data, for example --data notes.txt or --data python:")
     given = {k: getattr(options, k) for k in ("steps", "tokens", "minutes", "seed") if getattr(options, k) is not None}
     recipe = Recipe(
         name=default.name,
@@ -88,6 +111,12 @@ def train(arguments: Sequence[str]) -> int:
         train=dataclasses.replace(options.train, **given),
     )
     refuse_idle(recipe, default, arguments)
+    return Given(options, recipe, default, choice)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """The verb ``train``."""
+    options, recipe, default, choice = read_recipe(TrainOptions, "train", arguments)
     check(
         options.source is not None or not (options.from_blocks or options.from_partly),
         "train: --from-blocks and --from-partly change nothing here; they need --from MODEL",
@@ -137,8 +166,8 @@ def _default(name: str, size: str | None) -> tuple[Recipe, str]:
     return make_recipe(name, size), f"{name}: size {size} ({reason}); choose another with --size"
 
 
-def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
-    start_from = TrainOptions(
+def _parse(cls: type[Options], verb: str, arguments: Sequence[str], default: Recipe) -> Options:
+    start_from = cls(
         recipe=tyro.MISSING,
         out=tyro.MISSING,
         model=default.model,
@@ -146,7 +175,7 @@ def _parse(arguments: Sequence[str], default: Recipe) -> TrainOptions:
         train=default.train,
         text=default.data,
     )
-    return parse_with_parts(TrainOptions, "train", collect(arguments, "--data"), start_from, others=RECIPES)
+    return parse_with_parts(cls, verb, collect(arguments, "--data"), start_from, others=RECIPES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

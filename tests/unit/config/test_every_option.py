@@ -68,6 +68,9 @@ from ouroboros.errors import OuroborosError
 from ouroboros.eval.switches import behaviour, effect, options
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.pack.calibrate import quantize_model
+from ouroboros.pack.plan import Plan, Rule
+from ouroboros.pack.write import pack
 from ouroboros.systems.controller.parts import GeneratedAttentionSpec, GeneratedFeedForwardSpec, MatrixControllerSpec
 from ouroboros.train.distributed import Workers
 from ouroboros.train.log import read_metrics
@@ -265,6 +268,7 @@ STARTS = {
         *(VALIDATED, POISSON, UNIFORM),
         with_("train", average_every=2, average_start=0.2),
         with_("train", quantize=QuantizedTraining(mode="round")),
+        with_("train", quantize=QuantizedTraining(mode="round", clip=0.9)),
         with_("train", low_rank=LowRankTraining(rank=2)),
         with_("train", ema_decay=0.5, distill=DistilledTraining(fraction=0.5)),
         with_("train", steps=None, tokens=512),
@@ -295,10 +299,13 @@ def data(text: Path) -> PreparedData:
 
 @pytest.fixture
 def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a model to learn from, in the current directory."""
+    """The name of a model to learn from, in the current directory, where its packed file lies too."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
-    OuroborosForCausalLM(OuroborosConfig.from_spec(TRAINED.model)).save_pretrained("teacher")
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(TRAINED.model))
+    model.save_pretrained("teacher")
+    coded = quantize_model(model, Plan((Rule(bits=3),)), [], mode="rounding")
+    Path("teacher.pack").write_bytes(pack(TRAINED.model, coded.tensors))
     return "teacher"
 
 
@@ -335,7 +342,7 @@ def test_every_option_of_training_acts_or_is_refused(
         return kept(recipe, text, tmp_path / str(len(list(tmp_path.iterdir()))))
 
     acts: dict[str, bool] = {}
-    others = {**OTHERS, "model": (teacher,), "blocks": ((0, 1),), "keep": ("kept",)}
+    others = {**OTHERS, "model": (teacher,), "blocks": ((0, 1),), "keep": ("kept",), "like": (f"{teacher}.pack",)}
     for recipe in STARTS[section]:
         given = getattr(recipe, section)
         before, run_before = trained(recipe, data), written(recipe) if recipe is VALIDATED else None

@@ -29,6 +29,7 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (LoopTraining, {"curriculum": ((0.0, 1),), "sampling": "uniform"}, "exclude each other"),
     (QuantizedTraining, {"bits": 1}, "train.quantize.bits"),
     (QuantizedTraining, {"clip": 0.0}, "train.quantize.clip"),
+    (QuantizedTraining, {"bits_of": ("looped",)}, "train.quantize.bits_of: 'looped' is not WHICH=BITS"),
     (QuantizedTraining, {"start": 1.5}, "train.quantize.start"),
     (QuantizedTraining, {"smallest": -1.0}, "train.quantize.smallest"),
     (LowRankTraining, {"rank": -1}, "train.low_rank.rank"),

@@ -123,7 +123,7 @@ def mixer(**options: Any) -> AttentionSpec:
 )
 def test_a_looped_model_is_a_llama_of_a_layer_for_each_visit(changes: dict[str, Any], tmp_path: Path) -> None:
     model = random_model(PLAIN.replace(**changes))
-    made = to_llama(model, tmp_path / "llama", None)
+    made = to_llama(tmp_path, model, tmp_path / "llama", None)
     theirs = LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
     assert made.family == "Llama" and made.layers == len(theirs.model.layers) == model.schedule.num_visits
     assert made.proof.difference <= UNROLLED_TOLERANCE == 1e-5 and theirs.generation_config.eos_token_id == 256
@@ -160,12 +160,12 @@ def test_a_looped_model_is_a_llama_of_a_layer_for_each_visit(changes: dict[str, 
 )
 def test_what_llama_lacks_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(OuroborosError, match=message) as caught:
-        to_llama(random_model(PLAIN.replace(**changes)), tmp_path / "llama", None)
+        to_llama(tmp_path, random_model(PLAIN.replace(**changes)), tmp_path / "llama", None)
     assert "\n" not in str(caught.value) and not (tmp_path / "llama").exists()
 
 
 def test_logits_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ouroboros.convert.export.UNROLLED_TOLERANCE", 1e-12)
     with pytest.raises(OuroborosError, match="Llama, written: logits on 64 .*, and at most 1e-12 is allowed"):
-        to_llama(random_model(PLAIN), tmp_path / "llama", None)
+        to_llama(tmp_path, random_model(PLAIN), tmp_path / "llama", None)
     assert not (tmp_path / "llama").exists()

@@ -77,6 +77,19 @@ def test_an_impossible_budget_ends_with_the_smallest_file():
     assert not found.feasible and found.size == smallest
 
 
+def test_bits_that_are_fixed_stay_so_and_the_others_share_the_rest():
+    whole, smallest = bounds()
+    budget, (model, ids) = (whole + smallest) // 2, looped()
+    plan = DEFAULT.mixed(model, ["looped=8", "*embed*=3"], "--bits-of")
+    found = fit(model, ids, budget, size_of, plan=plan)
+    bits = {entry.place: set[int]() for entry, _ in plan.choose(model).values()}
+    for name, (entry, rule) in plan.choose(model).items():
+        if rule.keep is None:
+            bits[entry.place].add(found.made.report[name].bits)
+    assert bits["looped"] == {8} and bits["outside"] == {3} and min(bits["once"]) < 8
+    assert found.feasible and 0.97 * budget <= found.size <= budget
+
+
 def test_the_same_choice_every_time():
     whole, smallest = bounds()
     one, two = fitted((whole + smallest) // 2), fitted((whole + smallest) // 2)

@@ -55,6 +55,42 @@ def test_mixed_settings():
     assert {bits[name] for name in bits if ".layers.1." in name} == {8}
 
 
+def test_other_bits_for_what_is_coded():
+    """What is kept stays so, and the first that fits a tensor decides."""
+    model = built(BASE)
+    plain = uniform(6).choose(model)
+    mixed = uniform(6).mixed(model, ["*.1.mlp.*=3", "looped=8", "outside=4"], "--bits-of").choose(model)
+    for name, (entry, rule) in mixed.items():
+        if plain[name][1].keep is not None:
+            assert rule == plain[name][1]
+            continue
+        looped = 3 if ".mlp." in name else 8
+        assert rule.bits == {"once": 6, "looped": looped, "outside": 4}[entry.place], name
+        assert (rule.clip, rule.method) == (plain[name][1].clip, plain[name][1].method)
+    assert {rule.bits for _, rule in mixed.values() if rule.keep is None} == {3, 4, 6, 8}
+    assert uniform(6).mixed(model, [], "--bits-of") == uniform(6)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["*.expert.*=4"],
+        ["*norm*=4"],
+        ["*.mlp.*=4", "*.up_proj.*=8"],
+        ["*=4", "looped=8"],
+    ],
+    ids=["no such name", "kept as numbers", "decided before", "place decided before"],
+)
+def test_bits_for_no_tensor_are_refused(texts):
+    with pytest.raises(OuroborosError, match=r"^--bits-of: .* decides for no tensor .* for example, model"):
+        DEFAULT.mixed(built(BASE), texts, "--bits-of")
+
+
+def test_a_place_that_the_model_does_not_have_is_refused():
+    with pytest.raises(OuroborosError, match="'looped=8' decides for no tensor"):
+        DEFAULT.mixed(built(BASE.replace(layout="2", loop=())), ["looped=8"], "--bits-of")
+
+
 def test_the_first_rule_that_fits_decides():
     plan = DEFAULT.first(Rule(where="*.mlp.*", keep="float32"), Rule(where="*.mlp.up_proj.*", bits=3))
     rule = plan.choose(built(BASE))["model.decoder.layers.0.mlp.up_proj.weight"][1]

@@ -94,6 +94,7 @@ STAGES = {
     "train.average_start": 0.25,
     "train.quantize.start": 0.3,
     "train.quantize.bits": 4,
+    "train.quantize.bits_of": ["looped=3"],
     "train.distill.fraction": 0.3,
     "train.checkpoint_every": 2,
 }

@@ -1,0 +1,79 @@
+"""``ouroboros ablate STUDY``: from a file, with bad files, interrupted and repeated."""
+
+import json
+
+import pytest
+
+STUDY = """
+from ouroboros.ablate.changes import changed
+from ouroboros.ablate.study import Arm, Stage, Study
+from ouroboros.recipes import recipe
+
+base = changed(recipe("loop", "tiny"), {{
+    "model.hidden_size": 16, "model.block.mixer.num_heads": 2, "model.block.ffn.intermediate_size": 24,
+    "data.sources": [{text!r}], "data.sequence_length": 32, "train.batch_size": 2, "train.precision": "fp32",
+    "train.eval_every": 0, "train.compile": "off", "optim.muon_precision": "fp32",
+}})
+control = Arm(name="control", recipe=base)
+arms = (Arm.changing(control, "lr", {{"optim.lr": 0.02}}),
+        Arm.changing(control, "memory", {{"train.activation_checkpointing": True}}))
+STUDY = Study(name="small", question="Does it pay?", control=control, arms=arms, seeds=(1, 2),
+              stages=(Stage(name="only", steps=2),))
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} and {n % 7} are {n + n % 7}\n" for n in range(400)))
+    path = tmp_path / "study.py"
+    path.write_text(STUDY.format(text=str(text)))
+    return path
+
+
+def test_a_study_is_run_printed_and_not_run_again(cli, study, tmp_path):
+    found = cli("ablate", study, "--out", tmp_path / "out")
+    assert found.status == 0, found.err
+    assert "left out: memory: this arm equals the control 'control'" in found.out
+    assert found.out.rstrip().splitlines()[-1].startswith("Against control, in bits per byte: ")
+    again = cli("ablate", study, "--out", tmp_path / "out", "--json")
+    assert again.status == 0 and "4 of 4 cells" not in again.out
+    (stage,) = again.json["stages"]
+    assert {line["name"] for line in stage["arms"]} == {"control", "lr"} and list(again.json["dead"]) == ["memory"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == again.json
+    study.write_text(study.read_text().replace('"optim.lr": 0.02', '"optim.lr": 0.03'))
+    assert "arm lr: optim.lr was 0.02 and is 0.03" in cli("ablate", study, "--out", tmp_path / "out", "--quiet").error()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('"memory"', '"lr"'), "two arms are called 'lr'; rename one"),
+        (('"optim.lr": 0.02', '"optim.lr": base.optim.lr'), "arm 'lr': "),
+        (('"optim.lr": 0.02', '"optim.lrr": 0.02'), "arm 'lr': unknown field 'optim.lrr'; did you mean 'optim.lr'?"),
+        (("seeds=(1, 2)", "seeds=()"), "no seeds"),
+        (("steps=2", "steps=2, tokens=3"), "give one of steps, tokens and minutes"),
+        (("STUDY = ", "study = "), "defines no STUDY"),
+        (('recipe("loop"', 'recipe("lop"'), "unknown recipe 'lop'; did you mean 'loop'?"),
+        (("base = ", "base = = "), "study.py:6: SyntaxError"),
+        (("base = changed", "base = 1 / 0 or changed"), "study.py:6: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_bad_study_is_one_line(cli, study, tmp_path, change, words):
+    study.write_text(study.read_text().replace(*change))
+    assert words in cli("ablate", study, "--out", tmp_path / "out").error()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("loop",), "unknown study 'loop'; did you mean 'loops'?"),
+        (("none.py",), "none.py: no such file; a study is a Python file that defines STUDY"),
+        (("loops", "--workers", "0"), "--workers must be >= 1, got 0"),
+        (("loops", "--data", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+def test_bad_options_are_one_line(cli, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in cli("ablate", *arguments, "--out", tmp_path / "out", "--quiet").error()
