@@ -25,6 +25,7 @@ VERBS = {
     "check": ("check", "run the correctness harness and the audit on a model or recipe"),
     "generate": ("talk", "continue a prompt"),
     "chat": ("talk", "talk to a model"),
+    "serve": ("serve", "answer over HTTP: OpenAI's interface, and a page to talk to the model"),
     "convert": ("convert", "make a model directory of a pretrained model or a published checkpoint"),
     "pack": ("pack", "write a model as one small file, within a budget of bytes"),
     "inspect": ("inspect", "list what a packed file holds"),

@@ -110,6 +110,13 @@ def check_delta_step(found: dict[str, Any]) -> None:
     assert set(found["ratio_to_additive"]["eager"]) == set(parameters) - {"additive"}
 
 
+def check_serve(found: dict[str, Any]) -> None:
+    assert set(found["tokens_per_second"]) == {"in process", "endpoint", "endpoint, streamed", "eight clients"}
+    first, last = found["megabytes"].values()
+    assert last - first < 30  # a request that is kept would be less, so the long run decides; this finds large leaks
+    assert found["seconds_to_first_token"]["median"] > 0
+
+
 def check_osam_train(found: dict[str, Any]) -> None:
     """All positions at once, or one after another: the losses of three steps are those of one model."""
     assert set(found["largest_difference_of_losses"]) == {"step loop"}
