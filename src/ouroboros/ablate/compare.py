@@ -39,6 +39,8 @@ EQUAL: dict[Match, str] = {
     "time": "training time",
 }
 """What is equal, in words."""
+ANSWER = "compare.json"
+"""In the directory of a comparison that is complete."""
 BITS, BESIDE = 6, 4096
 """The budget of packed files unless it is given: bits for each stored number, and bytes for what else is in a file."""
 
