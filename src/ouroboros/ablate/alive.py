@@ -76,9 +76,8 @@ def _key(study: Study, arm: Arm, code: str) -> str:
     return f"{code} {fingerprint(study.control.recipe)} {fingerprint(arm.recipe)} {arm.late}"
 
 
-def found_dead(study: Study, kept: Path, code: str) -> dict[str, str]:
-    """What :func:`dead_arms` found and kept in a file, with the version of the code that found it."""
-    known = json.loads(read_text(kept)) if kept.is_file() else {}
+def found_dead(study: Study, known: Mapping[str, str], code: str) -> dict[str, str]:
+    """What :func:`dead_arms` returned, from what it keeps, with the version of the code that it ran in."""
     reasons = {arm.name: known.get(_key(study, arm, code)) for arm in study.arms}
     return {name: why for name, why in reasons.items() if why}
 

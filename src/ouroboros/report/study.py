@@ -143,7 +143,7 @@ def _read(path: Path) -> _Kept:
         study=dataclasses.replace(asked, stages=tuple(stages)),
         facts={"code": values["code"], **values["environment"]},
         results=results,
-        dead=found_dead(asked, path / ALIVE, values["code"]),
+        dead=found_dead(asked, _json(path / ALIVE) if (path / ALIVE).is_file() else {}, values["code"]),
     )
 
 
@@ -170,7 +170,10 @@ def _judged(path: Path) -> list[tuple[Judged, Judged, Judged | None, Mapping[str
     """Of each match the answer, what is before and after packing, and the twins left out; empty for other studies."""
     found: list[Any] = []
     values = _json(path) if path.is_file() else {"matches": []}
-    for each in values.get("matches", [values]):
+    matches = values.get("matches", [values])
+    good = isinstance(matches, list) and all(isinstance(each, dict) for each in matches)
+    check(good, f"{path}: expected the answer of each match; the file is damaged")
+    for each in matches:
         rest = dict(each)
         parts = [rest.pop(name, None) for name in ("unpacked", "packed")]
         left_out = rest.pop("left_out", {})
@@ -275,6 +278,8 @@ def _cost(kept: _Kept, stage: str, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
         runs = kept.of(stage, name)
+        if not runs:
+            continue
         first, scores = runs[0], [run.bits_per_byte for run in runs]
         deviation = f"{stdev(scores):.4f}" if len(scores) > 1 else MISSING
         work = first.flops_per_token * fmean(run.tokens for run in runs)
@@ -291,7 +296,7 @@ def _gaps(kept: _Kept, stage: str, before: Sequence[Mapping[str, Any]], after: S
     """Scores before and after packing, and what packing costs each arm."""
     files = {line["name"]: line for line in after}
     gaps = {line["name"]: files[line["name"]]["bits_per_byte"] - line["bits_per_byte"] for line in before}
-    own, rows, large = gaps[kept.study.control.name], [], []
+    own, rows, large = gaps.get(kept.study.control.name, math.nan), [], []
     for line in before:
         name, file = line["name"], files[line["name"]]
         if any(run.packed is not None and not run.packed.feasible for run in kept.of(stage, name)):
