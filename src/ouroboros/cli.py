@@ -32,7 +32,7 @@ VERBS = {
     "compare": ("compare", "train a recipe and its plain twins, and say which is better"),
     "export": ("export", "write a model in the form of another library"),
     "ablate": ("ablate", "run a study: what each of several changes to a recipe brings"),
-    "report": ("report", "write a page about a run"),
+    "report": ("report", "write a page about a run, a study or a comparison"),
 }
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
 
