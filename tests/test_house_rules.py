@@ -268,6 +268,7 @@ def test_lock_satisfies_pyproject() -> None:
         *project["dependencies"],
         *project["optional-dependencies"]["report"],
         *project["optional-dependencies"]["gguf"],
+        *project["optional-dependencies"]["eval"],
         *project["optional-dependencies"]["dev"],
     ]
     problems = [
@@ -275,7 +276,7 @@ def test_lock_satisfies_pyproject() -> None:
         for text in wanted
         if (name := canonicalize_name((r := Requirement(text)).name)) not in locked or locked[name] not in r.specifier
     ]
-    fail_with(problems, "requirements.lock meets the requirements of pyproject.toml (core, report, gguf, dev)")
+    fail_with(problems, "requirements.lock meets the requirements of pyproject.toml (core, report, gguf, eval, dev)")
 
 
 def test_version_is_one() -> None:

@@ -40,6 +40,16 @@ def check_fuzz_artifact(found: dict[str, Any]) -> None:
     assert found["memory_growth_MB"] < 200 and found["slowest_seconds"] < 2
 
 
+def check_sharding(found: dict[str, Any]) -> None:
+    """The script itself compares its calculation with what FSDP sends and with a simulation."""
+    steps, memory = found["steps"], found["memory_GB"]
+    assert steps["ours, 25 GB/s"]["idle_seconds"] < 0.6 * steps["fsdp, 25 GB/s"]["idle_seconds"]
+    assert memory["fsdp"]["sum"] < memory["ours"]["sum"] < memory["ddp"]["sum"]
+    kept, recomputed = (found["activation_bytes"][name] for name in ("kept", "recomputed"))
+    assert all(recomputed[loops] < 0.15 * kept[loops] for loops in kept)
+    assert found["muon"]["share_seconds"] < 0.1 * found["muon"]["all_seconds"]
+
+
 def check_startup(found: dict[str, Any]) -> None:
     assert not any(found["imported"].values()), found["imported"]
     assert found["seconds"]["ouroboros --help"]["median"] > 0

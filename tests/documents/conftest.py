@@ -140,7 +140,8 @@ def launch(command: list[str]) -> None:
 
 
 def write_inputs(where: Path) -> None:
-    """The files that the pages take for granted: notes, facts, dialogues, a published checkpoint and its tokenizer."""
+    """The files that the pages take for granted: notes, facts, dialogues, records of tasks, a published checkpoint and
+    its tokenizer."""
     sentences = [f"Note {n}: {n} times {n} is {n * n}, and the moon is {n} days old.\n" for n in range(3000)]
     (where / "notes.txt").write_text("".join(sentences))
     facts = [{"question": f"What is {n} times 7?", "answer": f"{n} times 7 is {7 * n}."} for n in range(2000)]
@@ -150,6 +151,13 @@ def write_inputs(where: Path) -> None:
         {"messages": [{"role": r, "content": c.format(n + i)} for i, (r, c) in enumerate(turns)]} for n in range(900)
     ]
     (where / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in talk))
+    questions = [
+        {"query": f"Question: What is {n} times 7?", "choices": [f"{7 * n}", "red", "a"], "gold": 0} for n in range(3)
+    ]
+    pairs = [{"sentence_good": f"{n} dogs bark.", "sentence_bad": f"{n} dogs barks.", "UID": "all"} for n in range(2)]
+    (where / "tasks").mkdir()
+    for name, records in (("arc_easy", questions), ("blimp", pairs)):
+        (where / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     golden = load_file(GOLDEN)
     published = {name.removeprefix("param."): value for name, value in golden.items() if name.startswith("param.")}
     words = torch.randn(257, published["token_embedding.weight"].shape[1])

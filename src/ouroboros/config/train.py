@@ -296,7 +296,12 @@ class TrainSpec:
     compile: Literal["auto", "on", "off"] = field(default="auto", metadata=SAME_NUMBERS)
     """Compile each block with ``torch.compile``; ``auto`` does so where the run is long enough for it to pay."""
     activation_checkpointing: bool = field(default=False, metadata=SAME_NUMBERS)
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Compute the activations of every visit, thus of every loop, again in the backward pass instead of keeping them:
+    less memory, more time."""
+    sharding: Literal["none", "full"] = field(default="none", metadata=SAME_NUMBERS)
+    """What several processes divide among them besides the text: nothing, so that each has the whole model (DDP), or
+    its parameters, their gradients and the state of the optimisers (FSDP), which takes less memory and sends more. One
+    process divides nothing."""
     ema_decay: float = 0.0
     """Evaluate and export an exponential average of the weights with this decay; 0 is off."""
     average_every: int = 0
@@ -375,6 +380,19 @@ class TrainSpec:
         check(
             self.teach.model is None or not self.distill.fraction,
             "train.teach and train.distill both say whom to learn from: leave one of them out",
+        )
+        whole = {
+            "train.quantize.mode": self.quantize.mode != "off",
+            "train.low_rank.rank": self.low_rank.rank > 0,
+            "train.distill.fraction": self.distill.fraction > 0,
+            "train.teach.model": self.teach.model is not None,
+            "train.compile=on": self.compile == "on",
+        }
+        refused = ", ".join(name for name, on in whole.items() if on)
+        check(
+            self.sharding == "none" or not refused,
+            f"train.sharding={self.sharding} does not work with {refused}, which needs the whole model in every"
+            " process: leave that out, or take train.sharding=none",
         )
         check(0 <= self.averages_from <= 1, f"train.average_start must be in [0, 1], got {self.average_start}")
 

@@ -75,6 +75,8 @@ def plain(content: bytes, section: dict[str, Any]) -> Iterator[np.ndarray]:
     """The numbers of each tensor that brotli alone has compressed: codes of a byte each, by rows or columns, or numbers
     in some format."""
     known = {None: "<i1", "float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
+    if section["dtype"] not in known:
+        raise ValueError(f"tensors of {section['dtype']}, which the standalone program does not know")
     data, dtype = brotli.decompress(content), known[section["dtype"]]
     for tensor in section["tensors"]:
         size = math.prod(tensor["shape"]) * np.dtype(dtype).itemsize

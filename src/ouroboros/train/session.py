@@ -23,10 +23,10 @@ from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.meter import Meter
 from ouroboros.train.rundir import RECIPE, STATE, WEIGHTS, RunDirectory
-from ouroboros.train.state import copy_tensors, model_tensors, pack_optimizers, unpack_optimizers
-from ouroboros.train.stop import Counters, StopControl
+from ouroboros.train.state import copy_tensors, gathered, model_tensors, pack_optimizers, unpack_optimizers
+from ouroboros.train.stop import Counters, NotFinite, SourceFailed, StopControl
 from ouroboros.train.threads import Threads, using_threads
-from ouroboros.train.trainer import NotFinite, SourceFailed, StepResult, Trainer
+from ouroboros.train.trainer import StepResult, Trainer
 from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def train(
             metrics.write({"kind": "early_stop", "step": trainer.counters.step, **record})
             shown.message(f"stopped early: {early.message}")
         exported = None
-        if main:
+        if main or trainer.shards is not None:
             exported = _choose_weights(trainer, run, shown)
             export(trainer, run)
         trainer.workers.barrier()
@@ -163,14 +163,16 @@ def _saved(trainer: Trainer, run: RunDirectory, error: OuroborosError, hint: str
 def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:
     """The step whose weights are exported: with ``train.patience`` the best validation's, which are then loaded."""
     c = trainer.counters
-    if trainer.average is not None and not trainer.average.updates:
+    main = trainer.workers.is_main
+    if main and trainer.average is not None and not trainer.average.updates:
         logger.warning("the run ended before any weights were averaged; the last ones are exported")
     if not trainer.recipe.train.patience or c.best_step is None or c.best_step == c.step:
         return c.step
     try:
         restore_weights(trainer, checkpoints.load(checkpoint_path(run.checkpoints, c.best_step)))
     except OuroborosError as error:
-        logger.warning("the weights of the best validation cannot be had, the last ones are exported: %s", error)
+        if main:
+            logger.warning("the weights of the best validation cannot be had, the last ones are exported: %s", error)
         return c.step
     shown.message(
         f"exporting the weights of step {c.best_step:,}, the best validation ({c.best_bits_per_byte:.4f} bits/byte)"
@@ -211,16 +213,18 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
 
 
 def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
-    """Write a checkpoint, then remove those that retention does not keep. The main process writes."""
+    """Write a checkpoint, then remove those that retention does not keep. The main process writes, and is sent what
+    others have a part of."""
+    tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
+    files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
+    if trainer.average is not None:
+        files[AVERAGES] = trainer.average.state_tensors()
+    if trainer.low_rank.factors:
+        files[LOW_RANK] = trainer.low_rank.state_tensors()
+    if trainer.teacher is not None:
+        files[TEACHER] = trainer.teacher.state_tensors()
+    files = {name: gathered(content, keep=trainer.workers.is_main) for name, content in files.items()}
     if trainer.workers.is_main:
-        tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
-        files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
-        if trainer.average is not None:
-            files[AVERAGES] = trainer.average.state_tensors()
-        if trainer.low_rank.factors:
-            files[LOW_RANK] = trainer.low_rank.state_tensors()
-        if trainer.teacher is not None:
-            files[TEACHER] = trainer.teacher.state_tensors()
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:
@@ -260,8 +264,12 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
 
 
 def export(trainer: Trainer, run: RunDirectory) -> None:
-    """Write the finished model into the run directory; each file appears whole, the weights last."""
+    """Write the finished model into the run directory; each file appears whole, the weights last. The main process
+    writes, and is sent what others have a part of."""
     work = run.path / ".export.tmp"
+    if not trainer.workers.is_main:
+        with trainer.evaluation_weights():
+            return
     shutil.rmtree(work, ignore_errors=True)
     try:
         with system_errors():

@@ -276,7 +276,7 @@ STARTS = {
         TAUGHT,
     ],
 }
-SAME_NUMBERS = ("accumulation", "activation_checkpointing", "compile", "threads")
+SAME_NUMBERS = ("accumulation", "activation_checkpointing", "compile", "sharding", "threads")
 """Options that change what training costs; its numbers stay, up to rounding."""
 WHEN_IT_FAILS = {
     "max_bad_steps": "ends a run whose losses are no numbers any more (tests/unit/train/test_trainer.py)",
