@@ -142,7 +142,7 @@ def other_value(header: dict[str, Any], chance: random.Random) -> None:
     elif kind == 4 and isinstance(value, str):
         parent[key] = chance.choice((*NAMES, "9" * 50, f"({value})x99999", "100000", "(1)x100000", value[:-1]))
     else:
-        parent[key] = chance.choice(ODD)
+        parent[key] = copy.deepcopy(chance.choice(ODD))  # the next mutation may change what is inside
 
 
 def other_values(header: dict[str, Any], pieces: list[bytes], chance: random.Random) -> bytes:
