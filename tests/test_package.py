@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input",
 
 def run(*command: object, **options: object) -> str:
     """What a command prints; one that fails shows its errors."""
-    made = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=100, **options)  # type: ignore
+    made = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, **options)  # type: ignore
     assert made.returncode == 0, (command, made.stdout, made.stderr)
     return made.stdout
 
@@ -64,9 +65,23 @@ def test_the_installed_command_works_outside_the_tree(installed):
     assert "osam" in installed("recipes") and "parameters" in installed("recipes")
 
 
+@pytest.mark.timeout(400)
 def test_the_installed_command_makes_a_page(installed, tmp_path):
     """Training, scoring and the page, whose template and style sheet are data files."""
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"Note {n}: {n} times {n} is {n * n}.\n" for n in range(4000)))
-    installed("demo", "--minutes", "0.1", "--data", text, "--out", tmp_path / "demo")
+    text.write_text("".join(f"Note {n}: {n} times {n} is {n * n}.\n" for n in range(1500)))
+    small = ("--minutes", "0.05", "--size", "tiny", "--tokenizer", "bytes")
+    installed("demo", *small, "--data", text, "--out", tmp_path / "demo")
     assert "<style>" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_image_is_built_of_files_that_exist():
+    """What can be checked without a container engine: what is copied exists and is not ignored, extras have names."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied and all((ROOT / word).exists() and f"!{word}" in kept for word in copied), copied
+    extras = next(line for line in lines if line.startswith("ARG EXTRAS=")).partition("=")[2].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {*extras} <= project["optional-dependencies"].keys()
+    assert {project["readme"], *project["license-files"]} <= {*copied}, "the build reads them"

