@@ -33,6 +33,8 @@ VERBS = {
     "export": ("export", "write a model in the form of another library"),
     "ablate": ("ablate", "run a study: what each of several changes to a recipe brings"),
     "report": ("report", "write a page about a run, a study or a comparison"),
+    "doctor": ("doctor", "say what this machine and its installation can do, and what is missing"),
+    "completion": ("completion", "print a script that lets a shell complete verbs and options"),
 }
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
 

@@ -36,7 +36,7 @@ def test_every_verb_has_help_and_says_what_it_does(verb, cli):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_refuses_an_unknown_option_in_one_line(verb, cli, trained):
-    first = {"resume": [trained], "export": ["loop", "out"]}.get(verb, ["loop"])
+    first = {"resume": [trained], "export": ["loop", "out"], "completion": ["bash"]}.get(verb, ["loop"])
     message = cli(verb, *first, "--tempratur", "1").error(2)
     assert "--tempratur" in message or "required" in message.lower(), message
     assert f"ouroboros {verb} --help" in message
