@@ -70,6 +70,21 @@ class OpenedModel:
 
         return load_model(self.directory)
 
+    @property
+    def own_model(self) -> OuroborosForCausalLM:
+        """:attr:`model`, for what only a model of this library allows.
+
+        Raises:
+            OuroborosError: it is a model of another library, or as of :attr:`model`.
+        """
+        model: Any = self.model
+        check(
+            hasattr(model, "schedule"),
+            f"{self.path}: holds a model of another library ({type(model).__name__});"
+            f" `ouroboros convert {self.path} --out RUN` makes one of this library",
+        )
+        return model
+
     @functools.cached_property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer as one of bytes.

@@ -178,7 +178,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         OuroborosError: ``out`` exists and is not an empty directory, or cannot be written.
     """
     free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    check(free, f"{out} exists and is not an empty directory; choose another --out")
+    check(free, f"{out} exists and is not an empty directory; choose another place to write to")
     try:
         with whole_directory(out, replace=False) as work:
             yield work

@@ -49,6 +49,8 @@ def test_a_study_is_run_printed_and_not_run_again(cli, study, tmp_path):
         text = page.read_text(encoding="utf-8")
         assert "Does it pay?" in text and "this arm equals the control" in text and "training FLOPs" in text
     (tmp_path / "out" / "study.json").write_text("{")
+    error = cli("ablate", study, "--out", tmp_path / "out").error()
+    assert "study.json: is damaged" in error and "choose another --out" in error
     damaged = cli("report", tmp_path / "out", "--out", tmp_path / "other.html")
     assert "study.json: expected a JSON object" in damaged.error() and not (tmp_path / "other.html").exists()
 
@@ -60,6 +62,9 @@ def test_a_study_is_run_printed_and_not_run_again(cli, study, tmp_path):
         (('"optim.lr": 0.02', '"optim.lr": base.optim.lr'), "arm 'lr': "),
         (('"optim.lr": 0.02', '"optim.lrr": 0.02'), "arm 'lr': unknown field 'optim.lrr'; did you mean 'optim.lr'?"),
         (("seeds=(1, 2)", "seeds=()"), "no seeds"),
+        (("seeds=(1, 2)", "seeds=('a',)"), "seeds are whole numbers from 0 on, not ['a']"),
+        (("steps=2", "steps=2, split='vaild'"), "stage 'only': split is valid or test, not 'vaild'"),
+        (("base = ", "raise SystemExit(0); base = "), "study.py:6: SystemExit: 0"),
         (("steps=2", "steps=2, tokens=3"), "give one of steps, tokens and minutes"),
         (("STUDY = ", "study = "), "defines no STUDY"),
         (('recipe("loop"', 'recipe("lop"'), "unknown recipe 'lop'; did you mean 'loop'?"),
@@ -76,7 +81,7 @@ def test_a_bad_study_is_one_line(cli, study, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("loop",), "unknown study 'loop'; did you mean 'loops'?"),
+        (("loop",), "'loop' is neither a Python file (.py) nor the name of a study; did you mean 'loops'?"),
         (("none.py",), "none.py: no such file; a study is a Python file that defines STUDY"),
         (("loops", "--workers", "0"), "--workers must be >= 1, got 0"),
         (("loops", "--data", "nowhere.txt"), "nowhere.txt"),

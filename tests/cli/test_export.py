@@ -88,6 +88,13 @@ def test_a_trained_loop_becomes_a_llama(cli: Any, notes: Path, tmp_path: Path) -
         want = ours(ids).logits
         assert (theirs(ids).logits - want).abs().max() <= 1e-5 * want.abs().max()
     assert cli("train", "loop", "--size", "tiny", *options, "--out", tmp_path / "own").status == 0
+    for verb in (
+        ("export", "--to", "gguf", tmp_path / "x"),
+        ("pack", "--bits", 6, "--out", tmp_path / "x"),
+        ("check",),
+    ):
+        error = cli(verb[0], tmp_path / "llama", *verb[1:]).error()
+        assert "holds a model of another library (LlamaForCausalLM); `ouroboros convert" in error
     error = cli("export", tmp_path / "own", "--to", "llama", tmp_path / "x").error()
     assert "stem parts (norm) are not those of Llama" in error and not (tmp_path / "x").exists()
 

@@ -155,8 +155,9 @@ def train(cell: Cell) -> None:
     from ouroboros.train.run import resume, start
 
     result = resume(cell.path) if RunDirectory(cell.path).is_run else start(cell.pinned, cell.path)
-    if not result.finished:
-        raise Stopped(f"{cell.name}: stopped by {result.reason}", result.reason)
+    if not result.finished or result.asked:
+        signal = result.asked or result.reason
+        raise Stopped(f"{cell.name}: stopped by {signal}", signal)
 
 
 def _train_together(cell: Cell) -> None:

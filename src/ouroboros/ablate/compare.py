@@ -166,7 +166,10 @@ def compare(
     for match, twins in arms.items():
         names = [found[fingerprint(twin.recipe)].name for twin in twins]
         rivals = {name: runs[name] for name in names if name not in left_out}
-        check(bool(rivals), f"no twin is left at equal {EQUAL[match]}: {left_out}")
+        check(
+            bool(rivals),
+            f"no twin is left at equal {EQUAL[match]}: {'; '.join(f'{n}: {why}' for n, why in left_out.items())}",
+        )
         without = {name: left_out[name] for name in names if name in left_out}
         answers.append(_answer(match, runs[recipe.name], rivals) | {"left_out": without})
     return answers
@@ -312,7 +315,7 @@ def _quantity(match: Match, result: Result) -> float:
 
 def sentence(name: str, twin: Twin, equal: str, twins: int) -> str:
     """The verdict in one sentence."""
-    rival = twin.name + (", the better twin" if twins > 1 else "")
+    rival = twin.name + (" (the better twin)" if twins > 1 else "")
     if twin.low is None or twin.high is None:
         return f"Cannot tell at {equal}: one seed has no interval; {name} and {rival} differ by {twin.difference:+.4f}."
     if twin.low == twin.high == 0:

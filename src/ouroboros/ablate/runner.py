@@ -37,7 +37,7 @@ from ouroboros.config import DataSpec, Recipe, from_dict, to_dict
 from ouroboros.data.documents import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import OuroborosError, check, first_line
 from ouroboros.eval.score import data_hash, with_text
 from ouroboros.files import read_text, remove_leftovers, write_whole
 from ouroboros.optim import choose_muon_dtype
@@ -85,7 +85,7 @@ def run_study(
         threads = max(1, torch.get_num_threads() // workers)
         cells = _Cells(study, out, threads)
         lifeless = dead_arms(study, cells.texts, out / ALIVE, tell)
-        check(len(lifeless) < len(study.arms), f"study {study.name!r}: every arm is dead: {lifeless}")
+        check(len(lifeless) < len(study.arms), f"study {study.name!r}: every arm is dead: {_reasons(lifeless)}")
         if dead is not None:
             dead |= lifeless
         run = functools.partial(run_all, workers=workers)
@@ -202,7 +202,7 @@ class _Cells:
     def __init__(self, study: Study, out: Path, threads: int) -> None:
         self.study, self.out, self.threads = study, out, threads
         path = out / MANIFEST
-        stored = json.loads(read_text(path)) if path.is_file() else None
+        stored = _stored(path) if path.is_file() else None
         self._data: dict[str, str] = {}
         self.texts: dict[str, PreparedData] = {}
         """By the name of an arm."""
@@ -301,9 +301,30 @@ def _refuse_other(stored: Mapping[str, Any], now: Mapping[str, Any], out: Path) 
     )
 
 
+def _stored(path: Path) -> dict[str, Any]:
+    """What a study's directory says of itself."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise OuroborosError(f"{path}: is damaged ({first_line(error)}); choose another --out") from None
+
+
+def _said(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
+    return "none" if value is None else str(value)
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+
+
 def _other_settings(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two studies besides arms, seeds and stages that came or went."""
-    found = [f"{n} was {stored[n]} and is {now[n]}" for n in ("packing", "score_bytes") if stored[n] != now[n]]
+    found = [
+        f"{n} was {_said(stored[n])} and is {_said(now[n])}" for n in ("packing", "score_bytes") if stored[n] != now[n]
+    ]
     if stored["control"]["name"] != now["control"]["name"]:
         found.append(f"the control was {stored['control']['name']} and is {now['control']['name']}")
     before = {arm["name"]: arm for arm in (stored["control"], *stored["arms"])}

@@ -112,6 +112,7 @@ class Stage:
         for name, value in given.items():
             check(value > 0, f"stage {self.name!r}: {name} must be > 0, got {value}")
         _check_seeds(f"stage {self.name!r}", self.seeds or (0,))
+        check(self.split in ("valid", "test"), f"stage {self.name!r}: split is valid or test, not {self.split!r}")
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -148,6 +149,8 @@ class Packing:
 
 def _check_seeds(what: str, seeds: tuple[int, ...]) -> None:
     check(bool(seeds), f"{what}: no seeds; give at least one, and two or more for an interval")
+    odd = [seed for seed in seeds if type(seed) is not int or seed < 0]
+    check(not odd, f"{what}: seeds are whole numbers from 0 on, not {odd[:1]}")
     twice = [seed for seed, count in Counter(seeds).items() if count > 1]
     check(not twice, f"{what}: seed {twice[0] if twice else ''} is there twice; equal seeds give equal runs")
 

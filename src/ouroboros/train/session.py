@@ -58,6 +58,8 @@ class RunResult:
     """Why validation ended the run, in words and numbers."""
     exported_step: int | None = None
     """The step whose weights are exported: the last one, or the best validation's with ``train.patience``."""
+    asked: str | None = None
+    """The signal that came too late to stop this session; who trains several models stops before the next."""
 
 
 def train(
@@ -116,7 +118,8 @@ def train(
                 save_checkpoint(trainer, run)
             if stop and not last:
                 return RunResult(run.path, trainer.counters, False, control.reason or "another process", loss, main)
-        return _finish(trainer, run, loss, metrics, shown)
+        finished = _finish(trainer, run, loss, metrics, shown)
+        return dataclasses.replace(finished, asked=control.reason)
 
 
 def _finish(trainer: Trainer, run: RunDirectory, loss: float | None, metrics: MetricsLog, shown: Progress) -> RunResult:

@@ -91,7 +91,9 @@ def _find(name: str) -> Study:
     path = Path(name)
     if name in STUDIES:
         return STUDIES[name]()
-    check(path.suffix == ".py", f"unknown study {name!r}{nearest(name, STUDIES)}; or give a Python file (.py)")
+    check(
+        path.suffix == ".py", f"{name!r} is neither a Python file (.py) nor the name of a study{nearest(name, STUDIES)}"
+    )
     check(path.is_file(), f"{path}: no such file; a study is a Python file that defines STUDY")
     spec = importlib.util.spec_from_file_location(f"ouroboros_study_{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -100,11 +102,13 @@ def _find(name: str) -> Study:
         spec.loader.exec_module(module)
     except OuroborosError as error:
         raise OuroborosError(f"{path}: {error}") from error
-    except Exception as error:  # whatever the file does wrong
+    except (Exception, SystemExit) as error:  # whatever the file does wrong
+        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+            raise  # a signal ends the program
         lines = [
             f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
         ]
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) else (lines or [""])[-1]
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else (lines or [""])[-1]
         raise OuroborosError(f"{path}{line}: {type(error).__name__}: {first_line(error)}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):

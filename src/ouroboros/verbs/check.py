@@ -83,7 +83,7 @@ def _check_model(path: Path, quick: bool) -> list[Finding]:
     from ouroboros.verbs.evaluate import default_window
 
     opened, run = open_model(path), RunDirectory(path)
-    model, tokenizer = opened.model, opened.tokenizer if run.has_data else None
+    model, tokenizer = opened.own_model, opened.tokenizer if run.has_data else None
     findings = run_harness(model, quick=quick)
     if tokenizer is not None:
         data = run.open_data()
@@ -134,7 +134,7 @@ def _trained(path: Path) -> tuple[Recipe, OuroborosForCausalLM]:
     from ouroboros.api import open_model
     from ouroboros.train.rundir import RunDirectory
 
-    model, run = open_model(path).model, RunDirectory(path)
+    model, run = open_model(path).own_model, RunDirectory(path)
     return run.read_recipe() if run.is_run else Recipe(name=path.name, model=model.model.spec), model
 
 

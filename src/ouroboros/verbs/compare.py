@@ -90,10 +90,9 @@ def compare(arguments: Sequence[str]) -> int:
 def _show(judged: dict[str, Any], again: bool) -> None:
     """One match as a table, and the verdict; before and after packing where there is that."""
     first = judged.get("unpacked", judged)
-    say(
-        f"{chr(10) if again else ''}{len(judged['seeds'])} seeds, {first['recipe']['steps']:,} steps, scored on"
-        f" {judged['scored_bytes']:,} held-out bytes"
-    )
+    count = len(judged["seeds"])
+    runs = f"{count} {'seed' if count == 1 else 'seeds'}, {first['recipe']['steps']:,} steps"
+    say(f"{chr(10) if again else ''}{runs}, scored on {judged['scored_bytes']:,} held-out bytes")
     _table(first, "weights")
     say(first["sentence"])
     if "packed" in judged:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
+from ouroboros.verbs import VERBS
 from ouroboros.verbs.options import describe, parse, say
 
 _ANY_OF: Any = Union  # a type checker wants its members spelt out
@@ -35,8 +36,6 @@ class CompletionOptions:
 def completion(arguments: Sequence[str]) -> int:
     """The verb ``completion``."""
     options = parse(CompletionOptions, "completion", arguments)
-    from ouroboros.cli import VERBS  # which imports this module
-
     verbs = []
     for verb, (module, summary) in VERBS.items():
         cls, given = describe(getattr(importlib.import_module(f"ouroboros.verbs.{module}"), verb))

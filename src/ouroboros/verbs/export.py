@@ -68,7 +68,7 @@ def export(arguments: Sequence[str]) -> int:
     opened = open_model(options.model)
     tokenizer = None if options.no_tokenizer else opened.tokenizer
     write, _ = FORMS[options.to]
-    made = load(write)(options.model, opened.model, options.out, tokenizer)
+    made = load(write)(options.model, opened.own_model, options.out, tokenizer)
     if options.json:
         emit_json({"model": str(options.model), "out": str(options.out), **made.facts})
     else:

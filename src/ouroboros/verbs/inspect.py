@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from ouroboros.errors import check
 from ouroboros.verbs.options import Json, emit_json, parse, say
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def inspect(arguments: Sequence[str]) -> int:
     options = parse(InspectOptions, "inspect", arguments)
     from ouroboros.pack.artifact import Artifact
 
+    check(
+        not options.file.is_dir(),
+        f"{options.file} is a directory; inspect lists a packed file, and `ouroboros show` a model",
+    )
     artifact = Artifact(options.file)
     artifact.tensors()  # a file that cannot be used is not described
     facts = describe(artifact)

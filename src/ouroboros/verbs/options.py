@@ -52,7 +52,7 @@ def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = N
             config = (tyro.conf.AvoidSubcommands,)
             return tyro.cli(cls, prog=f"ouroboros {verb}", args=list(arguments), config=config, **given)
     except SystemExit as stop:
-        if stop.code in (0, None):
+        if stop.code != 2:  # the help was printed, or a signal ends the program
             raise
         raise UsageError(_flatten(complaint.getvalue(), verb)) from None
 
@@ -86,7 +86,7 @@ def _flatten(box: str, verb: str) -> str:
     behind = (after for line, after in itertools.pairwise(lines) if line.startswith("Perhaps you meant"))
     if suggested := next(behind, ""):
         first += f"; did you mean {suggested.split()[0].rstrip(',')}?"
-    return f"{first or 'wrong options'}; see `ouroboros {verb} --help`"
+    return f"{first.rstrip('.') or 'wrong options'}; see `ouroboros {verb} --help`"
 
 
 def collect(arguments: Sequence[str], option: str) -> list[str]:

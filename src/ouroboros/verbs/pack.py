@@ -97,7 +97,7 @@ def pack(arguments: Sequence[str]) -> int:
 
     watch = _Watch(quiet=options.quiet or options.json)
     opened = open_model(options.model)
-    plan = uniform(options.bits or 8).mixed(opened.model, options.bits_of, "pack: --bits-of")
+    plan = uniform(options.bits or 8).mixed(opened.own_model, options.bits_of, "pack: --bits-of")
     window = default_window(options.model, opened.model.config.max_position_embeddings)
     ids, origin = _calibration(options, opened, window)
     if options.mode != "rounding" and not options.allow_fallbacks:
