@@ -43,6 +43,14 @@ def test_a_study_is_run_printed_and_not_run_again(cli, study, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == again.json
     study.write_text(study.read_text().replace('"optim.lr": 0.02', '"optim.lr": 0.03'))
     assert "arm lr: optim.lr was 0.02 and is 0.03" in cli("ablate", study, "--out", tmp_path / "out", "--quiet").error()
+    for page in (tmp_path / "page.html", tmp_path / "page.md"):
+        told = cli("report", tmp_path / "out", "--out", page)
+        assert told.status == 0 and told.out == f"{page}: written\n{again.json['answer']}\n"
+        text = page.read_text(encoding="utf-8")
+        assert "Does it pay?" in text and "this arm equals the control" in text and "training FLOPs" in text
+    (tmp_path / "out" / "study.json").write_text("{")
+    damaged = cli("report", tmp_path / "out", "--out", tmp_path / "other.html")
+    assert "study.json: expected a JSON object" in damaged.error() and not (tmp_path / "other.html").exists()
 
 
 @pytest.mark.parametrize(

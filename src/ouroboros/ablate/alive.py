@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ouroboros.ablate.changes import fingerprint
 from ouroboros.ablate.record import code_version
-from ouroboros.ablate.study import Study
+from ouroboros.ablate.study import Arm, Study
 from ouroboros.api import build
 from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
@@ -55,7 +55,7 @@ def dead_arms(
     for arm in (study.control, *study.arms):
         if arm.repeat:
             continue
-        key = f"{code_version()} {fingerprint(study.control.recipe)} {fingerprint(arm.recipe)} {arm.late}"
+        key = _key(study, arm, code_version())
         if key not in known:
             lines = faults(arm.recipe, texts[arm.name])
             if not lines and arm is not study.control and not arm.late:
@@ -70,6 +70,16 @@ def dead_arms(
             found[arm.name] = known[key]
             tell(f"arm {arm.name!r} is left out: {known[key]}")
     return found
+
+
+def _key(study: Study, arm: Arm, code: str) -> str:
+    return f"{code} {fingerprint(study.control.recipe)} {fingerprint(arm.recipe)} {arm.late}"
+
+
+def found_dead(study: Study, known: Mapping[str, str], code: str) -> dict[str, str]:
+    """What :func:`dead_arms` returned, from what it keeps, with the version of the code that it ran in."""
+    reasons = {arm.name: known.get(_key(study, arm, code)) for arm in study.arms}
+    return {name: why for name, why in reasons.items() if why}
 
 
 _SAME = (

@@ -41,6 +41,8 @@ EQUAL: dict[Match, str] = {
 """What is equal, in words."""
 UNEQUAL = 0.1
 """The share by which measured times of training may differ and still be called equal."""
+ANSWER = "compare.json"
+"""In the directory of a comparison that is complete."""
 BITS, BESIDE = 6, 4096
 """The budget of packed files unless it is given: bits for each stored number, and bytes for what else is in a file."""
 

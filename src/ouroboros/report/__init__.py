@@ -1,6 +1,7 @@
-"""One self-contained HTML page about a comparison or a single run. Needs the extra ``report``."""
+"""One self-contained HTML page, or Markdown, about a comparison, a study or a run. Needs the extra ``report``."""
 
 from ouroboros.report.page import render
 from ouroboros.report.run import report_from_run
+from ouroboros.report.study import report_from_study
 
-__all__ = ["render", "report_from_run"]
+__all__ = ["render", "report_from_run", "report_from_study"]

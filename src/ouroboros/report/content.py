@@ -64,17 +64,41 @@ class Sample(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the results table."""
+    """One line of a ranking."""
 
     name: str
     detail: str
     bits_per_byte: float
+    """A score, or a difference."""
     low: float | None
     high: float | None
     arm: int | None
-    """Index of the arm; None for a baseline."""
+    """Index of the arm, which gives the row its colour; None for a baseline."""
     mark: str = ""
-    """``best``, ``level`` (two arms that cannot be told apart) or empty."""
+    """A word behind the name: ``best``, ``level`` (two arms that cannot be told apart), or what a study found."""
+
+
+class Absent(NamedTuple):
+    """What a ranking has no number of."""
+
+    name: str
+    mark: str
+    """What became of it, in a word or two."""
+    detail: str
+    """Why."""
+
+
+class Ranking(NamedTuple):
+    """Rows from the best to the worst, each with a dot and its interval on a common axis."""
+
+    rows: Sequence[Row]
+    absent: Sequence[Absent] = ()
+    """Stand below the rows."""
+    differences: bool = False
+    """Whether the rows are differences to one that is at zero, and not scores."""
+    title: str = ""
+    note: str = ""
+    """Stands below the rows."""
 
 
 class Table(NamedTuple):
@@ -88,7 +112,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: charts and tables, in this order, under a title."""
+    """A part of the page: rankings, charts and tables, in this order, under a title."""
 
     ident: str
     """Unique on the page."""
@@ -96,6 +120,7 @@ class Section:
     headline: str = ""
     """The one sentence to remember; `ouroboros report` prints it too."""
     lead: str = ""
+    rankings: Sequence[Ranking] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
 
@@ -120,6 +145,8 @@ class Report:
     samples: Sequence[Sample] = ()
     notes: Sequence[str] = ()
     """Honest caveats, for example that there is one seed."""
+    findings: Sequence[Section] = ()
+    """Parts of the page that come first: what a study found."""
     sections: Sequence[Section] = ()
     """Parts of the page that only some runs have, in order: about the data, and what systems bring."""
     difference: Difference | None = None
@@ -143,6 +170,20 @@ class Report:
         open_ = self.difference is not None and self.difference.verdict == "cannot tell"
         marks = ["level", "level"] if open_ and {rows[0].arm, rows[1].arm} == {0, 1} else ["best"]
         return [row._replace(mark=mark) for row, mark in zip(rows, marks)] + rows[len(marks) :]
+
+    @property
+    def results(self) -> list[Section]:
+        """What comes first on the page: the scores of two or more, then the findings."""
+        rows = self.rows
+        if len(rows) < 2:
+            return list(self.findings)
+        note = "The dot is the score, the bar its 95 % interval where there is one. The axis does not begin at zero."
+        lead = (
+            "Bits per byte: how many bits a model needs to write down one byte of text it has never seen. Lower is"
+            " better; 8 is knowing nothing."
+        )
+        scores = Section(ident="results", title="Results", lead=lead, rankings=[Ranking(rows, note=note)])
+        return [scores, *self.findings]
 
 
 def verdict_sentence(first: str, second: str, difference: Difference) -> str:

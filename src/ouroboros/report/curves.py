@@ -23,6 +23,8 @@ TELEMETRY = {
 """Telemetry key to the title of its chart and the name of its axis, in the order of the page."""
 MAX_POINTS = 300
 """Of a curve, so that the page stays small however long the run was."""
+_FEW = 3
+"""Arms of which a chart has room for a line and a legend for all that is drawn."""
 _DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), "-.")
 
 Points = tuple[list[float], list[float]]
@@ -34,7 +36,18 @@ def curves(report: Report) -> Section | None:
     charts = []
     if any(points(arm.metrics, "train", "step", "bits_per_byte")[0] for arm in report.arms):
         draw = partial(_draw_losses, report=report)
-        charts.append(Chart(title="Bits per byte during training", draw=draw, x="step", y="bits per byte"))
+        few = sum(bool(arm.metrics) for arm in report.arms) <= _FEW
+        legend, words = (0, "") if few else (3, "Lines: training, smoothed. Marks: validation.")
+        charts.append(
+            Chart(
+                title="Bits per byte during training",
+                draw=draw,
+                x="step",
+                y="bits per byte",
+                legend=legend,
+                words=words,
+            )
+        )
     if any(report.loop_curve.values()):
         title, draw = "Bits per byte against loop count, same weights", partial(_draw_loop_counts, report=report)
         charts.append(Chart(title=title, draw=draw, x="loops at test time", y="bits per byte"))
@@ -54,18 +67,22 @@ def telemetry(arm: Arm, ident: str) -> Section | None:
 def _draw_losses(axes: Axes, *, report: Report) -> None:
     """Training smoothed, and each record faintly; validation marked; the best baseline as a level line."""
     seen: list[float] = []
+    few = sum(bool(arm.metrics) for arm in report.arms) <= _FEW
     for index, arm in enumerate(report.arms):
         color, dashes, name = LIGHT[arm_color(index)], _DASHES[index % len(_DASHES)], label(arm.name)
         xs, ys = points(arm.metrics, "train", "step", "bits_per_byte")
         if not xs:
             continue
         mean = smoothed(ys, len(ys) / 50)
-        axes.plot(*thinned(xs, ys), color=color, linewidth=0.8, alpha=0.22)
-        axes.plot(*thinned(xs, mean), color=color, linewidth=1.9, linestyle=dashes, label=f"{name}, training")
+        if few:
+            axes.plot(*thinned(xs, ys), color=color, linewidth=0.8, alpha=0.22)
+        line = f"{name}, training" if few else name
+        axes.plot(*thinned(xs, mean), color=color, linewidth=1.9, linestyle=dashes, label=line)
         steps, scores = points(arm.metrics, "valid", "step", "bits_per_byte")
         if steps:
-            style = {"marker": "o" if index % 2 == 0 else "s", "markersize": 4.5, "linewidth": 0.9}
-            axes.plot(*thinned(steps, scores, 60), color=color, **style, label=f"{name}, validation")
+            style: dict[str, Any] = {"marker": "o" if index % 2 == 0 else "s", "markersize": 4.5, "linewidth": 0.9}
+            style |= {"label": f"{name}, validation"} if few else {"linewidth": 0}
+            axes.plot(*thinned(steps, scores, 60), color=color, **style)
         # What is worth seeing: past the first steep fall, down to the lowest value.
         seen += [max(mean[len(mean) // 8 :]), min([*mean, *scores])]
     if baseline := next((row for row in report.rows if row.arm is None), None):

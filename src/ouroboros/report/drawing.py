@@ -36,6 +36,8 @@ COLORS = {
     "arm1": ("#c05a12", "#f2a158"),
     "arm2": ("#5b52c7", "#a49cff"),
     "arm3": ("#a8326e", "#f283b6"),
+    "arm4": ("#1f6dbd", "#7db8f5"),
+    "arm5": ("#7a6608", "#d6bd4a"),
     "loop0": ("#5fa58f", "#d5eee5"),
     "loop1": ("#3f97a0", "#7fdbd9"),
     "loop2": ("#2f6fab", "#6cb4f2"),
@@ -46,7 +48,7 @@ COLORS = {
 """Name to the colour on a light and on a dark screen. Light colours are distinct, so that each tells its name."""
 LIGHT = {name: light for name, (light, _) in COLORS.items()}
 DARK = {name: dark for name, (_, dark) in COLORS.items()}
-NUM_ARMS, NUM_LOOPS = 4, 6
+NUM_ARMS, NUM_LOOPS = 6, 6
 """Colours for arms, of which a further arm starts again at the first, and for loops, from the first to the last."""
 
 SIZE_INCHES = (5.0, 3.3)

@@ -1,9 +1,10 @@
-"""Renders a report as one HTML file that needs nothing but itself."""
+"""Renders a report as one file that needs nothing but itself: an HTML page, or its words and numbers as Markdown."""
 
 from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ouroboros.files import write_whole
 from ouroboros.report.content import Report, Row
 from ouroboros.report.curves import curves, telemetry
 from ouroboros.report.drawing import DARK, LIGHT, Chart, arm_color, drawn
+from ouroboros.report.markdown import to_markdown
 from ouroboros.report.text import bits, displayable, plural, quantity
 from ouroboros.schedule import parse
 
@@ -23,21 +25,22 @@ MAX_SAMPLE = 4_000
 
 
 def render(report: Report, out: Path | str) -> None:
-    """Write ``report`` as one HTML file without references to anything outside it; the same report, the same bytes.
+    """Write ``report`` as one file without references to anything outside it; the same report, the same bytes.
 
-    Afterwards the file is whole, or as it was.
+    A name that ends in ``.md`` gives Markdown, any other one HTML. Afterwards the file is whole, or as it was.
 
     Raises:
         OuroborosError: matplotlib or jinja2 is missing, a layout is wrong, or the file cannot be written.
     """
     path = Path(out)
     check(not path.is_dir(), f"{path} is a directory; give a file name such as {path / 'report.html'}")
-    write_whole(path, to_html(report).encode("utf-8"))
+    text = to_markdown(report) if path.suffix.lower() == ".md" else to_html(report)
+    write_whole(path, text.encode("utf-8"))
 
 
 def to_html(report: Report) -> str:
     """The page of ``report`` as text; see :func:`render`."""
-    rows, tone = report.rows, "plain"
+    tone = "plain"
     if report.difference is not None:  # the headline is coloured by the winner
         winner = {"better": "arm0", "worse": "arm1"}.get(report.difference.verdict, "even")
         tone = winner if report.decided else "even"
@@ -47,8 +50,6 @@ def to_html(report: Report) -> str:
         .get_template("template.html.j2")
         .render(
             report=report,
-            rows=rows,
-            axis=axis(rows) if len(rows) > 1 else None,
             tone=tone,
             light=LIGHT,
             dark=DARK,
@@ -61,7 +62,7 @@ def to_html(report: Report) -> str:
     )
 
 
-def axis(rows: list[Row]) -> dict[str, Any]:
+def axis(rows: Sequence[Row]) -> dict[str, Any]:
     """The common axis of the rows' dots: ``low``, ``high`` and ``ticks`` in bits per byte, at round numbers."""
     from matplotlib.ticker import MaxNLocator
 
@@ -79,7 +80,9 @@ def _environment() -> Environment:
         raise OuroborosError("reports need jinja2: pip install 'ouroboros-lm[report]'") from None
     loader, spaces = PackageLoader("ouroboros", "report"), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_finalize, **spaces)
-    environment.filters.update(bits=bits, quantity=quantity, plural=plural, color=arm_color, picture=_picture)
+    environment.filters.update(
+        bits=bits, quantity=quantity, plural=plural, color=arm_color, picture=_picture, axis=axis
+    )
     return environment
 
 

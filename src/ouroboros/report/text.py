@@ -35,13 +35,13 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def bits(value: float | None, sign: str = "") -> str:
-    """Bits per byte with three decimals; with ``sign`` ``+`` a difference.
+def bits(value: float | None, sign: str = "", digits: int = 3) -> str:
+    """Bits per byte with three decimals, or as many as asked for; with ``sign`` ``+`` a difference.
 
     >>> bits(1.43219)
     '1.432'
     """
-    return MISSING if finite(value) is None else f"{value:{sign}.3f}".replace("-", chr(0x2212))
+    return MISSING if finite(value) is None else f"{value:{sign}.{digits}f}".replace("-", chr(0x2212))
 
 
 def quantity(value: float | None, unit: str = "") -> str:

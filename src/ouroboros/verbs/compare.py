@@ -54,7 +54,7 @@ def compare(arguments: Sequence[str]) -> int:
     log_to_stderr()
     quiet_transformers()
     from ouroboros.ablate.cells import Stopped
-    from ouroboros.ablate.compare import MATCHES, Comparison
+    from ouroboros.ablate.compare import ANSWER, MATCHES, Comparison
     from ouroboros.ablate.compare import compare as run_comparison
     from ouroboros.files import write_whole
 
@@ -78,7 +78,7 @@ def compare(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{stop}\n")
         return signal_status(stop.reason)
     answer = {"matches": found} if options.match == "all" else found[0]
-    write_whole(options.out / "compare.json", (json.dumps(answer, indent=2) + "\n").encode())
+    write_whole(options.out / ANSWER, (json.dumps(answer, indent=2) + "\n").encode())
     if options.json:
         emit_json(answer)
     else:

@@ -91,3 +91,9 @@ def run_dir(tmp_path: Path) -> Path:
     lines = [json.dumps(record) for record in make_metrics(1.5, loops=2)]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return run
+
+
+@pytest.fixture
+def records_of() -> Any:
+    """:func:`make_metrics`, for tests of other modules."""
+    return make_metrics
