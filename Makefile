@@ -10,7 +10,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 NUMERIC := tests/recipes tests/golden tests/unit/train tests/unit/optim tests/cli
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
 
-.PHONY: help demo pretrained test test-avx2 check bench clean
+.PHONY: help demo pretrained test test-avx2 check bench site clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-avx2  the tests that depend on arithmetic, as on a processor without AVX-512"
 	@echo "make check      lint, format, types, layers, spelling, house rules"
 	@echo "make bench      run benchmarks/*.py, one line of JSON each"
+	@echo "make site       write the documentation as a site of HTML pages, out/site/README.html"
 	@echo "make clean      remove .venv and caches, never runs or reports"
 
 $(READY): pyproject.toml requirements.lock
@@ -57,6 +58,11 @@ check: $(READY)
 
 bench: $(READY)
 	@set -e; for script in $(filter-out benchmarks/common%,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" $(ARGS); done
+
+# A link that leads nowhere is a warning, and warnings are errors.
+site: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site -d out/.site . out/site
+	@echo "out/site/README.html: the documentation"
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,7 +1,8 @@
 """Bits per code of the codecs of packed files beside general compressors and the entropy of single codes.
 
 The matrices are those of a model directory (``--model``), or else of a seeded fresh model with rows and columns of
-several sizes, rounded with steps from each row's largest number or from its standard deviation.
+several sizes, rounded as ``ouroboros pack --bits`` does (``squares``), and with steps from each row's root mean square
+(``sigma``), as a budget has them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,7 @@ import torch
 from common import load, parser, progress, report, set_threads, timed
 
 from ouroboros.pack.codec import decode, encode, encode_best
-
-
-def codes_of(matrix: torch.Tensor, bits: int, steps: str) -> np.ndarray:
-    """The nearest codes (R, C); ``largest`` covers every number of a row, ``deviation`` cuts at 2.9 deviations."""
-    limit = 2 ** (bits - 1) - 1
-    rows = matrix.reshape(len(matrix), -1).float()
-    size = rows.abs().amax(1) if steps == "largest" else 2.9 * rows.std(1, correction=0)
-    step = (size / limit).half().float().clamp_min(1e-7)
-    return (rows / step[:, None]).round().clamp(-limit, limit).to(torch.int8).numpy()
+from ouroboros.pack.quantize import SQUARES, Clip, quantize
 
 
 def entropy(codes: np.ndarray) -> float:
@@ -63,7 +56,7 @@ def measure(matrices: list[np.ndarray], bits: int) -> dict[str, float]:
         "chosen": 8 * sum(len(part.data) for part in encode_best(matrices, bits)) / count,
         "range": 8 * len(data) / count,
         "brotli": brotli_of(lambda m: m),
-        "brotli, columns first": brotli_of(lambda m: np.ascontiguousarray(m.T)),
+        "brotli-columns": brotli_of(lambda m: np.ascontiguousarray(m.T)),
         "brotli, rows sorted": brotli_of(lambda m: by_magnitude(m, 0)) + orders(0),
         "brotli, columns sorted": brotli_of(lambda m: by_magnitude(m, 1)) + orders(1),
         "xz": 8 * len(lzma.compress(raw, preset=9)) / count,
@@ -97,9 +90,11 @@ def main() -> None:
             matrices.append(matrix)
             count += matrix.numel()
     results = {}
-    for bits, steps in ((8, "largest"), (6, "largest"), (6, "deviation"), (4, "largest")):
-        results[f"{bits} bits, {steps}"] = measure([codes_of(m, bits, steps) for m in matrices], bits)
-        progress(f"{bits} {steps}: {results[f'{bits} bits, {steps}']}")
+    sigma = Clip(by="sigma", value=2.9)
+    for bits, clip in ((8, SQUARES), (6, SQUARES), (6, sigma), (4, SQUARES)):
+        name = f"{bits} bits, {clip.by}"
+        results[name] = measure([quantize(m, bits, clip=clip).codes.numpy() for m in matrices], bits)
+        progress(f"{name}: {results[name]}")
     report("codecs", started, codes=count, bits_per_code=results)
 
 

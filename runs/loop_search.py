@@ -167,10 +167,9 @@ def measured(chosen: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
         return json.loads(row_file.read_bytes())
     run = RunDirectory(chosen.out / name)
     if not run.weights_file.is_file():
-        if run.is_run:
-            resume(run.path)
-        else:
-            start(recipe_of(arm, chosen.data, chosen.tokens, seed), run.path)
+        recipe = recipe_of(arm, chosen.data, chosen.tokens, seed)
+        if not (resume(run.path) if run.is_run else start(recipe, run.path)).finished:
+            sys.exit(f"{run.path}: training was stopped; the same command goes on")
     opened = open_model(run.path)
     test = [chosen.held_out.read_bytes()] if chosen.held_out else run.open_data().documents("valid")
     found = score(opened.model, opened.tokenizer, test, window=256, max_bytes=chosen.max_bytes)

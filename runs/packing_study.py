@@ -110,10 +110,9 @@ def _trained(chosen: argparse.Namespace, name: str, seed: int) -> Any:
 
     run = RunDirectory(chosen.out / f"{name.replace(' ', '-')}-{seed}")
     if not run.weights_file.is_file():
-        if run.is_run:
-            resume(run.path)
-        else:
-            start(recipe_of(name, chosen.data, chosen.tokens, seed), run.path)
+        recipe = recipe_of(name, chosen.data, chosen.tokens, seed)
+        if not (resume(run.path) if run.is_run else start(recipe, run.path)).finished:
+            sys.exit(f"{run.path}: training was stopped; the same command goes on")
     return open_model(run.path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import MutableMapping, Sequence
 
@@ -24,6 +25,7 @@ VERBS = {
     "check": ("check", "run the correctness harness and the audit on a model or recipe"),
     "generate": ("talk", "continue a prompt"),
     "chat": ("talk", "talk to a model"),
+    "serve": ("serve", "answer over HTTP: OpenAI's interface, and a page to talk to the model"),
     "convert": ("convert", "make a model directory of a pretrained model or a published checkpoint"),
     "pack": ("pack", "write a model as one small file, within a budget of bytes"),
     "inspect": ("inspect", "list what a packed file holds"),
@@ -31,6 +33,8 @@ VERBS = {
     "export": ("export", "write a model in the form of another library"),
     "ablate": ("ablate", "run a study: what each of several changes to a recipe brings"),
     "report": ("report", "write a page about a run, a study or a comparison"),
+    "doctor": ("doctor", "say what this machine and its installation can do, and what is missing"),
+    "completion": ("completion", "print a script that lets a shell complete verbs and options"),
 }
 """Verb: module in ``ouroboros.verbs`` and summary. The module has a function of the verb's name."""
 
@@ -48,10 +52,20 @@ def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
         environment.update(THREAD_RUNTIME)
 
 
+class Terminated(SystemExit):
+    """SIGTERM, which ends a verb as Ctrl-C does: what it was writing is removed on the way out."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     if arguments is None:  # the process is ours
         let_waiting_threads_sleep(os.environ)
+        signal.signal(signal.SIGTERM, _terminate)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
@@ -75,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except Terminated:
+        sys.stderr.write("terminated\n")
+        return 143
     except (OuroborosError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:

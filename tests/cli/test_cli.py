@@ -8,7 +8,7 @@ import pytest
 
 import ouroboros
 from ouroboros import cli as module
-from ouroboros.cli import THREAD_RUNTIME, VERBS, let_waiting_threads_sleep
+from ouroboros.cli import THREAD_RUNTIME, VERBS, Terminated, let_waiting_threads_sleep
 from ouroboros.errors import OuroborosError, UsageError
 
 
@@ -36,7 +36,7 @@ def test_every_verb_has_help_and_says_what_it_does(verb, cli):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_refuses_an_unknown_option_in_one_line(verb, cli, trained):
-    first = {"resume": [trained], "export": ["loop", "out"]}.get(verb, ["loop"])
+    first = {"resume": [trained], "export": ["loop", "out"], "completion": ["bash"]}.get(verb, ["loop"])
     message = cli(verb, *first, "--tempratur", "1").error(2)
     assert "--tempratur" in message or "required" in message.lower(), message
     assert f"ouroboros {verb} --help" in message
@@ -59,6 +59,7 @@ def test_an_unknown_verb_offers_the_nearest(cli):
         (FileNotFoundError(2, "No such file or directory", "a.txt"), 1, "error: a.txt: No such file or directory\n"),
         (OSError("odd"), 1, "error: odd\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Terminated(143), 143, "terminated\n"),
     ],
 )
 def test_errors_become_one_line_and_a_status(raised, status, line, cli, monkeypatch):

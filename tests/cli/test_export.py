@@ -115,6 +115,31 @@ def test_a_run_that_began_from_a_converted_model_goes_back(cli: Any, notes: Path
     assert all(one[name].equal(tensor) for name, tensor in other.items())
 
 
+def test_files_of_llama_cpp(cli: Any, notes: Path, tmp_path: Path) -> None:
+    """Written, read by ``convert``, and the same to the bit; every block once where the form allows it."""
+    run, small, large = tmp_path / "run", tmp_path / "loop.gguf", tmp_path / "unrolled.gguf"
+    options = (*LLAMA_SIZES, *QUICK, "--data", notes, "--out", run)
+    assert cli("train", "loop-portable", "--size", "tiny", *options).status == 0
+    result = cli("export", run, "--to", "nanbeige-gguf", small)
+    assert re.search(
+        r"gguf: Nanbeige, 2 layers, .* logits on 64 random tokens differ by \S+ of the largest", result.out
+    )
+    facts = cli("export", run, "--to", "gguf", large, "--json").json
+    assert facts["family"] == "Llama" and facts["layers"] == 4 and facts["proof"]["difference"] <= 1e-5
+    once = small.stat().st_size - large.stat().st_size
+    assert once < -2 * 4 * (4 * 16 * 16 + 3 * 16 * 24)  # four bytes of each matrix of two blocks
+    assert "loop.gguf exists; choose another path" in cli("export", run, "--to", "gguf", small).error()
+    facts = cli("convert", small, "--out", tmp_path / "back", "--json").json
+    assert facts["system"] == "Nanbeige" and facts["layout"] == "(2)x2" and facts["tokenizer"]
+    words = ("--prompt", "3 times", "--max-new-tokens", "20", "--temperature", "0", "--json")
+    written = [cli("generate", path, *words).json["continuations"] for path in (run, tmp_path / "back")]
+    assert written[0] == written[1]
+    error = cli("export", tmp_path / "back", "--to", "donor", tmp_path / "x").error()
+    assert "its donor repeats the stack of its layers" in error and "--to nanbeige-gguf writes that form" in error
+    assert "(2)x2" in cli("convert", small, "--out", tmp_path / "x", "--layout", "1 (1)x2").error()
+    assert "leave --heal out" in cli("convert", small, "--out", tmp_path / "x", "--heal", "--data", notes).error()
+
+
 def run_alone(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The exported program in a process of its own, which finds nothing of this library."""
     hidden = "import sys, runpy; sys.modules['ouroboros'] = sys.modules['torch'] = None; sys.argv = sys.argv[1:];"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -122,23 +123,42 @@ def test_no_place_to_write(trained, cli, tmp_path):
     assert "is a directory" in cli("pack", trained, "--bits", 8, "--out", tmp_path).error()
 
 
-def test_interrupted_while_the_file_is_scored(trained, cli, tmp_path, monkeypatch):
-    """What was there stays, and nothing half-written beside it."""
-    out = tmp_path / "m.pack"
+@pytest.mark.parametrize(
+    ("number", "status", "line"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")]
+)
+def test_stopped_while_the_file_is_scored(trained, spawn, tmp_path, monkeypatch, number, status, line):
+    """What was there stays, nothing half-written is left, and the process that scores ends too."""
+    out, scratch = tmp_path / "m.pack", tmp_path / "scratch"
+    scratch.mkdir()
     out.write_bytes(b"before")
-    monkeypatch.setattr(
-        "ouroboros.verbs.pack._score_again", lambda *_: signal.raise_signal(signal.SIGINT) or time.sleep(9)
-    )
-    found = cli("pack", trained, "--bits", 8, "--mode", "rounding", "--out", out, *SMALL, "--quiet")
-    assert (found.status, found.err) == (130, "interrupted\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.pack"] and out.read_bytes() == b"before"
+    given = ["--bits", 8, "--mode", "rounding", "--out", out, *SMALL, "--quiet"]
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    with spawn("pack", trained, *given, start_new_session=True) as process:
+        waiting = time.monotonic() + 60
+        while not any(scratch.glob("ouroboros-*/*.txt")) and time.monotonic() < waiting:
+            time.sleep(0.02)
+        assert any(tmp_path.glob(".m.pack.tmp-*"))
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # a terminal sends it to both processes
+        else:
+            process.send_signal(number)
+        said = process.communicate(timeout=60)
+    assert (process.returncode, *said) == (status, "", line)
+    assert sorted(tmp_path.iterdir()) == [out, scratch] and out.read_bytes() == b"before"
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
-def test_a_full_disk(trained, cli, tmp_path, monkeypatch):
-    def full(*_):
+@pytest.mark.parametrize("where", ["ouroboros.verbs.pack._score_again", "pathlib.Path.write_bytes"])
+def test_a_full_disk(trained, cli, tmp_path, monkeypatch, where):
+    def full(path, content, *_):
+        if isinstance(content, bytes):
+            with path.open("wb") as file:
+                file.write(content[:100])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ouroboros.verbs.pack._score_again", full)
+    monkeypatch.setattr(where, full)
     out = tmp_path / "m.pack"
     found = cli("pack", trained, "--bits", 8, "--mode", "rounding", "--out", out, *SMALL, "--quiet")
     assert found.error() == f"cannot write {out}: No space left on device"

@@ -91,6 +91,10 @@ STAGES = [
     *("--train.low-rank.rank", "2", "--train.low-rank.where", "*mlp*"),
 ]
 
+SHARDED = ["--train.sharding", "full"]
+SHARED = [*SHARDED, *LOOPS, "--model.mixer.value-residual", "0.5", "--train.activation-checkpointing"]
+"""Visits hand values to one another, loop counts differ from step to step, and activations are computed again."""
+
 PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1e-30", "--optim.embedding-lr", "1e-30"]
 """At these rates no weight moves and no score gets better, on any processor."""
 
@@ -140,6 +144,11 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "loops": (train("loops", *LOOPS), None),
         "noise": (train("noise", *NOISE), None),
         "stages": (train("stages", *STAGES), None),
+        "sharded": (train("sharded", *SHARDED), None),
+        "shared": (train("shared", *SHARED), None),
+        "sharded-stopped": (train("sharded-stopped", *SHARDED), 3),
+        "sharded-resumed": (["resume", str(here / "sharded-stopped"), "--json", "--quiet"], None),
+        "grown": (["resume", str(here / "grown"), "--json", "--quiet"], None),
         "dropout": (train("dropout", "--model.dropout", "0.1"), None),
         "stopped": (train("stopped", "--model.dropout", "0.1"), 3),
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
@@ -150,6 +159,8 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     listed = {name: (*case, port) for (name, case), port in zip(cases.items(), free_ports(), strict=False)}
     (here / "cases.json").write_text(json.dumps(listed))
     (here / "driver.py").write_text(DRIVER)
+    assert main([*train("grown", *SHARDED), "--quiet"]) == 0
+    back_to_the_third_step(here / "grown")
     source = str(Path(ouroboros.__file__).parent.parent)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
@@ -157,13 +168,19 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _, errors = process.communicate(timeout=200)
+            _, errors = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             process.terminate()  # the launcher then ends its workers
             done = sorted(path.name for path in here.glob("*.status"))
             pytest.fail(f"two processes hang; ended: {done}; {process.communicate()[1][-3000:]}")
     assert process.returncode == 0, errors[-3000:]
     return here
+
+
+def back_to_the_third_step(run: Path) -> None:
+    """As if the run had been killed between its third and its sixth step."""
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    (run / "model.safetensors").unlink()
 
 
 def status(here: Path, name: str) -> list[int]:
@@ -175,9 +192,10 @@ def losses(run: Path) -> list[float]:
 
 
 CASES = [("plain", []), ("shards", []), ("loops", LOOPS), ("noise", NOISE), ("stages", STAGES)]
+CASES += [("sharded", SHARDED), ("shared", SHARED)]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize(("name", "more"), CASES)
 def test_two_processes_train_as_one(name, more, outcomes, text, tmp_path, capsys):
     run = outcomes / name
@@ -212,6 +230,13 @@ def test_a_signal_to_one_process_stops_both_and_resume_is_exact(outcomes):
     assert whole.read_bytes() == parts.read_bytes()
 
 
+def test_a_sharded_run_that_is_stopped_and_resumed_is_exact(outcomes):
+    assert status(outcomes, "sharded-stopped") == [143, 143]
+    assert status(outcomes, "sharded-resumed") == [0, 0], (outcomes / "sharded-resumed.0.err").read_text()
+    whole, parts = (outcomes / name / "model.safetensors" for name in ("sharded", "sharded-stopped"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
 def test_a_batch_that_does_not_divide_is_refused_by_both_and_leaves_nothing(outcomes):
     assert status(outcomes, "odd") == [1, 1]
     message = (outcomes / "odd.0.err").read_text()
@@ -227,6 +252,26 @@ def test_a_run_of_two_processes_goes_on_alone(outcomes, tmp_path, capsys):
     shutil.copytree(outcomes / "plain", run)
     assert main(["resume", str(run), "--train.steps", "7", "--allow-changes", "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 7
+
+
+@pytest.mark.parametrize("name", ["shrunk", "grown"])
+def test_a_sharded_run_goes_on_with_another_number_of_processes(name, outcomes, tmp_path, capsys):
+    """From two to one, and from one to two: the same checkpoint, whole tensors, serves either."""
+    run = outcomes / name
+    if name == "shrunk":
+        run = tmp_path / "run"
+        shutil.copytree(outcomes / "sharded", run)
+        back_to_the_third_step(run)
+        assert main(["resume", str(run), "--json", "--quiet"]) == 0
+        assert json.loads(capsys.readouterr().out)["step"] == 6
+    else:
+        assert status(outcomes, "grown") == [0, 0], (outcomes / "grown.0.err").read_text()
+    assert len(losses(run)) == 6 and losses(run) == pytest.approx(losses(outcomes / "sharded"), abs=1e-4)
+    for file in ("model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
+        found, expected = (load_file(path / file) for path in (run, outcomes / "sharded"))
+        assert found.keys() == expected.keys()
+        for key in found:
+            torch.testing.assert_close(found[key], expected[key], rtol=0, atol=5e-4)
 
 
 def test_a_validation_that_fails_on_one_process_stops_both_with_a_checkpoint(outcomes):

@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "data" / "r-hrm" / "model-a.safetensors"
 SET_UP = ("make ", "pip install")
 """Run by hand and by continuous integration: they make the environment this test runs in."""
+SHOWN = "127.0.0.1:8000"
+"""The address of a server on a page; the test takes another one."""
 FREE = ("generate", "chat")
 """Verbs that print what a model writes, which no test can know."""
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]\d+)?")
@@ -50,6 +52,8 @@ class Page:
         self.place = place
         self.verbs: set[str] = set()
         self.module = types.ModuleType("page")
+        self.server: subprocess.Popen[str] | None = None
+        self.address = SHOWN
 
     def blocks(self, language: str) -> list[str]:
         """The fenced blocks of one language."""
@@ -73,6 +77,7 @@ class Page:
                 printed = "".join(texts) if followed and comparable else None
                 continue
             if language == "python":
+                body = body.replace(SHOWN, self.address)
                 exec(compile(body, "page", "exec", dont_inherit=True), vars(self.module))  # noqa: S102
             elif language == "text" and printed is not None:
                 missing = {_form(line) for line in body.splitlines()} - {_form(line) for line in printed.splitlines()}
@@ -89,6 +94,9 @@ class Page:
             made = subprocess.run([sys.executable, "-I", *words[1:]], check=True, capture_output=True, timeout=240)
             return made.stdout.decode(errors="replace")
         assert words[0] == "ouroboros", command
+        if words[1] == "serve":
+            self._serve(words[1:])
+            return ""
         if words[1] == "resume" and "--allow-changes" not in words:  # of a run that was stopped half-way
             words += ["--train.steps", "6", "--allow-changes"]
         with pytest.MonkeyPatch.context() as patch:
@@ -97,6 +105,23 @@ class Page:
         out, err = output()
         assert status == 0, (command, err)
         return out
+
+    def _serve(self, words: list[str]) -> None:
+        """Start a server at a free port, where what follows on the page finds it."""
+        self.stop()
+        command = [sys.executable, "-m", "ouroboros.cli", *words, "--port", "0"]
+        self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert self.server.stderr is not None
+        line = self.server.stderr.readline()
+        found = re.search(r"http://([^/]*)/v1", line)
+        assert found, (command, line)
+        self.address = found[1]
+
+    def stop(self) -> None:
+        """Stop the server, if there is one."""
+        if self.server is not None:
+            self.server.kill()
+            self.server.communicate()
 
 
 def _form(line: str) -> str:
@@ -140,7 +165,8 @@ def launch(command: list[str]) -> None:
 
 
 def write_inputs(where: Path) -> None:
-    """The files that the pages take for granted: notes, facts, dialogues, a published checkpoint and its tokenizer."""
+    """The files that the pages take for granted: notes, facts, dialogues, records of tasks, a published checkpoint and
+    its tokenizer."""
     sentences = [f"Note {n}: {n} times {n} is {n * n}, and the moon is {n} days old.\n" for n in range(3000)]
     (where / "notes.txt").write_text("".join(sentences))
     facts = [{"question": f"What is {n} times 7?", "answer": f"{n} times 7 is {7 * n}."} for n in range(2000)]
@@ -150,6 +176,13 @@ def write_inputs(where: Path) -> None:
         {"messages": [{"role": r, "content": c.format(n + i)} for i, (r, c) in enumerate(turns)]} for n in range(900)
     ]
     (where / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in talk))
+    questions = [
+        {"query": f"Question: What is {n} times 7?", "choices": [f"{7 * n}", "red", "a"], "gold": 0} for n in range(3)
+    ]
+    pairs = [{"sentence_good": f"{n} dogs bark.", "sentence_bad": f"{n} dogs barks.", "UID": "all"} for n in range(2)]
+    (where / "tasks").mkdir()
+    for name, records in (("arc_easy", questions), ("blimp", pairs)):
+        (where / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     golden = load_file(GOLDEN)
     published = {name.removeprefix("param."): value for name, value in golden.items() if name.startswith("param.")}
     words = torch.randn(257, published["token_embedding.weight"].shape[1])
@@ -168,4 +201,12 @@ def open_page(
     for family, members in list(_KINDS.items()):  # a part that a page registers is gone after it
         monkeypatch.setitem(_KINDS, family, dict(members))
     with given_back():
-        yield lambda path: Page(path, tmp_path)
+        pages: list[Page] = []
+
+        def opened(path: str) -> Page:
+            pages.append(Page(path, tmp_path))
+            return pages[-1]
+
+        yield opened
+        for page in pages:
+            page.stop()

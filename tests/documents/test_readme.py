@@ -9,7 +9,7 @@ import pytest
 from ouroboros.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = {"train", "resume", "eval", "generate", "chat", "show", "convert", "report", "check", "pack"}
+JOBS = {"train", "resume", "eval", "generate", "chat", "show", "convert", "report", "check", "pack", "serve"}
 
 
 @pytest.mark.timeout(400)

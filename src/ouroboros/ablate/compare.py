@@ -39,6 +39,8 @@ EQUAL: dict[Match, str] = {
     "time": "training time",
 }
 """What is equal, in words."""
+UNEQUAL = 0.1
+"""The share by which measured times of training may differ and still be called equal."""
 ANSWER = "compare.json"
 """In the directory of a comparison that is complete."""
 BITS, BESIDE = 6, 4096
@@ -262,10 +264,17 @@ def judge(
         names = ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "by_seed", "verdict")
         lines.append(Twin(**side, **{n: getattr(pair, n) for n in names}, deviation=deviation))
     best = min(lines, key=lambda line: line.bits_per_byte)
+    said = sentence(own.name, best, f"equal {EQUAL[match]}{', packed' if packed else ''}", len(twins))
+    late = match == "time" and abs(best.deviation) > UNEQUAL
+    if late:
+        said = (
+            f"Cannot tell at equal training time: {best.name} turned out to train {100 * best.deviation:+.0f} % longer"
+            f" than {own.name}, because the machine changed its speed; repeat this on an idle one, in another --out."
+        )
     return Judged(
         match=match,
-        verdict=best.verdict,
-        sentence=sentence(own.name, best, f"equal {EQUAL[match]}{', packed' if packed else ''}", len(twins)),
+        verdict="cannot tell" if late else best.verdict,
+        sentence=said,
         difference=best.difference,
         low=best.low,
         high=best.high,

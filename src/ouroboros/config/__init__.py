@@ -29,6 +29,7 @@ from ouroboros.config.parts.norm import LayerNormSpec, RMSNormSpec
 from ouroboros.config.parts.rope import RopeSpec
 from ouroboros.config.train import (
     DistilledTraining,
+    GuardedTraining,
     LoopTraining,
     LowRankTraining,
     OptimSpec,
@@ -46,6 +47,7 @@ __all__ = [
     "FeedForwardPart",
     "FeedForwardSpec",
     "FilterSpec",
+    "GuardedTraining",
     "HeadPart",
     "LayerNormSpec",
     "LoopPart",

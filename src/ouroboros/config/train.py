@@ -266,9 +266,30 @@ class TaughtTraining:
         )
 
 
+RECORDS = untried("changes what a run records, or when it ends")
+ROLLS_BACK = needs("action", "rollback") | RECORDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardedTraining:
+    """The stability guard. At every step it compares the loss, the gradient, and the state of each loop with those of
+    the steps before, and names the loop in which training becomes unstable."""
+
+    action: Literal["off", "warn", "stop", "rollback"] = field(default="warn", metadata=RECORDS)
+    """What it does: nothing; say so; stop the run at the third unusual step in a row, with the weights of the last good
+    checkpoint; or go on from those weights with a lower rate and the text that follows."""
+    lr_factor: float = field(default=0.5, metadata=ROLLS_BACK)
+    """What a rollback multiplies the learning rate with, for the rest of the run; 1 leaves it."""
+    rollbacks: int = field(default=3, metadata=ROLLS_BACK)
+    """Rollbacks of a run; at the next one it is stopped instead."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.lr_factor <= 1, f"train.guard.lr_factor must be in (0, 1], got {self.lr_factor}")
+        check(self.rollbacks >= 1, f"train.guard.rollbacks must be >= 1, got {self.rollbacks}")
+
+
 BUDGET = untried("says how long a run is")
 SAME_NUMBERS = untried("changes memory or time, and numbers by rounding alone")
-RECORDS = untried("changes what a run records, or when it ends")
 VALIDATION = needs("eval_every", positive) | RECORDS
 
 
@@ -296,7 +317,12 @@ class TrainSpec:
     compile: Literal["auto", "on", "off"] = field(default="auto", metadata=SAME_NUMBERS)
     """Compile each block with ``torch.compile``; ``auto`` does so where the run is long enough for it to pay."""
     activation_checkpointing: bool = field(default=False, metadata=SAME_NUMBERS)
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Compute the activations of every visit, thus of every loop, again in the backward pass instead of keeping them:
+    less memory, more time."""
+    sharding: Literal["none", "full"] = field(default="none", metadata=SAME_NUMBERS)
+    """What several processes divide among them besides the text: nothing, so that each has the whole model (DDP), or
+    its parameters, their gradients and the state of the optimisers (FSDP), which takes less memory and sends more. One
+    process divides nothing."""
     ema_decay: float = 0.0
     """Evaluate and export an exponential average of the weights with this decay; 0 is off."""
     average_every: int = 0
@@ -317,6 +343,7 @@ class TrainSpec:
     low_rank: LowRankTraining = field(default_factory=LowRankTraining)
     distill: DistilledTraining = field(default_factory=DistilledTraining)
     teach: TaughtTraining = field(default_factory=TaughtTraining)
+    guard: GuardedTraining = field(default_factory=GuardedTraining)
     eval_every: int = field(default=200, metadata=RECORDS)
     """Steps between validations; 0 is off."""
     eval_bytes: int = field(default=65_536, metadata=VALIDATION)
@@ -375,6 +402,19 @@ class TrainSpec:
         check(
             self.teach.model is None or not self.distill.fraction,
             "train.teach and train.distill both say whom to learn from: leave one of them out",
+        )
+        whole = {
+            "train.quantize.mode": self.quantize.mode != "off",
+            "train.low_rank.rank": self.low_rank.rank > 0,
+            "train.distill.fraction": self.distill.fraction > 0,
+            "train.teach.model": self.teach.model is not None,
+            "train.compile=on": self.compile == "on",
+        }
+        refused = ", ".join(name for name, on in whole.items() if on)
+        check(
+            self.sharding == "none" or not refused,
+            f"train.sharding={self.sharding} does not work with {refused}, which needs the whole model in every"
+            " process: leave that out, or take train.sharding=none",
         )
         check(0 <= self.averages_from <= 1, f"train.average_start must be in [0, 1], got {self.average_start}")
 

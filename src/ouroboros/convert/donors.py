@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ouroboros.convert import nanbeige
 from ouroboros.convert.families import FAMILIES, Family, check_settings, family_of, spec_of
+from ouroboros.convert.gguf_file import needs_gguf
 from ouroboros.convert.layers import Init, Layers, chosen, cut, initial, named, split
 from ouroboros.convert.tensors import model_of
 from ouroboros.errors import OuroborosError, check, first_line
@@ -56,6 +58,8 @@ class Donor:
     directory: Path
     gguf: str | None = None
     """The name of its GGUF file in ``directory``, if it is one."""
+    repeated: nanbeige.Repeated | None = None
+    """That its whole stack of layers runs several times, which ``directory`` does not say, if it does."""
 
     @functools.cached_property
     def config(self) -> Any:
@@ -73,6 +77,9 @@ class Donor:
             # What transformers notes about the file's quantisation: the weights it returns are dequantised.
             config.__dict__.pop("quantization_config", None)
             check_settings(config.to_dict())
+        if self.repeated is not None:
+            config.model_type, config.num_loops = nanbeige.NANBEIGE, self.repeated.loops
+            config.skip_loop_final_norm = self.repeated.skips_norm
         return config
 
     @property
@@ -98,6 +105,11 @@ class Donor:
         check(not wrong, f"{self.source}: the weights do not fit the configuration ({'; '.join(wrong)})")
         return model.eval()
 
+    def looped(self, model: Any) -> Any:
+        """What :meth:`model` returned as it runs: with its stack as often as it is repeated."""
+        found = self.repeated
+        return model if found is None else nanbeige.repeat(model, found.loops, skips_norm=found.skips_norm)
+
     def tokenizer(self) -> TextTokenizer:
         """The donor's tokenizer.
 
@@ -122,7 +134,8 @@ class Donor:
             return load_tokenizer(place)
 
     def _read(self, reader: Any, **options: Any) -> Any:
-        more = {"gguf_file": self.gguf} if self.gguf else {}
+        # With the whole path: a file of this name where the command runs would be read instead.
+        more = {"gguf_file": str((self.directory / self.gguf).absolute())} if self.gguf else {}
         # Of a GGUF file transformers shows a loading bar that no setting of it turns off.
         quiet = contextlib.redirect_stderr(io.StringIO()) if self.gguf else contextlib.nullcontext()
         try:
@@ -172,19 +185,25 @@ def find(source: Path | str, *, cache: Path | None = None) -> Donor | None:
         check(is_gguf or path.suffix != ".gguf", f"{path}: is no GGUF file: it does not begin with GGUF")
         return _of_gguf(path) if is_gguf else None
     if path.is_dir():
-        if (path / CONFIG).is_file() and _is_model(_settings(path)):
-            return Donor(str(source), path)
-        return None
+        return _of_directory(str(source), path) if (path / CONFIG).is_file() else None
     if not _HUB_NAME.fullmatch(str(source)):
         return None
-    return Donor(str(source), _from_hub(str(source), cache))
+    return _of_directory(str(source), _from_hub(str(source), cache))
+
+
+def _of_directory(source: str, directory: Path) -> Donor | None:
+    settings = _settings(directory)
+    if settings.get("model_type") == nanbeige.NANBEIGE:
+        repeated = nanbeige.of_directory(directory, settings)
+        return Donor(source, repeated.place.directory, repeated=repeated)
+    return Donor(source, directory) if _is_model(settings) else None
 
 
 def _of_gguf(path: Path) -> Donor:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    check(not missing, f"{path}: reading GGUF needs {' and '.join(missing)}: pip install 'ouroboros-lm[gguf]'")
+    needs_gguf(path, "reading")
+    if nanbeige.is_nanbeige_gguf(path):
+        repeated = nanbeige.of_gguf(path)
+        return Donor(str(path), repeated.place.directory, path.name, repeated)
     return Donor(str(path), path.parent, path.name)
 
 
@@ -313,24 +332,26 @@ def read(
         OuroborosError: a donor that is not read, is not understood, or does not fit the layout.
     """
     whole = spec_of(donor.config)
-    layers = whole.schedule.num_blocks
+    layers, looped = whole.schedule.num_blocks, whole.schedule.is_looped
     schedule = whole.schedule if layout is None else parse(layout)
-    check(keep is None or init is None, "--keep and --init exclude each other: both say which layers are kept")
+    _check_options(donor, whole, layout, keep, init)
     needed = "--init selected measures on held-out text: give a file of it with --held-out"
     check(init != "selected" or held_out is not None, needed)
     check(init == "selected" or held_out is None, "--held-out is what --init selected measures on: add that option")
     place = split(schedule, layers) if init is not None else None
     kept = None if init == "selected" else _kept(schedule, layers, keep, init)
     spec = whole if kept is None else cut(whole, schedule.notation, kept)
-    same = kept is not None and _is_whole(schedule, kept, layers)
+    same = looped or (kept is not None and _is_whole(schedule, kept, layers))
     theirs = donor.model()
     try:
         state = tensors_of(donor.family, theirs)
     except OuroborosError as error:
         raise OuroborosError(f"{donor.source}: {error}") from None
+    if whole.loop:
+        state |= nanbeige.loop_state(state, whole.schedule.loops)
     tokens = _special_tokens(theirs)
     model = _made(spec if same else whole, state, tokens)
-    proof = prove(model, theirs, donor.source)
+    proof = prove(model, donor.looped(theirs), donor.source)
     del theirs
     if same and kept is not None:
         return Read(model=model, proof=proof, same=True, kept=kept)
@@ -345,6 +366,16 @@ def read(
         spec = cut(whole, schedule.notation, kept)
     model, same = _made(spec, chosen(state, kept), tokens), _is_whole(schedule, kept, layers)
     return Read(model=model, proof=proof, same=same, kept=kept, choice=choice)
+
+
+def _check_options(donor: Donor, whole: ModelSpec, layout: str | None, keep: str | None, init: Init | None) -> None:
+    """Refuse options of cutting that exclude each other, and all of them for a donor that is looped itself."""
+    check(
+        not whole.schedule.is_looped or (layout, keep, init) == (None, None, None),
+        f"{donor.source} runs its layers several times already, as layout {whole.layout!r} says: leave --layout, --keep"
+        " and --init out",
+    )
+    check(keep is None or init is None, "--keep and --init exclude each other: both say which layers are kept")
 
 
 def _is_whole(schedule: Schedule, kept: Layers, layers: int) -> bool:
@@ -386,7 +417,8 @@ def _made(spec: ModelSpec, state: Mapping[str, Tensor], tokens: Mapping[str, Any
 
 def write_record(donor: Donor, directory: Path) -> None:
     """Write the donor's configuration beside its model."""
-    write_whole(directory / RECORD, (json.dumps(donor.config.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+    record = {**donor.config.to_dict(), "model_type": donor.config.model_type}
+    write_whole(directory / RECORD, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
 
 
 def record_beside(directory: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ Such a class has no loops, so every visit becomes a layer of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ouroboros.config import BlockSpec, ModelSpec
     from ouroboros.data.tokenize import TextTokenizer
     from ouroboros.model.modeling import OuroborosForCausalLM
+    from ouroboros.schedule import Visit
 
 UNROLLED_TOLERANCE = 1e-5
 """How far logits of a Llama-shaped export may be from the model's, as a share of the largest."""
@@ -72,7 +73,13 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 def to_its_donor(source: Path, model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | None) -> Exported:
     """:func:`to_donor` of a model that was opened at ``source``, where what its donor was is recorded."""
-    return to_donor(model, read_record(source), out, tokenizer)
+    record = read_record(source)
+    check(
+        record.get("num_loops", 1) == 1,
+        f"{source}: its donor repeats the stack of its layers, and no class of transformers does: --to nanbeige-gguf"
+        " writes that form, and --to llama a layer for each visit",
+    )
+    return to_donor(model, record, out, tokenizer)
 
 
 def to_llama(source: Path, model: OuroborosForCausalLM, out: Path, tokenizer: TextTokenizer | None) -> Exported:
@@ -83,12 +90,17 @@ def to_llama(source: Path, model: OuroborosForCausalLM, out: Path, tokenizer: Te
         OuroborosError: the class lacks something that the model has, or logits differ by more than
             :data:`UNROLLED_TOLERANCE`.
     """
+    return to_donor(model, llama_record(model), out, tokenizer, tolerance=UNROLLED_TOLERANCE)
+
+
+def llama_record(model: OuroborosForCausalLM) -> dict[str, Any]:
+    """A configuration of Llama of what the first layer of ``model`` says. That all layers say it, and that none says
+    more, is for :func:`fitted` to check."""
     spec, tokens = model.config.model_spec, model.generation_config
     first = spec.blocks[model.schedule.visits[0].block]
     heads, settings = first.mixer.heads(spec.hidden_size), fields_by_path(first)
     rotary = first.mixer.rotary(spec.hidden_size)
-    # What the first layer says is taken for all; that all say it, and that no more is said, is checked below.
-    record = {
+    return {
         "model_type": "llama",
         "hidden_size": spec.hidden_size,
         "intermediate_size": settings.get("ffn.intermediate_size", spec.hidden_size),
@@ -104,7 +116,6 @@ def to_llama(source: Path, model: OuroborosForCausalLM, out: Path, tokenizer: Te
         **({} if rotary is None else {"rope_parameters": rope_parameters(rotary[0])}),
         **{name: getattr(tokens, name) for name in SPECIAL_TOKENS},
     }
-    return to_donor(model, record, out, tokenizer, tolerance=UNROLLED_TOLERANCE)
 
 
 def to_donor(
@@ -131,10 +142,8 @@ def to_donor(
     from transformers import AutoModelForCausalLM
 
     family = family_of(record.get("model_type"))
-    config = _config_of(model, record)
-    _check_fits(model, spec_of(config), family.title)
+    config, state = fitted(model, record, family.title, model.schedule.visits)
     theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    state = _state(model, family)
     if config.tie_word_embeddings:
         state[OUTPUT] = state[EMBEDDING]
     theirs.load_state_dict(state)
@@ -158,26 +167,35 @@ def to_donor(
     )
 
 
-def _config_of(model: OuroborosForCausalLM, record: Mapping[str, Any]) -> Any:
-    """The donor's configuration with a layer for each visit."""
+def fitted(
+    model: OuroborosForCausalLM, record: Mapping[str, Any], title: str, visits: Sequence[Visit]
+) -> tuple[Any, dict[str, Tensor]]:
+    """The configuration of transformers that ``record`` begins, with a layer for each of ``visits``, and their tensors
+    under its names.
+
+    Raises:
+        OuroborosError: a part of the model has no place in what is called ``title``.
+    """
     from transformers import AutoConfig
 
     spec = model.config.model_spec
-    windows = [spec.blocks[visit.block].mixer.looks_back for visit in model.schedule.visits]
+    windows = [spec.blocks[visit.block].mixer.looks_back for visit in visits]
     values: dict[str, Any] = {**record, "num_hidden_layers": len(windows), "vocab_size": spec.vocab_size}
     if "layer_types" in record:
         values["layer_types"] = [FULL if window is None else SLIDING for window in windows]
-    return AutoConfig.for_model(**values)
+    config = AutoConfig.for_model(**values)
+    _check_fits(model, spec_of(config), title, visits)
+    return config, _state(model, family_of(config.model_type), visits)
 
 
-def _check_fits(model: OuroborosForCausalLM, expected: ModelSpec, title: str) -> None:
+def _check_fits(model: OuroborosForCausalLM, expected: ModelSpec, title: str, visits: Sequence[Visit]) -> None:
     """Refuse a model whose parts are not those that the class ``title`` has with the settings of ``expected``."""
     spec, width = model.config.model_spec, expected.hidden_size
     check(not spec.loop, f"loop parts ({', '.join(part.kind for part in spec.loop)}) have no place in {title}")
     check(not spec.registers, f"registers have no place in {title}")
     stems = [", ".join(part.kind for part in stem) or "none" for stem in (spec.stem, expected.stem)]
     check(spec.stem == expected.stem, f"stem parts ({stems[0]}) are not those of {title} ({stems[1]})")
-    layers = [spec.blocks[visit.block] for visit in model.schedule.visits]
+    layers = [spec.blocks[visit.block] for visit in visits]
     pairs = [(_settings(ours, width), _settings(theirs, width)) for ours, theirs in zip(layers, expected.blocks)]
     outside = ((spec.block.norm, expected.block.norm), (spec.head, expected.head), (spec.topology, expected.topology))
     pairs += [(fields_by_path(ours), fields_by_path(theirs)) for ours, theirs in outside]
@@ -197,11 +215,11 @@ def _settings(block: BlockSpec, width: int) -> dict[str, Any]:
     return found | {name: value for name, value in resolved.items() if name in found}
 
 
-def _state(model: OuroborosForCausalLM, family: Family) -> dict[str, Tensor]:
-    """The model's tensors under the donor's names, those of a block once for each of its visits."""
+def _state(model: OuroborosForCausalLM, family: Family, visits: Sequence[Visit]) -> dict[str, Tensor]:
+    """The model's tensors under the donor's names, those of a block once for each of ``visits``."""
     given, found = model.state_dict(), {}
     for theirs, ours in family.table.names.items():
-        places = [(theirs.format(visit.slot), ours.format(visit.block)) for visit in model.schedule.visits]
+        places = [(theirs.format(visit.slot), ours.format(visit.block)) for visit in visits]
         for name, source in places if "{}" in theirs else [(theirs, ours)]:
             if source in given:
                 found[name] = given[source] - 1 if family.is_gain(name) else given[source]

@@ -22,6 +22,7 @@ from ouroboros.config import (
     to_dict,
 )
 from ouroboros.config.parts.head import LinearHeadSpec
+from ouroboros.config.parts.loop import LoopNormSpec
 from ouroboros.config.parts.stem import EmbeddingScaleSpec
 from ouroboros.convert.tensors import EMBEDDING, OUTPUT, RenameTable
 from ouroboros.errors import check
@@ -78,6 +79,7 @@ FAMILIES = {
     "qwen2": Family(title="Qwen2", table=_table("Qwen2"), qkv_bias=True),
     "qwen3": Family(title="Qwen3", table=_table("Qwen3"), qk_norm=True),
     "gemma3_text": Family(title="Gemma 3", table=_table("Gemma 3", _SANDWICH), qk_norm=True, gemma=True),
+    "nanbeige": Family(title="Nanbeige", table=_table("Nanbeige")),
 }
 """By ``model_type``."""
 
@@ -118,6 +120,8 @@ def spec_of(config: Any) -> ModelSpec:
     biases = getattr(config, "attention_bias", False)
     channels = getattr(config, "query_pre_attn_scalar", width)
     kinds = layer_kinds(config)
+    loops = getattr(config, "num_loops", 1)
+    between = loops > 1 and not config.skip_loop_final_norm
     rotations = {kind: _rope(config, kind) for kind in dict.fromkeys(kinds)}
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     mixer = AttentionSpec(
@@ -133,7 +137,7 @@ def spec_of(config: Any) -> ModelSpec:
         qk_norm="before_rope" if family.qk_norm else "none",
     )
     return ModelSpec(
-        layout=str(len(kinds)),
+        layout=str(len(kinds)) if loops == 1 else f"({len(kinds)})x{loops}",
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         max_position_embeddings=config.max_position_embeddings,
@@ -151,6 +155,7 @@ def spec_of(config: Any) -> ModelSpec:
             for where, kind in _ranges(kinds)
             if (rope := rotations[kind]) and kind != kinds[0]
         ),
+        loop=(LoopNormSpec(),) if between else (),
         stem=(EmbeddingScaleSpec(),) if family.gemma else (),
         head=LinearHeadSpec(logit_softcap=getattr(config, "final_logit_softcapping", None)),
         tie_embeddings=config.tie_word_embeddings,

@@ -52,6 +52,8 @@ def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
         contents[section["name"]] = content = data[begin : begin + section["bytes"]]
         if hashlib.sha256(content).hexdigest() != section["sha256"]:
             raise ValueError(f"{path}: section {section['name']!r} is damaged or cut off")
+        if section["codec"] not in ("brotli", "brotli-columns", "range"):
+            raise ValueError(f"{path}: section {section['name']!r}: unknown codec {section['codec']!r}")
     weights, files, at = dict[str, np.ndarray](), dict[str, bytes](), 0
     scales = from_planes(brotli.decompress(contents["scales"]), "<f2") if "scales" in contents else np.empty(0)
     for section in header["sections"]:
@@ -70,12 +72,17 @@ def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
 
 
 def plain(content: bytes, section: dict[str, Any]) -> Iterator[np.ndarray]:
-    """The numbers of each tensor that brotli alone has compressed: codes of a byte each, or numbers in some format."""
+    """The numbers of each tensor that brotli alone has compressed: codes of a byte each, by rows or columns, or numbers
+    in some format."""
     known = {None: "<i1", "float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
+    if section["dtype"] not in known:
+        raise ValueError(f"tensors of {section['dtype']}, which the standalone program does not know")
     data, dtype = brotli.decompress(content), known[section["dtype"]]
     for tensor in section["tensors"]:
         size = math.prod(tensor["shape"]) * np.dtype(dtype).itemsize
         numbers, data = from_planes(data[:size], dtype), data[size:]
+        if section["codec"] == "brotli-columns":
+            numbers = numbers.reshape(-1, tensor["shape"][0] if len(tensor["shape"]) > 1 else 1).T
         # A bfloat16 is the upper half of a float32.
         yield (numbers.astype(np.uint32) << 16).view(np.float32) if section["dtype"] == "bfloat16" else numbers
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from ouroboros.data.masks import hide
 from ouroboros.data.prepared import PreparedData
-from ouroboros.errors import check
+from ouroboros.errors import OuroborosError, check
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _TOLERANCE = 1e-9
@@ -104,6 +104,13 @@ class Loader(abc.ABC):
     def peek_hash(self) -> str:
         """sha256 (hex) of the next global batch (little-endian int64) without advancing; equal on all processes."""
         return hashlib.sha256(self._gather(self._draw()[0]).astype("<i8").tobytes()).hexdigest()
+
+    def upcoming_hash(self) -> str | None:
+        """The same; None where a source cannot be read on, which ends a run at its next step."""
+        try:
+            return self.peek_hash()
+        except OuroborosError:
+            return None
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it belongs to, as JSON values."""

@@ -6,7 +6,8 @@ carry this within their ids: an id that is read and not learned is given as its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -64,3 +65,25 @@ def shown(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ids of windows (B, T + 1), and their targets (B, T), :data:`IGNORED` where nothing is learned."""
     ids = np.where(windows < 0, ~windows, windows)
     return ids, np.where(windows < 0, IGNORED, windows)[:, 1:]
+
+
+def micro_divisors(windows: np.ndarray, count: int, mean: Callable[[float], float]) -> tuple[np.ndarray, list[float]]:
+    """A process's windows of a step in ``count`` parts, and what the mean loss of each part is divided by to add up to
+    the mean over the tokens that are learned, of all processes.
+
+    Args:
+        windows: (B, T + 1), B a multiple of ``count``.
+        count: parts.
+        mean: of a number over all processes.
+
+    Returns:
+        The windows, in which a part that learns nothing is given one token, which then counts for nothing; and the
+        divisors.
+    """
+    parts = np.split(windows.copy(), count)
+    learned = [int((part[:, 1:] >= 0).sum()) for part in parts]
+    whole = mean(sum(learned))
+    for part, here in zip(parts, learned, strict=True):
+        if not here:  # a mean over no token is no number
+            part[0, -1] = ~part[0, -1]
+    return np.concatenate(parts), [whole / here if here else math.inf for here in learned]

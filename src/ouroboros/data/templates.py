@@ -50,7 +50,11 @@ class TemplateChat(ChatFormat):
 
     def conversation(self, earlier: Iterable[tuple[str, str]], line: str) -> str:
         turns = [turn for ask, say in earlier for turn in (Turn(USER, ask), Turn(ASSISTANT, say))]
-        return self._text([*turns, Turn(USER, line)], "chat", prompt=True)
+        return self.asked([*turns, Turn(USER, line)])
+
+    def asked(self, turns: Sequence[Turn]) -> str:
+        """The text up to the answer to a conversation of any speakers that the template knows."""
+        return self._text(turns, "chat", prompt=True)
 
     def _text(self, turns: Sequence[Turn], where: str, *, prompt: bool = False) -> str:
         for turn, token in itertools.product(turns, self._hf.all_special_tokens):

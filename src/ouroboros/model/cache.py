@@ -278,6 +278,30 @@ def keep_last(store: Cache, tokens: int) -> None:
             layer.keys, layer.values = layer.keys[..., past:, :], layer.values[..., past:, :]
 
 
+def add_rows(store: Cache, other: Cache) -> None:
+    """Add the sequences of ``other`` behind those of ``store``; both belong to one model at one loop count.
+
+    Where they differ in length, the shorter keys and values are padded on the left, which the attention mask of later
+    calls has to hide. ``other`` is not to be used any more.
+    """
+    for layer, new in zip(store.layers, other.layers, strict=True):
+        if isinstance(layer, RecentEntries) and isinstance(new, RecentEntries):
+            layer.recent = {name: torch.cat((x, new.recent[name])) for name, x in layer.recent.items()}
+        if isinstance(layer, ConstantStateLayer) and isinstance(new, ConstantStateLayer):
+            layer.recurrent_states[0] = torch.cat([x for x in (layer.read(), new.read()) if x is not None])
+            layer.seen = max(layer.seen, new.seen)
+        elif isinstance(layer, DynamicLayer) and isinstance(new, DynamicLayer):
+            layer.keys = _stacked(layer.keys, new.keys)
+            layer.values = _stacked(layer.values, new.values)
+
+
+def _stacked(x_BKSC: Tensor | None, y_BKSC: Tensor | None) -> Tensor:
+    assert x_BKSC is not None and y_BKSC is not None
+    longest = max(x_BKSC.shape[-2], y_BKSC.shape[-2])
+    padded = [torch.nn.functional.pad(x, (0, 0, longest - x.shape[-2], 0)) for x in (x_BKSC, y_BKSC)]
+    return torch.cat(padded)
+
+
 def check_cache_fits(store: Cache, entries: int, layout: str) -> None:
     """Refuse a cache made for other visits, and mark a new one as this layout's.
 

@@ -52,8 +52,10 @@ class Observer:
         on_visit: OnVisit | None = None,
         on_loop: OnLoop | None = None,
         on_positions: OnPositions | None = None,
+        registers: bool = False,
     ) -> None:
         self.on_visit, self.on_loop, self.on_positions = on_visit, on_loop, on_positions
+        self.registers = registers
 
 
 @contextlib.contextmanager
@@ -62,20 +64,23 @@ def observe(
     on_visit: OnVisit | None = None,
     on_loop: OnLoop | None = None,
     on_positions: OnPositions | None = None,
+    registers: bool = False,
 ) -> Iterator[None]:
     """Within the context, show every visit and every loop of ``model``, of which then none is left out for positions
     that have stopped.
 
-    The stream is (B, T, D), or (B, T, V, D) where a residual has several value channels; registers are left out.
+    The stream is (B, T, D), or (B, T, V, D) where a residual has several value channels; registers are left out unless
+    they are asked for.
 
     Args:
         model: with a :class:`Decoder` inside.
         on_visit: see :class:`OnVisit`.
         on_loop: see :class:`OnLoop`.
         on_positions: see :class:`OnPositions`.
+        registers: show them too, and the very tensors that later steps use, whose gradients can be watched.
     """
     decoder = next(module for module in model.modules() if isinstance(module, Decoder))
-    observer = Observer(on_visit, on_loop, on_positions)
+    observer = Observer(on_visit, on_loop, on_positions, registers)
     decoder.observers.append(observer)
     try:
         yield
@@ -199,7 +204,7 @@ class _Run:
             self.outputs[f"block.{step.visit.block}"] = after
         for observer in self.observers:
             if observer.on_visit is not None:
-                observer.on_visit(block, context, self._shown(x), self._shown(after))  # pyrefly: ignore
+                observer.on_visit(block, context, *self._shown_to(observer, x, after))  # pyrefly: ignore
 
     def enter(self, step: EnterLoop) -> None:
         """The loop parts before a loop."""
@@ -235,7 +240,7 @@ class _Run:
             told |= part.tell(carried)
         for observer in self.observers:
             if observer.on_loop is not None:
-                observer.on_loop(step.segment, step.loop, self._shown(before), self._shown(z))
+                observer.on_loop(step.segment, step.loop, *self._shown_to(observer, before, z))
             if observer.on_positions is not None:
                 observer.on_positions(step.segment, step.loop, {name: self._shown(x) for name, x in told.items()})
         if last:
@@ -262,6 +267,9 @@ class _Run:
         """No gradient for loops that truncated backpropagation leaves out."""
         cut = self.backprop_loops is not None and left > self.backprop_loops
         return torch.no_grad() if cut else contextlib.nullcontext()
+
+    def _shown_to(self, observer: Observer, *states: Tensor) -> tuple[Tensor, ...]:
+        return states if observer.registers else tuple(self._shown(x) for x in states)
 
     def _shown(self, x: Tensor) -> Tensor:
         return x[:, self.hidden :] if self.hidden else x

@@ -101,6 +101,13 @@ def left_out_parameters(model: nn.Module, spec: OptimSpec) -> set[str]:
     return set(matching([name for name, _ in model.named_parameters()], spec.left_out, "optim.left_out"))
 
 
+def leave_out(model: nn.Module, spec: OptimSpec, factors: Factors | None = None) -> None:
+    """Give the parameters that ``spec.left_out`` names no gradient, which takes time and nothing needs; but those that
+    are made of ``factors``."""
+    for name in left_out_parameters(model, spec).difference(factors or ()):
+        model.get_parameter(name).requires_grad_(False)
+
+
 def matching(names: Sequence[str], patterns: Iterable[str], option: str) -> list[str]:
     """Those of ``names`` that match any of ``patterns``, in their order.
 
@@ -156,8 +163,7 @@ def build_optimizers(
         OuroborosError: no trainable parameter, or one without a role (see :func:`parameter_roles`).
     """
     trainable = _trainable(model, spec, factors)
-    for name in left_out_parameters(model, spec).difference(factors or ()):
-        model.get_parameter(name).requires_grad_(False)  # nothing needs their gradients, which take time
+    leave_out(model, spec, factors)
     vector_lr = spec.vector_lr or spec.lr
     rates = {
         "matrix": spec.lr,

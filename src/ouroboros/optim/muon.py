@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -105,7 +105,9 @@ class BatchedMuon(torch.optim.Muon):
                     key = (parameter.shape, parameter.dtype, parameter.device)
                     buckets.setdefault(key, []).append(parameter)
             for members in buckets.values():
-                size = max(4, self.CHUNK_BYTES // (self.dtype.itemsize * members[0].numel()))
+                mesh = getattr(members[0], "device_mesh", None)
+                least = 4 if mesh is None else max(4, mesh.size())  # so that every process has a matrix
+                size = max(least, self.CHUNK_BYTES // (self.dtype.itemsize * members[0].numel()))
                 for start in range(0, len(members), size):
                     self._step_stack(members[start : start + size], group)
         return loss
@@ -125,12 +127,15 @@ class BatchedMuon(torch.optim.Muon):
         stack_NRC = torch.stack(list(updates))
         if self.rows:
             stack_NRC = stack_NRC / stack_NRC.norm(dim=2, keepdim=True).clamp(min=group["eps"])
-        stack_NRC = stack_NRC.to(self.dtype)
         rows, columns = stack_NRC.shape[1:]
-        tall = rows > columns
-        wide_NRC = stack_NRC.mT.contiguous() if tall else stack_NRC
-        wide_NRC = orthogonalize(wide_NRC, self.coefficients, group["eps"], fused=not self.original)
-        stack_NRC = (wide_NRC.mT if tall else wide_NRC).to(parameters[0].dtype)
+
+        def near(stack_NRC: Tensor) -> Tensor:
+            tall = rows > columns
+            wide_NRC = stack_NRC.mT.contiguous() if tall else stack_NRC
+            wide_NRC = orthogonalize(wide_NRC, self.coefficients, group["eps"], fused=not self.original)
+            return wide_NRC.mT if tall else wide_NRC
+
+        stack_NRC = _of_whole_matrices(near, stack_NRC.to(self.dtype)).to(parameters[0].dtype)
         scale = math.sqrt(max(1, rows / columns)) if self.original else 0.2 * math.sqrt(max(rows, columns))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(stack_NRC), alpha=-scale * group["lr"])
@@ -141,6 +146,25 @@ class BatchedMuon(torch.optim.Muon):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state["momentum_buffer"]
+
+
+def _of_whole_matrices(function: Callable[[Tensor], Tensor], stack_NRC: Tensor) -> Tensor:
+    """``function`` of a stack of matrices. Where each process has some rows of all of them (a ``DTensor``), it is sent
+    all rows of some of them instead, and sends back what it makes of those: the work is divided too."""
+    if not hasattr(stack_NRC, "device_mesh"):
+        return function(stack_NRC)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    def redistributed(stack: Any, placements: Sequence[Any]) -> Any:
+        if stack.device.type == "cpu":  # gloo cannot exchange parts, and torch says so with a warning
+            stack = stack.redistribute(placements=[Replicate()])
+        return stack.redistribute(placements=placements)
+
+    by_row = stack_NRC.placements  # pyrefly: ignore
+    spread = redistributed(stack_NRC, [Shard(0)])
+    made = function(spread.to_local()).contiguous()
+    form = {"shape": spread.shape, "stride": spread.stride(), "run_check": False}
+    return redistributed(DTensor.from_local(made, spread.device_mesh, [Shard(0)], **form), by_row)
 
 
 def orthogonalize(x_NRC: Tensor, coefficients: tuple[Polynomial, ...], eps: float, *, fused: bool = True) -> Tensor:

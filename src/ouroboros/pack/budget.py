@@ -29,7 +29,7 @@ from ouroboros.eval.windows import BATCH_LOGITS, evaluating, log_probs
 from ouroboros.pack.calibrate import Mode, Quantized, one_thread, quantize_model
 from ouroboros.pack.plan import DEFAULT, Entry, Plan, Rule
 from ouroboros.pack.quantize import Clip, checked, entropy, matrix_of, quantize
-from ouroboros.pack.statistics import gather
+from ouroboros.pack.statistics import gather, maps_of
 
 STEPS = [2.0 ** (1 - number / 2) for number in range(14)]
 """In multiples of a row's root mean square, coarsest first: from about one bit per weight to about seven."""
@@ -238,9 +238,11 @@ def measure(model: Any, ids: Sequence[Tensor], plan: Plan = DEFAULT) -> list[Ite
             if rule.keep is not None or not entry.tensor.is_floating_point():
                 continue
             w_RC = matrix_of(checked(entry.tensor, entry.name)).clone()
-            moment = found.moment(entry.name)
-            plain = moment is None or len(moment) != w_RC.shape[1]
-            weight_C = torch.ones(w_RC.shape[1]).double() if plain else moment.diagonal().clone()
+            moments = [found.moment(name) for name in maps_of(entry.name, entry.tensor)]
+            weight_C = torch.ones(w_RC.shape[1]).double()
+            if all(moment is not None for moment in moments):
+                w_RC = w_RC.reshape(-1, entry.tensor.shape[-1])  # rows of matrices, of several below one another
+                weight_C = torch.stack([moment.diagonal() for moment in moments if moment is not None]).mean(dim=0)
             items.append(Item(entry=entry, rule=rule, w_RC=w_RC, weight_C=weight_C))
         for item in items:
             steps = STEPS if item.rule in DEFAULT.rules else ()

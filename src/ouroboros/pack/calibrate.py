@@ -22,7 +22,7 @@ from ouroboros.pack.coded import Coded
 from ouroboros.pack.gptq import objective, solve
 from ouroboros.pack.plan import Entry, Plan, Rule
 from ouroboros.pack.quantize import checked, choose_steps, entropy, matrix_of, quantize, rounded
-from ouroboros.pack.statistics import Statistics, Weighting, gather
+from ouroboros.pack.statistics import Statistics, Weighting, gather, maps_of
 
 Mode = Literal["loop-aware", "per-call", "rounding"]
 
@@ -135,7 +135,7 @@ def _copied(entry: Entry) -> Entry:
 
 
 def _calibrates(entry: Entry, rule: Rule) -> bool:
-    return rule.keep is None and rule.method == "gptq" and entry.tensor.ndim == 2
+    return rule.keep is None and rule.method == "gptq" and entry.tensor.ndim >= 2
 
 
 def _plain(chosen: Mapping[str, tuple[Entry, Rule]]) -> Quantized:
@@ -170,33 +170,43 @@ def _stages(chosen: Mapping[str, tuple[Entry, Rule]], names: list[str], mode: Mo
 
 
 def _solved(entry: Entry, rule: Rule, found: Statistics, weighting: Weighting) -> tuple[Coded, Line]:
-    """A matrix coded by GPTQ, or rounded where that cannot be."""
-    name, w_RC, bits = entry.name, matrix_of(entry.tensor), rule.bits
-    steps_RG = choose_steps(w_RC, bits, group=rule.group, clip=rule.clip, name=name)
-
-    def coded(codes_RC: Tensor) -> Coded:
-        return Coded(codes=codes_RC, scales=steps_RG, bits=bits, shape=tuple(entry.tensor.shape))
-
-    nearest = coded(rounded(w_RC, steps_RG, bits))
-    h_CC = found.moment(name, weighting if entry.place == "looped" else "mean")
-    if h_CC is None:
+    """A matrix, or several in one tensor, coded by GPTQ, or rounded where that cannot be."""
+    name, bits, shape = entry.name, rule.bits, tuple(entry.tensor.shape)
+    maps = maps_of(name, entry.tensor)
+    moments = [found.moment(label, weighting if entry.place == "looped" else "mean") for label in maps]
+    if any(h_CC is None for h_CC in moments):
+        nearest = quantize(entry.tensor, bits, group=rule.group, clip=rule.clip, name=name)
         readers = sorted(found.read_by.get(name, ()))
         # Looking up a row of a table moves no error to another, and what nothing reads does no harm.
         fallback = entry.role == "matrix" and bool(readers)
         notes = (f"rounded, as it is read by {', '.join(readers)} and not as a map",) if fallback else ()
         spent = entropy(nearest.codes)
         return nearest, Line(name=name, method="rounding", bits=bits, entropy=spent, notes=notes, fallback=fallback)
-    result = solve(w_RC, h_CC, steps_RG, bits)
-    made = coded(result.codes_RC)
-    return made, Line(
+    made, steps, errors, results = [], [], [], []
+    for w_RC, h_CC in zip(map(matrix_of, maps.values()), moments):
+        assert h_CC is not None
+        steps_RG = choose_steps(w_RC, bits, group=rule.group, clip=rule.clip, name=name)
+        result = solve(w_RC, h_CC, steps_RG, bits)
+        of_each = (result.codes_RC, rounded(w_RC, steps_RG, bits))
+        coded = [Coded(codes=codes, scales=steps_RG, bits=bits, shape=tuple(w_RC.shape)) for codes in of_each]
+        errors.append([objective(w_RC, c.dense(), h_CC) for c in coded])
+        made.append(result.codes_RC)
+        steps.append(steps_RG)
+        results.append(result)
+    # A step belongs to each row of each matrix: in a row of the tensor, that is a group of columns.
+    codes, scales = (torch.cat(parts).reshape(shape[0], -1) for parts in (made, steps))
+    notes = [note for result in results for note in result.escalations]
+    notes += [f"rounded, as {result.fallback}" for result in results if result.fallback]
+    ours, nearest = (sum(column) for column in zip(*errors))
+    return Coded(codes=codes, scales=scales, bits=bits, shape=shape), Line(
         name=name,
-        method="rounding" if result.fallback else "gptq",
+        method="rounding" if all(result.fallback for result in results) else "gptq",
         bits=bits,
-        entropy=entropy(made.codes),
-        objective=objective(w_RC, made.dense(), h_CC),
-        rounding=objective(w_RC, nearest.dense(), h_CC),
-        notes=result.escalations + ((f"rounded, as {result.fallback}",) if result.fallback else ()),
-        fallback=bool(result.fallback),
+        entropy=entropy(codes),
+        objective=ours,
+        rounding=nearest,
+        notes=tuple(dict.fromkeys(notes)),
+        fallback=any(result.fallback for result in results),
     )
 
 

@@ -1,10 +1,11 @@
 """Codes, scales and plain numbers as bytes, and back exactly.
 
-Two codecs hold codes. ``brotli`` compresses them as they are, one byte each, and wins where rows repeat. ``range``, an
-adaptive range coder (the library ``constriction``), wins elsewhere: it knows how large a code is likely to be, from the
-mean magnitude of its row, which is sent along, and from that of its column in the rows before. Bits are never packed
-together first, which hides equal symbols from a compressor. Other orders of rows and columns are measured by
-benchmarks/codecs.py and not offered (docs/concepts/packed-file.md).
+Three codecs hold codes. ``brotli`` compresses them row by row, one byte each, and ``brotli-columns`` column by column;
+they win where rows or columns resemble each other. ``range``, an adaptive range coder (the library ``constriction``),
+wins elsewhere: it knows how large a code is likely to be, from the mean magnitude of its row, which is sent along, and
+from that of its column in the rows before. Bits are never packed together first, which hides equal symbols from a
+compressor. Rows and columns sorted by magnitude are measured by benchmarks/codecs.py and not offered
+(docs/concepts/packed-file.md).
 
 All statistics are whole numbers that sum to a power of two, so that the coder rounds nothing and every machine decodes
 the same. How many symbols there are is known before the first one is decoded, and brotli stops at the size expected.
@@ -48,6 +49,13 @@ _BETWEEN = (_LEVELS[1:] + _LEVELS[:-1]) // 2
 _TRUSTED = 4
 """A column is believed to be like the mean of all columns until so many rows say otherwise."""
 
+_SAMPLE = 1 << 18
+"""Codes of a tensor by which its codec is chosen, about; all of them, where there are no more."""
+_FOUND = 0.995
+"""Brotli is tried in earnest where its fast setting makes the codes smaller than so much of the same ones shuffled."""
+_SECTION = 100
+"""Bytes that a tensor has to save by another codec than ``range``, because a section of its own takes about as many."""
+
 Transfer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Symbols (n,) and the frequencies (A,) of each to the symbols: an encoder writes them, a decoder ignores what it is
 given and reads them."""
@@ -65,7 +73,7 @@ def decode(codec: str, data: bytes, shapes: Sequence[tuple[int, int]], bits: int
     Raises:
         OuroborosError: an unknown codec, or bytes that are not of these shapes.
     """
-    check(codec in _CODECS, f"unknown codec {codec!r} (this version reads {' and '.join(_CODECS)})")
+    check(codec in _CODECS, f"unknown codec {codec!r} (this version reads {', '.join(_CODECS)})")
     matrices = _CODECS[codec][1](data, shapes, bits)
     _check_fit(matrices, bits)
     return matrices
@@ -89,24 +97,35 @@ class Encoded(NamedTuple):
 
 
 def encode_best(matrices: Sequence[np.ndarray], bits: int) -> list[Encoded]:
-    """Each matrix in the codec that suits it: brotli where even its fast setting is clearly below the entropy of single
-    codes, which only repeated rows allow. The slow one would take minutes for a model of 20 million numbers."""
-    parts: dict[str, list[int]] = {"brotli": [], "range": []}
-    for number, matrix in enumerate(matrices):
-        size = 8 * len(brotli.compress(matrix.tobytes(), quality=5))
-        parts["brotli" if size < 0.98 * _entropy(matrix) else "range"].append(number)
+    """Each matrix in the codec that makes it smallest, by a sample of its rows or columns if it is large."""
+    parts: dict[str, list[int]] = {codec: [] for codec in _CODECS}
+    _, sizes = encode("range", matrices, bits)
+    for number, (matrix, size) in enumerate(zip(matrices, sizes)):
+        parts[_smallest(matrix, size)].append(number)
     return [Encoded(c, part, *encode(c, [matrices[n] for n in part], bits)) for c, part in parts.items() if part]
 
 
-def _entropy(matrix: np.ndarray) -> int:
-    """Bits of all codes if each took what its frequency suggests. In whole numbers, where logarithms differ between
-    machines and might decide otherwise there."""
+def _smallest(matrix: np.ndarray, size: int) -> str:
+    """The codec for a matrix that has ``size`` bytes by ``range``, among those that share its statistics.
 
-    def logarithm(count: int) -> int:  # to the base 2, in parts of 1024
-        return (count**1024).bit_length()
+    The setting of brotli that is used takes seconds for a million codes, and on most tensors it finds nothing. The fast
+    one sees where there is something to be found, if it is compared with itself: how far it is above the entropy of
+    single codes depends on how few codes there are.
+    """
+    orders = {"brotli": _sampled(matrix), "brotli-columns": _sampled(matrix.T)}
+    shuffled = np.random.RandomState(0).permutation(orders["brotli"].reshape(-1))  # this generator never changes
+    found = min(len(brotli.compress(sample.tobytes(), quality=5)) / sample.size for sample in orders.values())
+    if found > _FOUND * len(brotli.compress(shuffled.tobytes(), quality=5)) / shuffled.size:
+        return "range"
+    sizes = {"range": size / matrix.size}
+    for codec, sample in orders.items():
+        sizes[codec] = len(squeeze([sample.tobytes()])[0]) / sample.size + _SECTION / matrix.size
+    return min(sizes, key=lambda codec: sizes[codec])
 
-    counts = [int(count) for count in np.bincount(matrix.reshape(-1).view(np.uint8)) if count]
-    return sum(count * (logarithm(matrix.size) - logarithm(count)) for count in counts) // 1024
+
+def _sampled(matrix: np.ndarray) -> np.ndarray:
+    """Rows at equal distances."""
+    return matrix[:: -(-matrix.size // _SAMPLE), :_SAMPLE]
 
 
 def squeeze(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
@@ -164,6 +183,15 @@ def _decode_brotli(data: bytes, shapes: Sequence[tuple[int, int]], bits: int) ->
     return [part.reshape(shape) for part, shape in zip(np.split(raw, np.cumsum(sizes)[:-1]), shapes)]
 
 
+def _encode_columns(matrices: Sequence[np.ndarray], bits: int) -> tuple[bytes, list[int]]:
+    return _encode_brotli([matrix.T for matrix in matrices], bits)
+
+
+def _decode_columns(data: bytes, shapes: Sequence[tuple[int, int]], bits: int) -> list[np.ndarray]:
+    turned = _decode_brotli(data, [(columns, rows) for rows, columns in shapes], bits)
+    return [np.ascontiguousarray(part.T) for part in turned]
+
+
 def _encode_range(matrices: Sequence[np.ndarray], bits: int) -> tuple[bytes, list[int]]:
     encoder, statistics, ends = stream.queue.RangeEncoder(), _Statistics(bits), [0]
 
@@ -203,6 +231,7 @@ def _decode_range(data: bytes, shapes: Sequence[tuple[int, int]], bits: int) -> 
 
 _CODECS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "brotli": (_encode_brotli, _decode_brotli),
+    "brotli-columns": (_encode_columns, _decode_columns),
     "range": (_encode_range, _decode_range),
 }
 

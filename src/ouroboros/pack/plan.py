@@ -61,8 +61,9 @@ class Rule:
     clip: Clip = SQUARES
     """How steps are chosen."""
     method: Literal["gptq", "rounding"] = "gptq"
-    """``gptq`` makes up for errors by what the map reads; tables that are only looked up, and tensors of other than two
-    dimensions, are rounded in any case."""
+    """``gptq`` makes up for errors by what the map reads. Tensors that are not applied as maps, such as tables that are
+    only looked up and filters over tokens, are rounded in any case; maps that are stacked in one tensor are coded each
+    by itself."""
 
     def __post_init__(self) -> None:
         roles = (*ROLES, BUFFER)
@@ -143,7 +144,7 @@ def uniform(bits: int, *, tables: int | None = None, group: int = 0, clip: Clip 
             Rule(role="scalar", keep="float32"),
             Rule(at_most=512, keep="float16"),
             Rule(role="vector", at_most=2**16, keep="float16"),
-            Rule(role="vector", bits=8, method="rounding"),
+            Rule(role="vector", bits=8),
             Rule(role="embedding", bits=tables or bits, clip=clip),
             Rule(role="matrix", bits=bits, group=group, clip=clip),
         )

@@ -33,8 +33,16 @@ Weighting = str | tuple[float, ...]
 mean of each loop, of which later loops take the last."""
 
 
+def maps_of(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The matrices (R, C) that a parameter holds, by name: itself, or of more than two dimensions each of those that
+    are stacked in it, ``NAME[0]`` and so on, as views."""
+    if tensor.ndim < 3:
+        return {name: tensor}
+    return {f"{name}[{number}]": matrix for number, matrix in enumerate(tensor.detach().flatten(0, -3))}
+
+
 class Statistics:
-    """Second moments of the inputs of maps, by the weight's name and the visit.
+    """Second moments of the inputs of maps, by the map's name (:func:`maps_of`) and the visit.
 
     A visit is the ``loop`` of a block's visit, and of a map outside of blocks how often it was applied before. Sums are
     float64; the products of one batch, a thousand positions or so, are summed in float32 first. Weights that share an
@@ -139,7 +147,8 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self.found, self.names = found, names
         tensors = {name: tensor for name, tensor in model.named_parameters() if tensor.numel()}
-        self.by_place = {tensor.data_ptr(): (name, tensor) for name, tensor in tensors.items()}
+        maps = [(name, *held) for name, tensor in tensors.items() for held in maps_of(name, tensor).items()]
+        self.by_place = {matrix.data_ptr(): (name, label, matrix) for name, label, matrix in maps}
         """Recognised by where they lie, because a cast to the same type or a detached view is another object."""
         decoder_name, decoder = next((n, m) for n, m in model.named_modules() if isinstance(m, Decoder))
         self.blocks = {block: f"{decoder_name}.layers.{number}." for number, block in enumerate(decoder.layers)}
@@ -168,17 +177,17 @@ class _Watcher(TorchFunctionMode):
         if func is F.linear:
             x, weight = given[:2]
             product = self._known(weight)
-            if product is not None and (weight.shape, weight.stride()) != (product[1].shape, product[1].stride()):
+            if product is not None and (weight.shape, weight.stride()) != (product[2].shape, product[2].stride()):
                 product = None  # transposed, or a part of it
             if product is not None and self.reading:
-                self._add(product[0], x)
+                self._add(*product[:2], x)
         for value in given if product is None else ():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, Tensor) and (known := self._known(tensor)) is not None:
                     self._note(known[0], func)
         return func(*args, **kwargs)
 
-    def _known(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+    def _known(self, tensor: Tensor) -> tuple[str, str, Tensor] | None:
         return self.by_place.get(tensor.data_ptr())
 
     def _note(self, name: str, func: Any) -> None:
@@ -187,9 +196,9 @@ class _Watcher(TorchFunctionMode):
         if not operation.endswith(("__get__", ".to", ".detach", ".size", ".dim", ".numel", ".data_ptr", ".device")):
             self.found.read_by[name].add(operation.removeprefix("torch.").removeprefix("nn.functional."))
 
-    def _add(self, name: str, x: Tensor) -> None:
-        """One application of a map to ``x`` (..., C)."""
-        if self.names is not None and name not in self.names:
+    def _add(self, parameter: str, name: str, x: Tensor) -> None:
+        """One application to ``x`` (..., C) of the map ``name``, which ``parameter`` holds."""
+        if self.names is not None and parameter not in self.names:
             return
         if self.last is None or self.last[0] is not x:
             x_NC = x.detach().flatten(0, -2).float()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ouroboros.config import Recipe
 from ouroboros.errors import check, nearest
 from ouroboros.recipes.gpt import gpt
-from ouroboros.recipes.loop import loop
+from ouroboros.recipes.loop import loop, loop_portable
 from ouroboros.registry import found, load
 
 SIZES = ("tiny", "small", "base")
@@ -35,7 +35,11 @@ class RecipeEntry:
     memory that it needs. The last one needs none and serves without CUDA."""
 
 
-_SHIPPED = {"gpt": RecipeEntry(make=gpt), "loop": RecipeEntry(make=loop)}
+_SHIPPED = {
+    "gpt": RecipeEntry(make=gpt),
+    "loop": RecipeEntry(make=loop),
+    "loop-portable": RecipeEntry(make=loop_portable),
+}
 
 
 def _names() -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ouroboros.config import Recipe, from_dict
 from ouroboros.data.formats import ChatFormat, TextFormat, find_format, formats
 from ouroboros.data.sources import parse_sources
+from ouroboros.data.templates import chat_format
 from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check, nearest
 from ouroboros.files import write_whole
@@ -27,7 +29,10 @@ from ouroboros.serve.stream import Continuation, text_ids
 from ouroboros.serve.transcript import Transcript
 
 if TYPE_CHECKING:
+    from ouroboros.api import OpenedModel
     from ouroboros.model.modeling import OuroborosForCausalLM
+
+logger = logging.getLogger(__name__)
 
 HELP = """\
 /loops N        use N loops for each token (more or fewer than trained)
@@ -38,6 +43,10 @@ HELP = """\
 /save FILE      write the conversation as JSON
 /help           this list
 /quit           leave (Ctrl-D too; Ctrl-C stops an answer)"""
+
+
+BLANK_LINE = "\n\n"
+"""Ends an answer in a conversation without a template."""
 
 
 class Turn(NamedTuple):
@@ -128,29 +137,16 @@ class Chat:
         return earlier, prompt
 
     def _documents(self, line: str) -> tuple[list[bytes], bytes]:
-        earlier: list[str] = []
         if not self.history:
-            prompt = self._templated(line)
-        elif self.template is None:
-            prompt = "".join(f"{turn.user}\n{turn.model}\n\n" for turn in self.turns) + line + "\n"
-        elif isinstance(self.template, ChatFormat):  # in training, too, a conversation is one text
-            prompt = self.template.conversation(self.turns, line)
-        else:
-            # In training one record is one document, and an end-of-text token stands between two: a second question
-            # inside a document, after a blank line say, is something the model has never seen. So each turn is a
-            # document. What that costs: training has taught the model that documents are about different things.
-            earlier, prompt = [self._templated(turn.user) + turn.model for turn in self.turns], self._templated(line)
-        # Bytes that were typed and are not UTF-8 arrive as surrogates.
-        return [text.encode("utf-8", "surrogateescape") for text in earlier], prompt.encode("utf-8", "surrogateescape")
-
-    def _templated(self, line: str) -> str:
-        return line if self.template is None else self.template.prompt(line) or line
+            text = line if self.template is None else self.template.prompt(line) or line
+            return [], text.encode("utf-8", "surrogateescape")
+        return documents(self.template, self.turns, line)
 
     def _stop(self) -> tuple[str, ...]:
         """Where answers end."""
         if self.template is not None:
             return (*self.sampling.stop, *self.template.stop)
-        return self.sampling.stop or (("\n\n",) if self.history else ())
+        return self.sampling.stop or ((BLANK_LINE,) if self.history else ())
 
     def _facts(self) -> dict[str, Any]:
         """What a turn was made with."""
@@ -223,6 +219,29 @@ def converse(chat: Chat, read: Callable[[], str]) -> None:
             chat.write(f"error: {error}\n")
 
 
+def documents(template: TextFormat | None, earlier: Sequence[tuple[str, str]], line: str) -> tuple[list[bytes], bytes]:
+    """A conversation as a model reads it: whole documents, and the one to go on with.
+
+    Args:
+        template: makes a prompt of each line; None makes one growing text of the whole conversation.
+        earlier: lines and their answers.
+        line: the one to answer.
+    """
+    before: list[str] = []
+    if template is None:
+        prompt = "".join(f"{user}\n{answer}{BLANK_LINE}" for user, answer in earlier) + line + "\n"
+    elif isinstance(template, ChatFormat):  # in training, too, a conversation is one text
+        prompt = template.conversation(earlier, line)
+    else:
+        # In training one record is one document, and an end-of-text token stands between two: a second question
+        # inside a document, after a blank line say, is something the model has never seen. So each turn is a
+        # document. What that costs: training has taught the model that documents are about different things.
+        before = [(template.prompt(user) or user) + answer for user, answer in earlier]
+        prompt = template.prompt(line) or line
+    # Bytes that were typed and are not UTF-8 arrive as surrogates.
+    return [text.encode("utf-8", "surrogateescape") for text in before], prompt.encode("utf-8", "surrogateescape")
+
+
 def find_template(text: str) -> TextFormat | None:
     """A format that makes prompts of lines, by name or as a template; None for ``none``.
 
@@ -239,6 +258,33 @@ def find_template(text: str) -> TextFormat | None:
             " such as 'Q: {question}\\nA: {answer}'"
         )
     return found
+
+
+def spoken_to(
+    opened: OpenedModel, tokenizer: TextTokenizer, given: str | None
+) -> tuple[TextFormat | None, TextTokenizer]:
+    """How a model is spoken to: the template, None for plain conversation, and the tokenizer that reads it.
+
+    Args:
+        opened: the model; its recipe, if it has one, tells what it was trained on.
+        tokenizer: the model's.
+        given: the name of a format, a template or ``none``; None takes the form of the heaviest source that the model
+            was trained on, or the chat template that came with the tokenizer.
+
+    Raises:
+        OuroborosError: there is no such format, or nothing in it is to be answered.
+    """
+    if given is not None:
+        return chat_format(find_template(given), tokenizer), tokenizer
+    try:
+        form = chat_format(recipe_template(opened.recipe) if opened.recipe else None, tokenizer)
+    except OuroborosError as error:  # a recipe that cannot be read is no reason not to talk
+        logger.warning("no template from the recipe: %s", error)
+        form = None
+    if form is None and opened.recipe is None and getattr(tokenizer.hf, "chat_template", None):
+        tokenizer = tokenizer.reading_specials()  # the template's marks are special tokens
+        form = chat_format(find_format("messages"), tokenizer)
+    return form, tokenizer
 
 
 def recipe_template(recipe: Recipe) -> TextFormat | None:

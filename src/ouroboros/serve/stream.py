@@ -23,6 +23,45 @@ if TYPE_CHECKING:
     from ouroboros.model.modeling import OuroborosForCausalLM
 
 
+class StreamedText:
+    """What a model writes, made into text as it arrives, up to the first of some stop strings.
+
+    Args:
+        stop: strings that end the text and are left out of it.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.bytes = b""
+        """All that was written, without what follows a stop string."""
+        self.ended = False
+        """Whether a stop string was written."""
+        self._stops = [text.encode() for text in stop]
+        self._longest = max(map(len, self._stops), default=1)
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")  # each may take several tokens
+        self._sent = 0
+
+    def add(self, piece: bytes) -> str:
+        """Take the bytes of one more token; returns what can be shown now, which may be nothing."""
+        before = len(self.bytes)
+        self.bytes += piece
+        # One that began earlier and was whole would have been found earlier.
+        found = [at for s in self._stops if (at := self.bytes.find(s, max(before - len(s) + 1, 0))) >= 0]
+        if found:
+            self.bytes, self.ended = self.bytes[: min(found)], True
+            return ""
+        # The longest ending of the text that begins a stop string is held back.
+        sizes = range(self._longest - 1, 0, -1)
+        held = next((n for n in sizes if any(s.startswith(self.bytes[-n:]) for s in self._stops)), 0)
+        until = max(len(self.bytes) - held, self._sent)
+        shown = self._characters.decode(self.bytes[self._sent : until])
+        self._sent = until
+        return shown
+
+    def rest(self) -> str:
+        """What was held back, when nothing more will come."""
+        return self._characters.decode(self.bytes[self._sent :], final=True)
+
+
 class Continuation:
     """One continuation of a prompt, as an iterator of text that arrives while the model writes.
 
@@ -63,8 +102,7 @@ class Continuation:
             check(fits, f"the window is {sampling.window} tokens but the model's context holds {context}")
             self.decoder, self.room = WindowDecoder(sampling.window), sampling.max_new_tokens
         self.input_ids = torch.tensor([ids], device=model.device)
-        self.text = b""
-        """The continuation so far, without what follows a stop string."""
+        self._streamed = StreamedText(sampling.stop)
         self.tokens = 0
         """Tokens written so far, an end-of-text token included."""
         self.seconds = 0.0
@@ -76,34 +114,29 @@ class Continuation:
         count = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
         return f"{count}, {(self.tokens - 1) / self.seconds:,.0f} tokens/s" if self.seconds > 0 else count
 
+    @property
+    def text(self) -> bytes:
+        """The continuation so far, without what follows a stop string."""
+        return self._streamed.bytes
+
     def __iter__(self) -> Iterator[str]:
-        characters = codecs.getincrementaldecoder("utf-8")(errors="replace")  # of which each may take several tokens
-        stops, sent, first = [text.encode() for text in self.sampling.stop], 0, 0.0
+        streamed, first = self._streamed, 0.0
         options = {**self.sampling.options(), "max_new_tokens": min(self.sampling.max_new_tokens, self.room)}
         end = self.tokenizer.eos_id
         options |= {"attention_mask": torch.ones_like(self.input_ids), "pad_token_id": end, "eos_token_id": end}
         try:
             for token in self.decoder.tokens(self.model, self.input_ids, **options):
-                now, before = time.perf_counter(), len(self.text)
+                now = time.perf_counter()
                 first = first if self.tokens else now
                 self.seconds = now - first
                 self.tokens += 1
-                self.text += self.tokenizer.decode([int(token)])
-                # One that began earlier and was whole would have been found earlier.
-                found = [at for s in stops if (at := self.text.find(s, max(before - len(s) + 1, 0))) >= 0]
-                if found:
-                    self.text = self.text[: min(found)]
-                    break
-                # The longest ending of the text that begins a stop string is held back.
-                sizes = range(max(map(len, stops), default=1) - 1, 0, -1)
-                held = next((n for n in sizes if any(s.startswith(self.text[-n:]) for s in stops)), 0)
-                until = max(len(self.text) - held, sent)
-                if shown := characters.decode(self.text[sent:until]):
+                if shown := streamed.add(self.tokenizer.decode([int(token)])):
                     yield shown
-                sent = until
+                if streamed.ended:
+                    break
         except Exception as error:
             raise OuroborosError(f"generation failed: {error}") from error
-        if rest := characters.decode(self.text[sent:], final=True):
+        if rest := streamed.rest():
             yield rest
 
 

@@ -161,8 +161,8 @@ def load_newest(root: Path) -> Checkpoint:
     raise OuroborosError(f"{root}: no checkpoint there; the run stopped before its first one, so start it again")
 
 
-def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
-    """Remove checkpoints that are neither among the newest ``keep_last`` nor the one of step ``best``.
+def retain(root: Path, keep_last: int, *kept_steps: int | None) -> list[Path]:
+    """Remove checkpoints that are neither among the newest ``keep_last`` nor of one of ``kept_steps``.
 
     Nothing is removed unless one that stays passes :func:`verify`, so the last good one always stays. Damaged ones
     do not count and are left for inspection. Leftovers of interrupted saves are removed; the caller holds the run's
@@ -176,7 +176,7 @@ def retain(root: Path, keep_last: int, best: int | None = None) -> list[Path]:
         if _REPLACED.fullmatch(path.name) and not verify(checkpoint_path(root, _step(path))):
             shutil.rmtree(path, ignore_errors=True)
     whole = [path for path in candidates(root) if not verify(path, quick=True)]
-    kept = whole[: max(keep_last, 1)] + [path for path in whole if _step(path) == best]
+    kept = whole[: max(keep_last, 1)] + [path for path in whole if _step(path) in kept_steps]
     surplus = [path for path in whole if path not in kept]
     if surplus and all(verify(path) for path in kept):
         logger.warning("%s: every checkpoint to keep is damaged, so no older one is removed", root)

@@ -18,7 +18,7 @@ def choose_size(presets: Sequence[tuple[str, float]]) -> tuple[str, str]:
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     device = min(found, key=lambda device: device.total_memory, default=None)
     if device is None:
-        threads, memory = torch.get_num_threads(), _memory()
+        threads, memory = torch.get_num_threads(), memory_gb()
         known = "" if memory is None else f", {memory:.0f} GB of memory"
         return presets[-1][0], f"no CUDA device; {threads} CPU thread{'s' * (threads != 1)}{known}"
     memory = device.total_memory / 1e9
@@ -30,7 +30,7 @@ def choose_size(presets: Sequence[tuple[str, float]]) -> tuple[str, str]:
     return size, "; ".join(reasons)
 
 
-def _memory() -> float | None:
+def memory_gb() -> float | None:
     """GB of physical memory; None where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -20,13 +20,14 @@ from ouroboros.model.pretrained import todays_names
 from ouroboros.train import checkpoint as checkpoints
 from ouroboros.train.begin import Begun
 from ouroboros.train.checkpoint import Checkpoint, checkpoint_path, retain
+from ouroboros.train.guard import PERSISTS, Alarm
 from ouroboros.train.log import MetricsLog, Progress
 from ouroboros.train.meter import Meter
 from ouroboros.train.rundir import RECIPE, STATE, WEIGHTS, RunDirectory
-from ouroboros.train.state import copy_tensors, model_tensors, pack_optimizers, unpack_optimizers
-from ouroboros.train.stop import Counters, StopControl
+from ouroboros.train.state import copy_tensors, gathered, model_tensors, pack_optimizers, unpack_optimizers
+from ouroboros.train.stop import Counters, NotFinite, SourceFailed, StopControl
 from ouroboros.train.threads import Threads, using_threads
-from ouroboros.train.trainer import NotFinite, SourceFailed, StepResult, Trainer
+from ouroboros.train.trainer import StepResult, Trainer
 from ouroboros.train.validate import ValidationFailed, Validator
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def train(
         begun: what a new run took from another model, for the records.
 
     Raises:
-        OuroborosError: losses stayed non-finite, or validation kept failing; what was trained before is saved.
+        OuroborosError: losses stayed non-finite, validation kept failing, or the stability guard stopped the run; what
+            was trained before is saved.
     """
     main, spec = trainer.workers.is_main, trainer.recipe.train
     loss = None
@@ -89,11 +91,16 @@ def train(
         if seconds > 1:
             shown.message(f"compiled in {seconds:.0f} s")
         threads = trainer.threads()
+        if trainer.guard.goes_back and trainer.guard.state.good is None:
+            trainer.guard.state.good = trainer.counters.step
+            save_checkpoint(trainer, run)
         while not trainer.done:
             result = _step(trainer, run)
             loss = result.loss
             if main:
                 _report(meter, result, metrics, shown)
+            if result.alarm is not None:
+                _guard(trainer, run, result.alarm, metrics, shown)
             if threads is not None:
                 _adapt(trainer, threads, result, metrics)
             last, best = trainer.done, False
@@ -102,20 +109,27 @@ def train(
                 last = trainer.done  # a target reached, patience lost, or the time it took
             stop = trainer.workers.any(control.requested)
             keep = best and (spec.checkpoint_every or spec.patience)
-            if stop or last or keep or (spec.checkpoint_every and trainer.counters.step % spec.checkpoint_every == 0):
+            regular = spec.checkpoint_every and trainer.counters.step % spec.checkpoint_every == 0
+            if regular:
+                trainer.guard.saved(trainer.counters.step)
+            if stop or last or keep or regular:
                 save_checkpoint(trainer, run)
             if stop and not last:
                 return RunResult(run.path, trainer.counters, False, control.reason or "another process", loss, main)
-        early = trainer.early_stop
-        if early is not None:
-            record = {"reason": early.reason, "message": early.message}
-            metrics.write({"kind": "early_stop", "step": trainer.counters.step, **record})
-            shown.message(f"stopped early: {early.message}")
-        exported = None
-        if main:
-            exported = _choose_weights(trainer, run, shown)
-            export(trainer, run)
-        trainer.workers.barrier()
+        return _finish(trainer, run, loss, metrics, shown)
+
+
+def _finish(trainer: Trainer, run: RunDirectory, loss: float | None, metrics: MetricsLog, shown: Progress) -> RunResult:
+    """Export the model of a run that has ended."""
+    main, early, exported = trainer.workers.is_main, trainer.early_stop, None
+    if early is not None:
+        record = {"reason": early.reason, "message": early.message}
+        metrics.write({"kind": "early_stop", "step": trainer.counters.step, **record})
+        shown.message(f"stopped early: {early.message}")
+    if main or trainer.shards is not None:
+        exported = _choose_weights(trainer, run, shown)
+        export(trainer, run)
+    trainer.workers.barrier()
     why, message = (None, None) if early is None else (early.reason, early.message)
     return RunResult(run.path, trainer.counters, True, why, loss, main, message, exported)
 
@@ -133,6 +147,35 @@ def _step(trainer: Trainer, run: RunDirectory) -> StepResult:
         kept = run.path / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
         np.save(kept, error.batch, allow_pickle=False)
         raise OuroborosError(f"{error}; the batch is in {kept}") from None
+
+
+def _guard(trainer: Trainer, run: RunDirectory, alarm: Alarm, metrics: MetricsLog, shown: Progress) -> None:
+    """Report an unusual step; where several in a row ask for it, go back to the last good checkpoint, and on from there
+    or not."""
+    guard, spec = trainer.guard, trainer.recipe.train.guard
+    state, step = guard.state, trainer.counters.step
+    if alarm.new:
+        metrics.write(alarm.record())
+        shown.message(f"step {step:,}: {alarm.message}")
+    if alarm.in_a_row != PERSISTS or not guard.goes_back or state.good is None:
+        return
+    saved = checkpoints.load(checkpoint_path(run.checkpoints, state.good))
+    restore_tensors(trainer, saved)
+    trainer.counters.bad_in_a_row = 0
+    guard.went_back(saved.documents[STATE]["guard"])
+    goes_on = spec.action == "rollback" and state.rollbacks < spec.rollbacks
+    if goes_on:
+        state.rollbacks += 1
+        state.lr_factor *= spec.lr_factor
+    done = {"to_step": state.good, "goes_on": goes_on, "rollbacks": state.rollbacks, "lr_factor": state.lr_factor}
+    metrics.write({"kind": "rollback", "step": step, **done})
+    if not goes_on:
+        why = f"step {step:,}: {alarm.message}; the weights are those of step {state.good:,} again"
+        raise _saved(trainer, run, OuroborosError(why), f" --optim.lr {trainer.recipe.optim.lr / 2:g} --allow-changes")
+    shown.message(
+        f"step {step:,}: rollback {state.rollbacks} of {spec.rollbacks} to the weights of step {state.good:,}; the"
+        f" learning rate is multiplied by {state.lr_factor:g}, and the text between is not read again"
+    )
 
 
 def _adapt(trainer: Trainer, threads: Threads, result: StepResult, metrics: MetricsLog) -> None:
@@ -163,14 +206,16 @@ def _saved(trainer: Trainer, run: RunDirectory, error: OuroborosError, hint: str
 def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:
     """The step whose weights are exported: with ``train.patience`` the best validation's, which are then loaded."""
     c = trainer.counters
-    if trainer.average is not None and not trainer.average.updates:
+    main = trainer.workers.is_main
+    if main and trainer.average is not None and not trainer.average.updates:
         logger.warning("the run ended before any weights were averaged; the last ones are exported")
     if not trainer.recipe.train.patience or c.best_step is None or c.best_step == c.step:
         return c.step
     try:
         restore_weights(trainer, checkpoints.load(checkpoint_path(run.checkpoints, c.best_step)))
     except OuroborosError as error:
-        logger.warning("the weights of the best validation cannot be had, the last ones are exported: %s", error)
+        if main:
+            logger.warning("the weights of the best validation cannot be had, the last ones are exported: %s", error)
         return c.step
     shown.message(
         f"exporting the weights of step {c.best_step:,}, the best validation ({c.best_bits_per_byte:.4f} bits/byte)"
@@ -211,16 +256,18 @@ def _report(meter: Meter, result: StepResult, metrics: MetricsLog, shown: Progre
 
 
 def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
-    """Write a checkpoint, then remove those that retention does not keep. The main process writes."""
+    """Write a checkpoint, then remove those that retention does not keep. The main process writes, and is sent what
+    others have a part of."""
+    tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
+    files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
+    if trainer.average is not None:
+        files[AVERAGES] = trainer.average.state_tensors()
+    if trainer.low_rank.factors:
+        files[LOW_RANK] = trainer.low_rank.state_tensors()
+    if trainer.teacher is not None:
+        files[TEACHER] = trainer.teacher.state_tensors()
+    files = {name: gathered(content, keep=trainer.workers.is_main) for name, content in files.items()}
     if trainer.workers.is_main:
-        tensors, groups = pack_optimizers(trainer.optimizers, trainer.names)
-        files = {WEIGHTS: model_tensors(trainer.model), OPTIMIZER: tensors}
-        if trainer.average is not None:
-            files[AVERAGES] = trainer.average.state_tensors()
-        if trainer.low_rank.factors:
-            files[LOW_RANK] = trainer.low_rank.state_tensors()
-        if trainer.teacher is not None:
-            files[TEACHER] = trainer.teacher.state_tensors()
         documents = {STATE: trainer.state(), GROUPS: groups, RECIPE: to_dict(trainer.recipe)}
 
         def extra(directory: Path) -> None:
@@ -229,16 +276,22 @@ def save_checkpoint(trainer: Trainer, run: RunDirectory) -> None:
             trainer.data.tokenizer.save(directory)
 
         checkpoints.save(run.checkpoints, trainer.counters.step, files=files, documents=documents, extra=extra)
-        retain(run.checkpoints, trainer.recipe.train.keep_last, trainer.counters.best_step)
+        guard = trainer.guard.state
+        retain(run.checkpoints, trainer.recipe.train.keep_last, trainer.counters.best_step, guard.good, guard.candidate)
     trainer.workers.barrier()
 
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Put the trainer where the checkpoint was."""
+    restore_tensors(trainer, saved)
+    trainer.load_state(saved.documents[STATE])
+
+
+def restore_tensors(trainer: Trainer, saved: Checkpoint) -> None:
+    """Put weights and optimisers where the checkpoint was; counters and the position in the text stay."""
     restore_weights(trainer, saved)
     groups = todays_names(saved.documents[GROUPS])
     unpack_optimizers(trainer.optimizers, trainer.names, todays_names(saved.tensors(OPTIMIZER)), groups)
-    trainer.load_state(saved.documents[STATE])
 
 
 def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
@@ -260,8 +313,12 @@ def restore_weights(trainer: Trainer, saved: Checkpoint) -> None:
 
 
 def export(trainer: Trainer, run: RunDirectory) -> None:
-    """Write the finished model into the run directory; each file appears whole, the weights last."""
+    """Write the finished model into the run directory; each file appears whole, the weights last. The main process
+    writes, and is sent what others have a part of."""
     work = run.path / ".export.tmp"
+    if not trainer.workers.is_main:
+        with trainer.evaluation_weights():
+            return
     shutil.rmtree(work, ignore_errors=True)
     try:
         with system_errors():

@@ -38,7 +38,35 @@ def copy_tensors(present: Mapping[str, Tensor], saved: Mapping[str, Tensor], wha
         shape, expected = tuple(saved[name].shape), tuple(tensor.shape)
         check(shape == expected, f"{what}: {name} has shape {shape}, the model has {expected}")
     for name, tensor in present.items():
-        tensor.copy_(saved[name])
+        tensor.copy_(divided(saved[name], tensor))
+
+
+@torch.no_grad()
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """``tensors``, those that are divided among processes whole and in the memory of the CPU, one after another. Every
+    process has to call this with the same ones; without ``keep`` it only gives its parts, and gets nothing."""
+    found = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor().cpu() if _is_divided(tensor) else tensor  # pyrefly: ignore
+        if keep:
+            found[name] = whole
+    return found
+
+
+def divided(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all have, where ``like`` is divided among them; else the tensor itself."""
+    if not _is_divided(like):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh: Any = like.device_mesh  # pyrefly: ignore
+    everywhere = DTensor.from_local(whole.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=like.placements)  # pyrefly: ignore
+
+
+def _is_divided(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``, whose module takes a second to import."""
+    return hasattr(tensor, "device_mesh")
 
 
 def pack_optimizers(
@@ -116,11 +144,12 @@ def _numbered(
     for index, parameter in enumerate(parameters):
         name = names[parameter]
         if name in document["state"]:
-            state[index] = {key: tensors[f"{name}/{key}"].clone() for key in document["state"][name]}
-            for key, tensor in state[index].items():
+            found = {key: tensors[f"{name}/{key}"].clone() for key in document["state"][name]}
+            for key, tensor in found.items():
                 shapes = f"{tuple(tensor.shape)}, the parameter {tuple(parameter.shape)}"
                 fits = not tensor.ndim or tensor.shape == parameter.shape
                 check(fits, f"optimiser state {name}/{key} has shape {shapes}")
+            state[index] = {key: divided(tensor, parameter) if tensor.ndim else tensor for key, tensor in found.items()}
     return state
 
 

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import TrainSpec
-from ouroboros.errors import check
+from ouroboros.errors import OuroborosError, check
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass
@@ -154,3 +157,15 @@ class StopControl:
         with contextlib.suppress(RuntimeError):
             again = "; interrupt again to stop at once" if number == signal.SIGINT else ""
             self._tell(f"{name}: saving a checkpoint and stopping after this step{again}")
+
+
+class SourceFailed(OuroborosError):
+    """Training stopped before a step because a source that is streamed cannot be read on."""
+
+
+class NotFinite(OuroborosError):
+    """Training stopped because losses or gradients stayed non-finite; ``batch`` is the last one."""
+
+    def __init__(self, message: str, batch: np.ndarray) -> None:
+        super().__init__(message)
+        self.batch = batch

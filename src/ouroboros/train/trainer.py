@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ouroboros.accounting import cost
 from ouroboros.config import LoopTraining, Recipe
-from ouroboros.data.masks import shown
+from ouroboros.data.masks import micro_divisors, shown
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.stream import StreamLoader, open_loader
 from ouroboros.errors import OuroborosError, check, first_line
@@ -33,6 +33,7 @@ from ouroboros.optim import (
     clip_and_norm,
     first_beta,
     learning_rate,
+    leave_out,
     muon_momentum,
     set_first_beta,
     set_learning_rate,
@@ -42,6 +43,7 @@ from ouroboros.train.average import Average
 from ouroboros.train.distill import Teacher
 from ouroboros.train.distributed import Workers
 from ouroboros.train.draws import Corruption, LoopSampler, check_truncation
+from ouroboros.train.guard import Alarm, Guard
 from ouroboros.train.lessons import lessons_of
 from ouroboros.train.low_rank import LowRank
 from ouroboros.train.precision import (
@@ -54,7 +56,8 @@ from ouroboros.train.precision import (
     uncompiled,
 )
 from ouroboros.train.quantize import Quantizer
-from ouroboros.train.stop import Counters, EarlyStop, check_budget, early_stop, share_done
+from ouroboros.train.sharding import shards_of, whole
+from ouroboros.train.stop import Counters, EarlyStop, NotFinite, SourceFailed, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
 
@@ -81,6 +84,8 @@ class StepResult:
     """Records of loops and parts, if they were asked for and the model has such."""
     seconds: float = 0.0
     """Wall-clock time of the step."""
+    alarm: Alarm | None = None
+    """What the stability guard found unusual."""
 
 
 class Trainer:
@@ -108,7 +113,7 @@ class Trainer:
         self.recipe, self.model, self.data, self.workers = recipe, model, data, workers
         self.device = next(model.parameters()).device
         check_budget(spec)
-        self.counters = Counters()
+        self.counters, self.guard = Counters(), Guard(spec.guard, model.schedule)
         self.loader = open_loader(
             data,
             batch_size=spec.batch_size,
@@ -136,25 +141,41 @@ class Trainer:
         self.low_rank = LowRank(model, spec.low_rank, spec.seed)
         self.choices = self._choose() if choices is None else self._keep(choices)
         kept = {"muon_dtype": self.choices.muon_dtype, "factors": self.low_rank.factors}
+        leave_out(model, recipe.optim, self.low_rank.factors)
+        self.average = Average(model, spec) if spec.averages else None
+        self.shards = shards_of(spec, model, self.average, workers)
         self.optimizers = build_optimizers(model, recipe.optim, **kept)
         held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         # What no optimiser holds has no say in the norm; in the model's order, which decides how it is rounded.
         self.names = {parameter: name for name, parameter in model.named_parameters()} | self.low_rank.names
         self.optimized = [p for p in self.names if p in held]
-        self.average = Average(model, spec) if spec.averages else None
         self.quantizer = Quantizer(model, spec.quantize, spec.seed)
         self.sampler = LoopSampler(spec.loops, model.schedule, spec.seed)
         special = [i for i in (data.tokenizer.eos_id, data.tokenizer.unknown_id) if i is not None]
         self.corruption = Corruption(spec.corruption, data.tokenizer.vocab_size, special, spec.seed)
+        self._compile()
+        by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
+        if self.shards is None:
+            self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
+        # Bytes a training token stands for, to show the loss in bits per byte.
+        self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
+
+    def _compile(self) -> None:
+        """Compile what the recipe, or the run that is resumed, wants compiled."""
+        spec = self.recipe.train
         if spec.compile == "auto" and self.choices.compile is not None:
             spec = dataclasses.replace(spec, compile=self.choices.compile)
+        if self.shards is not None:
+            spec = dataclasses.replace(spec, compile="off")  # the hooks that gather weights are not compiled
         self.compiled = compile_blocks(self.blocks, spec, self.device, self.expected_seconds, self.dtype)
         if self.compiled == COMPILED:  # the float32 logits are then never written to memory
             self._criterion = torch.compile(logits_loss, dynamic=False)
-        by_loop = any(getattr(module, "PARAMETERS_BY_LOOP", False) for module in model.modules())
-        self.wrapped = workers.wrap(model, uneven=by_loop and spec.loops != LoopTraining())
-        # Bytes a training token stands for, to show the loss in bits per byte.
-        self.bytes_per_token = data.count("train", "bytes") / max(data.count("train", "tokens"), 1)
+
+    def _apart(self) -> contextlib.AbstractContextManager[None]:
+        """The context of passes whose gradients are not averaged between processes yet."""
+        if self.shards is not None:
+            return self.shards.apart()
+        return self.wrapped.no_sync() if self.workers.distributed else contextlib.nullcontext()  # pyrefly: ignore
 
     def _choose(self) -> Choices:
         """Choose what the recipe leaves open, by measurement; processes that train together choose alike."""
@@ -266,7 +287,7 @@ class Trainer:
         rows = spec.batch_size // self.workers.world_size // spec.accumulation
         windows = torch.zeros(rows, self.recipe.data.sequence_length + 1, dtype=torch.long, device=self.device)
         self.model.train()
-        with self.wrapped.no_sync() if self.workers.distributed else contextlib.nullcontext():  # pyrefly: ignore
+        with self._apart():
             self._losses_or_fall_back(windows[:, :-1], windows[:, 1:], None, None)[0].backward()
         self.model.zero_grad(set_to_none=True)
 
@@ -283,6 +304,7 @@ class Trainer:
         # Steps of the whole run at the pace so far: exact for a budget of steps or tokens, an estimate for minutes.
         steps = (c.step + 0.5) / progress if progress > 0 else math.inf
         factor, beta = self._rates(progress, steps)
+        factor *= self.guard.state.lr_factor
         set_learning_rate(self.optimizers, factor)
         if self.recipe.optim.momentum_cycle is not None:
             set_first_beta(self.optimizers, beta)
@@ -292,9 +314,9 @@ class Trainer:
         torch.manual_seed(((spec.seed * 1_000_003 + self.workers.rank) * 10_000_019 + c.step) % 2**63)
         loops = self.sampler.loops(c.step, progress)
         batch = self._next_batch()
-        records = part_records(self.model, shown(batch)[0]) if telemetry and self.workers.is_main else {}
+        records = self._part_records(batch) if telemetry else {}
         probe = LoopTelemetry() if telemetry and self.model.schedule.is_looped else None
-        with self.quantizer.acting(c.step, progress):
+        with self.quantizer.acting(c.step, progress), self.guard.watching(self.model, loops):
             loss = self._gradients(batch, loops, probe)
         self.low_rank.take_gradients()
         norm = clip_and_norm(self.optimized, self.recipe.optim.clip_norm)
@@ -308,13 +330,14 @@ class Trainer:
         if probe is not None:
             records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
+        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
+        alarm = self.guard.judge(c.step + 1, mean_loss, norm, self.guard.measured(self.workers))
         c.step += 1
         c.tokens += self.step_tokens
         seconds = time.perf_counter() - start
         c.seconds += seconds
         self._count_bad(bad, batch)
-        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds)
+        result = StepResult(mean_loss, norm, factor, beta, loops, bad, records or None, seconds, alarm)
         if c.bad_in_a_row >= spec.max_bad_steps:
             raise NotFinite(
                 f"{c.bad_in_a_row} steps in a row had a non-finite loss or gradient"
@@ -322,6 +345,10 @@ class Trainer:
                 shown(batch)[0],
             )
         return result
+
+    def _part_records(self, batch: np.ndarray) -> dict[str, Any]:
+        with whole(self.model, self.shards) as model:
+            return part_records(model, shown(batch)[0]) if self.workers.is_main else {}
 
     def _rates(self, progress: float, steps: float) -> tuple[float, float]:
         """The share of the peak rate, and AdamW's first coefficient. The last phase begins where it is due."""
@@ -365,34 +392,21 @@ class Trainer:
         count = self.recipe.train.accumulation
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         first = self.workers.rank * len(batch)
-        batch, parts = self._parts(batch, count)
+        parts: list[float] = [count] * count
+        if self.recipe.data.loss != "all":
+            batch, parts = micro_divisors(batch, count, lambda own: self.workers.sum(own)[0] / self.workers.world_size)
         for index, micro in enumerate(np.split(batch, count)):
             ids, targets = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in shown(micro))
             inputs = self.corruption(ids[:, :-1], self.counters.step, first + index * len(micro))
             last = index == count - 1
             # Gradients are averaged between processes once per step, at the last micro-batch.
-            waits = self.workers.distributed and not last
-            with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # pyrefly: ignore
+            with contextlib.nullcontext() if last else self._apart():
                 objective, loss = self._losses_or_fall_back(inputs, targets, loops, probe if index == 0 else None)
                 (objective / parts[index]).backward()
             total += loss.detach().double() / parts[index]
+        if self.shards is not None:
+            self.shards.settle()
         return total.item()
-
-    def _parts(self, batch: np.ndarray, count: int) -> tuple[np.ndarray, list[float]]:
-        """The batch, and what the mean loss of each micro-batch is divided by to add up to the mean of the whole batch.
-
-        With loss on every token that is the number of micro-batches, else it follows from the number of tokens that
-        each of them learns, compared with the mean over all processes.
-        """
-        if self.recipe.data.loss == "all":
-            return batch, [count] * count
-        micros = np.split(batch.copy(), count)
-        learned = [int((micro[:, 1:] >= 0).sum()) for micro in micros]
-        mean = self.workers.sum(sum(learned))[0] / self.workers.world_size
-        for micro, here in zip(micros, learned, strict=True):
-            if not here:  # a mean over no token is no number; this one counts for nothing
-                micro[0, -1] = ~micro[0, -1]
-        return np.concatenate(micros), [mean / here if here else math.inf for here in learned]
 
     def _losses_or_fall_back(
         self, inputs: Tensor, targets: Tensor, loops: int | None, probe: LoopTelemetry | None
@@ -445,31 +459,25 @@ class Trainer:
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[OuroborosForCausalLM]:
         """The model as it is evaluated and exported: averaged weights if there are any and no last phase has gone on
-        from them, blocks uncompiled."""
-        if self.average is not None and self.average.updates and self.teacher is None:
-            yield self.average.module  # pyrefly: ignore (a copy of the model)
-            return
+        from them, blocks uncompiled. Where the model is divided all processes have to enter, and the main one alone is
+        given it, see :meth:`Shards.whole`."""
+        averaged = self.average is not None and self.average.updates and self.teacher is None
+        chosen: Any = self.average.module if averaged else self.model  # pyrefly: ignore
         # Compiled programs are made for the training shape; every other shape would be compiled anew.
-        with uncompiled(self.blocks):
-            yield self.model
+        with uncompiled(self.blocks), whole(chosen, self.shards) as model:
+            yield model
 
     def state(self) -> dict[str, Any]:
         """Everything besides tensors that a resumed run needs, as JSON."""
         return {
             "counters": dataclasses.asdict(self.counters),
+            "guard": self.guard.state_dict(),
             "loader": self.loader.state_dict(),
-            "next_batch": self._next_batch_hash(),
+            "next_batch": self.loader.upcoming_hash(),
             "ema_updates": self.average.updates if self.average is not None else 0,
             **self.quantizer.state(),
             **dataclasses.replace(self.choices, compile="on" if self.compiled == COMPILED else "off").to_dict(),
         }
-
-    def _next_batch_hash(self) -> str | None:
-        """A hash of the next batch; None where a source cannot be read on, which ends the run at the next step."""
-        try:
-            return self.loader.peek_hash()
-        except OuroborosError:
-            return None
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`.
@@ -479,21 +487,10 @@ class Trainer:
         """
         self.quantizer.check_state(state)
         self.counters = Counters(**state["counters"])
+        self.guard.load_state_dict(state.get("guard"))
         self.loader.load_state_dict(state["loader"])
         expected = state["next_batch"]
         if expected and not self.workers.distributed and self.loader.peek_hash() != expected:
             raise OuroborosError(
                 "resume: the next training batch is not the recorded one; a source or the prepared data has changed"
             )
-
-
-class SourceFailed(OuroborosError):
-    """Training stopped before a step because a source that is streamed cannot be read on."""
-
-
-class NotFinite(OuroborosError):
-    """Training stopped because losses or gradients stayed non-finite; ``batch`` is the last one."""
-
-    def __init__(self, message: str, batch: np.ndarray) -> None:
-        super().__init__(message)
-        self.batch = batch

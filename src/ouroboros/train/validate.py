@@ -26,10 +26,13 @@ def validation_sample(data: PreparedData, limit: int) -> list[bytes]:
     return beginning(sorted(data.documents("valid"), key=lambda document: hashlib.sha256(document).digest()), limit)
 
 
-def validate(trainer: Trainer, documents: list[bytes]) -> Score:
-    """Score the model as it would be exported, in the training precision."""
+def validate(trainer: Trainer, documents: list[bytes]) -> Score | None:
+    """Score the model as it would be exported, in the training precision; None on processes that only give their part
+    of it."""
     window = min(trainer.recipe.data.sequence_length, trainer.recipe.model.max_position_embeddings)
     with trainer.evaluation_weights() as model:
+        if not trainer.workers.is_main:
+            return None
         amp = None if trainer.dtype == torch.float32 else trainer.dtype
         return score(model, trainer.data.tokenizer, documents, window=window, amp=amp)
 
@@ -85,7 +88,8 @@ class Validator:
         """
         begun = time.perf_counter()
         c, crew, spec = self.trainer.counters, self.trainer.workers, self.trainer.recipe.train
-        found, cause = self._score() if crew.is_main else (None, None)
+        takes_part = crew.is_main or self.trainer.shards is not None
+        found, cause = self._score() if takes_part else (None, None)
         mine = [0.0, 0.0, 0.0, 0.0]
         if cause is not None:
             mine[0] = 1.0

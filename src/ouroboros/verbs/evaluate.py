@@ -1,4 +1,5 @@
-"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines.
+"""``ouroboros eval MODEL``: bits per byte, for one or several loop counts, beside cheap baselines. Tasks of lm-eval,
+asked for with ``--tasks``, are in :mod:`ouroboros.verbs.tasks`.
 
 Systems bring scores of streams of ids through the place ``scorings`` of the registry, offered as ``--scoring NAME``: a
 function of model, tokenizer and ids, and of ``window``, ``stride``, ``procedure``, ``reading``, ``loops`` and
@@ -45,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Score a model in bits per byte of the original text, every byte exactly once, with a 95 % interval."""
+    """Score a model in bits per byte of the original text, every byte exactly once, with a 95 % interval; with --tasks
+    by how often it is right."""
 
     model: Model
     data: list[str] = dataclasses.field(default_factory=list)
@@ -83,6 +85,12 @@ class EvalOptions:
     skip_bad_records: SkipBadRecords = False
     by_source: bool = False
     """Score the held-out part of each of the run's sources by itself; baselines get that source's training text."""
+    tasks: str | None = None
+    """Score these tasks of lm-eval in place of a text, for example arc_easy,hellaswag."""
+    task_data: Path | None = None
+    """With --tasks: the directory with the records, as arc_easy.jsonl and so on; nothing is fetched."""
+    limit: int | None = None
+    """With --tasks: score the first so many documents of each task."""
     json: Json = False
 
 
@@ -91,6 +99,10 @@ def eval(arguments: Sequence[str]) -> int:
     options = parse(EvalOptions, "eval", collect(arguments, "--data"))
     loops: Any = parse_loops(options.loops)
     _check(options)
+    if options.tasks is not None:
+        from ouroboros.verbs.tasks import eval_tasks
+
+        return eval_tasks(options, loops)
     log_to_stderr()
     quiet_transformers()
     import torch
@@ -149,6 +161,8 @@ def _check(options: EvalOptions) -> None:
         "eval: --rolling changes nothing without --stride, because windows do not overlap; give a stride",
     )
     check(not (options.rolling and options.adapt), "eval: --rolling and --adapt are two ways to read; leave one out")
+    for name, value in (("task-data", options.task_data), ("limit", options.limit)):
+        check(value is None or options.tasks is not None, f"eval: --{name} changes nothing without --tasks")
     for name, value in (("steps", options.adapt_steps), ("lr", options.adapt_lr)):
         check(value is None or options.adapt is not None, f"eval: --adapt-{name} changes nothing without --adapt")
     if options.scoring is not None:

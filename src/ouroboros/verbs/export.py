@@ -21,19 +21,27 @@ FORMS = {
         "ouroboros.convert.export:to_llama",
         "a model of transformers, of the class Llama, for every model whose parts Llama has too.",
     ),
+    "gguf": (
+        "ouroboros.convert.gguf_export:to_gguf",
+        "a GGUF file of a Llama, which llama.cpp runs.",
+    ),
+    "nanbeige-gguf": (
+        "ouroboros.convert.gguf_export:to_nanbeige_gguf",
+        "a GGUF file that keeps every block once, for a model that is one loop of all its blocks.",
+    ),
     "standalone": (
         "ouroboros.convert.standalone:to_standalone",
         "a packed file beside one short program that runs it without this library.",
     ),
 }
 """By name: the function that writes the form, and what it is, for the help. The function is called with the path that
-the user gave, the model, the directory to write, and the tokenizer or None. It returns a value with ``facts`` for JSON
-and ``describe()`` for people."""
+the user gave, the model, the directory or file to write, and the tokenizer or None. It returns a value with ``facts``
+for JSON and ``describe()`` for people."""
 _CHOICE: Any = Literal  # a type checker wants its values spelt out, and they are the names above
 _HELP = (
     "What to write: "
     + " ".join(f"{name} is {what}" for name, (_, what) in FORMS.items())
-    + " In transformers, a block that is used several times becomes as many layers."
+    + " In transformers and in gguf, a block that is used several times becomes as many layers."
 )
 
 
@@ -43,7 +51,7 @@ class ExportOptions:
 
     model: Model
     out: tyro.conf.Positional[Path]
-    """Directory to write; it must be new or empty."""
+    """Directory to write, which must be new or empty; for the GGUF forms, the file to write."""
     to: Annotated[str, tyro.conf.arg(constructor=_CHOICE[tuple(FORMS)], help=_HELP)]
     no_tokenizer: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the model without a tokenizer."""

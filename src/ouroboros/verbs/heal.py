@@ -237,6 +237,8 @@ def _convert_donor(options: Any, place: Path) -> None:
     if not begun:
         donor = donors.find(options.source)
         check(donor is not None, f"{source} is no pretrained model of another library: leave --heal out")
+        assert donor is not None
+        check(donor.repeated is None, f"{source} runs its layers several times already: leave --heal out")
         made = readers.convert(options.source, place, tokenizer=options.tokenizer)
         if not options.quiet and not options.json:
             say(f"{place}: {made.system}, {made.summary}")

@@ -10,7 +10,8 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -42,16 +43,37 @@ def parse(cls: type[T], verb: str, arguments: Sequence[str], *, default: Any = N
     """
     import tyro
 
+    given = {} if default is None else {"default": default}
+    if _describing.get():
+        raise _Described(cls, given)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            given = {} if default is None else {"default": default}
             config = (tyro.conf.AvoidSubcommands,)
             return tyro.cli(cls, prog=f"ouroboros {verb}", args=list(arguments), config=config, **given)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_flatten(complaint.getvalue(), verb)) from None
+
+
+class _Described(Exception):
+    """Ends a verb that is only asked for its options."""
+
+
+_describing: ContextVar[bool] = ContextVar("_describing", default=False)
+
+
+def describe(verb: Callable[[Sequence[str]], int]) -> tuple[type, dict[str, Any]]:
+    """The options that ``verb --help`` lists, as a dataclass, and its ``default`` if they have one."""
+    token = _describing.set(True)
+    try:
+        verb(["--help"])
+    except _Described as found:
+        return found.args
+    finally:
+        _describing.reset(token)
+    raise TypeError(f"{verb} does not parse its options")
 
 
 def _flatten(box: str, verb: str) -> str:

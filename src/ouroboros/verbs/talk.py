@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
 import os.path
 import sys
 from collections.abc import Sequence
@@ -15,17 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
-from ouroboros.data.tokenize import TextTokenizer
 from ouroboros.errors import OuroborosError, check
 from ouroboros.serve.sampling import Sampling, StyleName
 from ouroboros.verbs.options import Json, Loops, Model, emit_json, log_to_stderr, parse, quiet_transformers
 
 if TYPE_CHECKING:
-    from ouroboros.data.formats import TextFormat
+    from ouroboros.api import OpenedModel
     from ouroboros.model.modeling import OuroborosForCausalLM
     from ouroboros.serve.fast import FastDecoder
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +50,16 @@ class TalkOptions:
 
         return FastDecoder()
 
-    def load(self) -> tuple[OuroborosForCausalLM, TextTokenizer]:
-        """The model, with the loop count that was asked for, and its tokenizer."""
+    def open(self) -> OpenedModel:
+        """The model that was asked for."""
         from ouroboros.api import open_model
 
         quiet_transformers()
-        opened = open_model(self.model)
-        return (opened.model if self.loops is None else opened.model.with_loops(self.loops)), opened.tokenizer
+        return open_model(self.model)
+
+    def at_loops(self, model: OuroborosForCausalLM) -> OuroborosForCausalLM:
+        """``model`` with the loop count that was asked for."""
+        return model if self.loops is None else model.with_loops(self.loops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +89,8 @@ def generate(arguments: Sequence[str]) -> int:
     from ouroboros.serve.stream import Continuation
 
     decoder, template = options.decoder(), find_template(options.template)
-    model, tokenizer = options.load()
-
+    opened = options.open()
+    model, tokenizer = options.at_loops(opened.model), opened.tokenizer
     template = chat_format(template, tokenizer)
     prompt = sys.stdin.buffer.read() if options.prompt == "-" else options.prompt.encode("utf-8", "surrogateescape")
     sampling, written = options.sampling, []
@@ -142,15 +141,16 @@ def chat(arguments: Sequence[str]) -> int:
     log_to_stderr()
     import torch
 
-    from ouroboros.data.templates import chat_format
-    from ouroboros.serve.chat import Chat, converse, find_template
+    from ouroboros.serve.chat import Chat, converse, find_template, spoken_to
     from ouroboros.serve.transcript import Transcript
 
     decoder = options.decoder()
-    given = None if options.template is None else find_template(options.template)
+    if options.template is not None:
+        find_template(options.template)  # refused before the model is read
     transcript = None if options.transcript is None else Transcript(options.transcript)
-    model, tokenizer = options.load()
-    template = chat_format(_trained_template(options.model) if options.template is None else given, tokenizer)
+    opened = options.open()
+    template, tokenizer = spoken_to(opened, opened.tokenizer, options.template)
+    model = options.at_loops(opened.model)
     torch.manual_seed(options.seed)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -199,16 +199,3 @@ def _published(cls: type[_O], model: Path) -> _O:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _trained_template(path: Path) -> TextFormat | None:
-    """The template of the text that a run was trained on; a recipe that cannot be read is no reason not to talk."""
-    from ouroboros.api import open_model
-    from ouroboros.serve.chat import recipe_template
-
-    opened = open_model(path)
-    try:
-        return recipe_template(opened.recipe) if opened.recipe else None
-    except OuroborosError as error:
-        logger.warning("chat: no template from the recipe: %s", error)
-        return None

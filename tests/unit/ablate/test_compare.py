@@ -81,6 +81,13 @@ def test_how_equal_the_twin_turned_out_is_measured(match, change, deviation):
     assert found.twins[0].deviation == pytest.approx(deviation)
 
 
+def test_times_that_turned_out_unequal_decide_nothing():
+    own = runs("loop", 2.0)
+    close, far = (judge("time", own, {"plain": runs("plain", 2.3, seconds=seconds)}) for seconds in (2.1, 3.0))
+    assert close.verdict == "win" and far.verdict == "cannot tell" and far.difference == close.difference
+    assert "plain turned out to train +50 % longer" in far.sentence
+
+
 def test_a_seed_that_is_missing_on_one_side_is_named():
     with pytest.raises(OuroborosError, match="seed 2 is missing of arm 'plain', and arm 'loop' has it"):
         judge("parameters", runs("loop", 2.0), {"plain": runs("plain", 2.0, seeds=[0, 1])})

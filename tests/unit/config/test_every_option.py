@@ -276,9 +276,11 @@ STARTS = {
         TAUGHT,
     ],
 }
-SAME_NUMBERS = ("accumulation", "activation_checkpointing", "compile", "threads")
+SAME_NUMBERS = ("accumulation", "activation_checkpointing", "compile", "sharding", "threads")
 """Options that change what training costs; its numbers stay, up to rounding."""
 WHEN_IT_FAILS = {
+    "guard.lr_factor": "lowers the rate of a run that went back (tests/unit/train/test_guard.py)",
+    "guard.rollbacks": "ends a run that went back too often (tests/unit/train/test_guard.py)",
     "max_bad_steps": "ends a run whose losses are no numbers any more (tests/unit/train/test_trainer.py)",
     "max_bad_validations": "ends a run that cannot be validated (tests/unit/train/test_session.py)",
 }

@@ -54,6 +54,8 @@ BAD_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (TrainSpec, {"target_loss": 2.1, "eval_every": 0}, "set train.eval_every"),
     (TrainSpec, {"patience": 2, "eval_every": 0}, "set train.eval_every"),
     (TrainSpec, {"max_bad_validations": 0}, "train.max_bad_validations"),
+    (TrainSpec, {"sharding": "full", "compile": "on"}, r"train\.sharding=full does not work with train\.compile=on"),
+    (TrainSpec, {"sharding": "full", "low_rank": LowRankTraining(rank=2)}, r"train\.low_rank\.rank, which needs"),
 ]
 
 

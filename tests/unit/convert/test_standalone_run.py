@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import brotli
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from ouroboros.pack.artifact import Artifact, expected_tensors
 from ouroboros.pack.codec import encode
 from ouroboros.pack.header import Facts
 from ouroboros.pack.quantize import quantize
-from ouroboros.pack.write import write_artifact
+from ouroboros.pack.write import assembled, write_artifact
 from ouroboros.recipes import recipe
 from ouroboros.schedule import parse
 from ouroboros.serve.sampling import Sampling
@@ -135,6 +137,16 @@ def test_layouts(layout: str) -> None:
     assert found == want
 
 
+@pytest.mark.parametrize("codec", ["brotli", "brotli-columns"])
+def test_codes_of_brotli_are_the_library_s(codec: str) -> None:
+    shapes = [[3, 5], [7], [2, 3, 4]]
+    matrices = [np.arange(math.prod(s), dtype=np.int8).reshape(s[0] if len(s) > 1 else 1, -1) for s in shapes]
+    data, _ = encode(codec, matrices, 8)
+    section = {"codec": codec, "bits": 8, "dtype": None, "tensors": [{"shape": shape} for shape in shapes]}
+    found = list(program.plain(data, section))
+    assert all(np.array_equal(codes.reshape(-1), matrix.reshape(-1)) for codes, matrix in zip(found, matrices))
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_the_range_coder_is_the_library_s(bits: int) -> None:
     """Across many blocks, short rows, one row, and rows that are wider than columns are told apart."""
@@ -204,6 +216,11 @@ def test_damaged_files_are_refused(write: Write) -> None:
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(ValueError, match=r"damaged or cut off|not a packed model|version \d+ of the format"):
             program.read_packed(path)
+    length = int.from_bytes(data[12:16], "little")
+    header = brotli.decompress(data[48 : 48 + length]).replace(b'"codec":"range"', b'"codec":"other"')
+    path.write_bytes(assembled(brotli.compress(header), data[48 + length :]))
+    with pytest.raises(ValueError, match=r"section 'codes/2/range': unknown codec 'other'"):
+        program.read_packed(path)
 
 
 def test_an_option_of_a_later_version_is_refused_unless_it_is_off() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from ouroboros.config import DataSpec
-from ouroboros.data.masks import IGNORED, Masks, ends_answered, hide, shown
+from ouroboros.data.masks import IGNORED, Masks, ends_answered, hide, micro_divisors, shown
 from ouroboros.data.shards import prepare
 from ouroboros.data.stream import open_loader
 from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
@@ -97,3 +97,17 @@ def test_streams_learn_the_same_tokens_as_stored_text(tokenizer, tmp_path):
         state = open_loader(streamed, batch_size=2, sequence_length=30, seed=0).state_dict()
         streamed.spec = dataclasses.replace(plain, loss="answers")
         open_loader(streamed, batch_size=2, sequence_length=30, seed=0).load_state_dict(state)
+
+
+def test_parts_of_a_step_weigh_what_they_learn() -> None:
+    """The mean losses of the parts, divided so, add up to the mean over all tokens that all processes learn."""
+    mask = np.zeros((4, 6), dtype=bool)
+    mask[0, 1:], mask[1, 3] = True, True  # six tokens in the first part, none in the second
+    windows = hide(np.arange(24).reshape(4, 6), mask)
+    parts, divisors = micro_divisors(windows, 2, lambda own: (own + 2) / 2)
+    assert divisors == [4 / 6, np.inf]
+    assert np.array_equal(parts[:2], windows[:2]) and (parts[2:, 1:] >= 0).sum() == 1
+    assert (windows[2:, 1:] < 0).all(), "the windows of the caller stay"
+    losses = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 7.0])  # of the first process; another one has two tokens of loss 1
+    own = losses.mean() / divisors[0]
+    assert (own + 1.0 / (4 / 2)) / 2 == pytest.approx((losses.sum() + 2) / 8)

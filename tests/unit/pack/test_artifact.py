@@ -122,7 +122,10 @@ def test_bombs_take_little_time_and_memory(opened, packed, tmp_path):
     """10 GB in as few bytes as each format allows, in every section and as the header."""
     bomb = zeros(10_000)
     assert len(bomb) < 200_000
-    others = {"zlib": zlib.compress(bytes(10**7)), "xz": lzma.compress(bytes(10**7), preset=0)}
+    # zstd: blocks that repeat a zero 131,072 times, of which the last one says so.
+    block, last = ((kind | 131_072 << 3).to_bytes(3, "little") + b"\0" for kind in (2, 3))
+    zstd = b"\x28\xb5\x2f\xfd\xe0" + (131_072 * 80_000).to_bytes(8, "little") + block * 79_999 + last
+    others = {"zlib": zlib.compress(bytes(10**7)), "xz": lzma.compress(bytes(10**7), preset=0), "zstd": zstd}
     files = {"good": packed, "header": assembled(bomb, b"")}
     for name in ("codes/6/range", "codes/4/range", "scales", "plain/bfloat16", "tokenizer"):
         pieces = opened()
@@ -133,11 +136,12 @@ def test_bombs_take_little_time_and_memory(opened, packed, tmp_path):
         pieces.replace("scales", content)
         files[name] = pieces.sealed()
         files[f"{name}-file"] = content
-    pieces = opened()  # 10 GB of codes, which the header admits
-    pieces.section("codes/6/range").update(codec="brotli", name="codes/6/brotli")
-    pieces.section("codes/6/brotli")["tensors"][0]["shape"] = [10**5, 10**5]
-    pieces.replace("codes/6/brotli", bomb)
-    files["declared"] = pieces.sealed()
+    for codec in ("brotli", "brotli-columns"):  # 10 GB of codes, which the header admits
+        pieces, name = opened(), f"codes/6/{codec}"
+        pieces.section("codes/6/range").update(codec=codec, name=name)
+        pieces.section(name)["tensors"][0]["shape"] = [10**5, 10**5]
+        pieces.replace(name, bomb)
+        files[f"declared-{codec}"] = pieces.sealed()
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     names = [str(tmp_path / name) for name in files]

@@ -15,9 +15,10 @@ from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.pack.budget import Fit, choose, fit, measure, parse_size, plan_of
 from ouroboros.pack.calibrate import Quantized, quantize_model
 from ouroboros.pack.coded import Coded
-from ouroboros.pack.plan import DEFAULT
+from ouroboros.pack.plan import DEFAULT, Rule
 from ouroboros.pack.quantize import SQUARES
 from ouroboros.pack.write import pack
+from ouroboros.recipes import recipe
 
 SPEC = BASE.replace(layout="1 (1)x3 1")
 
@@ -121,6 +122,18 @@ def test_settings_are_worth_less_and_less():
         assert (item.settings[-1].bits, item.settings[-1].clip) == (8, SQUARES)
         assert item.loss_per_error > 0
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_maps_that_are_stacked_have_rows_of_their_own():
+    spec = recipe("controller-first", "tiny").model
+    torch.manual_seed(0)
+    model = OuroborosForCausalLM(OuroborosConfig.from_spec(spec)).eval()
+    plan = DEFAULT.first(Rule(where="*.0.mlp.bases.down_proj.A?", bits=8), Rule(keep="float32"))
+    ids = list(torch.randint(spec.vocab_size, (2, 9)))
+    for item in measure(model, ids, plan):
+        bases, rows, columns = item.entry.tensor.shape
+        assert item.w_RC.shape == (bases * rows, columns) and len(item.weight_C) == columns
+        assert not torch.equal(item.weight_C, torch.ones(columns).double())
 
 
 def test_weights_that_are_no_numbers_are_refused_by_name():

@@ -151,6 +151,37 @@ def test_fallbacks_are_errors_unless_they_are_allowed():
     assert not planned.exceptions and torch.equal(codes(planned, name), codes(made, name))
 
 
+class Stacked(nn.Module):
+    """Two maps in one tensor, and a filter over channels, which is none."""
+
+    PARAMETER_ROLES = {"weight": "vector", "filter": "vector"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(2, 48, 32))
+        self.filter = nn.Parameter(torch.randn(1, 1, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight[0]) + nn.functional.linear(x, self.weight[1]) * self.filter[0, 0]
+
+
+def test_maps_that_are_stacked_are_coded_each_by_itself():
+    torch.manual_seed(0)
+    model, rows, path = built(LOOPED), texts(LOOPED, rows=8), f"{ONCE}mlp.up_proj"
+    model.model.decoder.layers[0].mlp.up_proj = stacked = Stacked()
+    plan = uniform(3).first(Rule(where="*up_proj.weight", bits=3, group=16), Rule(where="*filter", bits=3))
+    made, found = quantize_model(model, plan, rows), gather(model, rows)
+    weight, line = made.tensors[f"{path}.weight"], made.report[f"{path}.weight"]
+    assert isinstance(weight, Coded) and line.method == "gptq" and not line.notes and not made.exceptions
+    for number, w_RC in enumerate(stacked.weight.detach()):
+        h_CC, steps = found.moment(f"{path}.weight[{number}]"), choose_steps(w_RC, 3, group=16)
+        assert h_CC is not None
+        solved = Coded(codes=solve(w_RC, h_CC, steps, 3).codes_RC, scales=steps, bits=3, shape=(48, 32))
+        assert torch.equal(weight.dense()[number], solved.dense())
+    assert line.objective is not None and line.rounding is not None and line.objective < 0.9 * line.rounding
+    assert made.report[f"{path}.filter"].method == "rounding" and not made.report[f"{path}.filter"].fallback
+
+
 def test_more_damping_is_an_error_unless_it_is_allowed(monkeypatch):
     def unwilling(w_RC, h_CC, steps_RG, bits):
         return solve(w_RC, h_CC - 0.3 * h_CC.diagonal().mean() * torch.eye(len(h_CC)), steps_RG, bits)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ouroboros.errors import OuroborosError
+from ouroboros.pack import codec as own
 from ouroboros.pack.codec import decode, encode, encode_best, expand, from_planes, planes, squeeze
 
-BOTH = pytest.mark.parametrize("codec", ["brotli", "range"])
+EVERY = pytest.mark.parametrize("codec", ["brotli", "brotli-columns", "range"])
 
 
 @st.composite
@@ -43,7 +44,7 @@ def entropy(codes: np.ndarray) -> float:
     return float((counts * np.log2(counts.sum() / counts)).sum())
 
 
-@BOTH
+@EVERY
 @given(some=some_matrices())
 def test_codes_come_back(codec: str, some: tuple[int, list[np.ndarray]]) -> None:
     bits, matrices = some
@@ -53,7 +54,7 @@ def test_codes_come_back(codec: str, some: tuple[int, list[np.ndarray]]) -> None
     assert all(a.dtype == np.int8 and np.array_equal(a, b) for a, b in zip(matrices, back, strict=True))
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40_000), (40_000, 1), (3, 17_001), (5, 4096), (0, 7), (7, 0)])
 @pytest.mark.parametrize("value", [-128, 0, 127, None])
 def test_unusual_shapes_and_values_come_back(codec: str, shape: tuple[int, int], value: int | None) -> None:
@@ -63,15 +64,45 @@ def test_unusual_shapes_and_values_come_back(codec: str, shape: tuple[int, int],
     assert np.array_equal(first, codes) and np.array_equal(second, codes[:1])
 
 
-def test_each_matrix_gets_the_better_codec() -> None:
-    repeated = np.tile(bells(6, 1, 512), (200, 1))
-    matrices = [bells(6, 200, 300, 1), repeated, bells(6, 64, 64, 2)]
-    made = encode_best(matrices, 6)
-    assert {part.codec: part.chosen for part in made} == {"brotli": [1], "range": [0, 2]}
+def alike(bits: int, rows: int, columns: int) -> np.ndarray:
+    """A matrix with rows that repeat one of a few, but for single codes."""
+    random = np.random.default_rng(3)
+    codes = bells(bits, 7, columns)[random.integers(7, size=rows)]
+    return np.where(random.random(codes.shape) < 0.02, bells(bits, rows, columns), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("sample", [1 << 18, 1 << 13])
+def test_each_matrix_gets_the_codec_that_makes_it_smallest(bits: int, sample: int, monkeypatch) -> None:
+    monkeypatch.setattr(own, "_SAMPLE", sample)
+    matrices = [bells(bits, 200, 300, 1), alike(bits, 200, 256), alike(bits, 200, 256).T, bells(bits, 64, 64, 2)]
+    made = encode_best(matrices, bits)
+    assert {part.codec: part.chosen for part in made} == {"brotli": [1], "brotli-columns": [2], "range": [0, 3]}
     for part in made:
-        back = decode(part.codec, part.data, [matrices[n].shape for n in part.chosen], 6)
+        back = decode(part.codec, part.data, [matrices[n].shape for n in part.chosen], bits)
         assert all(np.array_equal(a, matrices[n]) for a, n in zip(back, part.chosen, strict=True))
-    assert encode_best([], 6) == []
+        (first, *_), others = part.chosen, {"brotli", "brotli-columns", "range"} - {part.codec}
+        assert all(part.sizes[0] < len(encode(other, [matrices[first]], bits)[0]) for other in others)
+    assert encode_best([], bits) == []
+
+
+def test_a_small_gain_is_not_worth_a_section() -> None:
+    """These rows are smaller by brotli, but a section of its own would cost more than that."""
+    codes = alike(6, 4, 128)
+    sizes = {c: len(encode(c, [codes], 6)[0]) for c in ("brotli", "range")}
+    assert sizes["range"] - 100 < sizes["brotli"] < sizes["range"]
+    assert [part.codec for part in encode_best([codes], 6)] == ["range"]
+
+
+def test_choosing_takes_no_longer_for_large_matrices(monkeypatch) -> None:
+    """What the slow compressor is shown is a sample, whatever the shape; the rest is counted here."""
+    shown = []
+    monkeypatch.setattr(own, "_SAMPLE", 1000)
+    monkeypatch.setattr(own, "squeeze", lambda parts: shown.extend(map(len, parts)) or squeeze(parts))
+    for shape in ((1, 9000), (9000, 1), (3, 3000), (3000, 3), (95, 95)):
+        shown.clear()
+        assert own._smallest(np.resize(bells(4, 1, 97), shape), 9000) != "range"
+        assert len(shown) == 2 and all(0 < length <= 2000 for length in shown)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6, 8])
@@ -104,7 +135,7 @@ def bells_of_integers(rows: int, columns: int) -> np.ndarray:
     return np.array(found, dtype=np.int8).reshape(rows, columns)
 
 
-@BOTH
+@EVERY
 def test_other_bytes_are_refused_or_read_as_so_many_codes(codec: str) -> None:
     codes = bells(6, 20, 30)
     data, _ = encode(codec, [codes], 6)
@@ -121,7 +152,7 @@ def test_other_bytes_are_refused_or_read_as_so_many_codes(codec: str) -> None:
             assert found.shape == codes.shape and found.min() >= -32 and found.max() <= 31
 
 
-@BOTH
+@EVERY
 def test_more_or_fewer_codes_than_expected_are_refused(codec: str) -> None:
     data, _ = encode(codec, [bells(6, 20, 300)], 6)
     for shape in ((20, 100), (1, 1)):
@@ -135,7 +166,9 @@ def test_codes_out_of_range_and_unknown_codecs_are_refused() -> None:
     data, _ = encode("brotli", [np.full((2, 2), 5, dtype=np.int8)], 8)
     with pytest.raises(OuroborosError, match="codes that 3 bits cannot hold"):
         decode("brotli", data, [(2, 2)], 3)
-    with pytest.raises(OuroborosError, match=r"unknown codec 'zstd' \(this version reads brotli and range\)"):
+    with pytest.raises(
+        OuroborosError, match=r"unknown codec 'zstd' \(this version reads brotli, brotli-columns, range\)"
+    ):
         decode("zstd", data, [(2, 2)], 8)
 
 

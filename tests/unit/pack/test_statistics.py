@@ -15,7 +15,7 @@ from ouroboros.config.parts.halt import HaltSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.pack.statistics import gather
+from ouroboros.pack.statistics import gather, maps_of
 
 
 def built(spec: ModelSpec) -> OuroborosForCausalLM:
@@ -198,6 +198,32 @@ def test_what_is_no_map_is_known_by_its_reader():
     assert found.moment(name) is None and found.read_by[name] == {"linear"}
     spec = VARIANTS["choke grouped, tap of chosen blocks"]
     assert gather(built(spec), texts(spec)).read_by["model.decoder.layers.0.mlp.group_down"]
+
+
+class Stacked(nn.Module):
+    """Two maps in one tensor, of which each reads something else; a third one that nothing reads."""
+
+    PARAMETER_ROLES = {"weight": "vector"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(3, 48, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight[0]) + nn.functional.linear(x.square(), self.weight[1])
+
+
+def test_maps_that_are_stacked_in_one_tensor():
+    made, rows, path = built(BASE), texts(BASE), "model.decoder.layers.1.mlp.up_proj"
+    made.model.decoder.layers[1].mlp.up_proj = Stacked()
+    (calls,) = [c[0:2] for c in by_hooks(made, [path], torch.stack(rows)).values()]
+    for names in (None, [f"{path}.weight"]):
+        found = gather(made, rows, names)
+        for visit, x in enumerate(calls):
+            close(found.sums[f"{path}.weight[0]", visit] / len(x), moment(x))
+            close(found.sums[f"{path}.weight[1]", visit] / len(x), moment(x.square()))
+        assert found.moment(f"{path}.weight[2]") is None and found.moment(f"{path}.weight") is None
+    assert maps_of("w", torch.zeros(2, 3, 4, 5)).keys() == {f"w[{number}]" for number in range(6)}
 
 
 def test_the_model_is_left_as_it_was():

@@ -269,10 +269,10 @@ def test_tensors_that_share_memory_are_refused(tmp_path):
 def test_retention_keeps_the_last_and_the_best(tmp_path):
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
-    removed = retain(tmp_path, 2, best=1)
+    removed = retain(tmp_path, 2, None, 1)
     assert removed == [tmp_path / "step-00000002"]
     assert names(tmp_path) == ["step-00000001", "step-00000003", "step-00000004"]
-    retain(tmp_path, 1, best=99)
+    retain(tmp_path, 1, 99)
     assert names(tmp_path) == ["step-00000004"]
     assert retain(tmp_path, 0) == [] and names(tmp_path) == ["step-00000004"]
 

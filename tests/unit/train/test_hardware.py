@@ -20,7 +20,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
         monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        monkeypatch.setattr(hardware, "_memory", lambda: memory)
+        monkeypatch.setattr(hardware, "memory_gb", lambda: memory)
 
     return use
 
@@ -53,8 +53,8 @@ def test_a_device_too_small_for_every_preset_gets_the_last(machine):
 
 
 def test_this_machine(monkeypatch):
-    memory = hardware._memory()
+    memory = hardware.memory_gb()
     assert memory is not None and 0.1 < memory < 1e5
     assert choose_size(PRESETS)[0] in dict(PRESETS)
     monkeypatch.delattr(hardware.os, "sysconf")
-    assert hardware._memory() is None
+    assert hardware.memory_gb() is None

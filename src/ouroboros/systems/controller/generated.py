@@ -54,7 +54,8 @@ class Generated(Started):
         """What is added to the map's result for ``x`` (..., inputs); ``coefficients`` (..., 2 N), those of A first, may
         be of fewer positions."""
         a_N, b_N = coefficients.to(x.dtype).chunk(2, dim=-1)
-        return self.factor * _weighted(_weighted(x, a_N, self.A1, self.A2), b_N, self.B1, self.B2)
+        weighted = _weighted if self.folds else _weighted_one_by_one
+        return self.factor * weighted(weighted(x, a_N, self.A1, self.A2), b_N, self.B1, self.B2)
 
 
 def _weighted(x: Tensor, weights_N: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -62,6 +63,13 @@ def _weighted(x: Tensor, weights_N: Tensor, first: Tensor, second: Tensor) -> Te
     inner = F.linear(x, second.flatten(0, 1).to(x.dtype)).unflatten(-1, second.shape[:2])
     weighted = (inner * weights_N[..., None]).flatten(-2)
     return F.linear(weighted, first.transpose(0, 1).flatten(1).to(x.dtype))
+
+
+def _weighted_one_by_one(x: Tensor, weights_N: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The same, each of the matrices applied by itself."""
+    pairs = zip(weights_N.split(1, dim=-1), first, second, strict=True)
+    terms = [F.linear(w * F.linear(x, inner.to(x.dtype)), outer.to(x.dtype)) for w, outer, inner in pairs]
+    return torch.stack(terms).sum(dim=0)
 
 
 class GeneratedAttention(Attention):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ouroboros.api import build
 from ouroboros.config import Recipe
 from ouroboros.config.parts.modulated import TARGETS
 from ouroboros.eval.liveness import parameter_lives
 from ouroboros.nn.visit import VisitContext
+from ouroboros.pack.statistics import gather, maps_of
 from ouroboros.recipes import recipe
 from ouroboros.systems.controller.generated import Generated, GeneratedAttention, MatrixController
 from ouroboros.systems.controller.parts import GeneratedAttentionSpec, MatrixControllerSpec
@@ -33,6 +35,21 @@ def test_addition_is_its_formula() -> None:
             A = sum(c[b, t, n] * addition.A1[n] @ addition.A2[n] for n in range(N))
             whole = sum(c[b, t, N + n] * addition.B1[n] @ addition.B2[n] for n in range(N)) @ A
             torch.testing.assert_close(found[b, t], 1.5 * whole @ x[b, t], rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_one_by_one_add_the_same() -> None:
+    addition = Generated(nn.Linear(D, 7), GeneratedAttentionSpec(rank=2, bases=N, divisor=3))
+    x, c = torch.randn(B, T, D), torch.randn(B, 1, 2 * N)
+    together, addition.folds = addition(x, c), False
+    torch.testing.assert_close(addition(x, c), together, rtol=1e-4, atol=1e-5)
+
+
+def test_packing_knows_what_each_matrix_reads() -> None:
+    spec = recipe("controller-first", "tiny").model
+    model = build(Recipe(name="first", model=spec))
+    found = gather(model, list(torch.randint(spec.vocab_size, (2, 9))))
+    maps = [m for name, p in model.named_parameters() if ".bases." in name for m in maps_of(name, p)]
+    assert len(maps) > 40 and all(found.moment(name) is not None for name in maps)
 
 
 def test_bases_start_within_the_root_of_their_last_size() -> None:

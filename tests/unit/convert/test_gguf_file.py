@@ -1,0 +1,154 @@
+"""GGUF files that are written: what is stored, how, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+from ouroboros.convert import donors
+from ouroboros.convert.gguf_file import _split_of, new_file, write
+from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
+from ouroboros.errors import OuroborosError
+
+SIZES: dict[str, Any] = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+ENDS: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 256}
+CONFIG = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=6, rope_theta=300.0, **ENDS)
+
+
+def llama(dtype: torch.dtype) -> LlamaForCausalLM:
+    """With numbers that ``dtype`` holds, apart from its norms, and types of fewer bits do not."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=1e6 if dtype == torch.bfloat16 else 0.4)
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.to(dtype).float()
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_transformers_reads_the_same_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, path = llama(dtype), tmp_path / "x.gguf"
+    stored = write(path, "llama", CONFIG, model.state_dict(), byte_tokenizer(), {})
+    assert stored == str(dtype).removeprefix("torch.")
+    donor = donors.find(path)
+    assert donor is not None and donor.config.head_dim == 6 and donor.config.rope_parameters["rope_theta"] == 300.0
+    theirs = donor.model().state_dict()
+    assert all(theirs[name].equal(tensor) for name, tensor in model.state_dict().items())
+    kinds = {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors}
+    assert kinds["output_norm.weight"] == gguf.GGMLQuantizationType.F32
+    text = donor.tokenizer()
+    assert text.encode("naïve".encode()).tolist() == list("naïve".encode()) and text.eos_id == 256
+
+
+def test_the_rows_of_queries_and_keys_are_pairs_of_neighbours(tmp_path: Path) -> None:
+    """Channel 0 of a head is followed by the one that it is rotated with, which transformers has half a head later."""
+    model = llama(torch.float32)
+    write(tmp_path / "x.gguf", "llama", CONFIG, model.state_dict(), None, {})
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    for name, theirs in {"q": "blk.1.attn_q.weight", "k": "blk.1.attn_k.weight"}.items():
+        rows = model.state_dict()[f"model.layers.1.self_attn.{name}_proj.weight"].numpy()
+        order = [6 * (row // 6) + (row % 6) // 2 + 3 * (row % 2) for row in range(len(rows))]
+        assert (found[theirs] == rows[order]).all()
+
+
+def fields(path: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def test_what_is_said_of_the_tokenizer(tmp_path: Path) -> None:
+    state, text = llama(torch.float32).state_dict(), byte_tokenizer()
+    config = LlamaConfig(
+        **{**SIZES, "vocab_size": 259, "head_dim": 6},
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=256,
+    )
+    write(tmp_path / "x.gguf", "llama", config, state, text, {"num_loops": 3, "skip_loop_final_norm": True})
+    found = fields(tmp_path / "x.gguf")
+    assert found["llama.num_loops"] == 3 and found["llama.skip_loop_final_norm"] is True
+    assert found["tokenizer.ggml.tokens"][-3:] == ["<|endoftext|>", "<|unused257|>", "<|unused258|>"]
+    assert found["tokenizer.ggml.token_type"] == [1] * 256 + [3] * 3
+    assert found["tokenizer.ggml.merges"] == [] and found["tokenizer.ggml.pre"] == "gpt-2"
+    assert found["tokenizer.ggml.bos_token_id"] == 256 and found["tokenizer.ggml.add_bos_token"] is True
+    write(tmp_path / "y.gguf", "llama", config, state, None, {})
+    assert fields(tmp_path / "y.gguf")["tokenizer.ggml.model"] == "no_vocab"
+
+
+def bpe(steps: Any) -> TextTokenizer:
+    """A tokenizer that knows ``ab``, and cuts texts as ``steps`` say."""
+    alphabet = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab={**alphabet, "ab": 256}, merges=[("a", "b")]))
+    backend.pre_tokenizer, backend.decoder = steps, decoders.ByteLevel()
+    backend.add_special_tokens(["<|end|>"])
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    return TextTokenizer(hf.backend_tokenizer, eos_id=257, hf=hf)
+
+
+def parts(pattern: str, behavior: Any = "isolated") -> Any:
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), behavior=behavior), last])
+
+
+WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        (WHOLE, "gpt-2"),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WHOLE]), "smollm"),
+        (parts(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), "llama3"),
+        (parts(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), "qwen2"),
+    ],
+)
+def test_ways_of_cutting_that_have_a_name(steps: Any, name: str) -> None:
+    assert _split_of(json.loads(bpe(steps).backend.to_str())) == name
+
+
+def test_tokenizers_without_a_place_are_refused() -> None:
+    named = "no name for the way in which this tokenizer cuts a text before it merges; write the model alone"
+    odd = [
+        parts("[0-9]+"),
+        parts(GGUF_PRE_TOKENIZER_SPLITS["qwen2"], "removed"),
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), WHOLE]),
+    ]
+    ours = train_bpe([b"ab ab ab ab"], 258)
+    for tokenizer in (ours, *map(bpe, odd)):
+        with pytest.raises(OuroborosError, match=named):
+            _split_of(json.loads(tokenizer.backend.to_str()))
+    folded = bpe(WHOLE)
+    folded.backend.normalizer = normalizers.Lowercase()
+    for tokenizer in (folded, character_tokenizer([b"abc"])):
+        with pytest.raises(
+            OuroborosError, match="neither of bytes nor byte-level BPE; for GGUF, write .*--no-tokenizer"
+        ):
+            _split_of(json.loads(tokenizer.backend.to_str()))
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), new_file(out) as work:
+        work.write_bytes(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_file(out) as work:
+        work.write_bytes(b"all")
+    with pytest.raises(OuroborosError, match=r"out exists; choose another path"), new_file(out):
+        pass
+    with (
+        pytest.raises(OuroborosError, match=r"cannot write .*missing.x: No such file"),
+        new_file(tmp_path / "missing" / "x") as work,
+    ):
+        work.write_bytes(b"all")
+    assert out.read_bytes() == b"all" and len(list(tmp_path.iterdir())) == 1
