@@ -74,8 +74,8 @@ class _Kept:
         seeds = sorted(set(self.study.seeds_of(asked)) - {result.seed for result in self.of(stage, arm)})
         places = {seed: self.path / stage / arm / f"seed-{seed}" for seed in seeds}
         if ends := [seed for seed, place in places.items() if has_diverged(place)]:
-            return Absent(arm, "diverged", f"Losses or gradients stayed non-finite with seed {_list(ends)}.")
-        return Absent(arm, "unfinished", f"There is no result of seed {_list(seeds)} yet.") if seeds else None
+            return Absent(arm, "diverged", f"Losses or gradients stayed non-finite with {_named(ends)}.")
+        return Absent(arm, "unfinished", f"There is no result of {_named(seeds)} yet.") if seeds else None
 
     def metrics(self, stage: str, arm: str) -> list[dict[str, Any]]:
         """The records of training, averaged over the seeds where each has one of the same step."""
@@ -97,6 +97,8 @@ def report_from_study(directory: Path | str) -> Report:
     kept = _read(Path(directory))
     control, stages = kept.study.control, kept.study.stages
     found = summary(kept.study, kept.results, kept.dead)
+    for each in found["stages"]:  # what lacks runs comes last, however good those are that it has
+        each["arms"].sort(key=lambda line: line["difference"] is None and line["name"] != control.name)
     last, ranked = stages[-1].name, [line["name"] for line in found["stages"][-1]["arms"]]
     metrics = {name: kept.metrics(last, name) for name in ranked}
     shown = [control.name, *(name for name in ranked if name != control.name)][:NUM_ARMS]
@@ -188,7 +190,7 @@ def _stage(kept: _Kept, found: Mapping[str, Any], shown: Sequence[str], many: bo
     stage, control = found["name"], kept.study.control.name
     lines, absent = found["arms"], kept.absent(stage)
     budget = _list([f"{value:,} {name}" for name, value in found["budget"].items()]) or "Each its own budget"
-    lead = f"{budget} for each run, seed {_list(found['seeds'])}, scored on the {found['split']} part of the text."
+    lead = f"{budget} for each run, {_named(found['seeds'])}, scored on the {found['split']} part of the text."
     if found["gate"] is not None and all(one.mark != "unfinished" for one in absent):
         lead += f" By the rule stated before, {found['gate']}: {_list(found['promoted']) or 'none'}."
     if (floor := found["noise_floor"]) is not None:
@@ -234,7 +236,7 @@ def _match(
         ident=f"match-{number}",
         title=f"At equal {EQUAL[plain.match]}",
         headline=answer.sentence if many else "",
-        lead=f"Seed {_list(plain.seeds)}, scored on {plain.scored_bytes:,} held-out bytes.",
+        lead=f"Trained with {_named(plain.seeds)}, scored on {plain.scored_bytes:,} held-out bytes.",
         rankings=rankings,
         tables=tables,
     )
@@ -271,6 +273,7 @@ def _ranking(
             detail += f", {line['more']}" if "more" in line else ""
             row = Row(name, detail, line["difference"], line["low"], line["high"], place, _WORDS[line["verdict"]])
             rows.append(row)
+    rows.sort(key=lambda row: row.bits_per_byte)
     return Ranking(rows, absent, differences=True, title=title, note=note)
 
 
@@ -355,7 +358,7 @@ def _notes(kept: _Kept, found: Mapping[str, Any], cut: bool) -> tuple[list[str],
     for stage in kept.asked.stages:
         missing = [seed for seed in kept.asked.seeds_of(stage) if seed not in kept_seeds.get(stage.name, ())]
         if missing:
-            notes.append(f"Not counted, because runs of it are missing: seed {_list(missing)} of stage {stage.name}.")
+            notes.append(f"Not counted, because runs of it are missing: {_named(missing)} of stage {stage.name}.")
     lacking = (one.mark == "unfinished" for stage in kept_seeds for one in kept.absent(stage))
     complete = not notes and not any(lacking)
     for stage, seeds in kept_seeds.items():
@@ -392,3 +395,7 @@ def _place(names: Sequence[str], name: str) -> int:
 
 def _list(values: Sequence[Any], between: str = ", ") -> str:
     return between.join(map(str, values))
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {_list(seeds)}"

@@ -38,7 +38,7 @@ STUDY = Study(
     stages=(Stage(name="short", steps=40, split="valid", gate=Gate(best=2)), Stage(name="long", steps=80)),
     packing=Packing(bits=6),
 )
-BITS = {"control": (2.0, 2.1, 2.2), "good": (1.9, 2.001, 2.099), "same": (2.02, 2.07, 2.21)}
+BITS = {"control": (2.0, 2.1, 2.2), "good": (1.9, 2.001, 2.099), "same": (2.03, 2.07, 2.21)}
 
 
 def measured(bits: float) -> Measured:
@@ -127,6 +127,18 @@ def test_arms_without_a_result_stand_below_with_the_reason(study: Path) -> None:
     assert absent["wild"] == ("diverged", "Losses or gradients stayed non-finite with seed 3.")
     assert absent["twice"] == ("dead", "this arm equals the control") and len(absent) == 2
     assert "promoted: the best 2: good, same" in short.lead
+    assert [row[0] for row in short.tables[0].rows] == ["good", "control", "same", "wild"]
+
+
+def test_each_ranking_has_its_own_order_and_what_lacks_runs_comes_last(study: Path, records_of: Any) -> None:
+    for seed in (1, 2):
+        keep(study, result("wild", seed, 1.0, "short"), [])
+    for seed, bits in enumerate(BITS["good"], 1):
+        keep(study, result("good", seed, bits, "short", 0.5), [])
+    short = sections(report_from_study(study))["stage-short"]
+    orders = [[row.name for row in ranking.rows] for ranking in short.rankings]
+    assert orders == [["good", "control", "same"], ["control", "same", "good"]]
+    assert short.tables[0].rows[-1][0] == "wild"
 
 
 def test_a_study_under_way_counts_the_seeds_that_are_there(study: Path) -> None:
@@ -136,7 +148,7 @@ def test_a_study_under_way_counts_the_seeds_that_are_there(study: Path) -> None:
     assert "Not counted, because runs of it are missing: seed 3 of stage long." in report.notes
     assert (
         report.headline.startswith("So far, with runs missing: Against control")
-        and "seed 1, 2," in report.findings[0].lead
+        and "seeds 1, 2," in report.findings[0].lead
     )
     (study / "long" / "same" / "seed-2" / RESULT).unlink()
     (absent,) = report_from_study(study).findings[0].rankings[0].absent
