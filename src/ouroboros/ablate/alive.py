@@ -11,15 +11,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ouroboros.ablate.changes import fingerprint
+from ouroboros.ablate.changes import fingerprint_of
 from ouroboros.ablate.record import code_version
-from ouroboros.ablate.study import Arm, Study
+from ouroboros.ablate.study import Study
 from ouroboros.api import build
-from ouroboros.config import Recipe
+from ouroboros.config import Recipe, to_dict
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import check
 from ouroboros.eval.liveness import parameter_lives
@@ -55,7 +56,7 @@ def dead_arms(
     for arm in (study.control, *study.arms):
         if arm.repeat:
             continue
-        key = _key(study, arm, code_version())
+        key = _key(to_dict(study.control), to_dict(arm), code_version())
         if key not in known:
             lines = faults(arm.recipe, texts[arm.name])
             if not lines and arm is not study.control and not arm.late:
@@ -72,13 +73,19 @@ def dead_arms(
     return found
 
 
-def _key(study: Study, arm: Arm, code: str) -> str:
-    return f"{code} {fingerprint(study.control.recipe)} {fingerprint(arm.recipe)} {arm.late}"
+def _key(control: Mapping[str, Any], arm: Mapping[str, Any], code: str) -> str:
+    return f"{code} {fingerprint_of(control['recipe'])} {fingerprint_of(arm['recipe'])} {arm['late']}"
 
 
-def found_dead(study: Study, known: Mapping[str, str], code: str) -> dict[str, str]:
-    """What :func:`dead_arms` returned, from what it keeps, with the version of the code that it ran in."""
-    reasons = {arm.name: known.get(_key(study, arm, code)) for arm in study.arms}
+def found_dead(study: Mapping[str, Any], known: Mapping[str, str], code: str) -> dict[str, str]:
+    """What :func:`dead_arms` returned, from what it keeps.
+
+    Args:
+        study: its values as they were then: those that a later release reads from them may have more fields.
+        known: what is in the file.
+        code: the version of the code then.
+    """
+    reasons = {arm["name"]: known.get(_key(study["control"], arm, code)) for arm in study["arms"]}
     return {name: why for name, why in reasons.items() if why}
 
 

@@ -24,7 +24,13 @@ def unnamed(recipe: Recipe) -> Recipe:
 
 def fingerprint(recipe: Recipe) -> str:
     """sha256 (hex) of all that a recipe says besides its name and description."""
-    return hashlib.sha256(json.dumps(to_dict(unnamed(recipe)), sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(to_dict(recipe))
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """The same from a recipe's values, which may be of another release and lack fields or have other ones."""
+    values = {**values, **dict.fromkeys(LABELS, "")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:

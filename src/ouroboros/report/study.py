@@ -145,7 +145,7 @@ def _read(path: Path) -> _Kept:
         study=dataclasses.replace(asked, stages=tuple(stages)),
         facts={"code": values["code"], **values["environment"]},
         results=results,
-        dead=found_dead(asked, _json(path / ALIVE) if (path / ALIVE).is_file() else {}, values["code"]),
+        dead=found_dead(values["study"], _json(path / ALIVE) if (path / ALIVE).is_file() else {}, values["code"]),
     )
 
 

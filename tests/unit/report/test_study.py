@@ -75,7 +75,8 @@ def write(directory: Path, study: Study = STUDY, dead: Mapping[str, str] | None 
     directory.mkdir(exist_ok=True)
     manifest = {"study": to_dict(study), "code": "c", "environment": {"torch": "2"}}
     (directory / MANIFEST).write_text(json.dumps(manifest))
-    kept = {_key(study, arm, "c"): (dead or {}).get(arm.name, "") for arm in study.arms}
+    control = to_dict(study.control)
+    kept = {_key(control, to_dict(arm), "c"): (dead or {}).get(arm.name, "") for arm in study.arms}
     (directory / ALIVE).write_text(json.dumps(kept))
     return directory
 
@@ -128,6 +129,17 @@ def test_arms_without_a_result_stand_below_with_the_reason(study: Path) -> None:
     assert absent["twice"] == ("dead", "this arm equals the control") and len(absent) == 2
     assert "promoted: the best 2: good, same" in short.lead
     assert [row[0] for row in short.tables[0].rows] == ["good", "control", "same", "wild"]
+
+
+def test_the_dead_of_a_study_of_an_earlier_release_are_known(study: Path) -> None:
+    values = json.loads((study / MANIFEST).read_text())
+    arms = [values["study"]["control"], *values["study"]["arms"]]
+    for arm in arms:  # a field that this release has and that one had not
+        del arm["recipe"]["train"]["patience"]
+    (study / MANIFEST).write_text(json.dumps(values))
+    (study / ALIVE).write_text(json.dumps({_key(arms[0], arms[-1], "c"): "it was dead"}))
+    absent = {one.name: one for one in sections(report_from_study(study))["stage-short"].rankings[0].absent}
+    assert absent["twice"] == ("twice", "dead", "it was dead")
 
 
 def test_each_ranking_has_its_own_order_and_what_lacks_runs_comes_last(study: Path, records_of: Any) -> None:
