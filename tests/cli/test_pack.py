@@ -137,6 +137,7 @@ def test_stopped_while_the_file_is_scored(trained, spawn, tmp_path, monkeypatch,
         waiting = time.monotonic() + 60
         while not any(scratch.glob("ouroboros-*/*.txt")) and time.monotonic() < waiting:
             time.sleep(0.02)
+        time.sleep(0.5)  # the text is written just before the other process is started
         assert any(tmp_path.glob(".m.pack.tmp-*"))
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # a terminal sends it to both processes

@@ -124,6 +124,8 @@ class Guard:
     def __init__(self, spec: GuardedTraining, schedule: Schedule) -> None:
         self.spec, self.schedule, self.state = spec, schedule, GuardState()
         self._probe: StateProbe | None = None
+        self.first: Alarm | None = None
+        """The first unusual step of those in a row, which tells best where it began."""
 
     @property
     def goes_back(self) -> bool:
@@ -172,6 +174,8 @@ class Guard:
         new = since >= QUIET or (state.in_a_row == PERSISTS and since >= PERSISTS)
         state.reported = step if new else state.reported
         alarm = Alarm(step, *found, in_a_row=state.in_a_row, new=new)
+        if state.in_a_row == 1 or self.first is None:
+            self.first = alarm
         if state.in_a_row >= QUIET:  # what lasts so long is no failure, or nobody minds
             state.recent, state.lowest, state.in_a_row = {}, None, 0
         return alarm

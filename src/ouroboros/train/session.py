@@ -159,7 +159,10 @@ def _guard(trainer: Trainer, run: RunDirectory, alarm: Alarm, metrics: MetricsLo
     state, step = guard.state, trainer.counters.step
     if alarm.new:
         metrics.write(alarm.record())
-        shown.message(f"step {step:,}: {alarm.message}")
+    # A single unusual batch is recorded, and alarms nobody before it lasts; where it began is known at the first.
+    told = guard.first if alarm.in_a_row == PERSISTS and guard.first is not None else alarm
+    if alarm.in_a_row == PERSISTS or (alarm.new and alarm.usual is None):
+        shown.message(f"step {told.step:,}: {told.message}")
     if alarm.in_a_row != PERSISTS or not guard.goes_back or state.good is None:
         return
     saved = checkpoints.load(checkpoint_path(run.checkpoints, state.good))

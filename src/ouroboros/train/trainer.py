@@ -56,7 +56,7 @@ from ouroboros.train.precision import (
     uncompiled,
 )
 from ouroboros.train.quantize import Quantizer
-from ouroboros.train.sharding import shards_of, whole
+from ouroboros.train.sharding import Shards, shards_of, whole
 from ouroboros.train.stop import Counters, EarlyStop, NotFinite, SourceFailed, check_budget, early_stop, share_done
 from ouroboros.train.telemetry import LoopTelemetry, part_records
 from ouroboros.train.threads import Threads, choose_threads
@@ -138,6 +138,7 @@ class Trainer:
         # From logits to losses in one compiled program; without a compiler the model computes its loss in chunks.
         self._criterion: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
         self.teacher: Teacher | None = None
+        self.shards: Shards | None = None
         self.low_rank = LowRank(model, spec.low_rank, spec.seed)
         self.choices = self._choose() if choices is None else self._keep(choices)
         kept = {"muon_dtype": self.choices.muon_dtype, "factors": self.low_rank.factors}
