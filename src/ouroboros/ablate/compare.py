@@ -315,9 +315,10 @@ def _quantity(match: Match, result: Result) -> float:
 
 def sentence(name: str, twin: Twin, equal: str, twins: int) -> str:
     """The verdict in one sentence."""
-    rival = twin.name + (" (the better twin)" if twins > 1 else "")
+    rival = twin.name + (", the better twin" if twins > 1 else "")
     if twin.low is None or twin.high is None:
-        return f"Cannot tell at {equal}: one seed has no interval; {name} and {rival} differ by {twin.difference:+.4f}."
+        apart = f"the scores differ by {twin.difference:+.4f}"
+        return f"Cannot tell at {equal}: one seed has no interval. Between {name} and {twin.name} {apart}."
     if twin.low == twin.high == 0:
         return f"Cannot tell at {equal}: {name} and {rival} score exactly the same."
     interval = f"{twin.low:+.4f} to {twin.high:+.4f} over {len(twin.by_seed)} seeds"
