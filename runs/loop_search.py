@@ -152,25 +152,30 @@ def recipe_of(arm: str, data: str, tokens: int, seed: int) -> Any:
     return dataclasses.replace(made, data=text, train=train)
 
 
+def trained(recipe: Any, path: Path) -> Any:
+    """The model in a run directory, trained if it is not there, and trained on if that was interrupted."""
+    from ouroboros.api import open_model
+    from ouroboros.train.run import resume, start
+    from ouroboros.train.rundir import RunDirectory
+
+    run = RunDirectory(path)
+    if not run.weights_file.is_file() and not (resume(path) if run.is_run else start(recipe, path)).finished:
+        sys.exit(f"{path}: training was stopped; the same command goes on")
+    return open_model(path)
+
+
 def measured(chosen: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     """The score of one run, trained if it is not there."""
     from ouroboros.accounting import cost
-    from ouroboros.api import open_model
     from ouroboros.eval.score import score
     from ouroboros.files import write_whole
-    from ouroboros.train.run import resume, start
-    from ouroboros.train.rundir import RunDirectory
 
     name = arm.translate(str.maketrans(" ", "_", "()")) + f"-{chosen.tokens}-{seed}"
     row_file = chosen.out / f"{name}.json"
     if row_file.is_file():
         return json.loads(row_file.read_bytes())
-    run = RunDirectory(chosen.out / name)
-    if not run.weights_file.is_file():
-        recipe = recipe_of(arm, chosen.data, chosen.tokens, seed)
-        if not (resume(run.path) if run.is_run else start(recipe, run.path)).finished:
-            sys.exit(f"{run.path}: training was stopped; the same command goes on")
-    opened = open_model(run.path)
+    opened = trained(recipe_of(arm, chosen.data, chosen.tokens, seed), chosen.out / name)
+    run = opened.run
     test = [chosen.held_out.read_bytes()] if chosen.held_out else run.open_data().documents("valid")
     found = score(opened.model, opened.tokenizer, test, window=256, max_bytes=chosen.max_bytes)
     counted = cost(opened.spec, context=128)

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from loop_search import trained
+
 LOOPS = {"gpt": 0, "loops 1": 1, "loops 2": 2, "loops 4": 4, "loops 8": 8, "crawler": 0}
 METHODS = ("rounding", "per-call", "loop-aware")
 BITS = (8, 6, 4, 3)
@@ -55,7 +57,8 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows = _Rows(chosen.out / "rows.jsonl")
     for seed, name in itertools.product(range(chosen.seeds), chosen.models.split(",")):
-        opened = _trained(chosen, name, seed)
+        run = chosen.out / f"{name.replace(' ', '-')}-{seed}"
+        opened = trained(recipe_of(name, chosen.data, chosen.tokens, seed), run)
         for row, measured in _measured(chosen, opened, name, seed):
             rows.make(row, measured)
     print(json.dumps({"study": "packing_study", "rows": len(rows.found), **summary(rows.found)}))
@@ -100,20 +103,6 @@ def recipe_of(name: str, data: str, tokens: int, seed: int) -> Any:
     )
     data_spec = dataclasses.replace(made.data, sources=(data,), tokenizer="bpe:1024", sequence_length=WINDOW)
     return dataclasses.replace(made, data=data_spec, train=train)
-
-
-def _trained(chosen: argparse.Namespace, name: str, seed: int) -> Any:
-    """The model of one name and seed, trained if it is not there."""
-    from ouroboros.api import open_model
-    from ouroboros.train.run import resume, start
-    from ouroboros.train.rundir import RunDirectory
-
-    run = RunDirectory(chosen.out / f"{name.replace(' ', '-')}-{seed}")
-    if not run.weights_file.is_file():
-        recipe = recipe_of(name, chosen.data, chosen.tokens, seed)
-        if not (resume(run.path) if run.is_run else start(recipe, run.path)).finished:
-            sys.exit(f"{run.path}: training was stopped; the same command goes on")
-    return open_model(run.path)
 
 
 def _measured(

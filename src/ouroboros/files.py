@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ouroboros.errors import OuroborosError, check
 
@@ -48,6 +50,19 @@ def read_text(path: Path) -> str:
         raise OuroborosError(f"{path}: not UTF-8 text; the file is damaged") from None
     except OSError as error:
         raise OuroborosError(f"{path}: cannot read: {error.strerror}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OuroborosError: it cannot be read, or holds anything else.
+    """
+    found: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(read_text(path))
+    check(isinstance(found, dict), f"{path}: expected a JSON object; the file is damaged")
+    return found
 
 
 _writing: set[Path] = set()

@@ -17,6 +17,7 @@ from ouroboros.files import (
     flush,
     new_directory,
     process_alive,
+    read_object,
     read_text,
     remove_leftovers,
     replacing,
@@ -192,3 +193,13 @@ def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_text(tmp_path / "bad")
     with pytest.raises(OuroborosError, match="none: cannot read: No such file"):
         read_text(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "1", "[" * 100_000])
+def test_what_is_no_json_object_is_refused(tmp_path, content):
+    path = tmp_path / "values.json"
+    path.write_text(content)
+    with pytest.raises(OuroborosError, match="values.json: expected a JSON object; the file is damaged"):
+        read_object(path)
+    path.write_text('{"a": [1]}')
+    assert read_object(path) == {"a": [1]}

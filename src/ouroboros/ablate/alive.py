@@ -25,7 +25,7 @@ from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import check
 from ouroboros.eval.liveness import parameter_lives
 from ouroboros.eval.subject import logits_of
-from ouroboros.files import read_text, write_whole
+from ouroboros.files import read_object, write_whole
 from ouroboros.train.distributed import Workers
 from ouroboros.train.run import resolve
 from ouroboros.train.trainer import Trainer
@@ -50,7 +50,7 @@ def dead_arms(
     Raises:
         OuroborosError: something in the control is dead.
     """
-    known = json.loads(read_text(kept)) if kept.is_file() else {}
+    known = read_object(kept) if kept.is_file() else {}
     found: dict[str, str] = {}
     control: list[Tensor] | None = None
     for arm in (study.control, *study.arms):

@@ -277,14 +277,14 @@ def pack_run(opened: OpenedModel, data: PreparedData, out: Path, packing: Packin
     from ouroboros.pack.calibrate import Quantized, quantize_model
     from ouroboros.pack.ids import training_ids
     from ouroboros.pack.plan import uniform
-    from ouroboros.pack.write import pack
+    from ouroboros.pack.write import end_of_text, pack
 
-    model, eos = opened.model, opened.model.config.eos_token_id
+    model = opened.model
     length = min(data.spec.sequence_length, packing.calibration_tokens)
     ids = training_ids(data, -(-packing.calibration_tokens // length), length)
 
     def file(made: Quantized) -> bytes:
-        return pack(opened.spec, made.tensors, opened.tokenizer, eos_token_id=eos if isinstance(eos, int) else None)
+        return pack(opened.spec, made.tensors, opened.tokenizer, eos_token_id=end_of_text(model))
 
     given: dict[str, Any] = {"mode": packing.mode, "allow_fallbacks": True}
     if packing.budget is None:

@@ -61,11 +61,12 @@ def _task(told: str) -> str:
     """Run a cell where Ray has placed it; both ways as JSON."""
     import torch
 
-    from ouroboros.ablate.worker import outcome, quiet
+    from ouroboros.ablate.worker import outcome
+    from ouroboros.model.pretrained import quiet_loading
 
     cell = from_json(Cell, told, where="cell")
-    quiet()
     torch.set_num_threads(cell.threads)
     there = (cell.path.parents[2] / cell.data).is_dir()
     check(there, f"{cell.name}: {cell.root} is not there; the machines of a cluster share the study's directory")
-    return json.dumps(outcome(cell))
+    with quiet_loading():
+        return json.dumps(outcome(cell))

@@ -19,7 +19,7 @@ import torch
 from ouroboros.ablate.changes import fingerprint
 from ouroboros.ablate.rates import training_rates
 from ouroboros.ablate.record import Result
-from ouroboros.ablate.runner import RATES, prepared_text, run_study, study_directory
+from ouroboros.ablate.runner import RATES, prepared_text, reasons, run_study, study_directory
 from ouroboros.ablate.statistics import Outcome, paired_runs
 from ouroboros.ablate.study import Arm, Packing, Stage, Study
 from ouroboros.ablate.twins import Size, arm, opponent, twins_of
@@ -168,7 +168,7 @@ def compare(
         rivals = {name: runs[name] for name in names if name not in left_out}
         check(
             bool(rivals),
-            f"no twin is left at equal {EQUAL[match]}: {'; '.join(f'{n}: {why}' for n, why in left_out.items())}",
+            f"no twin is left at equal {EQUAL[match]}: {reasons(left_out)}",
         )
         without = {name: left_out[name] for name in names if name in left_out}
         answers.append(_answer(match, runs[recipe.name], rivals) | {"left_out": without})

@@ -13,7 +13,7 @@ import torch
 from ouroboros.ablate.changes import fingerprint
 from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
-from ouroboros.files import read_text, write_whole
+from ouroboros.files import read_object, write_whole
 from ouroboros.train.distributed import workers
 from ouroboros.train.run import new_model
 from ouroboros.train.threads import using_threads
@@ -34,7 +34,7 @@ def training_rates(recipes: Sequence[Recipe], data: PreparedData, kept: Path) ->
         kept: a JSON file of what was measured before, by fingerprint, which is not measured again, so that what
             follows from it stays as it is when a command is repeated.
     """
-    known = json.loads(read_text(kept)) if kept.is_file() else {}
+    known = read_object(kept) if kept.is_file() else {}
     names = [fingerprint(recipe) for recipe in recipes]
     if not known.keys() >= set(names):
         known |= dict(zip(names, _measured(recipes, data), strict=True))

@@ -37,9 +37,9 @@ from ouroboros.config import DataSpec, Recipe, from_dict, to_dict
 from ouroboros.data.documents import name_formats
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
-from ouroboros.errors import OuroborosError, check, first_line
+from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.score import data_hash, with_text
-from ouroboros.files import read_text, remove_leftovers, write_whole
+from ouroboros.files import read_object, remove_leftovers, write_whole
 from ouroboros.optim import choose_muon_dtype
 from ouroboros.train.lock import run_lock
 from ouroboros.train.precision import choose_device, choose_dtype
@@ -85,7 +85,7 @@ def run_study(
         threads = max(1, torch.get_num_threads() // workers)
         cells = _Cells(study, out, threads)
         lifeless = dead_arms(study, cells.texts, out / ALIVE, tell)
-        check(len(lifeless) < len(study.arms), f"study {study.name!r}: every arm is dead: {_reasons(lifeless)}")
+        check(len(lifeless) < len(study.arms), f"study {study.name!r}: every arm is dead: {reasons(lifeless)}")
         if dead is not None:
             dead |= lifeless
         run = functools.partial(run_all, workers=workers)
@@ -304,9 +304,9 @@ def _refuse_other(stored: Mapping[str, Any], now: Mapping[str, Any], out: Path) 
 def _stored(path: Path) -> dict[str, Any]:
     """What a study's directory says of itself."""
     try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise OuroborosError(f"{path}: is damaged ({first_line(error)}); choose another --out") from None
+        return read_object(path)
+    except OuroborosError as error:
+        raise OuroborosError(f"{path}: is damaged; choose another --out") from error
 
 
 def _said(value: Any) -> str:
@@ -316,7 +316,8 @@ def _said(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _reasons(left_out: Mapping[str, str]) -> str:
+def reasons(left_out: Mapping[str, str]) -> str:
+    """Why arms were left out, in one line."""
     return "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
 
 

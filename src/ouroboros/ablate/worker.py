@@ -21,6 +21,7 @@ import torch
 from ouroboros.ablate.cells import Cell, Diverged, Stopped, run_cell, train
 from ouroboros.config import from_json, to_dict
 from ouroboros.errors import OuroborosError
+from ouroboros.model.pretrained import quiet_loading
 
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 """System errors that every other cell would meet too."""
@@ -46,14 +47,6 @@ def _is_lasting(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def quiet() -> None:
-    """No loading bars, whose lines would be no use to anyone."""
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
 
 
 def main() -> None:
@@ -89,5 +82,5 @@ def join(told: Path) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
-    join(Path(sys.argv[1])) if len(sys.argv) > 1 else main()
+    with quiet_loading():
+        join(Path(sys.argv[1])) if len(sys.argv) > 1 else main()

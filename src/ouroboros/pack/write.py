@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from ouroboros.data.tokenize import TextTokenizer
 
 
+def end_of_text(model: Any) -> int | None:
+    """The id that ends a text, for :func:`pack`; None where a model has none, or several."""
+    found = model.config.eos_token_id
+    return found if isinstance(found, int) else None
+
+
 def write_artifact(
     path: Path,
     spec: ModelSpec,

@@ -7,7 +7,6 @@ recipe is better than a twin.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,8 +25,8 @@ from ouroboros.ablate.study import Arm as StudyArm
 from ouroboros.ablate.study import Stage, Study
 from ouroboros.ablate.summary import summary
 from ouroboros.config import from_dict, to_json
-from ouroboros.errors import OuroborosError, check
-from ouroboros.files import read_text
+from ouroboros.errors import check
+from ouroboros.files import read_object
 from ouroboros.report.content import Absent, Arm, Ranking, Report, Row, Section, Table
 from ouroboros.report.curves import TELEMETRY, loop_series, points, smoothed
 from ouroboros.report.drawing import NUM_ARMS
@@ -125,7 +124,7 @@ def report_from_study(directory: Path | str) -> Report:
 
 
 def _read(path: Path) -> _Kept:
-    values = _json(path / MANIFEST)
+    values = read_object(path / MANIFEST)
     good = {"study", "code", "environment"} <= values.keys() and isinstance(values["environment"], dict)
     check(good, f"{path / MANIFEST}: not a study's; the file is damaged")
     asked = from_dict(Study, values["study"], where=str(path / MANIFEST))
@@ -145,7 +144,7 @@ def _read(path: Path) -> _Kept:
         study=dataclasses.replace(asked, stages=tuple(stages)),
         facts={"code": values["code"], **values["environment"]},
         results=results,
-        dead=found_dead(values["study"], _json(path / ALIVE) if (path / ALIVE).is_file() else {}, values["code"]),
+        dead=found_dead(values["study"], read_object(path / ALIVE) if (path / ALIVE).is_file() else {}, values["code"]),
     )
 
 
@@ -159,19 +158,10 @@ def _seeds(asked: Study, stage: Stage, results: Sequence[Result]) -> tuple[int, 
     return tuple(seed for seed in seeds if 2 * sum((seed, arm) in done for arm in arms) >= len(arms))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found: Any = None
-    with suppress(ValueError, RecursionError):
-        found = json.loads(read_text(path))
-    if not isinstance(found, dict):
-        raise OuroborosError(f"{path}: expected a JSON object; the file is damaged")
-    return found
-
-
 def _judged(path: Path) -> list[tuple[Judged, Judged, Judged | None, Mapping[str, str]]]:
     """Of each match the answer, what is before and after packing, and the twins left out; empty for other studies."""
     found: list[Any] = []
-    values = _json(path) if path.is_file() else {"matches": []}
+    values = read_object(path) if path.is_file() else {"matches": []}
     matches = values.get("matches", [values])
     good = isinstance(matches, list) and all(isinstance(each, dict) for each in matches)
     check(good, f"{path}: expected the answer of each match; the file is damaged")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from ouroboros.accounting import cost
 from ouroboros.config import ModelSpec, Recipe
 from ouroboros.errors import check
 from ouroboros.schedule import Schedule
+from ouroboros.train.hardware import memory_gb
 
 BYTES = 4
 """Of a weight and of a cached number: float32."""
@@ -95,9 +95,6 @@ def available_memory() -> int | None:
         found += [] if limit == "max" else [max(int(limit) - int(used), 0)]
     except (OSError, ValueError):
         pass
-    if not found and hasattr(os, "sysconf"):
-        try:
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        except (ValueError, OSError):
-            return None
+    if not found and (physical := memory_gb()) is not None:
+        found.append(round(physical * 1e9))
     return min(found, default=None)

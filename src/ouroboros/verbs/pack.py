@@ -276,17 +276,11 @@ class _Packer:
 
     def file(self, made: Quantized, score: Claim | None) -> bytes:
         """The bytes of the file that claims ``score``."""
+        from ouroboros.pack.write import end_of_text
         from ouroboros.pack.write import pack as packed
 
         facts, model = dataclasses.replace(self.facts, score=score), self.opened.model
-        eos = model.config.eos_token_id
-        return packed(
-            self.opened.spec,
-            made.tensors,
-            self.opened.tokenizer,
-            facts,
-            eos_token_id=eos if isinstance(eos, int) else None,
-        )
+        return packed(self.opened.spec, made.tensors, self.opened.tokenizer, facts, eos_token_id=end_of_text(model))
 
     def quantized(self, ids: Sequence[Tensor], budget: int | None) -> tuple[Quantized, bool]:
         """The tensors, and whether their file is within the budget."""
