@@ -59,8 +59,10 @@ def check_the_same(model: Any, theirs: Any, ids: list[int]) -> None:
         want_TV = model(torch.tensor([ids])).logits[0]
     found_TV = torch.tensor(theirs.scores[: len(ids)])
     assert (found_TV - want_TV).abs().max() <= 1e-3 * want_TV.abs().max()
-    options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None}
-    want = model.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
+    # Without a mask, generate() takes the token that begins the text, which is also the one that pads, for padding.
+    options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 256}
+    ids_1T = torch.tensor([ids])
+    want = model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **options)[0, len(ids) :].tolist()
     stream = theirs.generate(ids, temp=0.0, repeat_penalty=1.0)
     assert [next(stream) for _ in want] == want
 

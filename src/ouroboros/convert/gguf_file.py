@@ -217,7 +217,7 @@ def _split_of(state: Mapping[str, Any]) -> str:
     last, others = steps[-1], steps[:-1]
     plain = not last["add_prefix_space"]
     if not state["model"]["merges"] and plain:
-        return "gpt-2"  # single bytes are the same however the text is cut
+        return "qwen2"  # single bytes are the same however the text is cut, and this name leaves spaces as they are
     if plain and last["use_regex"] and others in ([], [_SPLIT_BY_DIGIT]):
         return "smollm" if others else "gpt-2"
     patterns = [step.get("pattern", {}).get("Regex") for step in others if step.get("behavior") == "Isolated"]

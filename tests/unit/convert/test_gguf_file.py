@@ -82,7 +82,7 @@ def test_what_is_said_of_the_tokenizer(tmp_path: Path) -> None:
     assert found["llama.num_loops"] == 3 and found["llama.skip_loop_final_norm"] is True
     assert found["tokenizer.ggml.tokens"][-3:] == ["<|endoftext|>", "<|unused257|>", "<|unused258|>"]
     assert found["tokenizer.ggml.token_type"] == [1] * 256 + [3] * 3
-    assert found["tokenizer.ggml.merges"] == [] and found["tokenizer.ggml.pre"] == "gpt-2"
+    assert found["tokenizer.ggml.merges"] == [] and found["tokenizer.ggml.pre"] == "qwen2"
     assert found["tokenizer.ggml.bos_token_id"] == 256 and found["tokenizer.ggml.add_bos_token"] is True
     write(tmp_path / "z.gguf", LLAMA, spec, state, text, ends=Ends(7, 8))
     found = fields(tmp_path / "z.gguf")
