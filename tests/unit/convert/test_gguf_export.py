@@ -82,8 +82,8 @@ def test_what_transformers_does_not_read_is_read_back_here(
     made = write(HERE, model, tmp_path / "x.gguf", train_bpe([b"ab ab ab"], 257))
     assert made.family == family and made.proof.difference <= 1e-5
     whole = gguf_export.read_tensors
-    name = "blk.1.ffn_down.weight"
-    monkeypatch.setattr(gguf_export, "read_tensors", lambda path: {**(x := whole(path)), name: x[name] * 1.01})
+    name = "blk.1.ffn_norm.weight"  # the scale of many others is normalised away
+    monkeypatch.setattr(gguf_export, "read_tensors", lambda path: {**(x := whole(path)), name: x[name] * 1.5})
     with pytest.raises(OuroborosError, match="logits on 64 random tokens differ by"):
         write(HERE, model, tmp_path / "y.gguf", None)
 
