@@ -6,12 +6,13 @@ tensors by a list of entries, which is followed in one direction to write a file
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, fields_by_path
+from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, RopeSpec, fields_by_path
 from ouroboros.convert.tensors import EMBEDDING, OUTPUT
 
 if TYPE_CHECKING:
@@ -88,19 +89,19 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
     """
     spec, (first, settings) = model.config.model_spec, _first(model)
     heads, rotary = first.mixer.heads(spec.hidden_size), first.mixer.rotary(spec.hidden_size)
-    biases = {name: form.biases and settings.get(f"mixer.{name}", False) for name in ("qkv_bias", "out_bias")}
-    rope = {name: value for name, value in settings.items() if name.startswith("mixer.rope.slowing") and form.slows}
-    rope = {name.removeprefix("mixer.rope."): value for name, value in rope.items()}
     mixer = AttentionSpec(
         num_heads=heads.queries,
         num_kv_heads=heads.cached,
         head_dim=heads.width,
+        qkv_bias=form.biases and settings.get("mixer.qkv_bias", False),
+        out_bias=form.biases and settings.get("mixer.out_bias", False),
         qk_norm="before_rope" if form.qk_norm else "none",
-        **biases,
     )
     if rotary is not None:
-        plain = {"base": rotary[0].base, "scale": rotary[0].scale}
-        mixer = mixer.replace(rope=type(rotary[0])(**plain, **rope))
+        plain = RopeSpec(base=rotary[0].base, scale=rotary[0].scale)
+        slowed = ("slowing", "slowing_context", "slowing_low", "slowing_high") if form.slows else ()
+        rope = dataclasses.replace(plain, **{name: getattr(rotary[0], name) for name in slowed})
+        mixer = mixer.replace(rope=rope)
     width = settings.get("ffn.intermediate_size", spec.hidden_size)
     return ModelSpec(
         layout=layout,
