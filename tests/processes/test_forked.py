@@ -64,6 +64,23 @@ def test_options_of_python_are_for_a_fresh_interpreter(python: str) -> None:
     assert ran.returncode == 0 and ran.stdout and not is_forked(ran)
 
 
+@pytest.mark.parametrize(
+    "ending", ["", "sys.exit()", "sys.exit('said')", "sys.stdout.close()", "raise KeyboardInterrupt"]
+)
+def test_an_end_is_that_of_python(run: Callable[..., Ran], python: str, ending: str) -> None:
+    script = f"import atexit, sys, tempfile; atexit.register(print, 'end'); print(1)\n{ending}\n"
+    forked, fresh = (run(executable, script) for executable in (python, sys.executable))
+    assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
+    assert forked.stderr.splitlines()[-1:] == fresh.stderr.splitlines()[-1:]
+
+
+def test_nobody_reads(run: Callable[..., Ran], python: str) -> None:
+    for executable in (python, sys.executable):
+        with open("/dev/full", "w") as full:
+            ran = run(executable, "print(1)", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        assert ran.returncode == 120 and "No space left on device" in ran.stderr
+
+
 def test_what_is_not_caught_is_a_traceback(run: Callable[..., Ran], python: str) -> None:
     ran = run(python, "import atexit; atexit.register(print, 'end'); [][1]")
     assert (
