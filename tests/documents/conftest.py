@@ -89,7 +89,7 @@ class Page:
         words = shortened(command)
         self.verbs.add(words[1])
         if words[0] == "torchrun":
-            launch([sys.executable, "-X", "faulthandler", "-m", "torch.distributed.run", *words[1:]])
+            launch([self.python, "-m", "torch.distributed.run", *words[1:]])
             return ""
         if words[0] == "python":  # what runs without the library
             made = subprocess.run([sys.executable, "-I", *words[1:]], check=True, capture_output=True, timeout=240)
@@ -138,6 +138,9 @@ def shortened(command: str) -> list[str]:
     command = re.sub(r"--seeds \d+", "--seeds 1", command)
     command = re.sub(r"--train\.minutes \d+", "--train.steps 8", command)
     words = shlex.split(command)
+    if words[:2] == ["ouroboros", "pack"]:
+        given = {"--calibration-tokens": "1024", "--max-bytes": "2000"}
+        words += [word for option, value in given.items() if option not in words for word in (option, value)]
     if words[:2] == ["ouroboros", "check"]:
         words.append("--quick")
     if "train" in words:

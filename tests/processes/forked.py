@@ -21,8 +21,13 @@ import sys
 import time
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1)
-ANY = re.compile("PYTEST_|PYTHONPATH=|PYTHONUNBUFFERED=|GOMP_SPINCOUNT=|KMP_BLOCKTIME=|PWD=|OLDPWD=|SHLVL=|_=")
-"""Variables that may differ from those of the server: the fork reads Python's, and the server sets the library's."""
+ANY = re.compile(
+    "PYTEST_|PYTHONPATH=|PYTHONUNBUFFERED=|PYTHONFAULTHANDLER=|GOMP_SPINCOUNT=|KMP_BLOCKTIME=|PWD=|OLDPWD=|SHLVL=|_="
+    "|RANK=|WORLD_SIZE=|LOCAL_|GROUP_|ROLE_|MASTER_|TORCHELASTIC_|TORCH_NCCL_"
+)
+"""Variables that may differ from those of the server: the fork reads Python's, the server sets those of threads as the
+command does, and those by which ``torchrun`` tells its workers of each other are read when they join."""
+MODULES = ("ouroboros.", "torch.distributed.run")
 PATIENCE = 100.0
 REFUSED = b"\xff"
 
@@ -40,7 +45,7 @@ def install(folder: str) -> tuple[str, int]:
 
 def ask(folder: str, program: list[str]) -> None:
     """Have a program run by the server, or by a fresh interpreter; does not return."""
-    ours = program[1].startswith("ouroboros.") if program[:1] == ["-m"] else program[:1] and program[0].endswith(".py")
+    ours = program[1].startswith(MODULES) if program[:1] == ["-m"] else program[:1] and program[0].endswith(".py")
     server = None if not ours or any(map(_terminal, range(3))) else _connected(folder)
     if server is None:
         os.execv(sys.executable, [sys.executable, *program])
@@ -188,6 +193,10 @@ def _take_over(environment: list[str], directory: str, streams: list[int]) -> No
     sys.stdout.reconfigure(write_through=through)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.get("PYTHONFAULTHANDLER"):
+        import faulthandler
+
+        faulthandler.enable()
 
 
 def run(program: list[str]) -> None:
