@@ -45,6 +45,9 @@ def install(folder: str) -> tuple[str, int]:
 
 def ask(folder: str, program: list[str]) -> None:
     """Have a program run by the server, or by a fresh interpreter; does not return."""
+    if program[:1] == ["-u"]:  # as torchrun starts its workers
+        os.environ["PYTHONUNBUFFERED"] = "1"
+        program = program[1:]
     ours = program[1].startswith(MODULES) if program[:1] == ["-m"] else program[:1] and program[0].endswith(".py")
     server = None if not ours or any(map(_terminal, range(3))) else _connected(folder)
     if server is None:
