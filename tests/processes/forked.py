@@ -149,7 +149,8 @@ def serve(folder: str, own: list[str]) -> list[str]:
                 one.close()
             os.close(life)
             _take_over(environment, directory, streams)
-            sys.executable = os.path.join(folder, "python")
+            if program[0] == "-m":  # what a script starts, it may want to look at: by its number in the kernel
+                sys.executable = os.path.join(folder, "python")
             return program
         for stream in streams:
             os.close(stream)
