@@ -48,8 +48,7 @@ def ask(folder: str, program: list[str]) -> None:
     if program[:1] == ["-u"]:  # as torchrun starts its workers
         os.environ["PYTHONUNBUFFERED"] = "1"
         program = program[1:]
-    ours = program[1].startswith(MODULES) if program[:1] == ["-m"] else program[:1] and program[0].endswith(".py")
-    server = None if not ours or any(map(_terminal, range(3))) else _connected(folder)
+    server = None if not _ours(program) or any(map(_terminal, range(3))) else _connected(folder)
     if server is None:
         os.execv(sys.executable, [sys.executable, *program])
     for number in PASSED_ON:
@@ -68,6 +67,13 @@ def ask(folder: str, program: list[str]) -> None:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
+
+
+def _ours(program: list[str]) -> bool:
+    """Whether it is a module or a script of ours: scripts of other libraries, as Ray's, may need what a fork is not."""
+    if program[:1] == ["-m"]:
+        return program[1].startswith(MODULES)
+    return bool(program) and program[0].endswith(".py") and "site-packages" not in program[0]
 
 
 def _terminal(stream: int) -> bool:
