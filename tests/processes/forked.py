@@ -22,7 +22,7 @@ import time
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1)
 ANY = re.compile(
-    "PYTEST_|PYTHONPATH=|PYTHONUNBUFFERED=|PYTHONFAULTHANDLER=|GOMP_SPINCOUNT=|KMP_BLOCKTIME=|PWD=|OLDPWD=|SHLVL=|_="
+    "PYTEST_|PYTHONPATH=|PYTHONUNBUFFERED=|PYTHONFAULTHANDLER=|GOMP_SPINCOUNT=|KMP_BLOCKTIME=|PWD=|OLDPWD=|SHLVL=|_=|COLUMNS=|LINES="
     "|RANK=|WORLD_SIZE=|LOCAL_|GROUP_|ROLE_|MASTER_|TORCHELASTIC_|TORCH_NCCL_"
 )
 """Variables that may differ from those of the server: the fork reads Python's, the server sets those of threads as the

@@ -59,6 +59,14 @@ def test_another_environment_is_one_of_a_fresh_interpreter(run: Callable[..., Ra
     assert ran.stdout.endswith("\n1\n") and not is_forked(ran)
 
 
+def test_variables_that_are_read_when_they_are_needed_may_differ(run: Callable[..., Ran], python: str) -> None:
+    """The terminal's size among them, which importing readline sets without Python's knowledge."""
+    wanted = {"COLUMNS": "33", "RANK": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": "/nowhere"}
+    script = f"{MODULES}; import os; print(*map(os.environ.get, {list(wanted)}), '/nowhere' in sys.path)"
+    ran = run(python, script, env={**os.environ, **wanted})
+    assert ran.stdout.endswith(f"\n{' '.join(wanted.values())} True\n") and is_forked(ran)
+
+
 def test_options_of_python_are_for_a_fresh_interpreter(python: str) -> None:
     ran = subprocess.run([python, "-c", MODULES], capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0 and ran.stdout and not is_forked(ran)
