@@ -86,7 +86,7 @@ def _terminal(stream: int) -> bool:
 def _connected(folder: str) -> socket.socket | None:
     """A connection to the server, which is started if there is none; nothing if it does not answer."""
     server, begun = socket.socket(socket.AF_UNIX), time.monotonic()
-    while time.monotonic() < begun + PATIENCE:
+    while time.monotonic() < begun + PATIENCE and not os.path.exists(os.path.join(folder, "failed")):
         try:
             server.connect(os.path.join(folder, "socket"))
             return server
@@ -275,5 +275,9 @@ def prepare() -> None:
 
 if __name__ == "__main__":
     started_with = _known([f"{name}={value}" for name, value in os.environ.items()])
-    prepare()
+    try:
+        prepare()
+    except BaseException:
+        open(os.path.join(sys.argv[1], "failed"), "w").close()
+        raise
     become(serve(sys.argv[1], started_with))
