@@ -196,10 +196,12 @@ def _take_over(environment: list[str], directory: str, streams: list[int]) -> No
     through = bool(os.environ.get("PYTHONUNBUFFERED"))
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in added if path and path not in sys.path]
-    options = {"encoding": "utf-8", "closefd": False}
-    sys.stdin = sys.__stdin__ = open(0, **options)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", **options)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", buffering=1, **options)  # noqa: SIM115
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        old = getattr(sys, name)  # what it does with bytes that are no text follows from the locale
+        mode, buffering = "r" if number == 0 else "w", 1 if number == 2 else -1
+        new = open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
     sys.stdout.reconfigure(write_through=through)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

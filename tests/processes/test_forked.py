@@ -17,7 +17,8 @@ REPORT = """
 import json, os, signal, sys
 print(json.dumps({
     "argv": sys.argv, "name": __name__, "path": sys.path[0], "cwd": os.getcwd(), "own": os.environ.get("OWN"),
-    "read": sys.stdin.read(), "buffered": not sys.stdout.write_through, "encoding": sys.stdout.encoding,
+    "read": sys.stdin.read(), "buffered": not sys.stdout.write_through,
+    "coded": [(stream.encoding, stream.errors) for stream in (sys.stdin, sys.stdout, sys.stderr)],
     "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
     "terminate": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
 }))
