@@ -28,7 +28,7 @@ from typing import Any
 WIDTHS = {"2": 128, "3": 112, "4": 96, "6": 80, "8": 64}
 WIDTHS |= {"(1)x4": 176, "(2)x2": 128, "(2)x3": 128, "(2)x4": 128, "(2)x6": 128}
 WIDTHS |= {"(3)x2": 112, "(3)x3": 112, "(4)x2": 96, "(4)x3": 96}
-WIDTHS |= {"1 (1)x4 1": 112, "1 (1)x6 1": 112, "1 (2)x3 1": 96, "1 (2)x4 1": 96}
+WIDTHS |= {"1 (1)x4 1": 112, "1 (1)x6 1": 112, "1 (2)x3 1": 96, "1 (2)x4 1": 96, "2 (2)x2 2": 80}
 """Hidden size by layout, so that feed-forward networks of all are about three times as wide."""
 
 
