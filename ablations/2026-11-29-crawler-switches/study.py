@@ -25,7 +25,8 @@ def _choke(shape: str) -> list[dict[str, object]]:
 
 
 def _slope(slope: float) -> list[dict[str, object]]:
-    return _shared_block(ffn={"kind": "relu2", "intermediate_size": 384, "negative_slope": slope})
+    """The square of a leaky rectifier; with the published one, a square, the slope was never used."""
+    return _shared_block(ffn={"kind": "leaky_relu2", "intermediate_size": 384, "negative_slope": slope})
 
 
 def arm(name: str, **changes: object) -> Arm:
@@ -47,8 +48,8 @@ ARMS = (
     arm("choke-residual", model__overrides=_choke("residual")),
     arm("no-xsa", model__overrides=_shared_block(**{"mixer.exclusive": False})),
     arm("xsa-everywhere", model__block__mixer__exclusive=True),
-    arm("slope-0", model__overrides=_slope(0.0)),
-    arm("slope-0.25", model__overrides=_slope(0.25)),
+    arm("leaky-0.25", model__overrides=_slope(0.25)),
+    arm("leaky-0.5", model__overrides=_slope(0.5)),
     arm("noisy-training", train__quantize__mode="noise"),
     arm("contractive-0.5", model__loop__contractive={"step": 0.5}),
     arm("loops-1", model__layout="1 crawler:(1)x1 1"),
