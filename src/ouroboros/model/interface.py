@@ -59,7 +59,7 @@ class AttentionCall(nn.Module):
         """What all heads return, (B, H, T, C), for queries of this shape and keys and values (B, K, S, C)."""
         B, H, T, C = query.shape
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, ALL_ATTENTION_FUNCTIONS["sdpa"]
+            self.config._attn_implementation or "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"]
         )
         y, _ = attention_interface(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
