@@ -175,8 +175,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         R = self.spec.registers
         position_ids = self._positions(tokens, attention_mask, position_ids, past_key_values)
         watched: list[Observer] = list(self.decoder.observers)
-        states: list[Tensor] = []
-        losses: list[Tensor] = []
+        states, losses = list[Tensor](), list[Tensor]()
         if output_hidden_states:
             watched = [*watched, Observer(lambda block, visit, before, after: states.append(after))]
         decode = functools.partial(
