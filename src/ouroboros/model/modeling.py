@@ -169,13 +169,13 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         schedule = self.schedule if loops is None else self.schedule.with_loops(loops)
         if past_key_values is not None:
-            check(loops is None, "loops cannot change under a cache: use model.with_loops(n)")
-            self._check_cache(past_key_values, schedule)
+            self._check_cache(past_key_values, schedule, loops)
         plain = attention_mask is None and position_ids is None and past_key_values is None
         R = self.spec.registers
         position_ids = self._positions(tokens, attention_mask, position_ids, past_key_values)
         watched: list[Observer] = list(self.decoder.observers)
-        states, losses = list[Tensor](), list[Tensor]()
+        states: list[Tensor] = []
+        losses: list[Tensor] = []
         if output_hidden_states:
             watched = [*watched, Observer(lambda block, visit, before, after: states.append(after))]
         decode = functools.partial(
@@ -230,8 +230,9 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         """Itself: what transformers means by a decoder is a model without its head."""
         return self
 
-    def _check_cache(self, store: Cache, schedule: Schedule) -> None:
+    def _check_cache(self, store: Cache, schedule: Schedule, loops: int | None) -> None:
         """Refuse a cache of another model or loop count; give a new one entries that hold more than keys and values."""
+        check(loops is None, "loops cannot change under a cache: use model.with_loops(n)")
         # With share_last_kv an entry belongs to a block, whatever the loop count.
         layout = self.spec.layout if self.spec.share_last_kv else schedule.notation
         check_cache_fits(store, self.config.num_hidden_layers, layout)
