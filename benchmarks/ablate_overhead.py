@@ -25,7 +25,7 @@ def main() -> None:
     chosen = options.parse_args()
     started = load()
     set_threads(chosen.threads)
-    steps, rounds = (2, 2) if chosen.quick else (chosen.steps, chosen.rounds or 5)
+    steps, rounds = (2, 1) if chosen.quick else (chosen.steps, chosen.rounds or 5)
     with tempfile.TemporaryDirectory() as place:
         study = _study(Path(place), steps)
         alive: list[float] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("common"))
 
 
-def run(name: str) -> dict[str, Any]:
-    command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--threads", "1"]
+def run(name: str, python: str) -> dict[str, Any]:
+    command = [python, f"benchmarks/{name}.py", "--quick", "--threads", "1"]
     result = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -174,8 +173,8 @@ def check_guard(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_benchmark(name: str) -> None:
-    found = run(name)
+def test_benchmark(name: str, python: str) -> None:
+    found = run(name, python)
     assert found["benchmark"] == name
     assert f"benchmarks/{name}.py --quick" in found["command"]
     assert set(found["machine"]) >= {"processor", "threads", "load_before"}

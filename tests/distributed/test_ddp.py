@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -145,7 +144,7 @@ def free_ports() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory, python: str) -> Path:
     """Every case under two processes, in one start; the directory of what they left."""
     here = tmp_path_factory.mktemp("two")
 
@@ -178,7 +177,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*train("grown", *SHARDED), "--quiet"]) == 0
     back_to_the_third_step(here / "grown")
     source = str(Path(ouroboros.__file__).parent.parent)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     command = [*launcher, str(here / "driver.py"), str(here / "cases.json"), str(here)]
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}

@@ -369,7 +369,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _start_outputs(self) -> None:
         """Output projections at their start, where that is not the start of every matrix."""
-        spec = self.config.model_spec
+        spec = self.model.spec
         if spec.output_init == "normal" and not spec.zero_init_outputs:
             return
         scale = spec.schedule.num_visits**-0.5
