@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train the looped model and its plain twin, write report.html (ARGS='--minutes 2')"
+	@echo "make demo       train the looped model and its plain twins, write report.html (ARGS='--minutes 2')"
 	@echo "make pretrained fetch SmolLM2-135M-Instruct (93 MB) for the tests that need a pretrained model"
 	@echo "make test       run the test suite (ARGS='-k schedule')"
 	@echo "make test-avx2  the tests that depend on arithmetic, as on a processor without AVX-512"

@@ -23,7 +23,14 @@ def run(name: str, python: str) -> dict[str, Any]:
 
 
 def check_ablate_overhead(found: dict[str, Any]) -> None:
-    assert found["cells"] == 2 and found["ratio"]["median"] > 0 and found["proof_of_life_seconds"]["median"] > 0
+    assert found["cells"] == 2 and found["clock"] == "processor time"
+    assert found["ratio"]["median"] > 0 and found["proof_of_life_seconds"]["median"] > 0
+
+
+def check_study_survives(found: dict[str, Any]) -> None:
+    assert found["same"] and found["cells"] == found["asked"] and found["steps"] == found["steps_asked"], found
+    deaths = found["lives"]["killed"] + found["lives"]["disk full"]
+    assert found["cells_again"] == 0 and found["steps_again"] <= deaths, found
 
 
 def check_codecs(found: dict[str, Any]) -> None:
