@@ -411,6 +411,9 @@ class StemPart(Part):
     """Whether positions enter here, and mixers therefore rotate nothing."""
     provides: ClassVar[str] = ""
     """What it puts among the values that visits carry, by name; empty for nothing."""
+    by_token: ClassVar[bool] = False
+    """Whether what it makes of an embedding depends on that embedding alone, so that a table of embeddings that it has
+    been applied to does the same."""
 
     def parameters(self, model: ModelSpec) -> int:
         """Trainable numbers."""

@@ -184,11 +184,11 @@ def fitted(
     if "layer_types" in record:
         values["layer_types"] = [FULL if window is None else SLIDING for window in windows]
     config = AutoConfig.for_model(**values)
-    _check_fits(model, spec_of(config), title, visits)
+    check_fits(model, spec_of(config), title, visits)
     return config, _state(model, family_of(config.model_type), visits)
 
 
-def _check_fits(model: OuroborosForCausalLM, expected: ModelSpec, title: str, visits: Sequence[Visit]) -> None:
+def check_fits(model: OuroborosForCausalLM, expected: ModelSpec, title: str, visits: Sequence[Visit]) -> None:
     """Refuse a model whose parts are not those that the class ``title`` has with the settings of ``expected``."""
     spec, width = model.config.model_spec, expected.hidden_size
     check(not spec.loop, f"loop parts ({', '.join(part.kind for part in spec.loop)}) have no place in {title}")

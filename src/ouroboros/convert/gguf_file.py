@@ -1,30 +1,39 @@
-"""GGUF files as llama.cpp reads them: what a Llama and its tokenizer are called there, and files that are whole.
-
-Names of tensors and keys are those of the package ``gguf``. Rows of the query and key maps stand in the order of
-llama.cpp, whose rotation pairs neighbouring channels where transformers pairs halves of a head.
-"""
+"""GGUF files as llama.cpp reads them: what settings and tokenizers are called there, and files that are whole."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ouroboros.config import fields_by_path
+from ouroboros.convert.gguf_form import Form, stored
 from ouroboros.errors import OuroborosError, check
 from ouroboros.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ouroboros.config import ModelSpec, RopeSpec
     from ouroboros.data.tokenize import TextTokenizer
 
-LLAMA = "llama"
-"""What llama.cpp calls the architecture whose names of tensors and keys are used here."""
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Kinds of tokens: ordinary ones, those that no text is read as, and added ones that are matched whole."""
+
+
+class Ends(NamedTuple):
+    """Ids of the tokens that begin and end a text; None: as the tokenizer says."""
+
+    first: int | None = None
+    last: int | None = None
+
+
+AS_THE_TOKENIZER_SAYS = Ends()
+
 _SPLIT_BY_DIGIT = {"type": "Digits", "individual_digits": True}
 
 
@@ -75,21 +84,24 @@ def finish(writer: Any) -> None:
 
 def write(
     path: Path,
-    architecture: str,
-    config: Any,
+    form: Form,
+    spec: ModelSpec,
     state: Mapping[str, Tensor],
     tokenizer: TextTokenizer | None,
-    more: Mapping[str, int | bool],
+    *,
+    ends: Ends = AS_THE_TOKENIZER_SAYS,
+    more: Mapping[str, int | bool] | None = None,
 ) -> str:
-    """Write a model of the kind of Llama as a GGUF file, and return what its matrices are stored as.
+    """Write a model as a GGUF file, and return what its matrices are stored as.
 
     Args:
         path: the file.
-        architecture: as llama.cpp calls it.
-        config: of transformers, of Llama.
-        state: its tensors under the names of transformers, float32. Without an output matrix the embedding is it.
+        form: what llama.cpp knows it as.
+        spec: what the form computes, without a stem.
+        state: its tensors, float32. Without an output matrix the embedding is it.
         tokenizer: None leaves it out.
-        more: keys of the architecture beside those of Llama.
+        ends: tokens that begin and end a text, where the tokenizer does not say.
+        more: further keys of the architecture.
 
     Raises:
         OuroborosError: GGUF has no place for the tokenizer.
@@ -100,36 +112,69 @@ def write(
     kinds = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     matrices = [tensor for tensor in state.values() if tensor.ndim > 1]
     dtype = next(kind for kind in kinds if all(x.to(kind).to(x.dtype).equal(x) for x in matrices))
-    writer = writer_of(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    for name, value in more.items():
-        (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(f"{architecture}.{name}", value)
-    _add_tokenizer(writer, config, tokenizer)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
-    for name, tensor in state.items():
-        if count := heads.get(".".join(name.split(".")[-2:])):
-            tensor = tensor.unflatten(0, (count, 2, -1)).transpose(1, 2).reshape(tensor.shape)
-        stored = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32).contiguous()
-        kind = gguf.GGMLQuantizationType[kinds[stored.dtype]]
-        bits = stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored  # numpy has no bfloat16
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), bits.numpy(), raw_dtype=kind)
+    writer = writer_of(path, form.name)
+    _add_settings(writer, spec)
+    for name, value in (more or {}).items():
+        (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(f"{form.name}.{name}", value)
+    add_tokenizer(writer, spec.vocab_size, tokenizer, ends)
+    rotary = spec.block.mixer.rotary(spec.hidden_size)
+    tensors = dict(stored(form, spec, state))
+    if rotary is not None and rotary[0].slowing != 1:
+        tensors["rope_freqs.weight"] = _slowed(*rotary)
+    for name, tensor in tensors.items():
+        kept = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32).contiguous()
+        kind = gguf.GGMLQuantizationType[kinds[kept.dtype]]
+        bits = kept.view(torch.int16) if kept.dtype == torch.bfloat16 else kept  # numpy has no bfloat16
+        writer.add_tensor(name, bits.numpy(), raw_dtype=kind)
     finish(writer)
     return str(dtype).removeprefix("torch.")
 
 
-def _add_tokenizer(writer: Any, config: Any, tokenizer: TextTokenizer | None) -> None:
+def _add_settings(writer: Any, spec: ModelSpec) -> None:
+    """The keys that every architecture has."""
+    import gguf
+
+    heads = spec.block.mixer.heads(spec.hidden_size)
+    writer.add_context_length(spec.max_position_embeddings)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_block_count(len(spec.blocks))
+    writer.add_feed_forward_length(fields_by_path(spec.block)["ffn.intermediate_size"])
+    writer.add_head_count(heads.queries)
+    writer.add_head_count_kv(heads.cached)
+    writer.add_key_length(heads.width)
+    writer.add_value_length(heads.width)
+    writer.add_layer_norm_rms_eps(spec.block.norm.eps)
+    writer.add_vocab_size(spec.vocab_size)
+    if rotary := spec.block.mixer.rotary(spec.hidden_size):
+        rope, channels = rotary
+        writer.add_rope_dimension_count(rope.rotated(channels))
+        writer.add_rope_freq_base(rope.base)
+        if rope.scale != 1:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(rope.scale)
+
+
+def _slowed(rope: RopeSpec, channels: int) -> Tensor:
+    """What llama.cpp divides the plain frequencies by, (P,)."""
+    from ouroboros.nn.rope import Rope
+
+    plain, slow = (Rope(spec, channels).frequencies() for spec in (dataclasses.replace(rope, slowing=1.0), rope))
+    return plain / slow
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that :func:`write` wrote, float32, by the names of llama.cpp."""
+    import gguf
+    import torch
+
+    found = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        found[tensor.name] = values.reshape(*map(int, reversed(tensor.shape)))
+    return found
+
+
+def add_tokenizer(writer: Any, entries: int, tokenizer: TextTokenizer | None, ends: Ends) -> None:
     """The keys ``tokenizer.ggml.*``; without a tokenizer those that say that there is none."""
     if tokenizer is None:
         writer.add_tokenizer_model("no_vocab")
@@ -143,13 +188,13 @@ def _add_tokenizer(writer: Any, config: Any, tokenizer: TextTokenizer | None) ->
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
     # Spare rows of an embedding that was rounded up need a token each, which no text is read as.
-    writer.add_token_list([found.get(index, f"<|unused{index}|>") for index in range(config.vocab_size)])
-    writer.add_token_types([added.get(i, NORMAL) if i in found else CONTROL for i in range(config.vocab_size)])
+    writer.add_token_list([found.get(index, f"<|unused{index}|>") for index in range(entries)])
+    writer.add_token_types([added.get(i, NORMAL) if i in found else CONTROL for i in range(entries)])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
     writer.add_key_value(gguf.Keys.Tokenizer.MERGES, merges, gguf.GGUFValueType.ARRAY)
-    first = tokenizer.eos_id if config.bos_token_id is None else config.bos_token_id
+    first = tokenizer.eos_id if ends.first is None else ends.first
     writer.add_bos_token_id(first)
-    writer.add_eos_token_id(tokenizer.eos_id if config.eos_token_id is None else config.eos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_id if ends.last is None else ends.last)
     # This library begins a text with the token that ends one, other tokenizers with what they add themselves.
     writer.add_add_bos_token(first == tokenizer.eos_id or tokenizer.hf("a").input_ids[0] == first)
     if tokenizer.hf.chat_template is not None:
@@ -172,7 +217,7 @@ def _split_of(state: Mapping[str, Any]) -> str:
     last, others = steps[-1], steps[:-1]
     plain = not last["add_prefix_space"]
     if not state["model"]["merges"] and plain:
-        return "gpt-2"  # single bytes are the same however the text is cut
+        return "qwen2"  # single bytes are the same however the text is cut, and this name leaves spaces as they are
     if plain and last["use_regex"] and others in ([], [_SPLIT_BY_DIGIT]):
         return "smollm" if others else "gpt-2"
     patterns = [step.get("pattern", {}).get("Regex") for step in others if step.get("behavior") == "Isolated"]

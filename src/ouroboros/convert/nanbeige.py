@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.convert.gguf_file import LLAMA, finish, writer_of
+from ouroboros.convert import gguf_form
+from ouroboros.convert.gguf_file import finish, writer_of
 from ouroboros.errors import OuroborosError, check, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NANBEIGE = "nanbeige"
-"""Its ``model_type``, and the name of its architecture in GGUF."""
+LLAMA, NANBEIGE = gguf_form.LLAMA.name, gguf_form.NANBEIGE.name
+"""The ``model_type`` of each, and the name of its architecture in GGUF."""
 LOOPS, SKIPS_NORM = "num_loops", "skip_loop_final_norm"
 """What both kinds of files call the number of runs, and whether nothing is normalised between them."""
 _LACKED = (

@@ -12,10 +12,19 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from ouroboros.data.lossless import byte_alphabet
 
-# Units inside which BPE may merge, for prose and code alike: a word with one leading mark or space; up to three
-# digits; a run of punctuation with the line break and indentation that often follow it (so "):" + newline + eight
-# spaces can be one token); line breaks with their indentation; other white space.
 PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+    r"|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
+"""Units inside which BPE may merge: English endings; a word with one leading mark or space; a digit; a run of
+punctuation with the line breaks that follow it; line breaks with the white space before them; other white space. These
+are the units of Qwen3.5, which other programs know by name, so that a vocabulary can go to llama.cpp."""
+BEFORE = (
     r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
     r"|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?"
@@ -23,10 +32,11 @@ PATTERN = (
     r"|[^\S\r\n]+(?!\S)"
     r"|\s+"
 )
+"""The units of vocabularies that were trained before December 2026, which go on to use them."""
 LONGEST_UNIT = 1024
 """Letters, marks or spaces in a row beyond which a vocabulary is trained on pieces: training takes time with the square
 of a unit's length, and no ordinary text has such units."""
-# PATTERN always ends a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
+# Both patterns always end a unit between a letter and a line feed, so a text may be encoded in pieces cut there.
 SAFE_CUT = re.compile(rb"[A-Za-z]\n")
 
 

@@ -81,7 +81,8 @@ class TextTokenizer:
         self.unknown_nats = 0.0 if self._known is None else unknown_nats(len(self._known))
         self._reported: set[str] = set()
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
-        self._may_cut = self._known is not None or (self.is_lossless and {"Regex": bpe.PATTERN} in splits)
+        cuts = any({"Regex": pattern} in splits for pattern in (bpe.PATTERN, bpe.BEFORE))
+        self._may_cut = self._known is not None or (self.is_lossless and cuts)
 
     @functools.cached_property
     def kind(self) -> str:

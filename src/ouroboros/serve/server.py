@@ -208,21 +208,19 @@ class Service:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise _RefusedError(415, "the body must be JSON: send content-type: application/json")
-        body, size, too_large = bytearray(), 0, f"the body has more than {self.limits.body:,} bytes"
-        announced = http.headers.get("content-length", "")
-        if "expect" in http.headers and announced.isdigit() and int(announced) > self.limits.body:
-            raise _RefusedError(413, too_large)  # the client waits for leave to send it
+        # The connection reads and forgets the rest of a refused body, which a client may send before it reads a word.
+        too_large = _RefusedError(413, f"the body has more than {self.limits.body:,} bytes")
+        body, announced = bytearray(), http.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > self.limits.body:
+            raise too_large
         try:
             async with asyncio.timeout(self.limits.patience):
                 async for piece in http.stream():
-                    size += len(piece)
-                    # What is too large is read to its end, and forgotten, so that the client comes to read the answer.
-                    body = bytearray() if size > self.limits.body else body + piece
+                    body += piece
+                    if len(body) > self.limits.body:
+                        raise too_large
         except TimeoutError:
-            if size <= self.limits.body:
-                raise _RefusedError(408, f"the body did not come within {self.limits.patience:g} seconds") from None
-        if size > self.limits.body:
-            raise _RefusedError(413, too_large)
+            raise _RefusedError(408, f"the body did not come within {self.limits.patience:g} seconds") from None
         return bytes(body)
 
     def _asks(self, asked: CompletionRequest | ChatRequest, deadline: float) -> list[Ask]:

@@ -23,7 +23,7 @@ FORMS = {
     ),
     "gguf": (
         "ouroboros.convert.gguf_export:to_gguf",
-        "a GGUF file of a Llama, which llama.cpp runs.",
+        "a GGUF file with a layer for each visit, which llama.cpp runs, for every model whose parts it has.",
     ),
     "nanbeige-gguf": (
         "ouroboros.convert.gguf_export:to_nanbeige_gguf",

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from ouroboros.api import build
-from ouroboros.config import RopeSpec
+from ouroboros.config import RMSNormSpec, RopeSpec
 from ouroboros.config.parts.loop import LoopGainSpec
+from ouroboros.config.parts.stem import EmbeddingNormSpec, EmbeddingScaleSpec, SmearSpec
 from ouroboros.convert import gguf_export
 from ouroboros.convert.gguf_export import to_gguf, to_nanbeige_gguf
 from ouroboros.convert.readers import convert
+from ouroboros.data import bpe
 from ouroboros.data.tokenize import byte_tokenizer, train_bpe
 from ouroboros.errors import OuroborosError
 from ouroboros.model.reading import load_model
@@ -63,6 +65,30 @@ def test_a_layer_for_each_visit(tied: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("write", "family", "changes"),
+    [
+        (to_gguf, "Llama", {"mixer": {"qkv_bias": True, "out_bias": True}}),
+        (to_gguf, "Llama", {"mixer": {"rope": RopeSpec(slowing=2.0, slowing_context=64)}}),
+        (to_gguf, "Llama", {"mixer": {"rope": RopeSpec(scale=2.0)}, "stem": (EmbeddingScaleSpec(),)}),
+        (to_gguf, "Qwen3", {"mixer": {"qk_norm": "before_rope"}}),
+        (to_gguf, "PLaMo 3", {"name": "loop"}),
+        (to_nanbeige_gguf, "Nanbeige", {"mixer": {"rope": RopeSpec(slowing=2.0, slowing_context=64)}}),
+    ],
+)
+def test_what_transformers_does_not_read_is_read_back_here(
+    write: Any, family: str, changes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(**changes)
+    made = write(HERE, model, tmp_path / "x.gguf", train_bpe([b"ab ab ab"], 257))
+    assert made.family == family and made.proof.difference <= 1e-5
+    whole = gguf_export.read_tensors
+    name = "blk.1.ffn_norm.weight"  # the scale of many others is normalised away
+    monkeypatch.setattr(gguf_export, "read_tensors", lambda path: {**(x := whole(path)), name: x[name] * 1.5})
+    with pytest.raises(OuroborosError, match="logits on 64 random tokens differ by"):
+        write(HERE, model, tmp_path / "y.gguf", None)
+
+
+@pytest.mark.parametrize(
     ("write", "changes", "message"),
     [
         (to_nanbeige_gguf, {"layout": "1 (1)x2"}, r"layout '1 \(1\)x2' is not one loop of all blocks, such as \(4\)x3"),
@@ -74,11 +100,18 @@ def test_a_layer_for_each_visit(tied: bool, tmp_path: Path) -> None:
         ),
         (
             to_gguf,
-            {"mixer": {"qk_norm": "before_rope"}},
-            r"mixer.qk_norm = 'before_rope' .*place in a GGUF file of Lla",
+            {"norm": RMSNormSpec(placement="sandwich")},
+            r"mixer.qk_norm = 'none' \(there 'before_rope'\): .*place in a GGUF file of PLaMo 3",
         ),
-        (to_gguf, {"mixer": {"qkv_bias": True, "out_bias": True}}, r"mixer.qkv_bias = True \(there False\)"),
-        (to_gguf, {"mixer": {"rope": RopeSpec(slowing=2.0, slowing_context=64)}}, r"mixer.rope.slowing = 2.0"),
+        (
+            to_gguf,
+            {"mixer": {"qk_norm": "before_rope", "qkv_bias": True}},
+            r"mixer.qkv_bias = True \(there False\): .* GGUF file of Qwen3",
+        ),
+        (to_gguf, {"mixer": {"qk_norm": "after_rope"}}, r"mixer.qk_norm = 'after_rope' .*place in a GGUF file of Lla"),
+        (to_nanbeige_gguf, {"mixer": {"qkv_bias": True}}, r"mixer.qkv_bias = True \(there False\)"),
+        (to_gguf, {"mixer": {"rope": RopeSpec(fraction=0.5)}}, r"mixer.rope.fraction = 0.5 \(there 1.0\)"),
+        (to_gguf, {"stem": (SmearSpec(), EmbeddingNormSpec())}, r"stem parts \(smear, norm\) are not those of"),
         (to_gguf, {"registers": 2}, r"registers have no place in a GGUF file of Llama"),
     ],
 )
@@ -90,12 +123,14 @@ def test_what_has_no_place_is_named(write: Any, changes: Any, message: str, tmp_
 
 def test_nothing_is_left_of_a_file_that_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, model = tmp_path / "x.gguf", model_of()
-    with pytest.raises(OuroborosError, match="no name for the way in which this tokenizer cuts a text"):
+    with monkeypatch.context() as patched, pytest.raises(OuroborosError, match="no name for the way in which this"):
+        patched.setattr(bpe, "PATTERN", bpe.BEFORE)
         to_gguf(HERE, model, out, train_bpe([b"ab ab ab"], 257 + 1))
     whole = gguf_export.write
 
-    def wrong(path: Path, name: str, config: Any, state: Any, *rest: Any) -> str:
-        return whole(path, name, config, {**state, "model.norm.weight": state["model.norm.weight"] * 1.01}, *rest)
+    def wrong(path: Path, form: Any, spec: Any, state: Any, *rest: Any, **more: Any) -> str:
+        wrong = {**state, "model.norm.weight": state["model.norm.weight"] * 1.01}
+        return whole(path, form, spec, wrong, *rest, **more)
 
     monkeypatch.setattr(gguf_export, "write", wrong)
     with pytest.raises(OuroborosError, match=r"x.gguf, read back: logits on 64 random tokens differ by"):

@@ -10,54 +10,64 @@ import gguf
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from ouroboros.api import build
+from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, Recipe, RopeSpec
 from ouroboros.convert import donors
-from ouroboros.convert.gguf_file import _split_of, new_file, write
-from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer, train_bpe
+from ouroboros.convert.gguf_file import Ends, _split_of, new_file, read_tensors, write
+from ouroboros.convert.gguf_form import LLAMA, unrolled
+from ouroboros.data import bpe
+from ouroboros.data.tokenize import TextTokenizer, byte_tokenizer, character_tokenizer
 from ouroboros.errors import OuroborosError
+from ouroboros.nn.rope import Rope
 
-SIZES: dict[str, Any] = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-ENDS: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 256}
-CONFIG = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=6, rope_theta=300.0, **ENDS)
+SPEC = ModelSpec(layout="2", vocab_size=257, hidden_size=16).replace(
+    mixer=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=6, rope=RopeSpec(base=300.0)),
+    ffn=FeedForwardSpec(intermediate_size=24),
+)
 
 
-def llama(dtype: torch.dtype) -> LlamaForCausalLM:
-    """With numbers that ``dtype`` holds, apart from its norms, and types of fewer bits do not."""
+def tensors(dtype: torch.dtype, spec: ModelSpec = SPEC) -> dict[str, torch.Tensor]:
+    """Numbers that ``dtype`` holds, apart from the norms, and types of fewer bits do not."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(CONFIG).eval()
+    model = build(Recipe(name="x", model=spec)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=1e6 if dtype == torch.bfloat16 else 0.4)
         if parameter.ndim > 1:
             parameter.data = parameter.data.to(dtype).float()
-    return model
+    return unrolled(model, model.schedule.visits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_transformers_reads_the_same_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
-    model, path = llama(dtype), tmp_path / "x.gguf"
-    stored = write(path, "llama", CONFIG, model.state_dict(), byte_tokenizer(), {})
+    state, path = tensors(dtype), tmp_path / "x.gguf"
+    stored = write(path, LLAMA, SPEC, state, byte_tokenizer())
     assert stored == str(dtype).removeprefix("torch.")
     donor = donors.find(path)
     assert donor is not None and donor.config.head_dim == 6 and donor.config.rope_parameters["rope_theta"] == 300.0
-    theirs = donor.model().state_dict()
-    assert all(theirs[name].equal(tensor) for name, tensor in model.state_dict().items())
+    theirs = donors.tensors_of(donor.family, donor.model())
+    assert theirs.keys() == state.keys() and all(theirs[name].equal(tensor) for name, tensor in state.items())
+    found = read_tensors(path)
+    assert found["blk.1.ffn_up.weight"].equal(state["model.decoder.layers.1.mlp.up_proj.weight"])
     kinds = {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors}
     assert kinds["output_norm.weight"] == gguf.GGMLQuantizationType.F32
     text = donor.tokenizer()
     assert text.encode("naïve".encode()).tolist() == list("naïve".encode()) and text.eos_id == 256
 
 
-def test_the_rows_of_queries_and_keys_are_pairs_of_neighbours(tmp_path: Path) -> None:
-    """Channel 0 of a head is followed by the one that it is rotated with, which transformers has half a head later."""
-    model = llama(torch.float32)
-    write(tmp_path / "x.gguf", "llama", CONFIG, model.state_dict(), None, {})
-    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
-    for name, theirs in {"q": "blk.1.attn_q.weight", "k": "blk.1.attn_k.weight"}.items():
-        rows = model.state_dict()[f"model.layers.1.self_attn.{name}_proj.weight"].numpy()
-        order = [6 * (row // 6) + (row % 6) // 2 + 3 * (row % 2) for row in range(len(rows))]
-        assert (found[theirs] == rows[order]).all()
+def test_how_rotations_are_scaled(tmp_path: Path) -> None:
+    """The file divides the plain frequencies by the factors, and positions by the scale."""
+    rope = RopeSpec(base=300.0, scale=3.0, slowing=4.0, slowing_context=64)
+    spec = SPEC.replace(mixer=SPEC.block.mixer.replace(rope=rope))
+    write(tmp_path / "x.gguf", LLAMA, spec, tensors(torch.float32, spec), None)
+    found = fields(tmp_path / "x.gguf")
+    assert (found["llama.rope.scaling.type"], found["llama.rope.scaling.factor"]) == ("linear", 3.0)
+    factors = read_tensors(tmp_path / "x.gguf")["rope_freqs.weight"]
+    plain = 300.0 ** -(torch.arange(3) / 3) / 3
+    torch.testing.assert_close(plain / factors, Rope(rope, 6).frequencies())
+    assert factors[-1] == 4 and factors[0] < 4
 
 
 def fields(path: Path) -> dict[str, Any]:
@@ -65,26 +75,24 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 def test_what_is_said_of_the_tokenizer(tmp_path: Path) -> None:
-    state, text = llama(torch.float32).state_dict(), byte_tokenizer()
-    config = LlamaConfig(
-        **{**SIZES, "vocab_size": 259, "head_dim": 6},
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=256,
-    )
-    write(tmp_path / "x.gguf", "llama", config, state, text, {"num_loops": 3, "skip_loop_final_norm": True})
+    spec, text = SPEC.replace(vocab_size=259), byte_tokenizer()
+    state = tensors(torch.float32, spec)
+    write(tmp_path / "x.gguf", LLAMA, spec, state, text, more={"num_loops": 3, "skip_loop_final_norm": True})
     found = fields(tmp_path / "x.gguf")
     assert found["llama.num_loops"] == 3 and found["llama.skip_loop_final_norm"] is True
     assert found["tokenizer.ggml.tokens"][-3:] == ["<|endoftext|>", "<|unused257|>", "<|unused258|>"]
     assert found["tokenizer.ggml.token_type"] == [1] * 256 + [3] * 3
-    assert found["tokenizer.ggml.merges"] == [] and found["tokenizer.ggml.pre"] == "gpt-2"
+    assert found["tokenizer.ggml.merges"] == [] and found["tokenizer.ggml.pre"] == "qwen2"
     assert found["tokenizer.ggml.bos_token_id"] == 256 and found["tokenizer.ggml.add_bos_token"] is True
-    write(tmp_path / "y.gguf", "llama", config, state, None, {})
+    write(tmp_path / "z.gguf", LLAMA, spec, state, text, ends=Ends(7, 8))
+    found = fields(tmp_path / "z.gguf")
+    assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (7, 8)
+    assert found["tokenizer.ggml.add_bos_token"] is False
+    write(tmp_path / "y.gguf", LLAMA, spec, state, None)
     assert fields(tmp_path / "y.gguf")["tokenizer.ggml.model"] == "no_vocab"
 
 
-def bpe(steps: Any) -> TextTokenizer:
+def merging(steps: Any) -> TextTokenizer:
     """A tokenizer that knows ``ab``, and cuts texts as ``steps`` say."""
     alphabet = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab={**alphabet, "ab": 256}, merges=[("a", "b")]))
@@ -109,10 +117,11 @@ WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False)
         (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WHOLE]), "smollm"),
         (parts(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), "llama3"),
         (parts(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), "qwen2"),
+        (parts(bpe.PATTERN), "qwen35"),
     ],
 )
 def test_ways_of_cutting_that_have_a_name(steps: Any, name: str) -> None:
-    assert _split_of(json.loads(bpe(steps).backend.to_str())) == name
+    assert _split_of(json.loads(merging(steps).backend.to_str())) == name
 
 
 def test_tokenizers_without_a_place_are_refused() -> None:
@@ -123,11 +132,10 @@ def test_tokenizers_without_a_place_are_refused() -> None:
         pre_tokenizers.ByteLevel(add_prefix_space=True),
         pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), WHOLE]),
     ]
-    ours = train_bpe([b"ab ab ab ab"], 258)
-    for tokenizer in (ours, *map(bpe, odd)):
+    for tokenizer in map(merging, (parts(bpe.BEFORE), *odd)):
         with pytest.raises(OuroborosError, match=named):
             _split_of(json.loads(tokenizer.backend.to_str()))
-    folded = bpe(WHOLE)
+    folded = merging(WHOLE)
     folded.backend.normalizer = normalizers.Lowercase()
     for tokenizer in (folded, character_tokenizer([b"abc"])):
         with pytest.raises(

@@ -11,8 +11,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from ouroboros.config import ModelSpec
 from ouroboros.convert import donors
+from ouroboros.convert.families import family_of, spec_of
 from ouroboros.convert.gguf_file import write
+from ouroboros.convert.gguf_form import NANBEIGE, Form
 from ouroboros.convert.nanbeige import repeat
 from ouroboros.convert.readers import convert
 from ouroboros.data.tokenize import byte_tokenizer
@@ -29,6 +32,11 @@ def repeated(llama: LlamaForCausalLM, loops: int, skips_norm: bool) -> torch.Ten
         llama.model.norm = torch.nn.Identity() if skips_norm and loop < loops - 1 else norm
         x = llama.model(inputs_embeds=x, use_cache=False).last_hidden_state
     return llama.lm_head(x)
+
+
+def layers_of(llama: LlamaForCausalLM) -> tuple[Form, ModelSpec, dict[str, torch.Tensor]]:
+    """The form, the layers that are repeated, and their tensors."""
+    return NANBEIGE, spec_of(llama.config), donors.tensors_of(family_of("llama"), llama)
 
 
 def settings_of(source: Path, **values: Any) -> dict[str, Any]:
@@ -48,7 +56,7 @@ def test_a_repeated_stack_is_one_loop(make: Any, tmp_path: Path, form: str, skip
     settings_of(source, model_type="nanbeige", architectures=["NanbeigeForCausalLM"], auto_map={"x": "y"}, **more)
     if form == "gguf":
         source = tmp_path / "x.gguf"
-        write(source, "nanbeige", llama.config, llama.state_dict(), byte_tokenizer(), more)
+        write(source, *layers_of(llama), byte_tokenizer(), more=more)
     made = convert(source, tmp_path / "out")
     assert made.system == "Nanbeige" and made.sizes["layout"] == "(2)x3" and made.sizes["identity"] and made.tokenizer
     model = load_model(tmp_path / "out")
@@ -98,7 +106,7 @@ def test_what_is_no_repeated_stack_is_refused(make: Any, values: dict[str, Any],
 
 def test_files_that_are_damaged_or_say_too_little(make: Any, tmp_path: Path) -> None:
     llama, path = LlamaForCausalLM.from_pretrained(make("llama")), tmp_path / "x.gguf"
-    write(path, "nanbeige", llama.config, llama.state_dict(), None, {})
+    write(path, *layers_of(llama), None)
     with pytest.raises(OuroborosError, match=r"x.gguf: has no nanbeige.num_loops, which says how often"):
         donors.find(path)
     path.write_bytes(path.read_bytes()[:5000])
@@ -110,7 +118,7 @@ def test_quantised_tensors_are_copied_as_they_are(make: Any, tmp_path: Path) -> 
     """Blocks of 32 numbers, as llama.cpp's tools leave them."""
     path, options = tmp_path / "x.gguf", {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
     llama = LlamaForCausalLM.from_pretrained(make("llama", **options)).eval()
-    write(tmp_path / "whole.gguf", "nanbeige", llama.config, llama.state_dict(), None, {"num_loops": 2})
+    write(tmp_path / "whole.gguf", *layers_of(llama), None, more={"num_loops": 2})
     reader, writer = gguf.GGUFReader(tmp_path / "whole.gguf"), gguf.GGUFWriter(path, "nanbeige")
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":

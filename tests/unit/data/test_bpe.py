@@ -8,11 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from ouroboros.data import bpe
-from ouroboros.data.tokenize import train_bpe
+from ouroboros.data.tokenize import load_tokenizer, train_bpe
 
 CODE = (
     b'def f(x):\n    """Doc."""\n    if x > 10:\n        return {"a": x, "b": [1, 2, 345678]}\n\n\nclass A:\r\n\tpass\n'
@@ -20,11 +23,31 @@ CODE = (
 PROSE = "It's 1838 \u2013 na\u00efve caf\u00e9s, \u65e5\u672c\u8a9e \U0001f600!\n\n  The end.  ".encode()
 
 
-def test_pattern_covers_the_cut_rule() -> None:
-    """The cut between a letter and a line feed is safe only while no alternative spans it."""
-    letters = bpe.PATTERN.split("|")[0]
-    assert letters.endswith(r"[\p{L}\p{M}]+")
-    assert re.search(r"\[A-Za-z\]\\n", bpe.SAFE_CUT.pattern.decode())
+@pytest.mark.parametrize("pattern", [bpe.PATTERN, bpe.BEFORE])
+def test_pattern_covers_the_cut_rule(pattern: str) -> None:
+    """The cut between a letter and a line feed is safe only while no alternative spans it, also for saved ones."""
+    assert bpe.SAFE_CUT.pattern == rb"[A-Za-z]\n"
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    text = (PROSE + CODE).decode() + "it's\n 't's\nX\u0301\n\n9\n'LL\nq\n'd"
+    units = [unit for unit, _ in split.pre_tokenize_str(text)]
+    pieces = re.split(r"(?<=[A-Za-z])(?=\n)", text)
+    assert len(pieces) > 5 and "".join(units) == text
+    assert [unit for piece in pieces for unit, _ in split.pre_tokenize_str(piece)] == units
+
+
+def test_saved_vocabularies_keep_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(bpe, "PATTERN", bpe.BEFORE)
+        old = train_bpe([PROSE + CODE * 9], 400)
+    old.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint == old.fingerprint != train_bpe([PROSE + CODE * 9], 400).fingerprint
+    assert again.encode(CODE * 3000).tolist() == again.encode(CODE).tolist() * 3000  # encoded in pieces
+    assert b"):\n    " in [again.decode([token]) for token in range(again.vocab_size)]
+
+
+def test_the_units_have_a_name_elsewhere() -> None:
+    assert GGUF_PRE_TOKENIZER_SPLITS["qwen35"] == bpe.PATTERN
 
 
 def test_long_units_are_trained_in_pieces_and_encoded_whole() -> None:

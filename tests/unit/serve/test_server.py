@@ -1,9 +1,11 @@
 """The server as its clients see it: OpenAI's own client, plain HTTP, and raw sockets that misbehave."""
 
 import json
+import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import openai
@@ -198,13 +200,35 @@ def test_a_body_must_say_that_it_is_json(http):
 
 
 def test_a_large_body_is_not_kept(url, http):
-    """It is read to its end, which lets the client read the answer, or not at all where the client asks first."""
+    """The answer comes at once, and the client may send the rest before it reads that."""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
         client.sendall(f"{POST}Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n".encode())
         assert client.recv(100).startswith(b"HTTP/1.1 413")
     stream = (b"x" * 65536 for _ in range(64))
     answer = http.post("/v1/completions", content=stream, headers={"content-type": "application/json"})
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_body_of_a_gigabyte_takes_no_memory(says_length, url, http):
+    """The answer is there after the first piece, and a client that sends everything first still finds it."""
+    size, piece = 1_000_000_000, bytes(1 << 20)
+    head = f"Content-Length: {size}" if says_length else "Transfer-Encoding: chunked"
+    framed = piece if says_length else b"%x\r\n%b\r\n" % (len(piece), piece)
+    before, most = resident(), 0
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as client:
+        client.sendall(f"{POST}{head}\r\n\r\n".encode() + framed)
+        assert client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 413"
+        for _ in range(size // len(piece) if says_length else 50):
+            client.sendall(framed)
+            most = max(most, resident() - before)
+        assert b"the body has more than 20,000 bytes" in client.recv(1000)
+    assert most < 64 << 20 and http.get("/health").status_code == 200
+
+
+def resident():
+    """Bytes of memory that this process, which is the server's too, occupies."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("part", ["head", "body"])

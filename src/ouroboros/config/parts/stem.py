@@ -50,6 +50,8 @@ class NgramSpec(StemPart):
 class EmbeddingNormSpec(StemPart):
     """RMS norm of the token embeddings, without a gain."""
 
+    by_token: ClassVar[bool] = True
+
     kind: Literal["norm"] = "norm"
 
 
@@ -99,6 +101,8 @@ class SmearSpec(StemPart):
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingScaleSpec(StemPart):
     """Multiplies the token embeddings by one number."""
+
+    by_token: ClassVar[bool] = True
 
     kind: Literal["scale"] = "scale"
     factor: float | None = None
