@@ -3,8 +3,8 @@
     ouroboros ablate ablations/2026-11-29-flagship/study.py --data books_train.txt --out work
 
 Two stored blocks that are visited four times, against plain models of as many stored parameters: ``plain`` has as many
-blocks, ``deep`` as many visits and is narrower, and ``four`` lies between them, because neither twin needs to be the best
-plain model. 0.34 million parameters, 20 tokens for each of them. What was tried before is in
+blocks, ``deep`` as many visits and is narrower, and ``four`` lies between them, because neither twin needs to be the
+best plain model. 0.34 million parameters, 20 tokens for each of them. What was tried before is in
 docs/studies/loop-recipe.md; it was chosen with another seed and on another text.
 """
 
