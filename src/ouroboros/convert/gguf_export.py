@@ -109,9 +109,8 @@ def _export(
 def _read(path: Path, form: Form, spec: ModelSpec, shapes: Mapping[str, torch.Size]) -> Any:
     """The model in a file: of transformers, or of this library where transformers would not read all that is in it."""
     mixer: Any = spec.block.mixer
-    plain = (
-        not (mixer.qkv_bias or mixer.out_bias or spec.block.ffn.bias) and mixer.rope.slowing == mixer.rope.scale == 1
-    )
+    ffn: Any = spec.block.ffn
+    plain = not (mixer.qkv_bias or mixer.out_bias or ffn.bias) and mixer.rope.slowing == mixer.rope.scale == 1
     if form in (LLAMA, NANBEIGE) and plain:
         donor = donors.find(path)
         assert donor is not None

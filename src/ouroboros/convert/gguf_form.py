@@ -88,7 +88,9 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
     """
     spec, (first, settings) = model.config.model_spec, _first(model)
     heads, rotary = first.mixer.heads(spec.hidden_size), first.mixer.rotary(spec.hidden_size)
-    biases = {name: form.biases and settings.get(f"mixer.{name}", False) for name in ("qkv_bias", "out_bias")}
+    qkv_bias, out_bias, ffn_bias = (
+        form.biases and bool(settings.get(name)) for name in ("mixer.qkv_bias", "mixer.out_bias", "ffn.bias")
+    )
     rope = {name: value for name, value in settings.items() if name.startswith("mixer.rope.slowing") and form.slows}
     rope = {name.removeprefix("mixer.rope."): value for name, value in rope.items()}
     mixer = AttentionSpec(
@@ -96,7 +98,8 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
         num_kv_heads=heads.cached,
         head_dim=heads.width,
         qk_norm="before_rope" if form.qk_norm else "none",
-        **biases,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
     )
     if rotary is not None:
         plain = {"base": rotary[0].base, "scale": rotary[0].scale}
@@ -109,7 +112,7 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
         max_position_embeddings=spec.max_position_embeddings,
         block=BlockSpec(
             mixer=mixer,
-            ffn=FeedForwardSpec(intermediate_size=width, bias=form.biases and settings.get("ffn.bias", False)),
+            ffn=FeedForwardSpec(intermediate_size=width, bias=ffn_bias),
             norm=RMSNormSpec(placement="sandwich" if form.sandwich else "pre", eps=first.norm.eps),
         ),
         stem=tuple(part for part in spec.stem if part.by_token),
