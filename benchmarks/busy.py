@@ -65,7 +65,7 @@ def main() -> None:
     chosen = options.parse_args()
     started = load()
     size, seconds = ("tiny", 0.2) if chosen.quick else ("small", chosen.seconds)
-    rounds = chosen.rounds or (2 if chosen.quick else 7)
+    rounds = chosen.rounds or (1 if chosen.quick else 7)
     workers = {name: _start(size, name, settings, chosen.threads) for name, settings in ARMS.items()}
     turns = {name: (lambda worker=worker: _ask(worker, seconds)) for name, worker in workers.items()}
     try:

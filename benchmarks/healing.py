@@ -63,7 +63,8 @@ def _steps(place: Path, quick: bool, batch: int, length: int) -> tuple[Any, dict
     donor = LlamaForCausalLM(config).eval().requires_grad_(False)
     donor.save_pretrained(place / "source")
     byte_tokenizer().save(place / "source")
-    (place / "text.txt").write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}\n" for n in range(60_000)))
+    lines = range(3_000 if quick else 60_000)
+    (place / "text.txt").write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}\n" for n in lines))
     readers.convert(place / "source", place / "out" / "donor")
     trainers = {
         "first": _trainer(place, "first", batch, length, 0.25),

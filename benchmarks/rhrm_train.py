@@ -19,6 +19,7 @@ from typing import Any
 from common import alternate, autocast, cross_entropy, load, parser, progress, ratio, report, set_threads, spread, timed
 
 VOCABULARY = 50_257
+"""Of the published model; a quick run has fewer."""
 
 
 def main() -> None:
@@ -34,9 +35,10 @@ def main() -> None:
     from ouroboros.recipes import recipe
 
     made = recipe("rhrm-published", "tiny" if chosen.quick else "lite")
+    made = dataclasses.replace(made, model=made.model.replace(vocab_size=512 if chosen.quick else VOCABULARY))
     rows = made.train.batch_size // made.train.accumulation
     steps = 2 if chosen.quick else chosen.steps
-    batches = text_batches(rows, made.data.sequence_length, made.train.accumulation * (steps + 2))
+    batches = text_batches(made, rows, made.train.accumulation * (steps + 2))
     torch.manual_seed(0)
     start = ours_of(made).state_dict()
     makers: dict[str, Callable[[int], Arm]] = {
@@ -93,24 +95,25 @@ def difference(one: list[float], other: list[float]) -> dict[str, float]:
     return {"mean": round(statistics.fmean(gaps), 5), "largest": round(max(map(abs, gaps)), 5)}
 
 
-def text_batches(rows: int, length: int, count: int) -> list[Any]:
+def text_batches(made: Any, rows: int, count: int) -> list[Any]:
     """Bytes of the bundled text, spread over the vocabulary so that the table is used as widely as with words."""
     import torch
 
     from ouroboros.data.bundled import bundled_files
 
+    length = made.data.sequence_length
     data = b"".join(path.read_bytes() for _, path in list(bundled_files())[:60])
     pairs = torch.frombuffer(bytearray(data[: 2 * rows * length * count]), dtype=torch.uint8).long().view(-1, 2)
-    ids = (pairs[:, 0] * 196 + pairs[:, 1] % 196) % VOCABULARY
+    ids = (pairs[:, 0] * 196 + pairs[:, 1] % 196) % made.model.vocab_size
     return list(ids.view(count, rows, length))
 
 
 def ours_of(made: Any) -> Any:
-    """Our model with the published vocabulary."""
+    """Our model."""
     from ouroboros.model.configuration import OuroborosConfig
     from ouroboros.model.modeling import OuroborosForCausalLM
 
-    return OuroborosForCausalLM(OuroborosConfig.from_spec(dataclasses.replace(made.model, vocab_size=VOCABULARY)))
+    return OuroborosForCausalLM(OuroborosConfig.from_spec(made.model))
 
 
 def ours_arm(made: Any, start: Any, batches: list[Any], seed: int, *, compiled: bool, plain: bool = False) -> Arm:
@@ -149,7 +152,7 @@ def peer_arm(directory: str, made: Any, start: Any, batches: list[Any], seed: in
     spec = made.model
     loops = int(spec.layout.removeprefix("(1)x"))
     peer = published.HierarchicalReasoningModel(
-        VOCABULARY,
+        spec.vocab_size,
         spec.hidden_size,
         spec.block.mixer.num_heads,
         spec.block.ffn.intermediate_size,

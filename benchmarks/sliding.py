@@ -29,7 +29,7 @@ def main() -> None:
     from ouroboros.recipes import recipe
 
     model = build(recipe(chosen.recipe, "tiny" if chosen.quick else chosen.size).model)
-    window, stride, targets = (32, 4, 512) if chosen.quick else (chosen.window, chosen.stride, chosen.targets)
+    window, stride, targets = (32, 4, 160) if chosen.quick else (chosen.window, chosen.stride, chosen.targets)
     ids = torch.randint(0, 256, (targets + 1,), generator=torch.Generator().manual_seed(0))
 
     def naive() -> float:

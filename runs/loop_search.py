@@ -28,7 +28,7 @@ from typing import Any
 WIDTHS = {"2": 128, "3": 112, "4": 96, "6": 80, "8": 64}
 WIDTHS |= {"(1)x4": 176, "(2)x2": 128, "(2)x3": 128, "(2)x4": 128, "(2)x6": 128}
 WIDTHS |= {"(3)x2": 112, "(3)x3": 112, "(4)x2": 96, "(4)x3": 96}
-WIDTHS |= {"1 (1)x4 1": 112, "1 (1)x6 1": 112, "1 (2)x3 1": 96, "1 (2)x4 1": 96}
+WIDTHS |= {"1 (1)x4 1": 112, "1 (1)x6 1": 112, "1 (2)x3 1": 96, "1 (2)x4 1": 96, "2 (2)x2 2": 80}
 """Hidden size by layout, so that feed-forward networks of all are about three times as wide."""
 
 
@@ -42,6 +42,8 @@ def main() -> None:
     options.add_argument("--held-out", type=Path, help="text to score; by default the run's own validation split")
     options.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of each run")
     options.add_argument("--max-bytes", type=int, default=150_000, help="held-out bytes scored")
+    options.add_argument("--scale", type=float, default=1.0, help="width of all models as a share of WIDTHS")
+    options.add_argument("--batch", type=int, default=4, help="windows of 256 tokens in each step")
     options.add_argument("--part", default="1/1", help="which share of the runs this process makes")
     chosen = options.parse_args()
     import torch
@@ -128,28 +130,34 @@ def _model(recipe: Any, **values: Any) -> Any:
     return dataclasses.replace(recipe, model=recipe.model.replace(**values))
 
 
-def recipe_of(arm: str, data: str, tokens: int, seed: int) -> Any:
-    """The recipe of an arm: its layout, and what its options change."""
+def recipe_of(arm: str, data: str, tokens: int, seed: int, scale: float = 1.0, batch: int = 4) -> Any:
+    """The recipe of an arm: its layout, what its options change, and its width as a share of :data:`WIDTHS`."""
     from ouroboros.recipes import recipe
     from ouroboros.recipes.twin import equal_size
 
     layout = next(name for name in sorted(WIDTHS, key=len, reverse=True) if f"{arm} ".startswith(f"{name} "))
     changes = _changes()
-    made = _model(recipe("loop", "tiny"), layout=layout, hidden_size=WIDTHS[layout], vocab_size=1024, loop=())
+    width = _width(WIDTHS[layout], scale)
+    made = _model(recipe("loop", "tiny"), layout=layout, hidden_size=width, vocab_size=1024, loop=())
     for word in arm[len(layout) :].split():
         if word not in changes:
             sys.exit(f"unknown option {word!r} of arm {arm!r}; there are {', '.join(changes)}")
         made = changes[word](made)
     # A plain model of four blocks sets the number of parameters.
     target = recipe("gpt", "tiny").model
+    width = _width(WIDTHS["4"], scale)
     target = target.replace(
-        layout="4", hidden_size=96, vocab_size=1024, ffn=target.block.ffn.replace(intermediate_size=288)
+        layout="4", hidden_size=width, vocab_size=1024, ffn=target.block.ffn.replace(intermediate_size=3 * width)
     )
     made = dataclasses.replace(made, name="arm", model=equal_size(made.model, target))
     off = {"eval_every": 0, "checkpoint_every": 0, "telemetry_every": 0}
-    train = dataclasses.replace(made.train, tokens=tokens, seed=seed, batch_size=4, **off)
+    train = dataclasses.replace(made.train, tokens=tokens, seed=seed, batch_size=batch, **off)
     text = dataclasses.replace(made.data, sources=(data,), tokenizer="bpe:1024", sequence_length=256)
     return dataclasses.replace(made, data=text, train=train)
+
+
+def _width(width: int, scale: float) -> int:
+    return 8 * round(width * scale / 8)
 
 
 def trained(recipe: Any, path: Path) -> Any:
@@ -171,10 +179,13 @@ def measured(chosen: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     from ouroboros.files import write_whole
 
     name = arm.translate(str.maketrans(" ", "_", "()")) + f"-{chosen.tokens}-{seed}"
+    name += "" if chosen.scale == 1 else f"-{chosen.scale:g}"
+    name += "" if chosen.batch == 4 else f"-{chosen.batch}"
     row_file = chosen.out / f"{name}.json"
     if row_file.is_file():
         return json.loads(row_file.read_bytes())
-    opened = trained(recipe_of(arm, chosen.data, chosen.tokens, seed), chosen.out / name)
+    made = recipe_of(arm, chosen.data, chosen.tokens, seed, chosen.scale, chosen.batch)
+    opened = trained(made, chosen.out / name)
     run = opened.run
     test = [chosen.held_out.read_bytes()] if chosen.held_out else run.open_data().documents("valid")
     found = score(opened.model, opened.tokenizer, test, window=256, max_bytes=chosen.max_bytes)

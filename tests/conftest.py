@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import install
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a golden directory without cases; give the run a hub cache of its own, which its workers inherit."""
+    """Refuse a golden directory without cases; give the run a hub cache of its own, which its workers inherit, and a
+    Python that starts quickly."""
     for path in config.getoption("golden"):
         if not path.is_dir():
             raise pytest.UsageError(f"--golden {path}: not a directory")
@@ -56,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.mkdtemp(prefix="ouroboros-tests-")
         os.environ["HF_HOME"] = cache
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+        os.environ["OUROBOROS_TESTS_PYTHON"], held = install(cache)
+        config.add_cleanup(lambda: os.close(held))
 
 
 def _is_local(address: Any) -> bool:
@@ -100,6 +104,13 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
         yield
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """What starts a program of ours in a process of its own as ``sys.executable`` does, but without importing torch
+    anew: see ``tests/processes/forked.py``."""
+    return os.environ["OUROBOROS_TESTS_PYTHON"]
 
 
 @pytest.fixture(scope="session")

@@ -274,6 +274,7 @@ def test_lock_satisfies_pyproject() -> None:
         *project["optional-dependencies"]["gguf"],
         *project["optional-dependencies"]["eval"],
         *project["optional-dependencies"]["serve"],
+        *project["optional-dependencies"]["interop"],
         *project["optional-dependencies"]["dev"],
     ]
     problems = [
@@ -281,7 +282,7 @@ def test_lock_satisfies_pyproject() -> None:
         for text in wanted
         if (name := canonicalize_name((r := Requirement(text)).name)) not in locked or locked[name] not in r.specifier
     ]
-    fail_with(problems, "requirements.lock meets pyproject.toml (core, report, gguf, eval, serve, dev)")
+    fail_with(problems, "requirements.lock meets pyproject.toml (core, report, gguf, eval, serve, interop, dev)")
 
 
 def test_version_is_one() -> None:

@@ -36,6 +36,17 @@ def _register_model() -> None:
     AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
 
 
+def for_vllm() -> None:
+    """What vLLM calls in each of its processes, as the entry point says: its backend for transformers models looks for
+    their classes among the names of transformers itself, and builds them by the Auto classes."""
+    import transformers
+
+    from ouroboros.model.modeling import OuroborosForCausalLM
+
+    install()
+    transformers.OuroborosForCausalLM = OuroborosForCausalLM  # pyrefly: ignore
+
+
 _AFTER = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("common"))
 
 
-def run(name: str) -> dict[str, Any]:
-    command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--threads", "1"]
+def run(name: str, python: str) -> dict[str, Any]:
+    command = [python, f"benchmarks/{name}.py", "--quick", "--threads", "1"]
     result = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -24,7 +23,14 @@ def run(name: str) -> dict[str, Any]:
 
 
 def check_ablate_overhead(found: dict[str, Any]) -> None:
-    assert found["cells"] == 2 and found["ratio"]["median"] > 0 and found["proof_of_life_seconds"]["median"] > 0
+    assert found["cells"] == 2 and found["clock"] == "processor time"
+    assert found["ratio"]["median"] > 0 and found["proof_of_life_seconds"]["median"] > 0
+
+
+def check_study_survives(found: dict[str, Any]) -> None:
+    assert found["same"] and found["cells"] == found["asked"] and found["steps"] == found["steps_asked"], found
+    deaths = found["lives"]["killed"] + found["lives"]["disk full"]
+    assert found["cells_again"] == 0 and found["steps_again"] <= deaths, found
 
 
 def check_codecs(found: dict[str, Any]) -> None:
@@ -167,8 +173,8 @@ def check_guard(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_benchmark(name: str) -> None:
-    found = run(name)
+def test_benchmark(name: str, python: str) -> None:
+    found = run(name, python)
     assert found["benchmark"] == name
     assert f"benchmarks/{name}.py --quick" in found["command"]
     assert set(found["machine"]) >= {"processor", "threads", "load_before"}

@@ -59,15 +59,17 @@ def process_state(given_back: GivenBack) -> Iterator[None]:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run the command line in this process."""
+def cli(capsys: pytest.CaptureFixture[str], python: str) -> Cli:
+    """Run the command line in this process; the processes that it starts itself need not import torch anew."""
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", python)
+            try:
+                status = main([str(argument) for argument in arguments])
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         captured = capsys.readouterr()
         return Result(int(status), captured.out, captured.err)
 
@@ -81,12 +83,17 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def spawn() -> Callable[..., subprocess.Popen[str]]:
-    """Start the real command."""
+def spawn(python: str) -> Callable[..., subprocess.Popen[str]]:
+    """Start the real command in a process of its own.
 
-    def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    It is a fork of one that has imported the library. A ``fresh`` interpreter is started where asked for, and where the
+    process itself is set up in a way that a fork would not notice.
+    """
+
+    def start(*arguments: object, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
         defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
-        command = [sys.executable, "-m", "ouroboros.cli", *map(str, arguments)]
+        fresh = fresh or bool(options.keys() & {"preexec_fn", "start_new_session"})
+        command = [sys.executable if fresh else python, "-m", "ouroboros.cli", *map(str, arguments)]
         return subprocess.Popen(command, **{**defaults, "env": environment(), **options})
 
     return start

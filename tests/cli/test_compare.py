@@ -23,6 +23,12 @@ def asked(text, small):
     return ["--data", text, *small]
 
 
+@pytest.fixture
+def alive(monkeypatch):
+    """No proof of life, which the first test has, and which takes longer than the runs."""
+    monkeypatch.setattr("ouroboros.ablate.runner.dead_arms", lambda *_: {})
+
+
 FIELDS = {"name", "layout", "parameters", "bytes", "bits_per_byte", "difference", "low", "high"}
 
 
@@ -45,6 +51,7 @@ def test_two_twins_a_verdict_and_the_same_command_again(cli, asked, tmp_path):
     assert more["seeds"] == [0, 1, 2] and more["twins"][0]["by_seed"][:2] == found["twins"][0]["by_seed"]
 
 
+@pytest.mark.usefixtures("alive")
 def test_every_match_before_and_after_packing(cli, asked, tmp_path, monkeypatch):
     """With codes that are quickly made in place of those that a budget asks for."""
 
@@ -75,12 +82,13 @@ def test_every_match_before_and_after_packing(cli, asked, tmp_path, monkeypatch)
     assert {twin["steps"] for each in found[:3] for twin in each["twins"]} == {2}
 
 
+@pytest.mark.usefixtures("alive")
 def test_files_of_equal_bytes(cli, asked, tmp_path):
     length = ["--data.sequence-length", "128", "--seeds", "1"]
     found = cli("compare", "loop", *asked, *length, "--match", "bytes", "--out", tmp_path / "out", "--json").json
     sizes = [side["bytes"] for side in (found["recipe"], *found["twins"])]
     budget = found["recipe"]["parameters"] * 6 // 8 + 4096
-    assert 0.97 * budget < min(sizes) and max(sizes) <= budget
+    assert 0.99 * budget < min(sizes) and max(sizes) <= budget
     assert all(abs(twin["deviation"]) <= 0.01 for twin in found["twins"])
     small = ["--budget", "3kB", "--match", "bytes"]
     assert "packing was" in cli("compare", "loop", *asked, *length, *small, "--out", tmp_path / "out").error()
@@ -94,6 +102,7 @@ def test_a_plain_recipe_against_itself_cannot_be_told_from_it(cli, text, tmp_pat
     assert found["twins"][0]["name"] == "gpt-again" and "score exactly the same" in found["sentence"]
 
 
+@pytest.mark.usefixtures("alive")
 def test_one_seed_cannot_tell(cli, asked, tmp_path):
     found = cli("compare", "loop", *asked, "--seeds", "1", "--out", tmp_path / "out", "--json").json
     assert found["verdict"] == "cannot tell" and found["low"] is None is found["high"]
@@ -130,6 +139,7 @@ def test_no_budget_and_no_text(cli, text, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("alive")
 def test_results_of_other_data_code_or_settings_are_refused_by_name(cli, text, small, tmp_path):
     source, out = tmp_path / "text.txt", tmp_path / "out"
     source.write_bytes(text.read_bytes())

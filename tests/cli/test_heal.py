@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ouroboros.cli import main
+from ouroboros.convert import judge
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.verbs import heal as verb
 from ouroboros.verbs.heal import HealOptions, table
@@ -55,6 +57,15 @@ def command(place: Path, out: object, *more: object) -> list[object]:
     small = [] if "--arms" in more else ["--steering.rank", "4", "--steering.style", "8"]
     start = ["convert", place / "donor", "--out", out, "--heal", "--data", place / "text.txt"]
     return [*start, *held_out, *SHORT, *small, *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_races() -> Iterator[None]:
+    """Speeds are measured in a few tokens: on a model this small, writing would take longer than healing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "SPEED_TOKENS", 3)
+        patch.setattr(judge, "SPEED_TURNS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from ouroboros.api import build
 from ouroboros.config import RopeSpec
 from ouroboros.convert.gguf_export import to_gguf, to_nanbeige_gguf
-from ouroboros.data.tokenize import byte_tokenizer, train_bpe
+from ouroboros.data.tokenize import byte_tokenizer, resolve_tokenizer
 from ouroboros.recipes import recipe
 
 pytestmark = [
@@ -99,7 +99,7 @@ def test_the_same_greedy_continuation(write: Any, name: str, changes: Any, tmp_p
 
 def test_a_vocabulary_that_was_trained_here(tmp_path: Path) -> None:
     """With the model from text to text, and on a text that tokenizers cut in different ways."""
-    text = train_bpe([ODD_TEXT.encode() * 3 + PROMPT.encode() * 9], 420)
+    text = resolve_tokenizer("bpe-qwen:420", [ODD_TEXT.encode() * 3 + PROMPT.encode() * 9])
     model = model_of("loop", text.vocab_size)
     to_gguf(tmp_path, model, tmp_path / "x.gguf", text)
     theirs = opened(tmp_path / "x.gguf")

@@ -114,7 +114,7 @@ def test_one_endless_word_takes_seconds_and_ctrl_c_is_heard(spawn, cli, tmp_path
     result = cli("tokenizer", "--data", path, "--out", tmp_path / "bpe", "--vocab-size", "300")
     assert result.status == 0 and time.monotonic() - begun < 30  # 119 s before, 3 s on an idle processor now
     path.write_text("".join(random.Random(1).choices("ACGT", k=6_000_000)))
-    with spawn("tokenizer", "--data", path, "--out", tmp_path / "other", "--vocab-size", "9000") as process:
+    with spawn("tokenizer", "--data", path, "--out", tmp_path / "other", "--vocab-size", "9000", fresh=True) as process:
         waiting = time.monotonic() + 60
         while threads(process.pid) < 2 and time.monotonic() < waiting:  # the second one trains the vocabulary
             time.sleep(0.02)

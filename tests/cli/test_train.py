@@ -347,7 +347,7 @@ def test_signals_stop_a_run_with_a_checkpoint(spawn, cli, tiny, text, tmp_path):
     def steps() -> int:
         return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
 
-    with spawn("train", "loop", *options) as process:
+    with spawn("train", "loop", *options, fresh=True) as process:
         wait_for(lambda: steps() >= 2, process)
         other = cli("resume", run, "--quiet")  # while it runs
         assert f"is in use by process {process.pid}" in other.error()

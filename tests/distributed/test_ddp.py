@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +25,7 @@ from ouroboros.data.token_shards import write_shards
 from ouroboros.train.log import read_metrics
 
 DRIVER = """
-import json, logging, os, signal, sys
+import hashlib, json, logging, os, signal, sys
 from pathlib import Path
 
 import torch
@@ -35,9 +34,10 @@ torch.set_num_threads(1)
 from ouroboros.cli import main
 from ouroboros.train import distributed, validate
 from ouroboros.train.log import Progress
+from ouroboros.train.trainer import Trainer
 
 here, rank = Path(sys.argv[2]), int(os.environ["RANK"])
-results = {}
+results, losses, trained = {}, Trainer.losses, []
 for name, (arguments, stop_at, port) in json.loads(Path(sys.argv[1]).read_text()).items():
     # A process usually joins one group in its life; each further one needs a meeting point of its own.
     os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
@@ -53,6 +53,13 @@ for name, (arguments, stop_at, port) in json.loads(Path(sys.argv[1]).read_text()
             raise RuntimeError("no memory")
 
         validate.validate = failing
+
+    def high(self, *arguments, **options):  # on the other process alone, three times
+        trained.append(self.model)
+        factor = 10.0 if rank == 1 and self.counters.step in (13, 14, 15) else 1.0
+        return tuple(x * factor for x in losses(self, *arguments, **options))
+
+    Trainer.losses = high if name.startswith("rollback") else losses
     sys.stdout = (here / f"{name}.{rank}.out").open("w")
     sys.stderr = (here / f"{name}.{rank}.err").open("w")
     status = main(arguments)
@@ -60,6 +67,9 @@ for name, (arguments, stop_at, port) in json.loads(Path(sys.argv[1]).read_text()
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     Progress.update = update
     (here / f"{name}.{rank}.status").write_text(str(status))
+    if name == "rollback":
+        weights = b"".join(p.detach().numpy().tobytes() for p in trained[-1].parameters())
+        (here / f"{name}.{rank}.sha256").write_text(hashlib.sha256(weights).hexdigest())
 """
 
 SIZES = [
@@ -99,6 +109,9 @@ PATIENCE = ["--train.eval-every", "1", "--train.patience", "2", "--optim.lr", "1
 """At these rates no weight moves and no score gets better, on any processor."""
 
 
+ROLLBACK = ["--train.guard.action", "rollback", "--train.checkpoint-every", "3", "--steps", "18"]
+
+
 @pytest.fixture(autouse=True)
 def process_state(given_back: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     with given_back():
@@ -131,7 +144,7 @@ def free_ports() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory, python: str) -> Path:
     """Every case under two processes, in one start; the directory of what they left."""
     here = tmp_path_factory.mktemp("two")
 
@@ -154,6 +167,8 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "resumed": (["resume", str(here / "stopped"), "--json", "--quiet"], None),
         "patience": (train("patience", *PATIENCE), None),
         "odd": (train("odd", "--train.batch-size", "6", "--train.accumulation", "2"), None),
+        "rollback": (train("rollback", *ROLLBACK), None),
+        "rollback-sharded": (train("rollback-sharded", *ROLLBACK, *SHARDED), None),
         "failing": (train("failing", "--train.eval-every", "1", "--train.max-bad-validations", "2"), None),
     }
     listed = {name: (*case, port) for (name, case), port in zip(cases.items(), free_ports(), strict=False)}
@@ -162,7 +177,7 @@ def outcomes(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*train("grown", *SHARDED), "--quiet"]) == 0
     back_to_the_third_step(here / "grown")
     source = str(Path(ouroboros.__file__).parent.parent)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     command = [*launcher, str(here / "driver.py"), str(here / "cases.json"), str(here)]
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
@@ -286,3 +301,16 @@ def test_patience_ends_both_processes_at_the_same_step(outcomes):
     assert status(outcomes, "patience") == [0, 0], (outcomes / "patience.0.err").read_text()
     facts = json.loads((outcomes / "patience.0.out").read_text())
     assert facts["stopped_by"] == "patience" and facts["exported_step"] == facts["best_step"] == facts["step"] - 2
+
+
+@pytest.mark.parametrize("name", ["rollback", "rollback-sharded"])
+def test_what_one_process_finds_unusual_takes_both_back(name, outcomes):
+    assert status(outcomes, name) == [0, 0], (outcomes / f"{name}.0.err").read_text()
+    records = read_metrics(outcomes / name / "metrics.jsonl")
+    (alarm,), (back,) = ([r for r in records if r["kind"] == kind] for kind in ("guard", "rollback"))
+    assert (alarm["step"], alarm["quantity"]) == (14, "loss")
+    assert (back["step"], back["to_step"], back["goes_on"]) == (16, 3, True)
+    assert len(losses(outcomes / name)) == 18
+    assert losses(outcomes / name) == pytest.approx(losses(outcomes / "rollback"), rel=1e-2)
+    weights = [(outcomes / f"rollback.{rank}.sha256").read_text() for rank in (0, 1)]
+    assert weights[0] == weights[1]  # of each process, at the end

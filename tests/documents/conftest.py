@@ -45,11 +45,12 @@ class Page:
     Args:
         path: of the document, from the project's root.
         place: directory to run its commands in.
+        python: what starts the processes of commands.
     """
 
-    def __init__(self, path: str, place: Path) -> None:
+    def __init__(self, path: str, place: Path, python: str) -> None:
         self.text = (ROOT / path).read_text(encoding="utf-8")
-        self.place = place
+        self.place, self.python = place, python
         self.verbs: set[str] = set()
         self.module = types.ModuleType("page")
         self.server: subprocess.Popen[str] | None = None
@@ -88,7 +89,7 @@ class Page:
         words = shortened(command)
         self.verbs.add(words[1])
         if words[0] == "torchrun":
-            launch([sys.executable, "-X", "faulthandler", "-m", "torch.distributed.run", *words[1:]])
+            launch([self.python, "-m", "torch.distributed.run", *words[1:]])
             return ""
         if words[0] == "python":  # what runs without the library
             made = subprocess.run([sys.executable, "-I", *words[1:]], check=True, capture_output=True, timeout=240)
@@ -100,6 +101,7 @@ class Page:
         if words[1] == "resume" and "--allow-changes" not in words:  # of a run that was stopped half-way
             words += ["--train.steps", "6", "--allow-changes"]
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", self.python)
             patch.setattr(sys, "stdin", io.StringIO("hello\n/loops 3\n/quit\n"))
             status = main(words[1:])
         out, err = output()
@@ -109,7 +111,7 @@ class Page:
     def _serve(self, words: list[str]) -> None:
         """Start a server at a free port, where what follows on the page finds it."""
         self.stop()
-        command = [sys.executable, "-m", "ouroboros.cli", *words, "--port", "0"]
+        command = [self.python, "-m", "ouroboros.cli", *words, "--port", "0"]
         self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self.server.stderr is not None
         line = self.server.stderr.readline()
@@ -136,6 +138,9 @@ def shortened(command: str) -> list[str]:
     command = re.sub(r"--seeds \d+", "--seeds 1", command)
     command = re.sub(r"--train\.minutes \d+", "--train.steps 8", command)
     words = shlex.split(command)
+    if words[:2] == ["ouroboros", "pack"]:
+        given = {"--calibration-tokens": "1024", "--max-bytes": "2000"}
+        words += [word for option, value in given.items() if option not in words for word in (option, value)]
     if words[:2] == ["ouroboros", "check"]:
         words.append("--quick")
     if "train" in words:
@@ -192,7 +197,7 @@ def write_inputs(where: Path) -> None:
 
 @pytest.fixture
 def open_page(
-    tmp_path: Path, given_back: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, given_back: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch, python: str
 ) -> Iterator[Callable[[str], Page]]:
     """A page by its path, its commands to be run in a directory with :func:`write_inputs`."""
     write_inputs(tmp_path)
@@ -204,7 +209,7 @@ def open_page(
         pages: list[Page] = []
 
         def opened(path: str) -> Page:
-            pages.append(Page(path, tmp_path))
+            pages.append(Page(path, tmp_path, python))
             return pages[-1]
 
         yield opened

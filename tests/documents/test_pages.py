@@ -1,6 +1,7 @@
 """Everything that the pages about concepts, tasks and systems show is run, each page in a directory of its own."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ PAGES = sorted(
     for name in ("concepts", "how-to", "systems")
     for path in (DOCS / name).glob("*.md")
 )
+NEEDS = {"how-to/transformers.md": ("peft", "trl")}
+"""Packages of an extra that a page shows."""
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name, open_page, capsys):
+    missing = [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     open_page(f"docs/{name}").run(capsys.readouterr)
 
 

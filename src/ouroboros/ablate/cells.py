@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PACKED = "packed.ouro"
 """The packed model, in the run directory."""
+NEAR = 0.991
+"""The share of a budget of bytes that a packed file has at least, so that files of one budget are equal within 1 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +217,10 @@ def _measure(cell: Cell) -> Result:
         tokens=counters["tokens"],
         seconds=counters["seconds"],
         skipped=counters["skipped"],
-        score=_score(cell, opened, documents, state["dtype"]),
-        packed=None if cell.packing is None else _pack(cell, cell.packing, opened, data, documents),
+        score=_score(opened, documents, cell.window, cell.score_bytes, state["dtype"]),
+        packed=None
+        if cell.packing is None
+        else _pack(cell.path, cell.packing, opened, data, documents, cell.window, cell.score_bytes),
     )
 
 
@@ -238,7 +242,9 @@ def train_hash(data: PreparedData) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _score(cell: Cell, opened: OpenedModel, documents: list[bytes], dtype: str = "float32") -> Measured:
+def _score(
+    opened: OpenedModel, documents: list[bytes], window: int, most: int | None, dtype: str = "float32"
+) -> Measured:
     """Every byte with at least half a window of context where there is so much."""
     import torch
 
@@ -248,22 +254,50 @@ def _score(cell: Cell, opened: OpenedModel, documents: list[bytes], dtype: str =
         opened.model,
         opened.tokenizer,
         documents,
-        window=cell.window,
-        stride=max(1, cell.window // 2),
-        max_bytes=cell.score_bytes,
-        model_name=cell.arm,
+        window=window,
+        stride=max(1, window // 2),
+        max_bytes=most,
         amp=None if dtype == "float32" else getattr(torch, dtype),
     )
     return Measured.of(found)
 
 
-def _pack(cell: Cell, packing: Packing, opened: OpenedModel, data: PreparedData, documents: list[bytes]) -> Packed:
+def _pack(
+    run: Path,
+    packing: Packing,
+    opened: OpenedModel,
+    data: PreparedData,
+    documents: list[bytes],
+    window: int,
+    most: int | None,
+) -> Packed:
     """Write the packed file, and score the model that it gives."""
     from ouroboros.api import open_model
 
-    size, feasible, exceptions = pack_run(opened, data, cell.path / PACKED, packing)
-    score = _score(cell, open_model(cell.path / PACKED), documents)
+    size, feasible, exceptions = pack_run(opened, data, run / PACKED, packing)
+    score = _score(open_model(run / PACKED), documents, window, most)
     return Packed(bytes=size, score=score, feasible=feasible, exceptions=exceptions)
+
+
+def pack_again(path: Path, result: Result, packing: Packing, split: str) -> Result:
+    """The result of a complete cell with another packed file, which replaces the one that it has.
+
+    Args:
+        path: the run directory.
+        result: what it holds.
+        packing: how the model is packed now.
+        split: the held-out part that is scored, all of it.
+
+    Raises:
+        OuroborosError: the model or its text cannot be read.
+    """
+    from ouroboros.api import open_model
+
+    data = RunDirectory(path).open_data()
+    packed = _pack(path, packing, open_model(path), data, held_out(data, split), result.score.window, None)
+    made = dataclasses.replace(result, packed=packed)
+    write_whole(path / RESULT, to_json(made).encode())
+    return made
 
 
 def pack_run(opened: OpenedModel, data: PreparedData, out: Path, packing: Packing) -> tuple[int, bool, int]:
@@ -290,7 +324,7 @@ def pack_run(opened: OpenedModel, data: PreparedData, out: Path, packing: Packin
     if packing.budget is None:
         made, feasible = quantize_model(model, uniform(packing.bits or 8), ids, **given), True
     else:
-        found = fit(model, ids, packing.budget, lambda made: len(file(made)), **given)
+        found = fit(model, ids, packing.budget, lambda made: len(file(made)), enough=NEAR, **given)
         made, feasible = found.made, found.feasible
     content = file(made)
     write_whole(out, content)

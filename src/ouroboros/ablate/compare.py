@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from ouroboros.ablate.cells import NEAR, pack_again
 from ouroboros.ablate.changes import fingerprint
 from ouroboros.ablate.rates import training_rates
 from ouroboros.ablate.record import Result
@@ -41,8 +42,12 @@ EQUAL: dict[Match, str] = {
 """What is equal, in words."""
 UNEQUAL = 0.1
 """The share by which measured times of training may differ and still be called equal."""
+SAME_BYTES = 0.01
+"""The share by which packed files of one seed may differ and still be called equally large."""
 ANSWER = "compare.json"
 """In the directory of a comparison that is complete."""
+SPLIT: Literal["test"] = "test"
+"""The held-out part that is scored."""
 BITS, BESIDE = 6, 4096
 """The budget of packed files unless it is given: bits for each stored number, and bytes for what else is in a file."""
 
@@ -156,11 +161,14 @@ def compare(
         control=Arm(name=recipe.name, recipe=recipe),
         arms=tuple(found.values()),
         seeds=tuple(range(recipe.train.seed, recipe.train.seed + asked.seeds)),
-        stages=(Stage(name="runs"),),
+        stages=(Stage(name="runs", split=SPLIT),),
         packing=_packing(asked, recipe),
     )
     left_out: dict[str, str] = {}
     results = run_study(study, out, workers=processes, tell=tell, dead=left_out)
+    if study.packing is not None and "bytes" in asked.matches:
+        with study_directory(out):
+            results = _equally_large(results, study.packing, out, tell)
     runs = {each.name: [r for r in results if r.arm == each.name] for each in study.every_arm}
     answers = []
     for match, twins in arms.items():
@@ -180,6 +188,26 @@ def _packing(asked: Comparison, recipe: Recipe) -> Packing | None:
     if asked.budget is None and "bytes" not in asked.matches:
         return None
     return Packing(budget=asked.budget or cost(recipe.model).parameters * BITS // 8 + BESIDE)
+
+
+def _equally_large(
+    results: Sequence[Result], packing: Packing, out: Path, tell: Callable[[str], None]
+) -> Sequence[Result]:
+    """The results with files that are equally large within 1 %.
+
+    A model whose file is smaller than the budget, because it fits with all its bits, cannot fill it; those with larger
+    files are packed again, into as many bytes as the smallest one has.
+    """
+    sizes = [result.packed.bytes for result in results if result.packed is not None and result.packed.feasible]
+    if len(sizes) < len(results):
+        return results  # a budget that is too small, which the verdict refuses by name
+    most, equal = int(min(sizes) / NEAR), []
+    for result, size in zip(results, sizes, strict=True):
+        if size > most:
+            tell(f"{result.cell}: packed again, from {size:,} bytes into those of the smallest file, {min(sizes):,}")
+            result = pack_again(out / result.run, result, dataclasses.replace(packing, budget=most), SPLIT)
+        equal.append(result)
+    return equal
 
 
 def _with_steps(recipe: Recipe, data: PreparedData, out: Path, processes: int) -> Recipe:
@@ -268,16 +296,11 @@ def judge(
         lines.append(Twin(**side, **{n: getattr(pair, n) for n in names}, deviation=deviation))
     best = min(lines, key=lambda line: line.bits_per_byte)
     said = sentence(own.name, best, f"equal {EQUAL[match]}{', packed' if packed else ''}", len(twins))
-    late = match == "time" and abs(best.deviation) > UNEQUAL
-    if late:
-        said = (
-            f"Cannot tell at equal training time: {best.name} turned out to train {100 * best.deviation:+.0f} % longer"
-            f" than {own.name}, because the machine changed its speed; repeat this on an idle one, in another --out."
-        )
+    unequal = _unequal(match, own.name, best, recipe, twins, packed)
     return Judged(
         match=match,
-        verdict="cannot tell" if late else best.verdict,
-        sentence=said,
+        verdict="cannot tell" if unequal else best.verdict,
+        sentence=f"Cannot tell at equal {EQUAL[match]}: {unequal}." if unequal else said,
         difference=best.difference,
         low=best.low,
         high=best.high,
@@ -288,6 +311,27 @@ def judge(
         scored_bytes=recipe[0].score.bytes,
         scored_sha256=recipe[0].score.data_sha256,
     )
+
+
+def _unequal(
+    match: Match, name: str, best: Twin, recipe: Sequence[Result], twins: Mapping[str, Sequence[Result]], packed: bool
+) -> str:
+    """Why what should be equal is not, or nothing: no verdict may rest on that."""
+    if match == "time" and abs(best.deviation) > UNEQUAL:
+        return (
+            f"{best.name} turned out to train {100 * best.deviation:+.0f} % longer than {name}, because the machine"
+            " changed its speed; repeat this on an idle one, in another --out"
+        )
+    own = {result.seed: _quantity(match, result) for result in recipe}
+    pairs = [(result, _quantity(match, result) / own[result.seed] - 1) for runs in twins.values() for result in runs]
+    worst, share = max(pairs, key=lambda pair: abs(pair[1]))
+    if match == "bytes" and packed and abs(share) > SAME_BYTES:
+        return (
+            f"with seed {worst.seed} the packed file of {worst.arm} is {100 * abs(share):.1f} %"
+            f" {'larger' if share > 0 else 'smaller'} than that of {name}, and no choice of bits brought them within"
+            " 1 %; give another --budget, in another --out"
+        )
+    return ""
 
 
 def _side(name: str, runs: Sequence[Result], packed: bool) -> Side:

@@ -22,10 +22,12 @@ from ouroboros.train.trainer import Trainer
 UNTIMED, TIMED = 2, 9
 """Steps of each recipe."""
 SECONDS = 60.0
-"""After which the rest of the timed steps is left out, but for three."""
+"""That measuring may take."""
 
 
-def training_rates(recipes: Sequence[Recipe], data: PreparedData, kept: Path) -> list[float]:
+def training_rates(
+    recipes: Sequence[Recipe], data: PreparedData, kept: Path, *, seconds: float = SECONDS
+) -> list[float]:
     """Training tokens per second of each recipe: by the median of a few steps, and without compilation.
 
     Args:
@@ -33,16 +35,17 @@ def training_rates(recipes: Sequence[Recipe], data: PreparedData, kept: Path) ->
         data: the prepared text.
         kept: a JSON file of what was measured before, by fingerprint, which is not measured again, so that what
             follows from it stays as it is when a command is repeated.
+        seconds: after which the rest of the steps is left out, but for three.
     """
     known = read_object(kept) if kept.is_file() else {}
     names = [fingerprint(recipe) for recipe in recipes]
     if not known.keys() >= set(names):
-        known |= dict(zip(names, _measured(recipes, data), strict=True))
+        known |= dict(zip(names, _measured(recipes, data, seconds), strict=True))
         write_whole(kept, (json.dumps(known, indent=2) + "\n").encode())
     return [known[name] for name in names]
 
 
-def _measured(recipes: Sequence[Recipe], data: PreparedData) -> list[float]:
+def _measured(recipes: Sequence[Recipe], data: PreparedData, most: float) -> list[float]:
     with workers() as crew, using_threads(recipes[0].train.threads or torch.get_num_threads()):
         trainers = [Trainer(recipe, new_model(recipe, data), data, crew) for recipe in recipes]
         for trainer in trainers:
@@ -52,7 +55,7 @@ def _measured(recipes: Sequence[Recipe], data: PreparedData) -> list[float]:
         for number in range(UNTIMED + TIMED):
             for trainer, taken in zip(trainers, seconds, strict=True):
                 taken.append(trainer.step().seconds)
-            if number >= UNTIMED + 2 and time.monotonic() - begun > SECONDS:
+            if number >= UNTIMED + 2 and time.monotonic() - begun > most:
                 break
     return [
         trainer.step_tokens / statistics.median(taken[UNTIMED:])

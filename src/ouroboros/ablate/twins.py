@@ -68,7 +68,8 @@ def deep_twin(recipe: Recipe) -> Recipe:
         f"no width below {plain.model.hidden_size} gives a plain twin of layout {recipe.model.layout!r} with"
         f" {plain.model.layout} blocks and equal parameters within 1 %",
     )
-    return dataclasses.replace(plain, description=f"deep twin of {recipe.name}", model=found[min(found)])
+    words = {"name": f"{recipe.name}-deep", "description": f"deep twin of {recipe.name}: equal parameters, narrower"}
+    return dataclasses.replace(plain, model=found[min(found)], **words)
 
 
 def opponent(recipe: Recipe, other: Recipe, size: Size) -> Arm:

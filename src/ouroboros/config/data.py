@@ -55,7 +55,8 @@ class DataSpec:
     and an optional ``=weight``. Files may be compressed with gzip or zstd."""
     tokenizer: str = "bytes"
     """``bytes``, ``chars`` (one id per character of the training split, then one for all others and the end of text),
-    ``bpe:N`` (byte-level BPE of N entries trained on the training split) or a directory."""
+    ``bpe:N`` (byte-level BPE of N entries trained on the training split), ``bpe-qwen:N`` (the same, cut as Qwen3.5
+    does, for llama.cpp; code becomes a few per cent more tokens) or a directory."""
     sequence_length: int = 512
     """Tokens of a training window."""
     text_field: str = "text"

@@ -195,6 +195,12 @@ class MixerPart(Part):
         return None
 
     @property
+    def own_attention(self) -> str:
+        """Why no other tool can compute its attention and keep its keys and values, in words that follow its kind;
+        empty where one can, whose function the module then takes from ``visit.attend``."""
+        return "keeps a state of constant size" if self.keeps == "state" else "computes its attention itself"
+
+    @property
     def rebuilds_keys(self) -> bool:
         """Whether a cache keeps latents whose keys are built anew at each step, with the positions of all of them."""
         return False

@@ -113,7 +113,9 @@ class LoopTraining:
     """Loop counts during training."""
 
     sampling: Literal["fixed", "uniform", "poisson"] = "fixed"
-    """``fixed``: the layout's count. ``uniform``: min..max. ``poisson``: 1 + Poisson(mean - 1), clipped."""
+    """How the loop count of each step is chosen, the depth dial: a model that was trained with random counts can be run
+    with more or fewer loops afterwards. ``fixed``: the layout's count. ``uniform``: min..max. ``poisson``:
+    1 + Poisson(mean - 1), clipped."""
     mean: float = field(default=4.0, metadata=needs("sampling", "poisson"))
     """Mean loop count, before clipping."""
     min: int = field(default=1, metadata=needs("sampling", "uniform", "poisson"))

@@ -108,9 +108,9 @@ def _export(
 
 def _read(path: Path, form: Form, spec: ModelSpec, shapes: Mapping[str, torch.Size]) -> Any:
     """The model in a file: of transformers, or of this library where transformers would not read all that is in it."""
-    block: Any = spec.block
-    biases = (block.mixer.qkv_bias, block.mixer.out_bias, block.ffn.bias)
-    plain = not any(biases) and block.mixer.rope.slowing == block.mixer.rope.scale == 1
+    mixer: Any = spec.block.mixer
+    ffn: Any = spec.block.ffn
+    plain = not (mixer.qkv_bias or mixer.out_bias or ffn.bias) and mixer.rope.slowing == mixer.rope.scale == 1
     if form in (LLAMA, NANBEIGE) and plain:
         donor = donors.find(path)
         assert donor is not None

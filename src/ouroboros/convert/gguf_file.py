@@ -223,5 +223,9 @@ def _split_of(state: Mapping[str, Any]) -> str:
     patterns = [step.get("pattern", {}).get("Regex") for step in others if step.get("behavior") == "Isolated"]
     known = {pattern: name for name, pattern in reversed(GGUF_PRE_TOKENIZER_SPLITS.items())}
     named = plain and not last["use_regex"] and len(others) == len(patterns) == 1 and patterns[0] in known
-    check(named, f"llama.cpp has no name for the way in which this tokenizer cuts a text before it merges; {fix}")
+    check(
+        named,
+        f"llama.cpp has no name for the way in which this tokenizer cuts a text before it merges; {fix}, or train with"
+        " a vocabulary that it knows (--data.tokenizer bpe-qwen:N)",
+    )
     return known[patterns[0]]

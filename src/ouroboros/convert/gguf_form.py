@@ -6,13 +6,12 @@ tensors by a list of entries, which is followed in one direction to write a file
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, RopeSpec, fields_by_path
+from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, fields_by_path
 from ouroboros.convert.tensors import EMBEDDING, OUTPUT
 
 if TYPE_CHECKING:
@@ -89,19 +88,22 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
     """
     spec, (first, settings) = model.config.model_spec, _first(model)
     heads, rotary = first.mixer.heads(spec.hidden_size), first.mixer.rotary(spec.hidden_size)
+    qkv_bias, out_bias, ffn_bias = (
+        form.biases and bool(settings.get(name)) for name in ("mixer.qkv_bias", "mixer.out_bias", "ffn.bias")
+    )
+    rope = {name: value for name, value in settings.items() if name.startswith("mixer.rope.slowing") and form.slows}
+    rope = {name.removeprefix("mixer.rope."): value for name, value in rope.items()}
     mixer = AttentionSpec(
         num_heads=heads.queries,
         num_kv_heads=heads.cached,
         head_dim=heads.width,
-        qkv_bias=form.biases and settings.get("mixer.qkv_bias", False),
-        out_bias=form.biases and settings.get("mixer.out_bias", False),
         qk_norm="before_rope" if form.qk_norm else "none",
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
     )
     if rotary is not None:
-        plain = RopeSpec(base=rotary[0].base, scale=rotary[0].scale)
-        slowed = ("slowing", "slowing_context", "slowing_low", "slowing_high") if form.slows else ()
-        rope = dataclasses.replace(plain, **{name: getattr(rotary[0], name) for name in slowed})
-        mixer = mixer.replace(rope=rope)
+        plain = {"base": rotary[0].base, "scale": rotary[0].scale}
+        mixer = mixer.replace(rope=type(rotary[0])(**plain, **rope))
     width = settings.get("ffn.intermediate_size", spec.hidden_size)
     return ModelSpec(
         layout=layout,
@@ -110,7 +112,7 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
         max_position_embeddings=spec.max_position_embeddings,
         block=BlockSpec(
             mixer=mixer,
-            ffn=FeedForwardSpec(intermediate_size=width, bias=form.biases and settings.get("ffn.bias", False)),
+            ffn=FeedForwardSpec(intermediate_size=width, bias=ffn_bias),
             norm=RMSNormSpec(placement="sandwich" if form.sandwich else "pre", eps=first.norm.eps),
         ),
         stem=tuple(part for part in spec.stem if part.by_token),

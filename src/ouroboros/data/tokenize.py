@@ -81,7 +81,7 @@ class TextTokenizer:
         self.unknown_nats = 0.0 if self._known is None else unknown_nats(len(self._known))
         self._reported: set[str] = set()
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
-        cuts = any({"Regex": pattern} in splits for pattern in (bpe.PATTERN, bpe.BEFORE))
+        cuts = any({"Regex": pattern} in splits for pattern in (bpe.OWN, bpe.QWEN))
         self._may_cut = self._known is not None or (self.is_lossless and cuts)
 
     @functools.cached_property
@@ -243,16 +243,19 @@ def character_tokenizer(documents: Iterable[bytes]) -> TextTokenizer:
     return _finish(character_model(found))
 
 
-def train_bpe(documents: Iterable[bytes], vocab_size: int, *, shows_progress: bool = False) -> TextTokenizer:
+def train_bpe(
+    documents: Iterable[bytes], vocab_size: int, *, pattern: str = bpe.OWN, shows_progress: bool = False
+) -> TextTokenizer:
     """Train byte-level BPE (Sennrich et al. 2016) of ``vocab_size`` entries; the last is ``<|endoftext|>``.
 
     Deterministic in ``documents``, which must be UTF-8. A text too small for so many merges gives a smaller vocabulary
-    and a warning. With ``shows_progress`` there are bars on standard error if it is a terminal.
+    and a warning. ``pattern`` finds the units inside which entries merge, see :mod:`ouroboros.data.bpe`. With
+    ``shows_progress`` there are bars on standard error if it is a terminal.
     """
     check(vocab_size >= 257, f"tokenizer 'bpe:{vocab_size}': needs at least 257 entries (256 bytes and {END_OF_TEXT})")
     # Pieces train the same merges as whole documents, in parallel and in bounded memory.
     texts = (text for text, _ in _pieces(documents, (), True))
-    tokenizer = _finish(bpe.train(texts, vocab_size - 1, shows_progress=shows_progress))
+    tokenizer = _finish(bpe.train(texts, vocab_size - 1, pattern=pattern, shows_progress=shows_progress))
     if tokenizer.vocab_size < vocab_size:
         logger.warning(
             "tokenizer bpe:%d: the training text has merges for %d entries only", vocab_size, tokenizer.vocab_size
@@ -299,28 +302,34 @@ def _of_sentencepieces(path: Path) -> TextTokenizer:
     return TextTokenizer(hf.backend_tokenizer, eos_id=int(hf.eos_token_id), hf=hf)
 
 
+UNITS = {"bpe": bpe.OWN, "bpe-qwen": bpe.QWEN}
+"""Kinds of vocabularies that are trained, with the units inside which entries merge."""
+
+
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:
-    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N`` (both made of
-    ``train_documents``) or a directory."""
+    """The tokenizer a ``data.tokenizer`` value means: ``bytes``, ``chars``, ``bpe:N``, ``bpe-qwen:N`` (these three made
+    of ``train_documents``) or a directory."""
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
         return character_tokenizer(train_documents)
-    if name.startswith("bpe:"):
-        digits = name.removeprefix("bpe:")
+    kind, colon, digits = name.partition(":")
+    if colon and kind in UNITS:
         check(
             digits.isascii() and digits.isdigit() and 257 <= int(digits) <= 1_000_000,
-            f"data.tokenizer {name!r}: write 'bpe:N' with N from 257 to 1000000, e.g. 'bpe:4096'",
+            f"data.tokenizer {name!r}: write '{kind}:N' with N from 257 to 1000000, e.g. '{kind}:4096'",
         )
-        return train_bpe(train_documents, int(digits), shows_progress=shows_progress)
+        return train_bpe(train_documents, int(digits), pattern=UNITS[kind], shows_progress=shows_progress)
     if Path(name).expanduser().is_dir():
         return load_tokenizer(Path(name).expanduser())
-    raise OuroborosError(f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'chars', 'bpe:4096'])}")
+    raise OuroborosError(
+        f"data.tokenizer {name!r}: not a directory{nearest(name, ['bytes', 'chars', 'bpe:4096', 'bpe-qwen:4096'])}"
+    )
 
 
 def is_made_of_text(name: str) -> bool:
     """Whether a ``data.tokenizer`` value means a tokenizer that is made from the training text, which must be UTF-8."""
-    return name == "chars" or name.startswith("bpe:")
+    return name == "chars" or name.startswith(tuple(f"{kind}:" for kind in UNITS))
 
 
 def _finish(backend: Tokenizer) -> TextTokenizer:

@@ -1,4 +1,4 @@
-"""The demo: does looping pay at equal stored parameters? Two models, one text, one page."""
+"""The demo: does looping pay at equal stored parameters? Three models, one text, one page."""
 
 from ouroboros.demo.run import DemoStopped, run_demo
 

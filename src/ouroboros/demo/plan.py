@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ouroboros.ablate.twins import deep_twin
 from ouroboros.accounting import cost
 from ouroboros.config import Recipe
 from ouroboros.eval.score import first_bytes
@@ -19,7 +20,7 @@ from ouroboros.recipes.twin import twin
 from ouroboros.train.precision import PAYS_AFTER, choose_device, choose_dtype, missing_compiler
 
 COMPILING = 35.0
-"""Seconds that compiling one of the two models takes on two cores."""
+"""Seconds that compiling one of the models takes on two cores."""
 COMPILED = {torch.float32: 1.1, torch.bfloat16: 2.2}
 """How many times as fast a compiled step is as the measured one, which is float32 and not compiled."""
 SCORING = 0.12
@@ -28,8 +29,10 @@ CURVE = 0.2
 """Share of the scored text that is scored at every loop count."""
 AFTERWARDS = 9.0
 """Seconds for writing samples and the page on a machine that trains ``SPEED`` operations a second; slower ones take
-longer."""
-SPEED = 5e10
+longer, for the baselines too."""
+SPEED = 2e10
+MEASURING = 0.02
+"""Share of the time, at most, for measuring how fast the three models train."""
 BASELINES = 2e-6
 """Seconds that the n-gram, bz2 and xz take for a byte of training text."""
 LEAST = 0.3
@@ -65,11 +68,25 @@ def make_plan(minutes: float, size: str | None, tokenizer: str | None) -> Plan:
     """Measure this machine and choose what fits in ``minutes``; a given size or tokenizer is kept."""
     small = make_recipe("loop", "small")
     rate, seconds = training_rate(small), 60 * minutes
-    tokens = rate * speed_up(small, 0.4 * seconds) * max(0.42 * seconds - 5, LEAST * seconds / 2)
+    share = 1 / sum(relative_costs(small))
+    tokens = rate * speed_up(small, 0.7 * share * seconds) * share * max(0.75 * seconds - 10, LEAST * seconds)
     _, best_size, best_tokenizer, batch = next(preset for preset in PRESETS if tokens >= preset[0])
     chosen = size or best_size
     rate = rate if chosen == "small" else training_rate(make_recipe("loop", chosen))
     return Plan(chosen, tokenizer or best_tokenizer, batch, rate)
+
+
+def arms_of(looped: Recipe) -> list[Recipe]:
+    """The looped recipe, its twin with as many blocks as are stored, and the deeper and narrower one."""
+    return [looped, twin(looped), deep_twin(looped)]
+
+
+def relative_costs(looped: Recipe) -> list[float]:
+    """Training operations per token of each of the three, by count, relative to the looped one."""
+    flops = [
+        cost(arm.model, context=looped.data.sequence_length // 2).training_flops_per_token for arm in arms_of(looped)
+    ]
+    return [each / flops[0] for each in flops]
 
 
 def training_rate(recipe: Recipe) -> float:
@@ -96,31 +113,29 @@ def speed_up(recipe: Recipe, seconds: float) -> float:
     return COMPILED[dtype] if compiles else 1.0
 
 
-def looped_minutes(recipe: Recipe, seconds: float, rate: float, train_bytes: int) -> float:
+def looped_minutes(recipe: Recipe, seconds: float, rates: Sequence[float], train_bytes: int) -> float:
     """Minutes of training for the looped model of ``recipe``, when ``seconds`` are left for everything.
 
-    Its twin is trained for as many steps, which cost less; scoring, samples, the page and the baselines, which read
-    ``train_bytes``, come after. ``rate`` is the measured training tokens per second of ``recipe``.
+    Its twins are trained for as many steps; scoring, samples, the page and the baselines, which read ``train_bytes``,
+    come after. ``rates`` are measured training tokens per second of the looped model and of each twin.
     """
-    flops, of_twin = (
-        cost(model, context=recipe.data.sequence_length // 2).training_flops_per_token
-        for model in (recipe.model, twin(recipe).model)
-    )
-    after = AFTERWARDS * max(1.0, SPEED / (rate * flops)) + BASELINES * train_bytes + SCORING * seconds
+    flops = cost(recipe.model, context=recipe.data.sequence_length // 2).training_flops_per_token
+    slow = max(1.0, SPEED / (rates[0] * flops))
+    after = (AFTERWARDS + BASELINES * train_bytes) * slow + SCORING * seconds
     left = max(seconds - after, LEAST * seconds)
-    both = 1 + of_twin / flops
-    if speed_up(recipe, left / both) > 1:
-        left = max(left - 2 * COMPILING, LEAST * seconds)
-    return left / both / 60
+    everything = sum(rates[0] / rate for rate in rates)  # seconds of all for a second of the looped model
+    if speed_up(recipe, left / everything) > 1:
+        left = max(left - len(rates) * COMPILING, LEAST * seconds)
+    return left / everything / 60
 
 
 def scored_part(test: Sequence[bytes], seconds: float, rate: float) -> list[bytes]:
     """The held-out documents, or as long a beginning of each as is scored in the time for that out of ``seconds``.
 
-    Both models score it, and a part of it at four loop counts. A forward pass takes a third of a training step; windows
-    overlap by half; a token stands for about 3 bytes.
+    Three models score it, and one of them a part of it at four loop counts. A forward pass takes a third of a training
+    step; windows overlap by half; a token stands for about 3 bytes.
     """
-    per_byte = (2 + 4 * CURVE) * 2 / 3 / (3 * rate)
+    per_byte = (3 + 4 * CURVE) * 2 / 3 / (3 * rate)
     return beginnings(test, SCORING * seconds / per_byte)
 
 

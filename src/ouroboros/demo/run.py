@@ -1,7 +1,7 @@
-"""The demo: does looping pay at equal stored parameters? Two models, one text, one page.
+"""The demo: does looping pay at equal stored parameters? Three models, one text, one page.
 
-Trains the looped recipe and its plain twin on the same windows in the same order, scores both and cheap baselines on
-held-out files, lets the looped model write, and makes the report.
+Trains the looped recipe and its two plain twins on the same windows in the same order, scores them and cheap baselines
+on held-out files, lets the looped model write, and makes the report. The verdict is against the better twin.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from ouroboros.ablate.rates import training_rates
+from ouroboros.ablate.runner import RATES
 from ouroboros.accounting import cost
 from ouroboros.api import open_model
 from ouroboros.config import Recipe
@@ -27,7 +29,7 @@ from ouroboros.data.documents import name_formats
 from ouroboros.data.loader import seen_text
 from ouroboros.data.prepared import PreparedData
 from ouroboros.data.shards import prepare
-from ouroboros.demo.plan import CURVE, Plan, beginnings, looped_minutes, make_plan, scored_part
+from ouroboros.demo.plan import CURVE, MEASURING, Plan, arms_of, beginnings, looped_minutes, make_plan, scored_part
 from ouroboros.demo.verdict import SEED_NOISE, judge
 from ouroboros.errors import OuroborosError, check
 from ouroboros.eval.baselines import compare_baselines
@@ -36,14 +38,13 @@ from ouroboros.eval.stats import paired_difference
 from ouroboros.files import write_whole
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
-from ouroboros.recipes.twin import twin
 from ouroboros.report.content import Arm, Report, Sample
 from ouroboros.report.page import render
 from ouroboros.report.run import arm_of, loop_points
 from ouroboros.serve.sampling import Sampling
 from ouroboros.serve.stream import Continuation
 from ouroboros.train.log import Progress, read_metrics
-from ouroboros.train.run import make_directory, remove_new, start
+from ouroboros.train.run import make_directory, remove_new, resolve, start
 from ouroboros.train.rundir import RunDirectory
 from ouroboros.train.session import RunResult
 
@@ -98,14 +99,18 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     tell(plan.describe())
     seconds = 60 * options.minutes
     test = scored_part(data.documents("test"), seconds, plan.rate)
+    rates = _paces(resolve(recipe, data), data, options)
     left = max(seconds - (time.monotonic() - begun), 0.1 * seconds)
-    minutes = looped_minutes(recipe, left, plan.rate, data.count("train", "bytes"))
+    minutes = looped_minutes(recipe, left, rates, data.count("train", "bytes"))
     looped = _train(_with_training(recipe, minutes=minutes), run, progress, test)
-    shutil.copytree(run / "data", options.out / "twin" / "data")
-    # The twin takes as many steps, and is compiled if the looped model was: they differ in nothing but the loop.
+    # The twins take as many steps, and are compiled if the looped model was: they differ in nothing but the loop.
     same = {"minutes": None, "steps": looped.result.counters.step, "compile": looped.run.state()["compile"]}
-    plain = _train(_with_training(twin(looped.recipe), **same), options.out / "twin", progress, test)
-    page, numbers = _results(options, looped, plain, data, test)
+    twins = []
+    for place, arm in zip(("twin", "deep"), arms_of(looped.recipe)[1:], strict=True):
+        shutil.copytree(run / "data", options.out / place / "data")
+        twins.append(_train(_with_training(arm, **same), options.out / place, progress, test))
+    twins.sort(key=lambda twin: twin.score.bits_per_byte)
+    page, numbers = _results(options, [looped, *twins], data, test)
     numbers["plan"] = dataclasses.asdict(plan)
     render(page, options.out / "report.html")
     write_whole(options.out / "demo.json", (json.dumps(numbers, indent=2) + "\n").encode())
@@ -140,6 +145,15 @@ def demo_recipe(options: DemoOptions, plan: Plan) -> Recipe:
     return _with_training(dataclasses.replace(base, data=data), batch_size=plan.batch, seed=options.seed, **settings)
 
 
+def _paces(looped: Recipe, data: PreparedData, options: DemoOptions) -> list[float]:
+    """Measured training tokens per second of the looped model and of its twins: what a step of a deep and narrow model
+    costs is not told by its operations."""
+    most = 60 * options.minutes
+    same = {"minutes": options.minutes, "compile": "off", "threads": torch.get_num_threads()}
+    arms = [_with_training(arm, **same) for arm in arms_of(looped)]
+    return training_rates(arms, data, options.out / RATES, seconds=MEASURING * most)
+
+
 def _train(recipe: Recipe, out: Path, progress: Callable[[], Progress], test: Sequence[bytes]) -> Trained:
     result = start(recipe, out, progress=progress())
     if not result.finished:
@@ -167,15 +181,16 @@ def _score(model: OuroborosForCausalLM, run: RunDirectory, test: Sequence[bytes]
 
 
 def _results(
-    options: DemoOptions, looped: Trained, plain: Trained, data: PreparedData, test: Sequence[bytes]
+    options: DemoOptions, arms: Sequence[Trained], data: PreparedData, test: Sequence[bytes]
 ) -> tuple[Report, dict[str, Any]]:
-    """The page, and what ``demo.json`` holds."""
-    arms, state = (looped, plain), looped.run.state()
-    difference = paired_difference(looped.score, plain.score)
+    """The page, and what ``demo.json`` holds, of the looped model, its better twin and the other one."""
+    looped, better = arms[:2]
+    state = looped.run.state()
+    difference = paired_difference(looped.score, better.score)
     cheap = compare_baselines(data.documents("train"), seen_text(data, state["loader"]), test)
-    names = (looped.recipe.name, plain.recipe.name)
-    bits = (looped.score.bits_per_byte, plain.score.bits_per_byte)
-    verdict = judge(names, bits, difference, cheap, (looped.metrics, plain.metrics))
+    names = (looped.recipe.name, f"{better.recipe.name} (the better twin)")
+    bits = (looped.score.bits_per_byte, better.score.bits_per_byte)
+    verdict = judge(names, bits, difference, cheap, [arm.metrics for arm in arms])
     trained = looped.model.schedule.loops
     part = beginnings(test, max(CURVE * sum(map(len, test)), 4096))
     curve = [_score(looped.model, looped.run, part, loops) for loops in sorted({1, trained, trained + 1, 2 * trained})]
@@ -184,7 +199,7 @@ def _results(
         title="Does looping pay?",
         headline=verdict.sentence,
         decided=verdict.verdict in ("win", "loss"),
-        subtitle=f"A looped language model and its plain twin with equal stored parameters, trained on {text}",
+        subtitle=f"A looped language model and two plain twins with equal stored parameters, trained on {text}",
         command=_command(options),
         environment={
             "torch": torch.__version__,
@@ -197,7 +212,7 @@ def _results(
         baselines=cheap,
         loop_curve={names[0]: loop_points([s.to_dict() for s in curve], trained)},
         samples=_samples(looped, data, options),
-        notes=_notes(looped, plain, curve[0].bytes),
+        notes=_notes(arms, curve[0].bytes),
         difference=difference,
     )
     numbers = {
@@ -205,6 +220,7 @@ def _results(
         "verdict": verdict.verdict,
         "verdict_sentence": verdict.sentence,
         "arms": {arm.recipe.name: _arm_numbers(arm) for arm in arms},
+        "better_twin": better.recipe.name,
         "difference": difference.to_dict(),
         "baselines": [baseline.to_dict() for baseline in cheap],
         "loops": [s.to_dict() for s in curve],
@@ -235,15 +251,20 @@ def _samples(arm: Trained, data: PreparedData, options: DemoOptions) -> list[Sam
     return found
 
 
-def _notes(looped: Trained, plain: Trained, curve_bytes: int) -> list[str]:
+def _notes(arms: Sequence[Trained], curve_bytes: int) -> list[str]:
     """What the numbers do not say."""
-    a, b = cost(looped.recipe.model).training_flops_per_token, cost(plain.recipe.model).training_flops_per_token
-    minutes = looped.result.counters.seconds / plain.result.counters.seconds
+    looped, *twins = arms
+    flops = [cost(arm.recipe.model).training_flops_per_token for arm in arms]
+    more = " and ".join(
+        f"{flops[0] / each:.2f} times as much per token as {twin.recipe.name} and trained"
+        f" {looped.result.counters.seconds / twin.result.counters.seconds:.2f} times as long"
+        for each, twin in zip(flops[1:], twins, strict=True)
+    )
     return [
         "One seed: the interval covers other held-out text of this kind, not other seeds."
         f" Differences below {SEED_NOISE} bits per byte between two single runs are counted as noise.",
         "Equal stored parameters and equal training tokens in the same order, not equal work: the looped model"
-        f" computes {a / b:.2f} times as much per token and trained {minutes:.2f} times as long.",
+        f" computes {more}.",
         f"Scored on {looped.score.bytes:,} held-out bytes in {looped.score.documents} files, every byte once,"
         f" window {looped.score.window}, stride {looped.score.stride}; loop counts on the first"
         f" {curve_bytes:,} bytes of them.",

@@ -1,4 +1,4 @@
-"""What the demo's two single runs allow to say."""
+"""What the demo's single runs allow to say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEEP = 0.5
 
 
 class Judgement(NamedTuple):
-    """The verdict, of the looped model against its twin, as one word and as a sentence."""
+    """The verdict, of the looped model against its better twin, as one word and as a sentence."""
 
     verdict: Literal["win", "loss", "cannot tell", "too little training"]
     sentence: str
@@ -29,19 +29,19 @@ def judge(
     baselines: Sequence[Baseline],
     metrics: Sequence[Sequence[Mapping[str, Any]]],
 ) -> Judgement:
-    """Who won, said with the care that two single runs allow.
+    """Who won, said with the care that single runs allow.
 
     Args:
-        names: of the looped model and its twin.
+        names: of the looped model and its better twin.
         scores: theirs, in bits per byte.
         difference: of the two on the same text.
         baselines: on the same text.
-        metrics: records of both trainings.
+        metrics: records of all trainings.
     """
     gram = min((b.bits_per_byte for b in baselines if "n-gram" in b.name), default=float("inf"))
     fall, why = max(map(late_fall, metrics)), ""
     if min(scores) >= gram:
-        why = f"neither model is better than an n-gram ({gram:.3f} bits per byte)"
+        why = f"no model is better than an n-gram ({gram:.3f} bits per byte)"
     elif fall > STEEP:
         why = f"the second half of training still took {fall:.2f} bits per byte off the loss"
     if why:

@@ -220,9 +220,12 @@ def check_neutral(subject: Subject) -> str:
     if not subject.schedule.is_looped:
         return "skipped: the layout has no loop"
     shown = []
+    without: dict[tuple[LoopPart, ...], torch.Tensor] = {}
     for kind, member in ((kind, member) for kind, member in kinds(LoopPart).items() if member.neutral()):
         others = tuple(other for other in subject.spec.loop if type(other) is not member)
-        absent = logits_of(_with_loop_parts(subject, others), subject.ids)
+        if others not in without:
+            without[others] = logits_of(_with_loop_parts(subject, others), subject.ids)
+        absent = without[others]
         for part in member.neutral():
             try:
                 added = _with_loop_parts(subject, (*others, part), fresh=kind)

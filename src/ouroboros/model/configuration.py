@@ -60,7 +60,7 @@ class OuroborosConfig(PreTrainedConfig):
     def _derive(self) -> None:
         """Set the standard fields from ``spec`` and ``loops``."""
         spec = self.model_spec
-        schedule = self.schedule
+        schedule = self._schedule_of(spec)
         cached = cached_blocks(spec, schedule)
         self.spec = to_dict(spec)
         self.vocab_size = spec.vocab_size
@@ -97,8 +97,10 @@ class OuroborosConfig(PreTrainedConfig):
     @property
     def schedule(self) -> Schedule:
         """The visits, with ``loops`` applied."""
-        schedule = self.model_spec.schedule
-        return schedule if self.loops is None else schedule.with_loops(self.loops)
+        return self._schedule_of(self.model_spec)
+
+    def _schedule_of(self, spec: ModelSpec) -> Schedule:
+        return spec.schedule if self.loops is None else spec.schedule.with_loops(self.loops)
 
     def validate_layer_type(self) -> None:
         """One entry per cached visit."""

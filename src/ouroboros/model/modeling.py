@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from ouroboros.accounting import outer_values, recent_values
-from ouroboros.config import BlockSpec, ModelSpec, RopeSpec
+from ouroboros.config import ModelSpec
 from ouroboros.config.part import build, module_of
 from ouroboros.errors import OuroborosError, check
 from ouroboros.model.cache import (
@@ -31,19 +31,19 @@ from ouroboros.model.cache import (
 )
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.executor import Decoder, Observer
+from ouroboros.model.interface import OtherAttention, attention_calls, other_attention
 from ouroboros.model.loss import LogitsOutput, LossOutput, StatesOutput, loss_output, plus
 from ouroboros.model.packing import find_starts, separately
 from ouroboros.model.padding import leading_padding, padding_of
-from ouroboros.model.pretrained import OuroborosPreTrainedModel
+from ouroboros.model.pretrained import OuroborosPreTrainedModel, shallow
 from ouroboros.model.registers import NOWHERE, MemoryOf, Registers
 from ouroboros.model.window import key_positions, within
 from ouroboros.nn.block import Block
 from ouroboros.nn.memory import Memory, Prefix, Prefixed
-from ouroboros.nn.rope import Rope
+from ouroboros.nn.rope import Rope, rotary_of
 from ouroboros.nn.visit import VisitContext
 from ouroboros.schedule import Schedule, Visit
 
-_M = TypeVar("_M", bound=nn.Module)
 FIRST_VISIT = Visit(slot=0, block=0, loop=0)
 """Its memory also serves what filters tokens outside every visit, under names of its own."""
 
@@ -68,7 +68,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         self.decoder = Decoder(spec)
         self.readout = module_of(residual).reader(residual, width)
         self.norm = build(spec.block.norm.final, width)
-        tables = [_rotary_of(block, spec) for block in spec.blocks]
+        tables = [rotary_of(block, spec) for block in spec.blocks]
         distinct = list(dict.fromkeys(table for uses in tables for table in uses))
         self.rotary = nn.ModuleList(Rope(*table) for table in distinct)
         self.rotary_of_block = [[distinct.index(table) for table in uses] for uses in tables]
@@ -84,6 +84,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         """For each block how many tokens it sees; None: all."""
         self._attends = any(mixer.keeps != "state" for mixer in mixers)
         """Whether a mixer needs a mask; states are causal by themselves."""
+        self.attention_calls = attention_calls(config)
         self.gradient_checkpointing = False
         # What a part keeps in float32 when the model is cast, transformers has to keep when it reads a file.
         precise = {name for module in self.modules() for name in getattr(type(module), "PRECISE", ())}
@@ -120,6 +121,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
                 what each block returns, before the loop parts at a boundary; the last is what the head reads, behind
                 the final norm. An expanded state counts as the mean of its value channels.
             output_attentions: refused.
+            kwargs: go to the implementation of attention, where that is not ours.
         """
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         check(
@@ -133,7 +135,10 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         assert tokens is not None
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         options = {"loops": loops, "backprop_loops": backprop_loops, "output_hidden_states": bool(hidden)}
-        if position_ids is not None:
+        name = self.config._attn_implementation
+        other = other_attention(self.attention_calls, self.spec, name, kwargs, loops)
+        run = functools.partial(self._run, other=other, **options)
+        if position_ids is not None and (other is None or other.masked):
             unasked = use_cache is None and torch.compiler.is_compiling() and not self.training
             caching = past_key_values is not None or bool(use_cache) or unasked
             place = {"past": seen_tokens(past_key_values), "caching": caching, "carries": self._carries_tokens}
@@ -141,9 +146,9 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             if starts is not None:
                 watched = self.decoder.observers
                 check(not watched, "observe: give one document in each row, not several packed by position_ids")
-                run = functools.partial(self._run, past_key_values=None, use_cache=False, **options)
+                run = functools.partial(run, past_key_values=None, use_cache=False)
                 return separately(run, tokens, position_ids, attention_mask, starts)
-        return self._run(tokens, attention_mask, position_ids, past_key_values, use_cache, **options)
+        return run(tokens, attention_mask, position_ids, past_key_values, use_cache)
 
     def _run(
         self,
@@ -156,15 +161,15 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         loops: int | None,
         backprop_loops: int | None,
         output_hidden_states: bool,
+        other: OtherAttention | None,
     ) -> StatesOutput:
-        """:meth:`forward` of ids or embeddings, one document in each row."""
+        """:meth:`forward` of ids or embeddings, one document in each row, or what ``other`` tells apart."""
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None and loops is None:
             past_key_values = DynamicCache(config=self.config)
         schedule = self.schedule if loops is None else self.schedule.with_loops(loops)
         if past_key_values is not None:
-            check(loops is None, "loops cannot change under a cache: use model.with_loops(n)")
-            self._check_cache(past_key_values, schedule)
+            self._check_cache(past_key_values, schedule, loops)
         plain = attention_mask is None and position_ids is None and past_key_values is None
         R = self.spec.registers
         position_ids = self._positions(tokens, attention_mask, position_ids, past_key_values)
@@ -199,7 +204,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
             keys_at = self._keys_at(attend_to, position_ids, past_key_values)
             # Without a mask, a cache or registers the text begins at 0, which some parts then need not be told.
             shared = shared._replace(mask=attend_to, positions=None if plain and not R else shared.positions)
-            x_BTD = self._through(x_BTD, decode, shared, position_ids + R, keys_at, memory_of)
+            x_BTD = self._through(x_BTD, decode, shared, position_ids + R, keys_at, memory_of, other)
         x_BTD = self.norm(x_BTD)
         shown = [state.mean(dim=2) if state.ndim == 4 else state for state in states[:-1]]
         hidden_states = (entered, *shown, x_BTD) if output_hidden_states else None
@@ -221,8 +226,13 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         shared = VisitContext(rotary=NOWHERE, carried=carried)
         return self._through(x_BND, decode, shared, at, None, memory_of, hidden=R)[:, R:]
 
-    def _check_cache(self, store: Cache, schedule: Schedule) -> None:
+    def get_decoder(self) -> OuroborosModel:
+        """Itself: what transformers means by a decoder is a model without its head."""
+        return self
+
+    def _check_cache(self, store: Cache, schedule: Schedule, loops: int | None) -> None:
         """Refuse a cache of another model or loop count; give a new one entries that hold more than keys and values."""
+        check(loops is None, "loops cannot change under a cache: use model.with_loops(n)")
         # With share_last_kv an entry belongs to a block, whatever the loop count.
         layout = self.spec.layout if self.spec.share_last_kv else schedule.notation
         check_cache_fits(store, self.config.num_hidden_layers, layout)
@@ -236,6 +246,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
         at: Tensor,
         keys_at: Tensor | None,
         memory_of: MemoryOf,
+        other: OtherAttention | None = None,
         **options: Any,
     ) -> Tensor:
         """Embeddings to the stream, the decoder, and what the head reads of the stream; (B, T, D) to (B, T, D).
@@ -258,6 +269,7 @@ class OuroborosModel(Registers, OuroborosPreTrainedModel):
                 visit=visit,
                 last=last,
                 first=visit.slot == 0,
+                attend=None if other is None else other.at(visit),
             )
 
         outer = memory_of(FIRST_VISIT, True)
@@ -369,7 +381,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _start_outputs(self) -> None:
         """Output projections at their start, where that is not the start of every matrix."""
-        spec = self.config.model_spec
+        spec = self.model.spec
         if spec.output_init == "normal" and not spec.zero_init_outputs:
             return
         scale = spec.schedule.num_visits**-0.5
@@ -419,6 +431,7 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            **kwargs,
         )
         if targets is not None:
             given = (outputs.last_hidden_state, targets, label_smoothing)
@@ -463,22 +476,13 @@ class OuroborosForCausalLM(OuroborosPreTrainedModel, GenerationMixin):
             OuroborosError: the layout has no loop, or ``loops`` < 1.
         """
         config = self.config.at_loops(loops)
-        view, inner = _shallow(self), _shallow(self.model)
+        view, inner = shallow(self), shallow(self.model)
         view.config = inner.config = config
         view.generation_config = copy.deepcopy(self.generation_config)
         inner.schedule = config.schedule
+        inner.attention_calls = attention_calls(config)
         view._modules["model"] = inner
         return view
-
-
-def _rotary_of(block: BlockSpec, spec: ModelSpec) -> list[tuple[RopeSpec, int]]:
-    """For each use of a block its rotary embedding and the channels that it is made for; of none where nothing is
-    rotated."""
-    rotary = block.mixer.rotary(spec.hidden_size)
-    if rotary is None:
-        return [(RopeSpec(fraction=0.0), 2)]
-    rope, channels = rotary if spec.rotates else (RopeSpec(fraction=0.0), rotary[1])
-    return [(plain, channels) for plain in rope.by_use(channels, spec.max_position_embeddings)]
 
 
 def _no_memory(visit: Visit, last: bool) -> None:
@@ -487,13 +491,3 @@ def _no_memory(visit: Visit, last: bool) -> None:
 
 def _checkpointed(block: nn.Module, *arguments: Any) -> Tensor:
     return torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
-
-
-def _shallow(module: _M) -> _M:
-    """A second module object over the same parameters, buffers and children."""
-    twin = copy.copy(module)
-    twin.__dict__ = {
-        key: copy.copy(value) if key in ("_parameters", "_buffers", "_modules") else value
-        for key, value in module.__dict__.items()
-    }
-    return twin

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.nn.aligned import aligned
 from ouroboros.nn.part import Init, Started
 from ouroboros.optim import untrained_parameters
+
+M = TypeVar("M", bound=nn.Module)
 
 RENAMED = {
     r"embed_positions\.": r"stem.positions.",
@@ -53,6 +56,16 @@ def todays_names(saved: Any) -> Any:
     return [todays_names(item) for item in saved] if isinstance(saved, list) else saved
 
 
+def shallow(module: M) -> M:
+    """A second module object over the same parameters, buffers and children."""
+    twin = copy.copy(module)
+    twin.__dict__ = {
+        key: copy.copy(value) if key in ("_parameters", "_buffers", "_modules") else value
+        for key, value in module.__dict__.items()
+    }
+    return twin
+
+
 class OuroborosPreTrainedModel(PreTrainedModel):
     """Shared behaviour: initialisation, loading, another vocabulary, capabilities."""
 
@@ -63,6 +76,7 @@ class OuroborosPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
+    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     @classmethod

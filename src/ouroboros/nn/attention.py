@@ -119,7 +119,10 @@ class Attention(Started):
         """What all heads return, (B, H, T, C)."""
         keys, values = (k_BKTC, v_BKTC) if visit.memory is None else visit.memory.extend(k_BKTC, v_BKTC)
         dropout = self.spec.dropout if self.training else 0.0
-        y_BHTC = attend(q_BHTC, keys, values, visit.mask, dropout, once=self.training)
+        if visit.attend is None:
+            y_BHTC = attend(q_BHTC, keys, values, visit.mask, dropout, once=self.training)
+        else:
+            y_BHTC = visit.attend(q_BHTC, keys, values, visit.mask, dropout)
         return exclude(y_BHTC, v_BKTC) if self.spec.exclusive else y_BHTC
 
     def _values(self, x_BTD: Tensor, visit: VisitContext) -> Tensor:

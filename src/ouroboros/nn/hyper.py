@@ -15,15 +15,18 @@ class HyperConnections(LoopModule):
     2604.21254)::
 
         z <- z + e_l
-        keep, write = sigmoid(A_l h + a_l + offsets), 2 sigmoid(B_l h + b_l)    with h = rms(S) over all N D numbers
+        keep, write = sigmoid(A_l h + a_l + offsets), 2 sigmoid(B_l h + b_l)    with h = S / |S| over all N D numbers
         S_i <- keep_i S_i + write_i z
-        x = z + sum_i read_i S_i                                                with read = C_l rms(S) + c_l
+        x = z + sum_i read_i S_i                                                with read = C_l S / |S| + c_l
 
     All streams begin as the state before the first loop. As published are the vector ``e_l`` of each loop, the
     diagonal gate ``keep``, and weights that depend on all streams. Two things differ, so that the part is neutral at
     the start, when everything learned is zero: the state goes on beside the streams, which are added to it (published:
     blocks read the streams alone, and the last state is their mean); and ``offsets`` let the streams fade at N
-    different rates (keep_i = i / (N + 1)), because equal streams would stay equal.
+    different rates (keep_i = i / (N + 1)), because equal streams would stay equal. ``h`` has length 1 (published: a
+    mean square of 1), so that one step of the optimiser, which moves every weight by about the learning rate, moves a
+    gate by no more than ``sqrt(N D)`` times that: with the published norm it is ``N D`` times, and gates are at their
+    ends after a few steps of the rates that matrices need.
     """
 
     PARAMETER_ROLES = {"embedding": "vector"}
@@ -55,6 +58,6 @@ class HyperConnections(LoopModule):
         return z + (read.unsqueeze(-1) * streams).sum(dim=-2)
 
     def _normed(self, streams: Tensor) -> Tensor:
-        """All streams (..., N, D) as one vector (..., N D) with a mean square of 1."""
+        """All streams (..., N, D) as one vector (..., N D) of length 1."""
         flat = streams.flatten(-2)
-        return nn.functional.rms_norm(flat, flat.shape[-1:], eps=self.eps)
+        return nn.functional.rms_norm(flat, flat.shape[-1:], eps=self.eps) * flat.shape[-1] ** -0.5

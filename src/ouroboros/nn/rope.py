@@ -7,10 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-from ouroboros.config import RopeSpec
+from ouroboros.config import BlockSpec, ModelSpec, RopeSpec
 from ouroboros.nn.delta_kernel import wide
 from ouroboros.nn.part import Init, Started
 from ouroboros.nn.precise import Precise
+
+
+def rotary_of(block: BlockSpec, spec: ModelSpec) -> list[tuple[RopeSpec, int]]:
+    """For each use of a block its rotary embedding and the channels that it is made for; of none where nothing is
+    rotated."""
+    rotary = block.mixer.rotary(spec.hidden_size)
+    if rotary is None:
+        return [(RopeSpec(fraction=0.0), 2)]
+    rope, channels = rotary if spec.rotates else (RopeSpec(fraction=0.0), rotary[1])
+    return [(plain, channels) for plain in rope.by_use(channels, spec.max_position_embeddings)]
 
 
 class Rope(Precise, Started):

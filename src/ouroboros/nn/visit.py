@@ -1,14 +1,20 @@
-"""What a visit is given besides the stream. Shapes: B batch, T new positions, S keys."""
+"""What a visit is given besides the stream.
+
+Shapes: B batch, T new positions, S keys, D model width, H query heads, K key/value heads, C channels per head.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ouroboros.nn.memory import Memory
 from ouroboros.schedule import Visit
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""Queries (B, H, T, C), keys and values (B, K, S, C), mask and dropout to what all heads return, (B, H, T, C)."""
 
 
 class VisitContext(NamedTuple):
@@ -44,3 +50,6 @@ class VisitContext(NamedTuple):
     """What the loop parts of this loop carry from loop to loop, by name; for parts that hand something alone."""
     other: Tensor | None = None
     """The present state of another stream that the topology names, (B, T, D)."""
+    attend: Attend | None = None
+    """Another implementation of attention over keys and values than ours; given only to models that can do with it, see
+    :attr:`~ouroboros.config.part.MixerPart.own_attention`."""

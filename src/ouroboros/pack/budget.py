@@ -133,6 +133,7 @@ def fit(
     plan: Plan = DEFAULT,
     mode: Mode = "loop-aware",
     allow_fallbacks: bool = False,
+    enough: float = ENOUGH,
 ) -> Fit:
     """The tensors of a model for a file of at most ``budget`` bytes; as ``plan`` has them if that fits.
 
@@ -145,6 +146,7 @@ def fit(
             (:meth:`~ouroboros.pack.plan.Plan.mixed`), which are coded by these whatever the budget.
         mode: as of :func:`~ouroboros.pack.calibrate.quantize_model`.
         allow_fallbacks: as there.
+        enough: the share of the budget with which the search ends.
 
     Raises:
         OuroborosError: as there.
@@ -168,7 +170,7 @@ def fit(
         size = size_of(made)
         if size <= budget and (best is None or size > best.size):
             best = Fit(made=made, size=size, feasible=True, tries=number)
-        if ENOUGH * budget <= size <= budget:
+        if enough * budget <= size <= budget:
             break
         if settings == smallest and size > budget:
             return best or Fit(made=made, size=size, feasible=False, tries=number)

@@ -27,6 +27,7 @@ from ouroboros.registry import found, load
 from ouroboros.report.content import Arm, LoopPoint, Report, Section
 from ouroboros.report.curves import points
 from ouroboros.report.data import data_section
+from ouroboros.report.guard import guard_section
 from ouroboros.report.loops import loops_section
 from ouroboros.report.text import bits, finite, plural
 from ouroboros.schedule import parse
@@ -107,7 +108,11 @@ def report_from_run(run_dir: Path | str) -> Report:
 
 def _sections(run: Run, notes: list[str]) -> list[Section]:
     """The sections on the data and the loops and those of the systems; ``notes`` says which cannot be made."""
-    entries: dict[str, Callable[[Run], Section | None]] = {"the data": data_section, "what the loops do": loops_section}
+    entries: dict[str, Callable[[Run], Section | None]] = {
+        "its stability": guard_section,
+        "the data": data_section,
+        "what the loops do": loops_section,
+    }
     entries |= {name: load(target) for name, target in found("sections").items()}
     sections, lost = [], []
     for name, entry in entries.items():

@@ -331,8 +331,9 @@ class Trainer:
         if probe is not None:
             records = {"loops": probe.collect(), **records}
         self.model.zero_grad(set_to_none=True)
-        mean_loss = self.workers.sum(loss)[0] / self.workers.world_size
-        alarm = self.guard.judge(c.step + 1, mean_loss, norm, self.guard.measured(self.workers))
+        # All processes judge by the same numbers, so that they go back, or stop, at the same step.
+        mean_loss, shared_norm = self.workers.sum(loss / self.workers.world_size, norm if self.workers.is_main else 0.0)
+        alarm = self.guard.judge(c.step + 1, mean_loss, shared_norm, self.guard.measured(self.workers))
         c.step += 1
         c.tokens += self.step_tokens
         seconds = time.perf_counter() - start

@@ -23,6 +23,7 @@ EXTRAS = {
     "eval": "ouroboros eval --tasks",
     "gguf": "reading and writing GGUF files",
     "cluster": "studies on several machines",
+    "interop": "fine-tuning with peft and trl",
 }
 """What each extra is for; those of developers are not listed."""
 FEATURES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ouroboros.config import DataSpec
 from ouroboros.errors import check
@@ -35,6 +35,9 @@ class TokenizerOptions:
     """The new directory to write; give it to `ouroboros train --data.tokenizer`."""
     vocab_size: int = 4096
     """How many entries the vocabulary has, the 256 bytes and the end-of-text token included."""
+    units: Literal["code", "qwen"] = "code"
+    """Inside which pieces of text entries merge: ``code`` suits code and prose alike (`bpe:N` of `ouroboros train`);
+    ``qwen`` cuts as Qwen3.5 does, for llama.cpp (`bpe-qwen:N`)."""
     tokenizer: Path | None = None
     """With --shards: use the tokenizer of this directory in place of training one."""
     shards: Path | None = None
@@ -52,11 +55,13 @@ def tokenizer(arguments: Sequence[str]) -> int:
     options = parse(TokenizerOptions, "tokenizer", collect(arguments, "--data"))
     _check(options)
     log_to_stderr()
-    from ouroboros.data.tokenize import load_tokenizer, train_bpe
+    from ouroboros.data.tokenize import UNITS, load_tokenizer, train_bpe
 
     parts = _parts(options)
     if options.tokenizer is None:
-        made = train_bpe([document.data for document in parts["train"]], options.vocab_size, shows_progress=True)
+        kind = "bpe" if options.units == "code" else "bpe-qwen"
+        texts = [document.data for document in parts["train"]]
+        made = train_bpe(texts, options.vocab_size, pattern=UNITS[kind], shows_progress=True)
     else:
         made = load_tokenizer(options.tokenizer)
     facts: dict[str, Any] = {"out": str(options.out or options.tokenizer), "vocab_size": made.vocab_size}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ MakeStudy = Callable[..., Study]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quick_processes(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    """Processes of a study need not import torch anew."""
+    monkeypatch.setattr(sys, "executable", python)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from ouroboros.ablate.compare import Comparison, judge
-from ouroboros.ablate.record import Measured, Packed, Result
+from ouroboros.ablate import compare
+from ouroboros.ablate.cells import PACKED
+from ouroboros.ablate.compare import SAME_BYTES, Comparison, judge
+from ouroboros.ablate.record import Measured, Packed, Result, read_result
+from ouroboros.ablate.runner import run_study
 from ouroboros.ablate.statistics import paired_runs
+from ouroboros.ablate.study import Packing
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import recipe
 
@@ -24,7 +28,9 @@ def measured(bits: float, seed: int) -> Measured:
     return Measured(bits_per_byte=mean, unit_nats=nats, unit_bytes=BYTES, **facts)
 
 
-def runs(arm: str, bits: float, seeds=(0, 1, 2), packed: float | None = None, feasible=True, **facts) -> list[Result]:
+def runs(
+    arm: str, bits: float, seeds=(0, 1, 2), packed: float | None = None, feasible=True, size=750, **facts
+) -> list[Result]:
     usual = {"stage": "runs", "run": "", "recipe": "", "train_sha256": "", "code": "", "environment": {}, "skipped": 0}
     usual |= {"layout": "3", "parameters": 1000, "weights_bytes": 4000, "flops_per_token": 6000, "steps": 10}
     usual |= {"tokens": 100, "seconds": 2.0} | facts
@@ -33,7 +39,7 @@ def runs(arm: str, bits: float, seeds=(0, 1, 2), packed: float | None = None, fe
         shift = 10 * sum(map(ord, arm)) + seed  # other noise for each arm
         file = None
         if packed is not None:
-            file = Packed(bytes=750, score=measured(packed, shift), feasible=feasible, exceptions=0)
+            file = Packed(bytes=size, score=measured(packed, shift), feasible=feasible, exceptions=0)
         made.append(Result(arm=arm, seed=seed, score=measured(bits, shift), packed=file, **usual))
     return made
 
@@ -70,6 +76,36 @@ def test_packing_may_turn_the_verdict():
     tight = runs("loop", 2.0, packed=2.4, feasible=False)
     with pytest.raises(OuroborosError, match="arm loop, seed 0: its smallest packed file has 750 bytes"):
         judge("bytes", tight, twins, packed=True)
+
+
+def test_files_that_are_not_equally_large_decide_nothing():
+    own = runs("loop", 2.0, packed=2.1, size=1000)
+    near, far = (
+        judge("bytes", own, {"plain": runs("plain", 2.2, packed=2.3, size=n)}, packed=True) for n in (991, 985)
+    )
+    assert near.verdict == "win" and far.verdict == "cannot tell" and far.difference == near.difference
+    assert "with seed 0 the packed file of plain is 1.5 % smaller than that of loop" in far.sentence
+    one = runs("plain", 2.2, packed=2.3, size=1000)[:2] + runs("plain", 2.2, [2], packed=2.3, size=1011)
+    assert judge("bytes", own, {"plain": one}, packed=True).verdict == "cannot tell"  # the mean is within 1 %
+    assert judge("parameters", own, {"plain": one}, packed=True).verdict == "win"  # where bytes need not be equal
+
+
+@pytest.mark.usefixtures("alive")
+def test_larger_files_are_packed_again_into_the_bytes_of_the_smallest(study_of, tmp_path):
+    """With a budget that no model fills: each file has all of its bits, and the wider model the larger one."""
+    packing = Packing(budget=100_000, mode="rounding", calibration_tokens=64)
+    wide = {"wide": {"model.block.ffn.intermediate_size": 28}}
+    before = run_study(study_of(wide, seeds=(1,), packing=packing), tmp_path / "out")
+    sizes = [result.packed.bytes for result in before]
+    assert sizes[1] > 1.01 * sizes[0]
+    said: list[str] = []
+    after = compare._equally_large(before, packing, tmp_path / "out", said.append)
+    assert after[0] == before[0] and abs(after[1].packed.bytes / sizes[0] - 1) <= SAME_BYTES
+    assert len(said) == 1 and "arm wide, seed 1: packed again" in said[0]
+    place = tmp_path / "out" / after[1].run
+    assert read_result(place) == after[1] and (place / PACKED).stat().st_size == after[1].packed.bytes
+    assert after[1].packed.score.bits_per_byte != before[1].packed.score.bits_per_byte
+    assert compare._equally_large(after, packing, tmp_path / "out", said.append) == list(after) and len(said) == 1
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False)
         (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WHOLE]), "smollm"),
         (parts(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]), "llama3"),
         (parts(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), "qwen2"),
-        (parts(bpe.PATTERN), "qwen35"),
+        (parts(bpe.QWEN), "qwen35"),
     ],
 )
 def test_ways_of_cutting_that_have_a_name(steps: Any, name: str) -> None:
@@ -132,7 +132,7 @@ def test_tokenizers_without_a_place_are_refused() -> None:
         pre_tokenizers.ByteLevel(add_prefix_space=True),
         pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), WHOLE]),
     ]
-    for tokenizer in map(merging, (parts(bpe.BEFORE), *odd)):
+    for tokenizer in map(merging, (parts(bpe.OWN), *odd)):
         with pytest.raises(OuroborosError, match=named):
             _split_of(json.loads(tokenizer.backend.to_str()))
     folded = merging(WHOLE)

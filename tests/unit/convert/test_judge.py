@@ -24,7 +24,9 @@ NAMES = ["donor", "cut", "bridge", "controller", "controller, shuffled", "contro
 
 
 @pytest.fixture
-def judge(healing: Make) -> Judge:
+def judge(healing: Make, monkeypatch: pytest.MonkeyPatch) -> Judge:
+    monkeypatch.setattr(module, "SPEED_TOKENS", 3)  # writing would take longer than all else
+    monkeypatch.setattr(module, "SPEED_TURNS", 1)
     return Judge(healing(arms=("controller",), steering=Steering(rank=3, style=5)), TEXTS, 1000)
 
 

@@ -15,7 +15,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from ouroboros.data import bpe
-from ouroboros.data.tokenize import load_tokenizer, train_bpe
+from ouroboros.data.tokenize import load_tokenizer, resolve_tokenizer, train_bpe
 
 CODE = (
     b'def f(x):\n    """Doc."""\n    if x > 10:\n        return {"a": x, "b": [1, 2, 345678]}\n\n\nclass A:\r\n\tpass\n'
@@ -23,7 +23,7 @@ CODE = (
 PROSE = "It's 1838 \u2013 na\u00efve caf\u00e9s, \u65e5\u672c\u8a9e \U0001f600!\n\n  The end.  ".encode()
 
 
-@pytest.mark.parametrize("pattern", [bpe.PATTERN, bpe.BEFORE])
+@pytest.mark.parametrize("pattern", [bpe.OWN, bpe.QWEN])
 def test_pattern_covers_the_cut_rule(pattern: str) -> None:
     """The cut between a letter and a line feed is safe only while no alternative spans it, also for saved ones."""
     assert bpe.SAFE_CUT.pattern == rb"[A-Za-z]\n"
@@ -35,19 +35,19 @@ def test_pattern_covers_the_cut_rule(pattern: str) -> None:
     assert [unit for piece in pieces for unit, _ in split.pre_tokenize_str(piece)] == units
 
 
-def test_saved_vocabularies_keep_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(bpe, "PATTERN", bpe.BEFORE)
-        old = train_bpe([PROSE + CODE * 9], 400)
-    old.save(tmp_path)
+@pytest.mark.parametrize("name", ["bpe", "bpe-qwen"])
+def test_saved_vocabularies_keep_their_units(name: str, tmp_path: Path) -> None:
+    made = resolve_tokenizer(f"{name}:400", [PROSE + CODE * 9])
+    made.save(tmp_path)
     again = load_tokenizer(tmp_path)
-    assert again.fingerprint == old.fingerprint != train_bpe([PROSE + CODE * 9], 400).fingerprint
+    assert again.fingerprint == made.fingerprint
     assert again.encode(CODE * 3000).tolist() == again.encode(CODE).tolist() * 3000  # encoded in pieces
-    assert b"):\n    " in [again.decode([token]) for token in range(again.vocab_size)]
+    entries = [again.decode([token]) for token in range(again.vocab_size)]
+    assert (b"):\n    " in entries) == (name == "bpe")
 
 
 def test_the_units_have_a_name_elsewhere() -> None:
-    assert GGUF_PRE_TOKENIZER_SPLITS["qwen35"] == bpe.PATTERN
+    assert GGUF_PRE_TOKENIZER_SPLITS["qwen35"] == bpe.QWEN
 
 
 def test_long_units_are_trained_in_pieces_and_encoded_whole() -> None:
@@ -66,9 +66,7 @@ def test_units_of_ordinary_length_train_the_same_vocabulary(monkeypatch: pytest.
     bounded = train_bpe([text], 400)
     monkeypatch.setattr(bpe, "_bounded", lambda pattern: pattern)
     assert train_bpe([text], 400).fingerprint == bounded.fingerprint
-    assert json.loads(bounded.backend.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {
-        "Regex": bpe.PATTERN
-    }
+    assert json.loads(bounded.backend.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {"Regex": bpe.OWN}
 
 
 def test_an_error_while_the_text_is_read_is_raised() -> None:

@@ -130,8 +130,8 @@ def test_bpe_vocabulary_is_exact_and_deterministic(bpe: TextTokenizer) -> None:
     assert train_bpe([PROSE * 20, CODE * 21], 300).fingerprint != bpe.fingerprint
 
 
-def test_punctuation_and_line_break_can_be_one_token(bpe: TextTokenizer) -> None:
-    assert len(bpe.encode(b":\n")) == 1 and bpe.decode([bpe.encode(b":\n        ")[0]]) == b":\n"
+def test_line_break_and_indentation_can_be_one_token(bpe: TextTokenizer) -> None:
+    assert len(bpe.encode(b":\n        ")) == 1
 
 
 def test_too_little_text_for_the_vocabulary_is_said(caplog: pytest.LogCaptureFixture) -> None:

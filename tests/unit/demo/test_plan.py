@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ouroboros.accounting import cost
 from ouroboros.demo import plan
-from ouroboros.demo.plan import CURVE, PRESETS, beginnings, looped_minutes, make_plan, scored_part
+from ouroboros.demo.plan import (
+    CURVE,
+    PRESETS,
+    arms_of,
+    beginnings,
+    looped_minutes,
+    make_plan,
+    relative_costs,
+    scored_part,
+)
 from ouroboros.recipes import recipe
 
 
@@ -47,23 +57,34 @@ def test_the_rate_is_measured_and_leaves_no_trace():
 
 @pytest.mark.parametrize("rate", [1000.0, 5000.0, 50_000.0])
 @pytest.mark.parametrize("seconds", [100.0, 600.0, 3600.0])
-def test_both_trainings_and_what_follows_fit_the_time(rate, seconds, machine):
+@pytest.mark.parametrize("faster", [(1.3, 1.2), (3.0, 2.5)])
+def test_all_trainings_and_what_follows_fit_the_time(rate, seconds, faster, machine):
     machine(rate)
-    chosen = recipe("loop", "small")
+    chosen, rates = recipe("loop", "small"), [rate, *(rate * each for each in faster)]
     test = scored_part([b"x" * 30_000] * 20, seconds, rate)
-    minutes = looped_minutes(chosen, seconds, rate, 7_000_000)
-    passes = (2 + 4 * CURVE) * 2 * sum(map(len, test)) / 3  # tokens of all forward passes, each a third of a step
+    minutes = looped_minutes(chosen, seconds, rates, 7_000_000)
+    passes = (3 + 4 * CURVE) * 2 * sum(map(len, test)) / 3  # tokens of all forward passes, each a third of a step
     assert passes / (3 * rate) <= plan.SCORING * seconds * 1.01
-    assert plan.LEAST * seconds / 2 <= 60 * minutes < seconds / 1.7
-    assert looped_minutes(chosen, 2 * seconds, rate, 7_000_000) > minutes
+    trained = 60 * minutes * sum(rate / each for each in rates)  # equally many tokens of each model
+    assert plan.LEAST * seconds * 0.99 <= trained < seconds * (1 - plan.SCORING)
+    assert looped_minutes(chosen, 2 * seconds, rates, 7_000_000) > minutes
+
+
+def test_the_looped_model_and_two_twins_of_equal_size():
+    looped, plain, deep = arms_of(recipe("loop", "small"))
+    sizes = [cost(arm.model).parameters for arm in (looped, plain, deep)]
+    assert max(sizes) / min(sizes) < 1.01 and deep.model.hidden_size < plain.model.hidden_size
+    assert [arm.name for arm in (looped, plain, deep)] == ["loop", "loop-twin", "loop-deep"]
+    costs = relative_costs(looped)
+    assert costs[0] == 1 and max(costs[1:]) < 1
 
 
 def test_compiling_is_taken_from_the_time(machine):
     chosen = recipe("loop", "small")
     machine(5000)
-    without = looped_minutes(chosen, 600, 5000, 1000)
+    without = looped_minutes(chosen, 600, [5000] * 3, 1000)
     machine(5000, speed_up=2.0)
-    assert without > looped_minutes(chosen, 600, 5000, 1000)
+    assert without > looped_minutes(chosen, 600, [5000] * 3, 1000)
 
 
 def test_long_documents_are_cut_alike_and_short_ones_kept():

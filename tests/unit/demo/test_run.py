@@ -88,31 +88,39 @@ def test_the_default_directory_gets_a_number_instead_of_a_refusal(tmp_path, monk
 
 
 @pytest.mark.timeout(120)
-def test_both_arms_learn_the_same_text_in_the_same_order(text, tmp_path):
+def test_all_arms_learn_the_same_text_in_the_same_order(text, tmp_path):
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     said: list[str] = []
     options = DemoOptions(minutes=0.03, out=tmp_path / "out", data=str(text), size="tiny", tokenizer="bpe:300", seed=2)
     numbers = run_demo(options, said.append, quiet)
     assert json.loads((tmp_path / "out" / "demo.json").read_text()) == json.loads(json.dumps(numbers))
-    recipes = {name: RunDirectory(tmp_path / "out" / name).read_recipe() for name in ("loop", "twin")}
+    recipes = {name: RunDirectory(tmp_path / "out" / name).read_recipe() for name in ("loop", "twin", "deep")}
     parameters = [cost(recipe.model).parameters for recipe in recipes.values()]
-    assert abs(parameters[0] / parameters[1] - 1) < 0.01
-    assert recipes["twin"].train.steps == numbers["arms"]["loop"]["steps"] and recipes["twin"].train.minutes is None
-    assert recipes["twin"].train.compile == "off"  # as the looped model was
-    assert recipes["twin"].train.seed == recipes["loop"].train.seed == 2
+    assert max(parameters) / min(parameters) < 1.01
+    for name in ("twin", "deep"):
+        train = recipes[name].train
+        assert train.steps == numbers["arms"]["loop"]["steps"] and train.minutes is None
+        assert train.compile == "off" and train.seed == recipes["loop"].train.seed == 2  # as the looped model was
     states = [
         json.loads(next((tmp_path / "out" / name / "checkpoints").glob("step-*/state.json")).read_text())
         for name in recipes
     ]
-    assert states[0]["loader"] == states[1]["loader"]  # the same place in the same data
-    assert numbers["arms"]["loop"]["data_sha256"] == numbers["arms"]["loop-twin"]["data_sha256"]
+    assert states[0]["loader"] == states[1]["loader"] == states[2]["loader"]  # the same place in the same data
+    assert {arm["data_sha256"] for arm in numbers["arms"].values()} == {numbers["arms"]["loop"]["data_sha256"]}
+    scores = {name: arm["bits_per_byte"] for name, arm in numbers["arms"].items()}
+    assert list(scores) == ["loop", *sorted({"loop-twin", "loop-deep"}, key=scores.__getitem__)]
+    assert numbers["better_twin"] == list(scores)[1]
+    assert numbers["difference"]["delta"] == pytest.approx(
+        scores["loop"] - min(scores["loop-twin"], scores["loop-deep"])
+    )
     counts = [score["loops"] for score in numbers["loops"]]
     assert counts == [1, 2, 3, 4]
     assert {"verdict", "low", "high"} <= numbers["difference"].keys()
     assert any(r["kind"] == "telemetry" for r in read_metrics(tmp_path / "out" / "loop" / "metrics.jsonl"))
     text_said = "\n".join(said)
     assert "bits/byte" in text_said and "One seed" in text_said and "loop writes" in text_said
+    assert all(f"as much per token as {name} and trained" in text_said for name in ("loop-twin", "loop-deep"))
     assert str(tmp_path / "out" / "report.html") in text_said and (tmp_path / "out" / "report.html").exists()
 
 

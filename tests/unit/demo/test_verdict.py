@@ -1,4 +1,4 @@
-"""What two single runs allow to say."""
+"""What single runs allow to say."""
 
 from __future__ import annotations
 

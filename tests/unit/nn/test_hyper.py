@@ -42,13 +42,13 @@ def reference(part: HyperConnections, x_D: Tensor, loops: int) -> Tensor:
         at = min(loop, LOOPS - 1)
         z = blocks(x_D) + part.embedding[at]
         flat = torch.cat(streams)
-        weights = part.gates[at](flat / (flat.square().mean() + EPS).sqrt())
+        weights = part.gates[at](flat / (flat.square().sum() + EPS * len(flat)).sqrt())
         for i in range(N):
             share = torch.tensor((i + 1) / (N + 1))
             keep = torch.sigmoid(weights[i] + torch.logit(share))
             streams[i] = keep * streams[i] + 2 * torch.sigmoid(weights[N + i]) * z
         flat = torch.cat(streams)
-        read = part.read[at](flat / (flat.square().mean() + EPS).sqrt())
+        read = part.read[at](flat / (flat.square().sum() + EPS * len(flat)).sqrt())
         x_D = z + sum(read[i] * streams[i] for i in range(N))
     return x_D
 
@@ -59,6 +59,15 @@ def test_formula(streams: int, loops: int) -> None:
     part, x = build(streams), torch.randn(2, 3, D)
     expected = torch.stack([torch.stack([reference(part, token, loops) for token in row]) for row in x])
     torch.testing.assert_close(run(part, x, loops), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_of_the_optimizer_moves_gates_little() -> None:
+    """Also where the streams are long: AdamW moves every weight by the rate, and here all of them one way."""
+    width, rate = 256, 0.01
+    part = build_part(HyperSpec(streams=4), width, LOOPS, EPS)
+    torch.nn.init.constant_(part.gates[0].weight, rate)
+    logits = part.gates[0](part._normed(torch.ones(1, 4, width)))
+    assert 0.1 < logits.abs().max() < 0.5
 
 
 def test_neutral_at_the_start_and_alive() -> None:

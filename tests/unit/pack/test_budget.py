@@ -61,6 +61,14 @@ def test_the_budget_is_used_and_never_exceeded(share):
     assert 0.97 * budget <= found.size <= budget
 
 
+def test_files_of_one_budget_can_be_made_more_equal():
+    whole, smallest = bounds()
+    model, ids = looped()
+    budget = round(smallest + 0.6 * (whole - smallest))
+    found = fit(model, ids, budget, size_of, enough=0.991)
+    assert 0.991 * budget <= found.size <= budget
+
+
 def test_a_model_that_fits_has_eight_bits():
     whole, _ = bounds()
     found, model = fitted(whole), looped()

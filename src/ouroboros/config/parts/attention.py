@@ -158,6 +158,10 @@ class AttentionSpec(HeadedPart):
         return self.window
 
     @property
+    def own_attention(self) -> str:
+        return "" if self.window is None else f"has a window of {self.window} tokens, which its own mask alone knows"
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return ("values",) if self.value_embedding else ()
 

@@ -137,6 +137,10 @@ class CrossSpec(MixerPart):
     def cache_values(self, width: int) -> int:
         return 2 * self.width
 
+    @property
+    def own_attention(self) -> str:
+        return "looks at another stream"
+
 
 @part(module="ouroboros.nn.cross:SplitAttention")
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +167,10 @@ class SplitAttentionSpec(AttentionSpec):
             f"mixer.cross_heads {self.cross_heads} leaves {own} query heads with {kv} key/value heads and"
             f" {self.cross_heads} with {self.kv_heads - kv}, which do not divide: choose another number of heads",
         )
+
+    @property
+    def own_attention(self) -> str:
+        return "looks at another stream"
 
     @property
     def own_kv_heads(self) -> int:

@@ -67,6 +67,10 @@ class LatentAttentionSpec(HeadedPart):
     def prefix_flops(self, width: int) -> tuple[int, int]:
         return _rebuilding(self, width), 0
 
+    @property
+    def own_attention(self) -> str:
+        return "keeps latents in place of keys and values"
+
 
 @part(module="ouroboros.nn.latent:BottleneckAttention")
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,10 @@ class BottleneckAttentionSpec(HeadedPart):
     @property
     def rebuilds_keys(self) -> bool:
         return self.cache == "latent"
+
+    @property
+    def own_attention(self) -> str:
+        return "makes its keys and values of latents itself"
 
     def rank(self, width: int) -> int:
         """Width of the latents, resolved."""
