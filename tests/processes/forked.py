@@ -13,6 +13,7 @@ groups are those of the server; who sets them starts Python itself.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -199,10 +200,13 @@ def _take_over(environment: list[str], directory: str, streams: list[int]) -> No
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)  # what it does with bytes that are no text follows from the locale
         mode, buffering = "r" if number == 0 else "w", 1 if number == 2 else -1
-        new = open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115
+        if through and number:  # as the interpreter has them then: what cannot be written fails at once
+            raw = open(number, "wb", 0, closefd=False)  # noqa: SIM115
+            new = io.TextIOWrapper(raw, old.encoding, old.errors, write_through=True)
+        else:
+            new = open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)
-    sys.stdout.reconfigure(write_through=through)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("PYTHONFAULTHANDLER"):
