@@ -31,8 +31,10 @@ AFTERWARDS = 9.0
 """Seconds for writing samples and the page on a machine that trains ``SPEED`` operations a second; slower ones take
 longer, for the baselines too."""
 SPEED = 2e10
+BOTH = 5.0
+"""Minutes from which on there is time for the deeper and narrower twin too; a shorter demo asks the other one alone."""
 MEASURING = 0.02
-"""Share of the time, at most, for measuring how fast the three models train."""
+"""Share of the time, at most, for measuring how fast the models train."""
 BASELINES = 2e-6
 """Seconds that the n-gram, bz2 and xz take for a byte of training text."""
 LEAST = 0.3
@@ -68,7 +70,7 @@ def make_plan(minutes: float, size: str | None, tokenizer: str | None) -> Plan:
     """Measure this machine and choose what fits in ``minutes``; a given size or tokenizer is kept."""
     small = make_recipe("loop", "small")
     rate, seconds = training_rate(small), 60 * minutes
-    share = 1 / sum(relative_costs(small))
+    share = 1 / sum(relative_costs(small, minutes))
     tokens = rate * speed_up(small, 0.7 * share * seconds) * share * max(0.75 * seconds - 10, LEAST * seconds)
     _, best_size, best_tokenizer, batch = next(preset for preset in PRESETS if tokens >= preset[0])
     chosen = size or best_size
@@ -76,16 +78,16 @@ def make_plan(minutes: float, size: str | None, tokenizer: str | None) -> Plan:
     return Plan(chosen, tokenizer or best_tokenizer, batch, rate)
 
 
-def arms_of(looped: Recipe) -> list[Recipe]:
-    """The looped recipe, its twin with as many blocks as are stored, and the deeper and narrower one."""
-    return [looped, twin(looped), deep_twin(looped)]
+def arms_of(looped: Recipe, minutes: float) -> list[Recipe]:
+    """The looped recipe, its twin with as many blocks as are stored, and the deeper and narrower one if there is time
+    for it in ``minutes``."""
+    return [looped, twin(looped), *([deep_twin(looped)] if minutes >= BOTH else [])]
 
 
-def relative_costs(looped: Recipe) -> list[float]:
-    """Training operations per token of each of the three, by count, relative to the looped one."""
-    flops = [
-        cost(arm.model, context=looped.data.sequence_length // 2).training_flops_per_token for arm in arms_of(looped)
-    ]
+def relative_costs(looped: Recipe, minutes: float) -> list[float]:
+    """Training operations per token of each of them, by count, relative to the looped one."""
+    arms = arms_of(looped, minutes)
+    flops = [cost(arm.model, context=looped.data.sequence_length // 2).training_flops_per_token for arm in arms]
     return [each / flops[0] for each in flops]
 
 

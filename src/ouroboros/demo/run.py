@@ -1,6 +1,6 @@
-"""The demo: does looping pay at equal stored parameters? Three models, one text, one page.
+"""The demo: does looping pay at equal stored parameters? A looped model and its twins, one text, one page.
 
-Trains the looped recipe and its two plain twins on the same windows in the same order, scores them and cheap baselines
+Trains the looped recipe and its plain twins (a short demo: one of them) on the same windows in the same order, scores them and cheap baselines
 on held-out files, lets the looped model write, and makes the report. The verdict is against the better twin.
 """
 
@@ -106,7 +106,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None], progress: Callab
     # The twins take as many steps, and are compiled if the looped model was: they differ in nothing but the loop.
     same = {"minutes": None, "steps": looped.result.counters.step, "compile": looped.run.state()["compile"]}
     twins = []
-    for place, arm in zip(("twin", "deep"), arms_of(looped.recipe)[1:], strict=True):
+    for place, arm in zip(("twin", "deep"), arms_of(looped.recipe, options.minutes)[1:], strict=False):
         shutil.copytree(run / "data", options.out / place / "data")
         twins.append(_train(_with_training(arm, **same), options.out / place, progress, test))
     twins.sort(key=lambda twin: twin.score.bits_per_byte)
@@ -150,7 +150,7 @@ def _paces(looped: Recipe, data: PreparedData, options: DemoOptions) -> list[flo
     costs is not told by its operations."""
     most = 60 * options.minutes
     same = {"minutes": options.minutes, "compile": "off", "threads": torch.get_num_threads()}
-    arms = [_with_training(arm, **same) for arm in arms_of(looped)]
+    arms = [_with_training(arm, **same) for arm in arms_of(looped, options.minutes)]
     return training_rates(arms, data, options.out / RATES, seconds=MEASURING * most)
 
 
@@ -188,7 +188,9 @@ def _results(
     state = looped.run.state()
     difference = paired_difference(looped.score, better.score)
     cheap = compare_baselines(data.documents("train"), seen_text(data, state["loader"]), test)
-    names = (looped.recipe.name, f"{better.recipe.name} (the better twin)")
+    several = len(arms) > 2
+    against = "two plain twins" if several else "a plain twin"
+    names = (looped.recipe.name, f"{better.recipe.name} (the better twin)" if several else better.recipe.name)
     bits = (looped.score.bits_per_byte, better.score.bits_per_byte)
     verdict = judge(names, bits, difference, cheap, [arm.metrics for arm in arms])
     trained = looped.model.schedule.loops
@@ -199,7 +201,7 @@ def _results(
         title="Does looping pay?",
         headline=verdict.sentence,
         decided=verdict.verdict in ("win", "loss"),
-        subtitle=f"A looped language model and two plain twins with equal stored parameters, trained on {text}",
+        subtitle=f"A looped language model and {against} with equal stored parameters, trained on {text}",
         command=_command(options),
         environment={
             "torch": torch.__version__,

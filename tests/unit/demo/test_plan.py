@@ -71,12 +71,13 @@ def test_all_trainings_and_what_follows_fit_the_time(rate, seconds, faster, mach
 
 
 def test_the_looped_model_and_two_twins_of_equal_size():
-    looped, plain, deep = arms_of(recipe("loop", "small"))
+    looped, plain, deep = arms_of(recipe("loop", "small"), 10)
     sizes = [cost(arm.model).parameters for arm in (looped, plain, deep)]
     assert max(sizes) / min(sizes) < 1.01 and deep.model.hidden_size < plain.model.hidden_size
     assert [arm.name for arm in (looped, plain, deep)] == ["loop", "loop-twin", "loop-deep"]
-    costs = relative_costs(looped)
+    costs = relative_costs(looped, 10)
     assert costs[0] == 1 and max(costs[1:]) < 1
+    assert arms_of(looped, 2) == [looped, plain] and relative_costs(looped, 2) == costs[:2]
 
 
 def test_compiling_is_taken_from_the_time(machine):
