@@ -9,7 +9,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 # The source is the project's root, so that links between README, CONTRIBUTING and the pages are those of the files.
 root_doc = "docs/site/contents"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**", "ablations/**"]
 exclude_patterns = [".*", "build", "dist", "out", "pretrained", "runs", "src", "tests"]  # not even looked into
 myst_heading_anchors = 4
 

@@ -1,7 +1,8 @@
 """The demo: does looping pay at equal stored parameters? A looped model and its twins, one text, one page.
 
-Trains the looped recipe and its plain twins (a short demo: one of them) on the same windows in the same order, scores them and cheap baselines
-on held-out files, lets the looped model write, and makes the report. The verdict is against the better twin.
+Trains the looped recipe and its plain twins (a short demo: one of them) on the same windows in the same order, scores
+them and cheap baselines on held-out files, lets the looped model write, and makes the report. The verdict is against
+the better twin.
 """
 
 from __future__ import annotations
