@@ -8,7 +8,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Train a looped model and its two plain twins of equal parameters, score them, write a page."""
+    """Train a looped model and its plain twins of equal parameters, two from five minutes on and else one, score them,
+    write a page."""
 
     minutes: float = 10.0
     """Time for everything: what is trained and scored is chosen to fit."""

@@ -1,4 +1,4 @@
-"""The demo: does looping pay at equal stored parameters? Three models, one text, one page."""
+"""The demo: does looping pay at equal stored parameters? A looped model and its twins, one text, one page."""
 
 from ouroboros.demo.run import DemoStopped, run_demo
 

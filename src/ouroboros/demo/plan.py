@@ -134,8 +134,8 @@ def looped_minutes(recipe: Recipe, seconds: float, rates: Sequence[float], train
 def scored_part(test: Sequence[bytes], seconds: float, rate: float) -> list[bytes]:
     """The held-out documents, or as long a beginning of each as is scored in the time for that out of ``seconds``.
 
-    Three models score it, and one of them a part of it at four loop counts. A forward pass takes a third of a training
-    step; windows overlap by half; a token stands for about 3 bytes.
+    At most three models score it, and one of them a part of it at four loop counts. A forward pass takes a third of a
+    training step; windows overlap by half; a token stands for about 3 bytes.
     """
     per_byte = (3 + 4 * CURVE) * 2 / 3 / (3 * rate)
     return beginnings(test, SCORING * seconds / per_byte)
