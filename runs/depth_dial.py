@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from loop_search import trained
+from loop_search import prepare, trained
 
 MOST = 16
 """Loops that are scored, at most."""
@@ -43,13 +43,7 @@ def main() -> None:
     options.add_argument("--max-bytes", type=int, default=100_000, help="held-out bytes scored")
     options.add_argument("--threads", type=int, default=1)
     chosen = options.parse_args()
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(chosen.threads)
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    prepare(chosen.out, chosen.threads)
     arms: dict[str, list[dict[int, float]]] = {"fixed": [], "random": []}
     for seed in map(int, chosen.seeds.split(",")):
         for arm, found in arms.items():

@@ -46,13 +46,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=4, help="windows of 256 tokens in each step")
     options.add_argument("--part", default="1/1", help="which share of the runs this process makes")
     chosen = options.parse_args()
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    prepare(chosen.out)
     number, parts = map(int, chosen.part.split("/"))
     arms = [arm.strip() for arm in chosen.arms.split(";")]
     cells = list(itertools.product(map(int, chosen.seeds.split(",")), arms))
@@ -61,6 +55,17 @@ def main() -> None:
         rows.append(measured(chosen, arm, seed))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(json.dumps({"study": "loop_search", "tokens": chosen.tokens, "arms": summary(rows, arms)}))
+
+
+def prepare(out: Path, threads: int = 1) -> None:
+    """Make the working directory and set the number of threads; what is loaded is not reported."""
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def summary(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> list[dict[str, Any]]:

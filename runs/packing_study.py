@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loop_search import trained
+from loop_search import prepare, trained
 
 LOOPS = {"gpt": 0, "loops 1": 1, "loops 2": 2, "loops 4": 4, "loops 8": 8, "crawler": 0}
 METHODS = ("rounding", "per-call", "loop-aware")
@@ -48,13 +48,7 @@ def main() -> None:
     options.add_argument("--budgets", default="128kB,192kB,256kB", help="sizes of packed files, separated by commas")
     options.add_argument("--only", default="method,floor,calibration,budget", help="kinds of rows to make")
     chosen = options.parse_args()
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    prepare(chosen.out)
     rows = _Rows(chosen.out / "rows.jsonl")
     for seed, name in itertools.product(range(chosen.seeds), chosen.models.split(",")):
         run = chosen.out / f"{name.replace(' ', '-')}-{seed}"

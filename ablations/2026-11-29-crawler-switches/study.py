@@ -29,38 +29,33 @@ def _slope(slope: float) -> list[dict[str, object]]:
     return _shared_block(ffn={"kind": "leaky_relu2", "intermediate_size": 384, "negative_slope": slope})
 
 
-def arm(name: str, **changes: object) -> Arm:
-    """The control with some fields changed; two underscores stand for a dot."""
-    return Arm.changing(control, name, {path.replace("__", "."): value for path, value in changes.items()})
-
-
-ARMS = (
-    arm("no-flow", model__loop__flow=None),
-    arm("tap", model__loop__tap={"width": 16}),
-    arm("tap-shared", model__loop__tap={"width": 16, "per_loop": False}),
-    arm("anchor", model__loop__anchor={"width": 16}),
-    arm("loop-smear", model__loop__loop_smear={}),
-    arm("no-smear", model__stem__smear=None),
-    arm("divisors-1", model__overrides=_shared_block(**{"mixer.rope.loop_scales": [1.0, 1.0]})),
-    arm("divisors-1-9", model__overrides=_shared_block(**{"mixer.rope.loop_scales": [1.0, 9.0]})),
-    arm("choke-flat", model__overrides=_choke("flat")),
-    arm("choke-pyramid", model__overrides=_choke("pyramid")),
-    arm("choke-residual", model__overrides=_choke("residual")),
-    arm("no-xsa", model__overrides=_shared_block(**{"mixer.exclusive": False})),
-    arm("xsa-everywhere", model__block__mixer__exclusive=True),
-    arm("leaky-0.25", model__overrides=_slope(0.25)),
-    arm("leaky-0.5", model__overrides=_slope(0.5)),
-    arm("noisy-training", train__quantize__mode="noise"),
-    arm("contractive-0.5", model__loop__contractive={"step": 0.5}),
-    arm("loops-1", model__layout="1 crawler:(1)x1 1"),
-    arm("loops-3", model__layout="1 crawler:(1)x3 1"),
-)
+ARMS = {
+    "no-flow": {"model.loop.flow": None},
+    "tap": {"model.loop.tap": {"width": 16}},
+    "tap-shared": {"model.loop.tap": {"width": 16, "per_loop": False}},
+    "anchor": {"model.loop.anchor": {"width": 16}},
+    "loop-smear": {"model.loop.loop_smear": {}},
+    "no-smear": {"model.stem.smear": None},
+    "divisors-1": {"model.overrides": _shared_block(**{"mixer.rope.loop_scales": [1.0, 1.0]})},
+    "divisors-1-9": {"model.overrides": _shared_block(**{"mixer.rope.loop_scales": [1.0, 9.0]})},
+    "choke-flat": {"model.overrides": _choke("flat")},
+    "choke-pyramid": {"model.overrides": _choke("pyramid")},
+    "choke-residual": {"model.overrides": _choke("residual")},
+    "no-xsa": {"model.overrides": _shared_block(**{"mixer.exclusive": False})},
+    "xsa-everywhere": {"model.block.mixer.exclusive": True},
+    "leaky-0.25": {"model.overrides": _slope(0.25)},
+    "leaky-0.5": {"model.overrides": _slope(0.5)},
+    "noisy-training": {"train.quantize.mode": "noise"},
+    "contractive-0.5": {"model.loop.contractive": {"step": 0.5}},
+    "loops-1": {"model.layout": "1 crawler:(1)x1 1"},
+    "loops-3": {"model.layout": "1 crawler:(1)x3 1"},
+}
 
 STUDY = Study(
     name="crawler-switches",
     question="Which of the published crawler's switches change the score, before packing and after it?",
     control=control,
-    arms=ARMS,
+    arms=tuple(Arm.changing(control, name, changes) for name, changes in ARMS.items()),
     seeds=(1, 2, 3),
     stages=(Stage(name="short", tokens=300_000),),
     packing=Packing(bits=6),

@@ -7,43 +7,32 @@ every arm alive before it trains.
 """
 
 import dataclasses
+from typing import Any
 
-from ouroboros.ablate.changes import changed, differences
+from ouroboros.ablate.changes import changed
 from ouroboros.ablate.study import Arm, Packing, Stage, Study
+from ouroboros.ablate.twins import arm
 from ouroboros.recipes import recipe
-from ouroboros.systems.crawler.published import Published
+from ouroboros.systems.crawler.recipe import settings_of, trained
 
 helix = changed(recipe("helix", "tiny"), {"train.compile": "off"})
-SETTINGS = Published(
+SETTINGS = dataclasses.replace(
+    settings_of("tiny"),
     num_flat_layers=4,
-    vocab_size=257,
-    model_dim=64,
-    num_heads=2,
-    num_kv_heads=1,
-    rope_dims=16,
     crawler_mlp_mult=3.0,
     crawler_loop_rope_scales=(9.0,),
-    qk_gain_init=4.0,
-    bigram_vocab_size=512,
-    bigram_dim=16,
-    ve_dim=16,
-    ve_layers="0",
-    inst_dim=8,
     helix_enabled=True,
     helix_dim=16,
 )
 
 
-def made(name: str, **settings: object) -> Arm:
+def made(name: str, **settings: Any) -> Arm:
     """The recipe with four flat blocks, and these settings of the published program."""
-    model = dataclasses.replace(SETTINGS, **settings).model(4096)
-    topology = model.topology.replace(merge="linear") if settings.get("helix_enabled", True) else model.topology
-    model = dataclasses.replace(model, topology=topology, embedding_std=None)
-    arm = dataclasses.replace(helix, model=model)
-    return Arm(name=name, recipe=arm, changes=tuple(differences(control.recipe, arm)) if name != "helix" else ())
+    changed_recipe = dataclasses.replace(helix, model=trained(dataclasses.replace(SETTINGS, **settings)))
+    return arm(name, control.recipe, changed_recipe)
 
 
-control = made("helix")
+control = Arm(name="helix", recipe=dataclasses.replace(helix, model=trained(SETTINGS)))
 STUDY = Study(
     name="helix-switches",
     question="Does Helix's second stream pay, how wide must its bridges be, and is attention better than linear maps?",

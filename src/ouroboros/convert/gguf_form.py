@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, fields_by_path
+from ouroboros.config import AttentionSpec, BlockSpec, FeedForwardSpec, ModelSpec, RMSNormSpec, RopeSpec, fields_by_path
 from ouroboros.convert.tensors import EMBEDDING, OUTPUT
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ _FUSED = {"attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv", "ffn
 """What tensors are a part of where they are fused; parts stand in the order of the list above."""
 _WITHOUT_KIND = ("post_attention_norm", "post_ffw_norm")
 """Names that the form with norms on both sides does not end in ``.weight``."""
+_SLOWED = ("slowing", "slowing_context", "slowing_low", "slowing_high")
+"""Settings of a rotation whose slow channels are slowed further."""
 _PLACE = re.compile(r"model\.decoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -91,8 +93,6 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
     qkv_bias, out_bias, ffn_bias = (
         form.biases and bool(settings.get(name)) for name in ("mixer.qkv_bias", "mixer.out_bias", "ffn.bias")
     )
-    rope = {name: value for name, value in settings.items() if name.startswith("mixer.rope.slowing") and form.slows}
-    rope = {name.removeprefix("mixer.rope."): value for name, value in rope.items()}
     mixer = AttentionSpec(
         num_heads=heads.queries,
         num_kv_heads=heads.cached,
@@ -102,8 +102,8 @@ def expected(model: OuroborosForCausalLM, form: Form, layout: str) -> ModelSpec:
         out_bias=out_bias,
     )
     if rotary is not None:
-        plain = {"base": rotary[0].base, "scale": rotary[0].scale}
-        mixer = mixer.replace(rope=type(rotary[0])(**plain, **rope))
+        kept = ("base", "scale", *(_SLOWED if form.slows else ()))
+        mixer = mixer.replace(rope=RopeSpec(**{name: getattr(rotary[0], name) for name in kept}))
     width = settings.get("ffn.intermediate_size", spec.hidden_size)
     return ModelSpec(
         layout=layout,

@@ -32,6 +32,8 @@ from ouroboros.errors import OuroborosError, check, first_line, nearest
 logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+UNITS = {"bpe": bpe.OWN, "bpe-qwen": bpe.QWEN}
+"""Kinds of vocabularies that are trained, with the units inside which entries merge."""
 
 _PIECE_BYTES = 1 << 16
 _BATCH = 64
@@ -81,7 +83,7 @@ class TextTokenizer:
         self.unknown_nats = 0.0 if self._known is None else unknown_nats(len(self._known))
         self._reported: set[str] = set()
         splits = [step.get("pattern", {}) for step in steps_of(state["pre_tokenizer"], "pretokenizers")]
-        cuts = any({"Regex": pattern} in splits for pattern in (bpe.OWN, bpe.QWEN))
+        cuts = any({"Regex": pattern} in splits for pattern in UNITS.values())
         self._may_cut = self._known is not None or (self.is_lossless and cuts)
 
     @functools.cached_property
@@ -300,10 +302,6 @@ def _of_sentencepieces(path: Path) -> TextTokenizer:
     config = {**_HF_CONFIG, "bos_token": separator, "eos_token": separator, "pad_token": separator}
     hf = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
     return TextTokenizer(hf.backend_tokenizer, eos_id=int(hf.eos_token_id), hf=hf)
-
-
-UNITS = {"bpe": bpe.OWN, "bpe-qwen": bpe.QWEN}
-"""Kinds of vocabularies that are trained, with the units inside which entries merge."""
 
 
 def resolve_tokenizer(name: str, train_documents: Iterable[bytes], *, shows_progress: bool = False) -> TextTokenizer:

@@ -58,16 +58,15 @@ def tokenizer(arguments: Sequence[str]) -> int:
     from ouroboros.data.tokenize import UNITS, load_tokenizer, train_bpe
 
     parts = _parts(options)
+    texts = [document.data for document in parts["train"]]
     if options.tokenizer is None:
         kind = "bpe" if options.units == "code" else "bpe-qwen"
-        texts = [document.data for document in parts["train"]]
         made = train_bpe(texts, options.vocab_size, pattern=UNITS[kind], shows_progress=True)
     else:
         made = load_tokenizer(options.tokenizer)
     facts: dict[str, Any] = {"out": str(options.out or options.tokenizer), "vocab_size": made.vocab_size}
     if options.out is not None:
         made.save(options.out)
-    texts = [document.data for document in parts["train"]]
     size, tokens = sum(map(len, texts)), sum(len(ids) for ids in made.encode_many(texts))
     facts |= {"bytes": size, "tokens": tokens}
     if options.shards is not None:

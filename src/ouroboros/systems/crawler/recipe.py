@@ -16,7 +16,7 @@ _SIZES = {
 }
 
 
-def _settings(size: str) -> Published:
+def settings_of(size: str) -> Published:
     """The published form at a size of ours, with nothing in it that would never train."""
     hidden, heads, kv_heads, flats, tokenizer, *_ = _SIZES[size]
     return Published(
@@ -50,22 +50,26 @@ def _recipe(name: str, description: str, model: ModelSpec, size: str) -> Recipe:
     )
 
 
-def _trained(settings: Published) -> ModelSpec:
-    """The model of the settings, with rotations that stay the same for every length of text."""
+def trained(settings: Published) -> ModelSpec:
+    """The model of the settings, with rotations that stay the same for every length of text, and a second stream, if
+    there is one, that changes nothing at the start: the published form adds half of it then."""
     model = settings.model(4096)
     rope = model.block.mixer.rope  # pyrefly: ignore[missing-attribute]
     mixer = model.block.mixer.replace(rope=dataclasses.replace(rope, original_context=None))
-    return dataclasses.replace(model, block=dataclasses.replace(model.block, mixer=mixer), embedding_std=None)
+    model = dataclasses.replace(model, block=dataclasses.replace(model.block, mixer=mixer), embedding_std=None)
+    return (
+        dataclasses.replace(model, topology=model.topology.replace(merge="linear")) if settings.helix_enabled else model
+    )
 
 
 def crawler(size: str = "small") -> Recipe:
     """The submission's form: blocks of a U-net around one wider block that is used twice, all of which trains."""
-    return _recipe("crawler", "a U-net of blocks around a shared one", _trained(_settings(size)), size)
+    return _recipe("crawler", "a U-net of blocks around a shared one", trained(settings_of(size)), size)
 
 
 def helix(size: str = "small") -> Recipe:
     """Two streams: a U-net of blocks, and a shared block that runs beside it after every other one of them."""
-    settings = _settings(size)
+    settings = settings_of(size)
     width = settings.model_dim // 4
     settings = dataclasses.replace(
         settings,
@@ -75,9 +79,7 @@ def helix(size: str = "small") -> Recipe:
         helix_dim=width,
         helix_stride=1 if settings.flats < 4 else 2,
     )
-    model = _trained(settings)
-    topology = model.topology.replace(merge="linear")  # the published form adds half of the second stream at the start
-    return _recipe("helix", "two streams side by side", dataclasses.replace(model, topology=topology), size)
+    return _recipe("helix", "two streams side by side", trained(settings), size)
 
 
 def crawler_published(size: str = "default") -> Recipe:
