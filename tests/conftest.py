@@ -106,6 +106,17 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def same_environment() -> Iterator[None]:
+    """Give back the environment at the end of every file: libraries write into it, as torch does when it compiles, and
+    a program of a later file would start with that."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def python() -> str:
     """What starts a program of ours in a process of its own as ``sys.executable`` does, but without importing torch

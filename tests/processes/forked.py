@@ -23,8 +23,8 @@ import time
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1)
 ANY = re.compile(
-    "PYTEST_|PYTHONPATH=|PYTHONUNBUFFERED=|PYTHONFAULTHANDLER=|GOMP_SPINCOUNT=|KMP_BLOCKTIME=|PWD=|OLDPWD=|SHLVL=|_=|COLUMNS=|LINES="
-    "|RANK=|WORLD_SIZE=|LOCAL_|GROUP_|ROLE_|MASTER_|TORCHELASTIC_|TORCH_NCCL_"
+    "PYTEST_|OUROBOROS_TESTS_PYTHON=|PYTHONPATH=|PYTHONUNBUFFERED=|PYTHONFAULTHANDLER=|GOMP_SPINCOUNT=|KMP_BLOCKTIME="
+    "|PWD=|OLDPWD=|SHLVL=|_=|COLUMNS=|LINES=|RANK=|WORLD_SIZE=|LOCAL_|GROUP_|ROLE_|MASTER_|TORCHELASTIC_|TORCH_NCCL_"
 )
 """Variables that may differ from those of the server: the fork reads Python's, the server sets those of threads as the
 command does, and those by which ``torchrun`` tells its workers of each other are read when they join."""
@@ -34,9 +34,12 @@ REFUSED = b"\xff"
 
 
 def install(folder: str) -> tuple[str, int]:
-    """Write the executable. Returns its path, and a pipe: the server ends when all who hold it open have ended."""
+    """Write the executable, and the environment that the server will have. Returns the path, and a pipe: the server ends
+    when all who hold it open have ended."""
     path, life = os.path.join(folder, "python"), os.path.join(folder, "life")
     os.mkfifo(life)
+    with open(os.path.join(folder, "environment"), "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("\0".join(f"{name}={value}" for name, value in os.environ.items()))
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"#!{sys.executable} -IS\nimport sys\nsys.path.append({os.path.dirname(__file__)!r})\n")
         file.write(f"import forked\nforked.ask({folder!r}, sys.argv[1:])\n")
@@ -107,8 +110,10 @@ def _start_server(folder: str) -> None:
         return
     import subprocess
 
+    with open(os.path.join(folder, "environment"), encoding="utf-8", errors="surrogateescape") as file:
+        own = dict(one.split("=", 1) for one in file.read().split("\0"))
     command = [sys.executable, os.path.abspath(__file__), folder]
-    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=own)
 
 
 def serve(folder: str, own: list[str]) -> list[str]:

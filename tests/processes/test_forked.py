@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import install
 
 REPORT = """
 import json, os, signal, sys
@@ -68,6 +70,18 @@ def test_variables_that_are_read_when_they_are_needed_may_differ(run: Callable[.
     assert ran.stdout.endswith(f"\n{' '.join(wanted.values())} True\n") and is_forked(ran)
 
 
+def test_whoever_comes_first_does_not_decide(run: Callable[..., Ran], tmp_path: Path) -> None:
+    """The server has the environment in which it was installed, whatever the first program has."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    python, held = install(str(folder))
+    try:
+        assert not is_forked(run(python, MODULES, env={**os.environ, "OWN": "1"}))
+        assert is_forked(run(python, MODULES))
+    finally:
+        os.close(held)
+
+
 def test_options_of_python_are_for_a_fresh_interpreter(python: str) -> None:
     ran = subprocess.run([python, "-c", MODULES], capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0 and ran.stdout and not is_forked(ran)
@@ -119,24 +133,36 @@ while True:
 """
 
 
+@pytest.fixture
+def waiting(python: str, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts the script above, and ends it if the test does not."""
+    with contextlib.ExitStack() as stack:
+
+        def started(how: str) -> subprocess.Popen[str]:
+            (tmp_path / "script.py").write_text(WAITING)
+            command = [python, str(tmp_path / "script.py"), how]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            return process
+
+        yield started
+
+
 @pytest.mark.parametrize(("how", "status"), [("catch", 9), ("leave", -signal.SIGTERM)])
-def test_signals_arrive(python: str, tmp_path: Path, how: str, status: int) -> None:
-    (tmp_path / "script.py").write_text(WAITING)
-    command = [python, str(tmp_path / "script.py"), how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and int(process.stdout.readline()) != process.pid
-        process.terminate()
-        assert process.wait(timeout=60) == status
-        assert process.stdout.read() == ("heard\n" if how == "catch" else "")
+def test_signals_arrive(waiting: Callable[[str], subprocess.Popen[str]], how: str, status: int) -> None:
+    process = waiting(how)
+    assert process.stdout is not None and int(process.stdout.readline()) != process.pid
+    process.terminate()
+    assert process.wait(timeout=60) == status
+    assert process.stdout.read() == ("heard\n" if how == "catch" else "")
 
 
-def test_a_process_that_is_killed_takes_its_fork_with_it(python: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(WAITING)
-    with subprocess.Popen([python, str(tmp_path / "script.py"), "leave"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        fork, end = int(process.stdout.readline()), time.monotonic() + 60
-        process.kill()
-        assert process.wait(timeout=60) == -signal.SIGKILL
-        while Path(f"/proc/{fork}").exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+def test_a_process_that_is_killed_takes_its_fork_with_it(waiting: Callable[[str], subprocess.Popen[str]]) -> None:
+    process = waiting("leave")
+    assert process.stdout is not None
+    fork, end = int(process.stdout.readline()), time.monotonic() + 60
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    while Path(f"/proc/{fork}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
