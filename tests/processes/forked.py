@@ -34,8 +34,8 @@ REFUSED = b"\xff"
 
 
 def install(folder: str) -> tuple[str, int]:
-    """Write the executable, and the environment that the server will have. Returns the path, and a pipe: the server ends
-    when all who hold it open have ended."""
+    """Write the executable, and the environment that the server will have. Returns the path, and a pipe: the server
+    ends when all who hold it open have ended."""
     path, life = os.path.join(folder, "python"), os.path.join(folder, "life")
     os.mkfifo(life)
     with open(os.path.join(folder, "environment"), "w", encoding="utf-8", errors="surrogateescape") as file:
