@@ -43,6 +43,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of each run")
     options.add_argument("--max-bytes", type=int, default=150_000, help="held-out bytes scored")
     options.add_argument("--scale", type=float, default=1.0, help="width of all models as a share of WIDTHS")
+    options.add_argument("--tokenizer", default="bpe:1024", help="bytes, or bpe: and a size of the vocabulary")
     options.add_argument("--batch", type=int, default=4, help="windows of 256 tokens in each step")
     options.add_argument("--part", default="1/1", help="which share of the runs this process makes")
     chosen = options.parse_args()
@@ -135,15 +136,17 @@ def _model(recipe: Any, **values: Any) -> Any:
     return dataclasses.replace(recipe, model=recipe.model.replace(**values))
 
 
-def recipe_of(arm: str, data: str, tokens: int, seed: int, scale: float = 1.0, batch: int = 4) -> Any:
+def recipe_of(
+    arm: str, data: str, tokens: int, seed: int, scale: float = 1.0, batch: int = 4, tokenizer: str = "bpe:1024"
+) -> Any:
     """The recipe of an arm: its layout, what its options change, and its width as a share of :data:`WIDTHS`."""
     from ouroboros.recipes import recipe
     from ouroboros.recipes.twin import equal_size
 
     layout = next(name for name in sorted(WIDTHS, key=len, reverse=True) if f"{arm} ".startswith(f"{name} "))
     changes = _changes()
-    width = _width(WIDTHS[layout], scale)
-    made = _model(recipe("loop", "tiny"), layout=layout, hidden_size=width, vocab_size=1024, loop=())
+    width, vocabulary = _width(WIDTHS[layout], scale), int(tokenizer.removeprefix("bpe:").replace("bytes", "256"))
+    made = _model(recipe("loop", "tiny"), layout=layout, hidden_size=width, vocab_size=vocabulary, loop=())
     for word in arm[len(layout) :].split():
         if word not in changes:
             sys.exit(f"unknown option {word!r} of arm {arm!r}; there are {', '.join(changes)}")
@@ -152,12 +155,12 @@ def recipe_of(arm: str, data: str, tokens: int, seed: int, scale: float = 1.0, b
     target = recipe("gpt", "tiny").model
     width = _width(WIDTHS["4"], scale)
     target = target.replace(
-        layout="4", hidden_size=width, vocab_size=1024, ffn=target.block.ffn.replace(intermediate_size=3 * width)
+        layout="4", hidden_size=width, vocab_size=vocabulary, ffn=target.block.ffn.replace(intermediate_size=3 * width)
     )
     made = dataclasses.replace(made, name="arm", model=equal_size(made.model, target))
     off = {"eval_every": 0, "checkpoint_every": 0, "telemetry_every": 0}
     train = dataclasses.replace(made.train, tokens=tokens, seed=seed, batch_size=batch, **off)
-    text = dataclasses.replace(made.data, sources=(data,), tokenizer="bpe:1024", sequence_length=256)
+    text = dataclasses.replace(made.data, sources=(data,), tokenizer=tokenizer, sequence_length=256)
     return dataclasses.replace(made, data=text, train=train)
 
 
@@ -186,10 +189,11 @@ def measured(chosen: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     name = arm.translate(str.maketrans(" ", "_", "()")) + f"-{chosen.tokens}-{seed}"
     name += "" if chosen.scale == 1 else f"-{chosen.scale:g}"
     name += "" if chosen.batch == 4 else f"-{chosen.batch}"
+    name += "" if chosen.tokenizer == "bpe:1024" else f"-{chosen.tokenizer.replace(':', '')}"
     row_file = chosen.out / f"{name}.json"
     if row_file.is_file():
         return json.loads(row_file.read_bytes())
-    made = recipe_of(arm, chosen.data, chosen.tokens, seed, chosen.scale, chosen.batch)
+    made = recipe_of(arm, chosen.data, chosen.tokens, seed, chosen.scale, chosen.batch, chosen.tokenizer)
     opened = trained(made, chosen.out / name)
     run = opened.run
     test = [chosen.held_out.read_bytes()] if chosen.held_out else run.open_data().documents("valid")
