@@ -22,6 +22,7 @@ LOOP = changed(
         "model.loop.inject": {"mode": "add"},
         "data.sequence_length": 256,
         "train.eval_every": 0,
+        "train.compile": "on",
     },
 )
 ARMS: dict[str, dict[str, Any]] = {

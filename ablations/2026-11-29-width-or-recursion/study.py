@@ -28,6 +28,7 @@ def sized(layout: str, width: int) -> Recipe:
         "model.block.ffn.intermediate_size": 3 * width,
         "data.sequence_length": 256,
         "train.eval_every": 0,
+        "train.compile": "on",
     }
     return changed(recipe("loop", "tiny"), values)
 
