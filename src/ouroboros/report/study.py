@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +306,8 @@ def _gaps(kept: _Kept, stage: str, before: Sequence[Mapping[str, Any]], after: S
 def _card(study: Study, arm: StudyArm, metrics: Sequence[Mapping[str, Any]]) -> Arm:
     """An arm by what it changes."""
     changes = differences(study.control.recipe, arm.recipe)
-    words = [f"{path}: {old} \u2192 {new}" for path, (old, new) in changes.items() if path != "train.seed"]
+    inner = (one for path, values in changes.items() if path != "train.seed" for one in _inner(path, *values))
+    words = [f"{path}: {old} \u2192 {new}" for path, old, new in inner]
     more = [f"{len(words) - MAX_CHANGES} more"] if len(words) > MAX_CHANGES else []
     control = arm.name == study.control.name
     return Arm(
@@ -316,6 +317,25 @@ def _card(study: Study, arm: StudyArm, metrics: Sequence[Mapping[str, Any]]) -> 
         metrics=metrics,
         recipe=to_json(arm.recipe) if control else "",
     )
+
+
+def _inner(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs within lists of mappings, such as the overrides of single blocks; another part says its kind."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if old.get("kind") != new.get("kind"):
+            yield path, old.get("kind"), new.get("kind")
+            return
+        for name in {**old, **new}:
+            yield from _inner(f"{path}.{name}", old.get(name), new.get(name))
+    elif _are_mappings(old) and _are_mappings(new) and len(old) == len(new):
+        for number, pair in enumerate(zip(old, new, strict=True)):
+            yield from _inner(f"{path}.{number}", *pair)
+    elif old != new:
+        yield path, old, new
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, Mapping) for one in value)
 
 
 def _numbers(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Section]:

@@ -212,6 +212,29 @@ def test_many_arms_are_all_ranked_and_some_drawn(tmp_path: Path, records_of: Any
     assert "+0.1111" in to_html(report)
 
 
+def test_what_an_arm_changes_in_single_blocks_is_named_and_not_the_whole_list(tmp_path: Path, records_of: Any) -> None:
+    def overrides(**values: Any) -> list[dict[str, Any]]:
+        return [{"where": "0", "set": {"norm.depth": 2, **values}}]
+
+    relu = overrides(ffn={"kind": "relu2", "intermediate_size": 16})
+    control = Arm(name="control", recipe=changed(CONTROL.recipe, {"model.overrides": relu}))
+    arms = {
+        "wide": overrides(ffn={"kind": "relu2", "intermediate_size": 24}),
+        "other": overrides(ffn={"kind": "swiglu", "intermediate_size": 16}),
+        "more": [*relu, {"where": "1", "set": {"norm.depth": 2}}],
+    }
+    made = tuple(Arm.changing(control, name, {"model.overrides": values}) for name, values in arms.items())
+    stage = Stage(name="only", steps=9)
+    study = dataclasses.replace(STUDY, control=control, arms=made, stages=(stage,), packing=None, seeds=(1,))
+    directory = write(tmp_path / "study", study)
+    for arm in study.every_arm:
+        keep(directory, result(arm.name, 1, 2.0, "only"), records_of(2.0, steps=40))
+    said = {arm.name: arm.description for arm in report_from_study(directory).arms}
+    assert said["wide"] == "model.overrides.0.set.ffn.intermediate_size: 16 \u2192 24"
+    assert said["other"] == "model.overrides.0.set.ffn: relu2 \u2192 swiglu"
+    assert said["more"].startswith("model.overrides: [{")
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_comparison_is_told_from_its_own_verdict(tmp_path: Path, records_of: Any, packed: bool) -> None:
     twin = Arm(name="plain", recipe=changed(CONTROL.recipe, {"optim.lr": 0.02}))
