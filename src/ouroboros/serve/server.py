@@ -38,6 +38,9 @@ OWN = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'
 """What the page may load: nothing but itself, and what it asks this server for."""
 CONNECTIONS = 1000
 """Clients that may be connected at once."""
+PACE = 0.02
+"""Seconds between two pieces of a stream, at least: each takes time from the thread that computes, and nobody reads
+faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,35 +66,42 @@ class _RefusedError(Exception):
 
 
 class _Inbox:
-    """Brings the engine's events from its thread to the one of the connections."""
+    """Brings the engine's events from its thread to the one of the connections.
 
-    def __init__(self, *, waits_for_end: bool, count: int) -> None:
+    Args:
+        streams: whether events are wanted as they come, or all together at the end.
+        count: how many answers have to end.
+    """
+
+    def __init__(self, *, streams: bool, count: int) -> None:
         self._events: deque[Event] = deque()
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
-        self._is_woken = False
-        self._open = count if waits_for_end else 0
+        self._streams = self._looks = streams
+        self._open = count
 
     def put(self, event: Event) -> None:
         """Called by the engine."""
         self._events.append(event)
-        if self._open and event.error is None:  # nobody looks before all answers have ended
-            self._open -= event.finish is not None
-            if self._open:
-                return
-        if not self._is_woken:
-            self._is_woken = True
+        self._open -= event.finish is not None
+        if self._looks or event.error is not None or not self._open:
+            self._looks = False
             with contextlib.suppress(RuntimeError):  # the server has stopped
                 self._loop.call_soon_threadsafe(self._ready.set)
 
-    async def take(self) -> AsyncIterator[Event]:
-        """The events as they come, without an end."""
+    async def take(self) -> AsyncIterator[list[Event]]:
+        """The events as they come, without an end; those that come within :data:`PACE` seconds come together."""
         while True:
             await self._ready.wait()
             self._ready.clear()
-            self._is_woken = False
-            while self._events:
-                yield self._events.popleft()
+            self._looks = False
+            yield [self._events.popleft() for _ in range(len(self._events))]
+            if self._streams:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ready.wait(), PACE)  # only an end comes before that
+                self._looks = True
+                if self._events:
+                    self._ready.set()
 
 
 class Service:
@@ -191,7 +201,7 @@ class Service:
             decode=self.tokenizer.decode,
             tells=asks[0].best is not None,
         )
-        inbox = _Inbox(waits_for_end=not asked.stream, count=len(answer.texts))
+        inbox = _Inbox(streams=bool(asked.stream), count=len(answer.texts))
         for ask in asks:
             ask.tell = inbox.put
         try:
@@ -269,12 +279,16 @@ async def _stream(asks: list[Ask], answer: Answer, inbox: _Inbox, *, includes_us
     try:
         for beginning in answer.beginnings():
             yield server_sent(beginning)
-        async for event in inbox.take():
-            if event.error is not None:
-                yield server_sent(_failure(event.error)[1])
-                return
-            if piece := answer.take(event):
-                yield server_sent(piece)
+        async for events in inbox.take():
+            sent = ""
+            for event in events:
+                if event.error is not None:
+                    yield sent + server_sent(_failure(event.error)[1])
+                    return
+                if piece := answer.take(event):
+                    sent += server_sent(piece)
+            if sent:
+                yield sent
             if answer.is_complete:
                 break
         if includes_usage:
@@ -289,11 +303,12 @@ async def _whole(http: HttpRequest, asks: list[Ask], answer: Answer, inbox: _Inb
     """The whole answer; a client that hangs up cancels the work."""
 
     async def wait() -> Response:
-        async for event in inbox.take():
-            if event.error is not None:
-                status, found = _failure(event.error)
-                return JSONResponse(found, status)
-            answer.take(event)
+        async for events in inbox.take():
+            for event in events:
+                if event.error is not None:
+                    status, found = _failure(event.error)
+                    return JSONResponse(found, status)
+                answer.take(event)
             if answer.is_complete:
                 break
         return JSONResponse(answer.whole())

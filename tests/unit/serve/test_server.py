@@ -1,5 +1,6 @@
 """The server as its clients see it: OpenAI's own client, plain HTTP, and raw sockets that misbehave."""
 
+import asyncio
 import json
 import os
 import socket
@@ -17,10 +18,10 @@ from ouroboros.config import AttentionSpec, FeedForwardSpec, ModelSpec, Recipe
 from ouroboros.data.tokenize import byte_tokenizer
 from ouroboros.errors import OuroborosError
 from ouroboros.model.modeling import OuroborosForCausalLM
-from ouroboros.serve.engine import Engine
+from ouroboros.serve.engine import Engine, Event
 from ouroboros.serve.facts import loop_costs, segments
 from ouroboros.serve.sampling import Sampling
-from ouroboros.serve.server import Limits, Service, listen, server_of
+from ouroboros.serve.server import PACE, Limits, Service, _Inbox, listen, server_of
 from ouroboros.serve.stream import Continuation
 
 BODY, PATIENCE = 20_000, 1.0
@@ -289,3 +290,47 @@ def test_addresses_that_cannot_be_used(url):
         listen("127.0.0.1", int(url.rpartition(":")[2]))
     with pytest.raises(OuroborosError, match=r"--port must be in 0\.\.65535, got 70000"):
         listen("127.0.0.1", 70000)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_events_come_together_and_the_first_and_the_last_at_once(streams):
+    """Whoever reads a stream is woken for the first event, then in turns of PACE, and at once for the end."""
+
+    async def read():
+        inbox, found, start = _Inbox(streams=streams, count=2), [], time.monotonic()
+
+        def write():
+            for number in range(50):
+                inbox.put(Event(0, text=str(number)))
+                time.sleep(PACE / 10)
+            inbox.put(Event(0, finish="stop"))
+            inbox.put(Event(1, finish="length"))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        async for events in inbox.take():
+            found.append((time.monotonic() - start, events))
+            if events and events[-1].finish == "length":
+                break
+        end = time.monotonic() - start
+        writer.join()
+        return found, end
+
+    found, end = asyncio.run(read())
+    events = [event for _, some in found for event in some]
+    assert [event.text for event in events[:50]] == [str(number) for number in range(50)] and len(events) == 52
+    if streams:
+        assert 3 <= len(found) <= end / PACE + 2 and found[0][1][0].text == "0" and len(found[0][1]) < 50
+    else:
+        assert len(found) == 1
+    assert end < found[-1][0] + PACE
+
+
+def test_an_error_ends_what_waits():
+    async def read():
+        inbox = _Inbox(streams=False, count=3)
+        inbox.put(Event(0, error=OuroborosError("no")))
+        async for events in inbox.take():
+            return [str(event.error) for event in events]
+
+    assert asyncio.run(asyncio.wait_for(read(), 20)) == ["no"]
