@@ -1,7 +1,8 @@
 """What enters at the boundaries of a loop: shipped loop parts.
 
 One loop is ``z = blocks(enter(x)); x = leave(x, z)``. Parts enter and leave in the order of the list; on the command
-line that is the order of this file: what adds to the state comes before what damps the step.
+line that is the order of this file, behind halting, which has a file of its own: what adds to the state comes before
+what damps the step.
 """
 
 from __future__ import annotations
