@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-from ouroboros.errors import check
+from ouroboros.errors import OuroborosError, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,27 @@ class System:
 
 @functools.cache
 def systems() -> dict[str, System]:
-    """Every system by name, in alphabetical order."""
+    """Every system by name, in alphabetical order.
+
+    Raises:
+        OuroborosError: an installed package names a module that cannot be imported or has no ``SYSTEM``.
+    """
     from ouroboros import systems as folder
 
-    modules = [f"{folder.__name__}.{module.name}" for module in pkgutil.iter_modules(folder.__path__)]
-    modules += [entry.value for entry in entry_points(group=folder.__name__)]
-    return {system.name: system for system in (importlib.import_module(name).SYSTEM for name in sorted(modules))}
+    own = [f"{folder.__name__}.{module.name}" for module in pkgutil.iter_modules(folder.__path__)]
+    installed = [entry.value for entry in entry_points(group=folder.__name__)]
+    return {system.name: system for system in map(_system, sorted([*own, *installed]))}
+
+
+def _system(module: str) -> System:
+    where = f"the entry point {module!r} of the group 'ouroboros.systems'"
+    try:
+        system = getattr(importlib.import_module(module), "SYSTEM", None)
+    except ImportError as error:
+        raise OuroborosError(f"{where} cannot be imported: {error}; reinstall or remove the package") from error
+    check(isinstance(system, System), f"{where} has no SYSTEM = ouroboros.registry.System(...)")
+    assert system is not None
+    return system
 
 
 def found(place: str) -> dict[str, str]:

@@ -38,3 +38,11 @@ def test_a_name_belongs_to_one_system(installed):
     installed(one={"readers": {"x": "json:loads"}}, two={"readers": {"x": "json:dumps"}})
     with pytest.raises(OuroborosError, match="system two: readers already has 'x'"):
         found("readers")
+
+
+@pytest.mark.parametrize(("module", "words"), [("json", "has no SYSTEM"), ("no_such_module", "cannot be imported")])
+def test_a_package_that_brings_no_system_is_named(installed, monkeypatch, module, words):
+    installed()
+    monkeypatch.setattr(registry, "entry_points", lambda group: [SimpleNamespace(value=module)])
+    with pytest.raises(OuroborosError, match=f"the entry point '{module}' of the group 'ouroboros.systems' {words}"):
+        registry.systems()
