@@ -26,6 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+ENVIRONMENT = pytest.StashKey[dict[str, str]]()
+"""Before any test file was imported."""
+
 # The first call of a torch operator can take seconds, so a deadline would measure imports.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
@@ -60,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
         os.environ["OUROBOROS_TESTS_PYTHON"], held = install(cache)
         config.add_cleanup(lambda: os.close(held))
+    config.stash[ENVIRONMENT] = dict(os.environ)
 
 
 def _is_local(address: Any) -> bool:
@@ -106,15 +110,24 @@ def no_network() -> Iterator[None]:
         yield
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Give back the environment: see :func:`same_environment`. Importing all files has written into it, too."""
+    _give_back(session.config.stash[ENVIRONMENT])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def same_environment() -> Iterator[None]:
     """Give back the environment at the end of every file: libraries write into it, as torch does when it compiles, and
-    a program of a later file would start with that."""
+    a program of a later file would start with that, and not as a fork of the server, which has another one."""
     before = dict(os.environ)
     yield
-    for name in os.environ.keys() - before.keys():
+    _give_back(before)
+
+
+def _give_back(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
-    os.environ.update(before)
+    os.environ.update({name: value for name, value in before.items() if name != "PYTEST_CURRENT_TEST"})
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,11 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 ANY = re.compile(
     "PYTEST_|OUROBOROS_TESTS_PYTHON=|PYTHONPATH=|PYTHONUNBUFFERED=|PYTHONFAULTHANDLER=|GOMP_SPINCOUNT=|KMP_BLOCKTIME="
     "|PWD=|OLDPWD=|SHLVL=|_=|COLUMNS=|LINES=|RANK=|WORLD_SIZE=|LOCAL_|GROUP_|ROLE_|MASTER_|TORCHELASTIC_|TORCH_NCCL_"
+    "|TORCHINDUCTOR_CACHE_DIR=|_TORCHINDUCTOR_"
 )
 """Variables that may differ from those of the server: the fork reads Python's, the server sets those of threads as the
-command does, and those by which ``torchrun`` tells its workers of each other are read when they join."""
+command does, those by which ``torchrun`` tells its workers of each other are read when they join, and torch reads where
+compiled code is kept when it compiles."""
 MODULES = ("ouroboros.", "torch.distributed.run")
 PATIENCE = 100.0
 REFUSED = b"\xff"
