@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -135,7 +136,7 @@ def test_stopped_while_the_file_is_scored(trained, spawn, tmp_path, monkeypatch,
     monkeypatch.setenv("TMPDIR", str(scratch))
     with spawn("pack", trained, *given, start_new_session=True) as process:
         waiting = time.monotonic() + 60
-        while not any(scratch.glob("ouroboros-*/*.txt")) and time.monotonic() < waiting:
+        while not glob.glob(f"{scratch}/ouroboros-*/*.txt") and time.monotonic() < waiting:
             time.sleep(0.02)
         time.sleep(0.5)  # the text is written just before the other process is started
         assert any(tmp_path.glob(".m.pack.tmp-*"))
