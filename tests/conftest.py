@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Where torch keeps compiled code: left open, torch writes its choice into the environment when it is imported.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor-{os.getuid()}"))
 
 ENVIRONMENT = pytest.StashKey[dict[str, str]]()
 """Before any test file was imported."""
