@@ -51,8 +51,8 @@ def _system(module: str) -> System:
         system = getattr(importlib.import_module(module), "SYSTEM", None)
     except ImportError as error:
         raise OuroborosError(f"{where} cannot be imported: {error}; reinstall or remove the package") from error
-    check(isinstance(system, System), f"{where} has no SYSTEM = ouroboros.registry.System(...)")
-    assert system is not None
+    if not isinstance(system, System):
+        raise OuroborosError(f"{where} has no SYSTEM = ouroboros.registry.System(...)")
     return system
 
 
