@@ -148,14 +148,13 @@ def spread(bits_SU: np.ndarray, bytes_U: np.ndarray) -> Spread:
     """How far the mean difference lies from that of all seeds and all text like this.
 
     The variance over seeds, measured on one text, and that over units of the seeds' mean are added, as in a random
-    effects model with seeds and units crossed; degrees of freedom by Satterthwaite (1946), rounded down.
+    effects model with seeds and units crossed. The degrees of freedom are those of the seeds, S - 1, which are the
+    fewest that any share of the two variances can have, so no interval is too narrow. Satterthwaite's (1946), from the
+    measured shares, are more wherever a few seeds agree by chance, and then many arms have false finds among them.
     """
     over_seeds = mean_interval(bits_SU.sum(1) / bytes_U.sum()).stderr or 0.0
     over_units = ratio_interval(bits_SU.mean(0), bytes_U).stderr or 0.0
-    total = over_seeds**2 + over_units**2
-    parts = [(over_seeds**2, bits_SU.shape[0] - 1), (over_units**2, bits_SU.shape[1] - 1)]
-    below = sum((part / total) ** 2 / df for part, df in parts if part and total)
-    return Spread(math.sqrt(total), max(1, math.floor(1 / below + 1e-9)) if below else bits_SU.shape[0] - 1)
+    return Spread(math.hypot(over_seeds, over_units), bits_SU.shape[0] - 1)
 
 
 def _p_value(mean: float, error: Spread) -> float:

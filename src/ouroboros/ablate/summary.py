@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +18,14 @@ LEVEL = 0.05
 
 def summary(study: Study, results: Sequence[Result], dead: Mapping[str, str]) -> dict[str, Any]:
     """What ``ouroboros ablate --json`` prints."""
-    stages = [_stage(study, stage, [r for r in results if r.stage == stage.name]) for stage in study.stages]
+    stages: list[dict[str, Any]] = []
+    for stage in study.stages:
+        if stages:
+            names = [study.control.name, *stages[-1]["promoted"]]
+        else:
+            names = [arm.name for arm in study.every_arm if arm.name not in dead]
+        runs = [r for r in results if r.stage == stage.name and r.arm in names]
+        stages.append(_stage(study, stage, names, runs))
     taus = []
     for before, after in itertools.pairwise(stages):
         differences = [
@@ -37,24 +44,29 @@ def summary(study: Study, results: Sequence[Result], dead: Mapping[str, str]) ->
     }
 
 
-def _stage(study: Study, stage: Stage, results: Sequence[Result]) -> dict[str, Any]:
-    """One stage: its rule, its noise, and its arms from the best to the worst, the control among them."""
+def _stage(study: Study, stage: Stage, names: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
+    """One stage: its rule, its noise, and the arms that came so far, from the best to the worst, the control among
+    them. Arms that lack seeds come last, because the mean over those that are left says something else."""
     compared = pairs(study, stage, results)
     packed = pairs(study, stage, results, packed=True) if study.packing is not None else {}
-    corrected = _corrected(compared)
-    lines = []
-    for name in dict.fromkeys(result.arm for result in results):
+    again = {arm.name for arm in study.every_arm if arm.repeat}
+    corrected, corrected_packed = _corrected(compared, again), _corrected(packed, again)
+    seeds = study.seeds_of(stage)
+    lines, missing = [], {}
+    for name in names:
         runs = [result for result in results if result.arm == name]
-        line = _line(runs) | {"diverged": len(study.seeds_of(stage)) - len(runs)}
-        line |= _difference(compared.get(name), corrected.get(name))
+        if lacking := [seed for seed in seeds if seed not in {result.seed for result in runs}]:
+            missing[name] = lacking
+        if not runs:
+            continue
+        line = _line(runs) | _difference(compared.get(name), corrected.get(name))
         if study.packing is not None:
             scores = [r.packed.score.bits_per_byte for r in runs if r.packed is not None]
             sizes = [r.packed.bytes for r in runs if r.packed is not None]
             line["packed"] = {"bytes": round(fmean(sizes)), "bits_per_byte": fmean(scores)}
-            line["packed"] |= _difference(packed.get(name), _corrected(packed).get(name))
+            line["packed"] |= _difference(packed.get(name), corrected_packed.get(name))
         lines.append(line)
     control = [r.bits_per_byte for r in results if r.arm == study.control.name]
-    seeds = study.seeds_of(stage)
     return {
         "name": stage.name,
         "budget": stage.budget,
@@ -63,14 +75,16 @@ def _stage(study: Study, stage: Stage, results: Sequence[Result]) -> dict[str, A
         "gate": None if stage.gate is None else stage.gate.describe(),
         "promoted": promoted(study, stage, results),
         "noise_floor": noise_floor(control, len(seeds)).to_dict() if len(seeds) > 1 else None,
-        "arms": sorted(lines, key=lambda line: line["bits_per_byte"]),
+        "missing": missing,
+        "arms": sorted(lines, key=lambda line: (line["name"] in missing, line["bits_per_byte"])),
     }
 
 
-def _corrected(compared: Mapping[str, Paired]) -> dict[str, float]:
-    """P-values, corrected for the number of arms."""
+def _corrected(compared: Mapping[str, Paired], again: Collection[str]) -> dict[str, float]:
+    """P-values, corrected for the number of arms. Repeats of the control ask nothing, and keep theirs."""
     known = {name: pair.p_value for name, pair in compared.items() if pair.p_value is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
+    asked = {name: value for name, value in known.items() if name not in again}
+    return known | dict(zip(asked, holm(list(asked.values())), strict=True))
 
 
 def _line(runs: Sequence[Result]) -> dict[str, Any]:
@@ -112,6 +126,7 @@ def _answer(study: Study, last: Mapping[str, Any]) -> str:
             by.setdefault(line["verdict"], []).append(f"{line['name']} ({line['difference']:+.4f})")
     words = {"win": "better", "loss": "worse", "cannot tell": "not told apart from it"}
     parts = [f"{words[verdict]}: {', '.join(by[verdict])}" for verdict in words if verdict in by]
+    parts += [f"without a result of every seed: {', '.join(last['missing'])}"] if last["missing"] else []
     return f"Against {study.control.name}, in bits per byte: {'; '.join(parts) or 'no arm came so far'}."
 
 
@@ -127,6 +142,8 @@ def table(found: Mapping[str, Any]) -> list[str]:
             lines.append(_row(line, line["name"], line["parameters"], width))
             if "packed" in line:
                 lines.append(_row(line["packed"], "  packed", line["packed"]["bytes"], width))
+        for name, seeds in stage["missing"].items():
+            lines.append(f"{name}: no result with seed {', '.join(map(str, seeds))}, so it is not compared")
         if stage["gate"] is not None:
             lines.append(f"{stage['gate']}: {', '.join(stage['promoted']) or 'none'}")
     lines += ["", *(f"left out: {name}: {why}" for name, why in found["dead"].items()), found["answer"]]

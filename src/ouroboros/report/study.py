@@ -96,8 +96,6 @@ def report_from_study(directory: Path | str) -> Report:
     kept = _read(Path(directory))
     control, stages = kept.study.control, kept.study.stages
     found = summary(kept.study, kept.results, kept.dead)
-    for each in found["stages"]:  # what lacks runs comes last, however good those are that it has
-        each["arms"].sort(key=lambda line: line["difference"] is None and line["name"] != control.name)
     last, ranked = stages[-1].name, [line["name"] for line in found["stages"][-1]["arms"]]
     metrics = {name: kept.metrics(last, name) for name in ranked}
     shown = [control.name, *(name for name in ranked if name != control.name)][:NUM_ARMS]

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from ouroboros.ablate.statistics import bootstrap, holm, kendall_tau, noise_floor, paired, spread
+from ouroboros.ablate.statistics import Spread, bootstrap, holm, kendall_tau, noise_floor, paired, spread
 from ouroboros.errors import OuroborosError
-from ouroboros.eval.stats import student_quantile
+from ouroboros.eval.stats import student_inside, student_quantile
 
 UNITS = 12
 BYTES = np.full(UNITS, 4096.0)
@@ -24,6 +24,11 @@ def simulated(draw: np.random.Generator, seeds: int, gain: float = 0.0, noise: t
     return (sum(draw.normal(0, size, shape) for size, shape in zip(noise, shapes)) - gain) * BYTES
 
 
+def inside(distance: float, error: Spread) -> float:
+    """The probability that a difference is within this distance of zero where there is none."""
+    return student_inside(distance / error.stderr, error.df)
+
+
 def outcomes(seeds: int, gain: float, trials: int, noise: tuple = MIXED) -> tuple[float, float]:
     """The shares of wins and of losses by the Student interval."""
     draw, wins, losses = np.random.default_rng(seeds), 0, 0
@@ -35,17 +40,18 @@ def outcomes(seeds: int, gain: float, trials: int, noise: tuple = MIXED) -> tupl
     return wins / trials, losses / trials
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("noise", [MIXED, (0.004, 0, 0), (0, 0.01, 0.01)])
 def test_without_an_effect_fewer_than_one_comparison_in_twenty_is_a_win(seeds, noise):
     wins, losses = outcomes(seeds, 0.0, 500, noise)
-    assert 0 < wins <= 0.05 and 0 < losses <= 0.05
+    assert wins <= 0.05 and losses <= 0.05
+    assert wins + losses > 0 or noise[1]  # where seeds alone vary the interval has no slack
 
 
 def test_an_effect_is_seen_and_more_seeds_see_it_more_often():
     """A gain of 0.012 bits per byte, three times what seeds differ by."""
     three, five = outcomes(3, 0.012, 200)[0], outcomes(5, 0.012, 200)[0]
-    assert 0.5 < three < five and five > 0.9
+    assert 0.4 < three < five and five > 0.9
     assert outcomes(5, -0.012, 200)[0] == 0
 
 
@@ -67,11 +73,11 @@ def test_a_pair_by_hand():
     arm, control = [[10, 10], [20, 30]], [[10, 0], [10, 10]]
     found = paired(arm, control, [10, 10])
     assert found.by_seed == (0.5, 1.5) and found.difference == 1.0 and (found.seeds, found.units) == (2, 2)
-    # Both standard errors are 1/2, each with one degree of freedom: together 1/sqrt(2), with two.
-    reach = 4.302653 * math.sqrt(0.5)
+    # Both standard errors are 1/2: together 1/sqrt(2), with the one degree of freedom that two seeds have.
+    reach = 12.706205 * math.sqrt(0.5)
     assert (found.low, found.high) == pytest.approx((1 - reach, 1 + reach), abs=1e-5)
-    t = math.sqrt(2)  # the distribution with two degrees of freedom has a closed form
-    assert found.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t)) and found.verdict == "cannot tell"
+    t = math.sqrt(2)  # the distribution with one degree of freedom is Cauchy's
+    assert found.p_value == pytest.approx(1 - 2 / math.pi * math.atan(t)) and found.verdict == "cannot tell"
 
 
 def test_verdicts():
@@ -111,10 +117,17 @@ def test_holm_by_hand():
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_many_arms_without_an_effect_seldom_have_a_find_among_them():
-    draw = np.random.default_rng(3)
-    found = sum(min(holm(list(draw.uniform(size=20)))) < 0.05 for _ in range(2000))
-    assert 0 < found / 2000 <= 0.06
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("noise", [MIXED, (0.008, 0.006, 0.006), (0.006, 0, 0)])
+def test_studies_of_many_arms_without_an_effect_seldom_have_a_find_among_them(seeds, noise):
+    """Arms as a study has them: each has noise of its own, and all have the same control."""
+    draw, arms, studies, found = np.random.default_rng(3), 19, 100, 0
+    for _ in range(studies):
+        runs = [simulated(draw, seeds, noise=noise) / math.sqrt(2) for _ in range(arms + 1)]
+        pairs = [run - runs[0] for run in runs[1:]]
+        p_values = [1 - inside(abs(pair.sum()) / BYTES.sum() / seeds, spread(pair, BYTES)) for pair in pairs]
+        found += min(holm(p_values)) < 0.05
+    assert found / studies <= 0.06
 
 
 def test_the_noise_floor_by_hand():

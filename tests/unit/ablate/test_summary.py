@@ -59,4 +59,40 @@ def test_an_arm_that_diverged_is_counted_and_two_stages_are_ranked(study):
     assert found["rank_stability"] == [1.0] and found["stages"][0]["promoted"] == ["good", "same"]
     found = summary(study, [r for r in results[:9] if (r.arm, r.seed) != ("same", 3)], {})
     (line,) = (line for line in found["stages"][0]["arms"] if line["name"] == "same")
-    assert line["diverged"] == 1 and line["difference"] is None
+    assert found["stages"][0]["missing"] == {"same": [3]} and line["difference"] is None
+
+
+def test_arms_that_are_no_longer_promoted_do_not_count(study):
+    """Seeds that were added to the first stage may let another arm through than the one that was trained for long."""
+    stages = (Stage(name="only", steps=1, gate=Gate(best=1)), Stage(name="long", steps=2))
+    rows = [
+        result(arm, seed, bits, stage)
+        for stage in ("only", "long")
+        for arm, row in BITS.items()
+        for seed, bits in enumerate(row, 1)
+    ]
+    found = summary(dataclasses.replace(study, stages=stages), rows, {})
+    assert [line["name"] for line in found["stages"][1]["arms"]] == ["good", "control"]
+    assert found["stages"][1]["arms"][0]["p_value"] < found["stages"][0]["arms"][0]["p_value"]
+
+
+def test_an_arm_that_diverged_is_named_and_ranked_last(study):
+    rows = [result(arm, seed, bits) for arm, row in BITS.items() for seed, bits in enumerate(row, 1)]
+    some = summary(study, [r for r in rows if (r.arm, r.seed) != ("good", 3)], {})
+    assert [line["name"] for line in some["stages"][0]["arms"]] == ["control", "same", "good"]
+    assert some["stages"][0]["missing"] == {"good": [3]}
+    none = summary(study, [r for r in rows if r.arm != "good"], {})
+    assert none["stages"][0]["missing"] == {"good": [1, 2, 3]}
+    assert none["answer"].endswith("without a result of every seed: good.")
+    assert "good: no result with seed 1, 2, 3, so it is not compared" in table(none)
+    assert summary(study, [r for r in rows if r.arm != "good"], {"good": "dead"})["stages"][0]["missing"] == {}
+
+
+def test_repeats_of_the_control_are_no_question(study):
+    again = dataclasses.replace(study, repeats=3)
+    bits = BITS | {f"control-again-{number}": BITS["control"] for number in (1, 2, 3)}
+    rows = [result(arm, seed, value) for arm, row in bits.items() for seed, value in enumerate(row, 1)]
+    lines = {line["name"]: line for line in summary(again, rows, {})["stages"][0]["arms"]}
+    alone = summary(study, [r for r in rows if r.arm in BITS], {})["stages"][0]["arms"]
+    assert lines["good"]["p_value"] == next(line["p_value"] for line in alone if line["name"] == "good")
+    assert lines["control-again-1"]["p_value"] == 1.0 and lines["control-again-1"]["verdict"] == "cannot tell"
