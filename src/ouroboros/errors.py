@@ -10,6 +10,11 @@ class OuroborosError(ValueError):
     """Bad input: the message names the field, file or line and the fix."""
 
 
+class Diverged(OuroborosError):
+    """Losses, states or scores left all bounds. That is what a model or its recipe does, so the same attempt once more
+    would end alike."""
+
+
 class UsageError(OuroborosError):
     """The command line itself is wrong."""
 

@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ouroboros.ablate.changes import fingerprint
+from ouroboros.ablate.changes import differences, fingerprint
 from ouroboros.ablate.record import RESULT, Measured, Packed, Result, code_version, environment, read_result
 from ouroboros.ablate.study import Packing
 from ouroboros.accounting import cost
 from ouroboros.config import Recipe, to_json
-from ouroboros.errors import OuroborosError, check
-from ouroboros.files import whole_directory, write_whole
+from ouroboros.errors import Diverged, OuroborosError, check
+from ouroboros.files import read_text, whole_directory, write_whole
 from ouroboros.train.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from ouroboros.api import OpenedModel
     from ouroboros.data.prepared import PreparedData
 
-PACKED = "packed.ouro"
-"""The packed model, in the run directory."""
+PACKED, DIVERGED = "packed.ouro", "diverged.txt"
+"""In the run directory: the packed model, and why there is no result where losses or scores left all bounds."""
 NEAR = 0.991
 """The share of a budget of bytes that a packed file has at least, so that files of one budget are equal within 1 %."""
 
@@ -88,10 +88,6 @@ class Cell:
         return dataclasses.replace(self.recipe, train=train, optim=optim)
 
 
-class Diverged(OuroborosError):
-    """Losses or gradients stayed non-finite. That is what the recipe does, so the cell is not tried again."""
-
-
 class Stopped(OuroborosError):
     """A signal stopped training; ``reason`` is its name."""
 
@@ -105,15 +101,16 @@ def run_cell(cell: Cell) -> Result:
 
     Raises:
         Stopped: a signal asked training to stop; a checkpoint is saved.
-        Diverged: training diverged, now or before.
-        OuroborosError: training or scoring failed, or the disk is full; names the cell.
+        Diverged: training diverged or its guard stopped it, or the score is not finite, now or before.
+        OuroborosError: training or scoring failed, the disk is full, or the directory has a run of another recipe;
+            names the cell.
     """
     try:
-        present = read_result(cell.path)
+        present = result_of(cell)
         if present is not None:
             return present
         if has_diverged(cell.path):
-            raise Diverged(f"training diverged; its last batch is in {cell.path}")
+            raise Diverged(read_text(cell.path / DIVERGED).strip())
         _train(cell)
         result = _measure(cell)
         write_whole(cell.path / RESULT, to_json(result).encode())
@@ -125,22 +122,49 @@ def run_cell(cell: Cell) -> Result:
     except OSError as error:
         raise OuroborosError(f"{cell.name}: {error.filename or cell.path}: {error.strerror or error}") from error
     except OuroborosError as error:
+        if isinstance(error, Diverged):
+            write_whole(cell.path / DIVERGED, f"{error}\n".encode())
         kind = Diverged if has_diverged(cell.path) else OuroborosError
         raise kind(f"{cell.name}: {error}") from error
 
 
+def result_of(cell: Cell) -> Result | None:
+    """The result of a cell, None where it is not complete.
+
+    Raises:
+        OuroborosError: the file is damaged, or is the result of another recipe.
+    """
+    result = read_result(cell.path)
+    check(
+        result is None or result.recipe == fingerprint(cell.recipe),
+        f"{cell.path}: holds the result of another recipe than arm {cell.arm!r} has now; remove it, or choose another"
+        " --out",
+    )
+    return result
+
+
 def has_diverged(path: Path) -> bool:
-    """Whether training ended in a run directory because losses or gradients stayed non-finite."""
-    return any(path.glob("bad-batch*.npy")) and not RunDirectory(path).weights_file.is_file()
+    """Whether the cell in a run directory ended because losses or scores left all bounds."""
+    return (path / DIVERGED).is_file()
 
 
 def _train(cell: Cell) -> None:
     """Train, or go on training, until the model is there."""
+    from ouroboros.train.run import resolve
+
     run = RunDirectory(cell.path)
-    if run.weights_file.is_file():
-        return
     if not run.is_run:
         _place(Path(cell.root) / cell.data, run.data)
+    else:
+        begun = run.read_recipe()
+        changes = differences(begun, dataclasses.replace(resolve(cell.pinned, run.open_data()), data=begun.data))
+        check(
+            not changes,
+            f"{cell.path}: holds a run of another recipe, which differs in {', '.join(changes)}; remove it, or choose"
+            " another --out",
+        )
+    if run.weights_file.is_file():
+        return
     if cell.processes > 1:
         _train_together(cell)
     else:
@@ -152,11 +176,16 @@ def train(cell: Cell) -> None:
 
     Raises:
         Stopped: a signal asked training to stop; a checkpoint is saved.
+        Diverged: losses stayed non-finite, or the guard stopped the run; that is noted.
         OuroborosError: training failed.
     """
     from ouroboros.train.run import resume, start
 
-    result = resume(cell.path) if RunDirectory(cell.path).is_run else start(cell.pinned, cell.path)
+    try:
+        result = resume(cell.path) if RunDirectory(cell.path).is_run else start(cell.pinned, cell.path)
+    except Diverged as error:  # each of several processes says so, and none but this one has the reason
+        write_whole(cell.path / DIVERGED, f"{error}\n".encode())
+        raise
     if not result.finished or result.asked:
         signal = result.asked or result.reason
         raise Stopped(f"{cell.name}: stopped by {signal}", signal)

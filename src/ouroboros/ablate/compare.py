@@ -108,7 +108,7 @@ class Judged:
 
     match: Match
     verdict: Outcome
-    """Of the recipe against the better twin, as are the next four."""
+    """Of the recipe against the better twin, as are the next four; none where what should be equal is not."""
     sentence: str
     difference: float
     low: float | None
@@ -133,7 +133,7 @@ def compare(
 
     Each is :class:`Judged` as JSON values, and has the same of packed files as ``packed``. Where packed bytes are
     equal these are the answer, and what was before packing is ``unpacked``. ``left_out`` names twins that had something
-    dead in them, with the reason.
+    dead in them or diverged, with the reason.
 
     Args:
         asked: what to compare.
@@ -143,7 +143,7 @@ def compare(
 
     Raises:
         Stopped: a signal asked to stop; what was done is kept.
-        OuroborosError: no twin, a text that cannot be used, other results in ``out``, a file that does not fit.
+        OuroborosError: no twin, a text that cannot be used, other results in ``out``.
     """
     with study_directory(out):
         data = prepared_text(out, asked.recipe.data)[1]
@@ -170,6 +170,10 @@ def compare(
         with study_directory(out):
             results = _equally_large(results, study.packing, out, tell)
     runs = {each.name: [r for r in results if r.arm == each.name] for each in study.every_arm}
+    for each in study.arms:
+        lost = sorted({r.seed for r in runs[recipe.name]} - {r.seed for r in runs[each.name]})
+        if lost and each.name not in left_out:
+            left_out[each.name] = f"it diverged with seed {', '.join(map(str, lost))}"
     answers = []
     for match, twins in arms.items():
         names = [found[fingerprint(twin.recipe)].name for twin in twins]
@@ -200,7 +204,7 @@ def _equally_large(
     """
     sizes = [result.packed.bytes for result in results if result.packed is not None and result.packed.feasible]
     if len(sizes) < len(results):
-        return results  # a budget that is too small, which the verdict refuses by name
+        return results  # a budget that is too small, which the verdict names
     most, equal = int(min(sizes) / NEAR), []
     for result, size in zip(results, sizes, strict=True):
         if size > most:
@@ -278,25 +282,21 @@ def judge(
         packed: compare the packed files.
 
     Raises:
-        OuroborosError: a seed is missing on one side, or a packed file is larger than its budget.
+        OuroborosError: a seed is missing on one side, or a run was not packed.
     """
-    for result in (*recipe, *(r for runs in twins.values() for r in runs)) if packed else ():
-        check(
-            result.packed is not None and result.packed.feasible,
-            f"{result.cell}: its smallest packed file has"
-            f" {result.packed.bytes if result.packed is not None else 0:,} bytes, which is above the budget; give a"
-            " larger --budget",
-        )
-    lines, own = [], _side(recipe[0].arm, recipe, packed)
+    lines, own, reasons = [], _side(recipe[0].arm, recipe, packed), []
     for name, runs in twins.items():
         pair = paired_runs(recipe, runs, packed=packed)
         deviation = fmean(_quantity(match, r) for r in runs) / fmean(_quantity(match, r) for r in recipe) - 1
         side = dataclasses.asdict(_side(name, runs, packed))
-        names = ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "by_seed", "verdict")
-        lines.append(Twin(**side, **{n: getattr(pair, n) for n in names}, deviation=deviation))
+        names = ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "by_seed")
+        reasons.append(_unequal(match, recipe, runs, deviation, packed))
+        verdict: Outcome = "cannot tell" if reasons[-1] else pair.verdict
+        facts = {n: getattr(pair, n) for n in names}
+        lines.append(Twin(**side, **facts, verdict=verdict, deviation=deviation))
     best = min(lines, key=lambda line: line.bits_per_byte)
     said = sentence(own.name, best, f"equal {EQUAL[match]}{', packed' if packed else ''}", len(twins))
-    unequal = _unequal(match, own.name, best, recipe, twins, packed)
+    unequal = next(filter(None, reasons), "")
     return Judged(
         match=match,
         verdict="cannot tell" if unequal else best.verdict,
@@ -313,24 +313,31 @@ def judge(
     )
 
 
-def _unequal(
-    match: Match, name: str, best: Twin, recipe: Sequence[Result], twins: Mapping[str, Sequence[Result]], packed: bool
-) -> str:
+def _unequal(match: Match, recipe: Sequence[Result], twin: Sequence[Result], deviation: float, packed: bool) -> str:
     """Why what should be equal is not, or nothing: no verdict may rest on that."""
-    if match == "time" and abs(best.deviation) > UNEQUAL:
+    name, rival = recipe[0].arm, twin[0].arm
+    files = [(r, r.packed) for r in (*recipe, *twin) if packed and r.packed is not None]
+    if large := [(result, file) for result, file in files if not file.feasible]:
+        result, file = large[0]
         return (
-            f"{best.name} turned out to train {100 * best.deviation:+.0f} % longer than {name}, because the machine"
-            " changed its speed; repeat this on an idle one, in another --out"
+            f"with seed {result.seed} the smallest packed file of {result.arm} has {file.bytes:,} bytes, which is above"
+            " the budget; give a larger --budget, in another --out"
         )
-    own = {result.seed: _quantity(match, result) for result in recipe}
-    pairs = [(result, _quantity(match, result) / own[result.seed] - 1) for runs in twins.values() for result in runs]
-    worst, share = max(pairs, key=lambda pair: abs(pair[1]))
-    if match == "bytes" and packed and abs(share) > SAME_BYTES:
+    if match == "time" and abs(deviation) > UNEQUAL:
         return (
-            f"with seed {worst.seed} the packed file of {worst.arm} is {100 * abs(share):.1f} %"
-            f" {'larger' if share > 0 else 'smaller'} than that of {name}, and no choice of bits brought them within"
-            " 1 %; give another --budget, in another --out"
+            f"{rival} turned out to train {100 * deviation:+.0f} % longer than {name}, because the machine changed its"
+            " speed; repeat this on an idle one, in another --out"
         )
+    if match == "bytes" and packed:
+        own = {result.seed: _quantity(match, result) for result in recipe}
+        shares = [(_quantity(match, result) / own[result.seed] - 1, result.seed) for result in twin]
+        share, seed = max(shares, key=lambda one: abs(one[0]))
+        if abs(share) > SAME_BYTES:
+            return (
+                f"with seed {seed} the packed file of {rival} is {100 * abs(share):.1f} %"
+                f" {'larger' if share > 0 else 'smaller'} than that of {name}, and no choice of bits brought them"
+                " within 1 %; give another --budget, in another --out"
+            )
     return ""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ouroboros.ablate.alive import dead_arms
-from ouroboros.ablate.cells import Cell, Stopped, held_out, train_hash
+from ouroboros.ablate.cells import Cell, Stopped, held_out, result_of, train_hash
 from ouroboros.ablate.changes import differences
 from ouroboros.ablate.cluster import run_on_cluster
 from ouroboros.ablate.pool import run_all
@@ -28,7 +28,6 @@ from ouroboros.ablate.record import (
     check_comparable,
     code_version,
     environment,
-    read_result,
 )
 from ouroboros.ablate.statistics import Paired, paired_runs
 from ouroboros.ablate.study import Arm, Stage, Study
@@ -151,7 +150,7 @@ def _run_stage(stage: Stage, cells: Sequence[Cell], run: Callable[..., None], te
 
     waiting = []
     for cell in cells:
-        result = read_result(cell.path)
+        result = result_of(cell)
         if result is None:
             waiting.append(cell)
         else:
@@ -191,7 +190,11 @@ def pairs(study: Study, stage: Stage, results: Sequence[Result], *, packed: bool
             runs.setdefault(result.arm, []).append(result)
     control, seeds = runs.pop(study.control.name, []), set(study.seeds_of(stage))
     missing = sorted(seeds - {result.seed for result in control})
-    check(not missing, f"stage {stage.name}: the control {study.control.name!r} has no result of seed {missing[:1]}")
+    check(
+        not missing,
+        f"stage {stage.name}: the control {study.control.name!r} has no result of seed {missing[:1]}: without it there"
+        " is nothing to compare with; a control that diverges needs another recipe",
+    )
     whole = {name: found for name, found in runs.items() if {result.seed for result in found} >= seeds}
     return {name: paired_runs(found, control, packed=packed) for name, found in whole.items()}
 
@@ -331,6 +334,8 @@ def _other_settings(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     before = {arm["name"]: arm for arm in (stored["control"], *stored["arms"])}
     for arm in (now["control"], *now["arms"]):
         if arm["name"] in before:
+            counts = before[arm["name"]]["processes"], arm["processes"]
+            found += [f"arm {arm['name']}: processes was {counts[0]} and is {counts[1]}"] if len({*counts}) > 1 else []
             recipes = [from_dict(Recipe, values["recipe"], where=MANIFEST) for values in (before[arm["name"]], arm)]
             changes = differences(*recipes)
             found += [f"arm {arm['name']}: {path} was {old} and is {new}" for path, (old, new) in changes.items()]

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ouroboros.data.characters import REPLACEMENT
 from ouroboros.data.tokenize import TextTokenizer
-from ouroboros.errors import OuroborosError, check
+from ouroboros.errors import Diverged, OuroborosError, check
 from ouroboros.eval.stats import Record, ratio_interval, unit_edges, unit_size
 from ouroboros.eval.windows import (
     Predict,
@@ -266,7 +266,7 @@ def _document_nats(model: Any, sequences: Sequence[Tensor], procedure: Procedure
     for index, values in enumerate(nats):
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise OuroborosError(
+            raise Diverged(
                 f"document {index}: the score of token {bad[0]} is {values[bad[0]]}; the model gives NaN or"
                 " probability 0"
             )

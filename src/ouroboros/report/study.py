@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ouroboros.ablate.alive import found_dead
-from ouroboros.ablate.cells import has_diverged
+from ouroboros.ablate.cells import DIVERGED, has_diverged
 from ouroboros.ablate.changes import differences
 from ouroboros.ablate.compare import ANSWER, EQUAL, Judged
 from ouroboros.ablate.record import Result, check_comparable, read_result
@@ -26,7 +26,7 @@ from ouroboros.ablate.study import Stage, Study
 from ouroboros.ablate.summary import summary
 from ouroboros.config import from_dict, to_json
 from ouroboros.errors import check
-from ouroboros.files import read_object
+from ouroboros.files import read_object, read_text
 from ouroboros.report.content import Absent, Arm, Ranking, Report, Row, Section, Table
 from ouroboros.report.curves import TELEMETRY, loop_series, points, smoothed
 from ouroboros.report.drawing import NUM_ARMS
@@ -73,7 +73,8 @@ class _Kept:
         seeds = sorted(set(self.study.seeds_of(asked)) - {result.seed for result in self.of(stage, arm)})
         places = {seed: self.path / stage / arm / f"seed-{seed}" for seed in seeds}
         if ends := [seed for seed, place in places.items() if has_diverged(place)]:
-            return Absent(arm, "diverged", f"Losses or gradients stayed non-finite with {_named(ends)}.")
+            why = read_text(places[ends[0]] / DIVERGED).strip()
+            return Absent(arm, "diverged", f"With {_named(ends)}: {why}.")
         return Absent(arm, "unfinished", f"There is no result of {_named(seeds)} yet.") if seeds else None
 
     def metrics(self, stage: str, arm: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 
 from ouroboros.config import to_dict
 from ouroboros.data.stream import StreamLoader
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import Diverged, OuroborosError
 from ouroboros.files import system_errors
 from ouroboros.model.pretrained import todays_names
 from ouroboros.train import checkpoint as checkpoints
@@ -149,7 +149,7 @@ def _step(trainer: Trainer, run: RunDirectory) -> StepResult:
         crew = trainer.workers
         kept = run.path / ("bad-batch.npy" if crew.is_main else f"bad-batch-{crew.rank}.npy")
         np.save(kept, error.batch, allow_pickle=False)
-        raise OuroborosError(f"{error}; the batch is in {kept}") from None
+        raise Diverged(f"{error}; the batch is in {kept}") from None
 
 
 def _guard(trainer: Trainer, run: RunDirectory, alarm: Alarm, metrics: MetricsLog, shown: Progress) -> None:
@@ -177,7 +177,7 @@ def _guard(trainer: Trainer, run: RunDirectory, alarm: Alarm, metrics: MetricsLo
     metrics.write({"kind": "rollback", "step": step, **done})
     if not goes_on:
         why = f"step {step:,}: {alarm.message}; the weights are those of step {state.good:,} again"
-        raise _saved(trainer, run, OuroborosError(why), f" --optim.lr {trainer.recipe.optim.lr / 2:g} --allow-changes")
+        raise _saved(trainer, run, Diverged(why), f" --optim.lr {trainer.recipe.optim.lr / 2:g} --allow-changes")
     shown.message(
         f"step {step:,}: rollback {state.rollbacks} of {spec.rollbacks} to the weights of step {state.good:,}; the"
         f" learning rate is multiplied by {state.lr_factor:g}, and the text between is not read again"
@@ -204,9 +204,10 @@ def _validate(validator: Validator, run: RunDirectory) -> bool:
 
 def _saved(trainer: Trainer, run: RunDirectory, error: OuroborosError, hint: str = "") -> OuroborosError:
     """Save what was trained before the ``error`` that ends the run, and say so with it."""
+    kind = Diverged if isinstance(error, Diverged) else OuroborosError
     save_checkpoint(trainer, run)
     done = f"step {trainer.counters.step:,} is saved"
-    return OuroborosError(f"{error}; {done}: `ouroboros resume {run.path}{hint}` goes on from there")
+    return kind(f"{error}; {done}: `ouroboros resume {run.path}{hint}` goes on from there")
 
 
 def _choose_weights(trainer: Trainer, run: RunDirectory, shown: Progress) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from ouroboros.ablate import compare
 from ouroboros.ablate.cells import PACKED
+from ouroboros.ablate.changes import changed
 from ouroboros.ablate.compare import SAME_BYTES, Comparison, judge
 from ouroboros.ablate.record import Measured, Packed, Result, read_result
 from ouroboros.ablate.runner import run_study
@@ -74,8 +75,9 @@ def test_packing_may_turn_the_verdict():
     assert (before.verdict, after.verdict) == ("win", "loss") and "packed" in after.sentence
     assert (before.recipe.bytes, after.recipe.bytes) == (4000, 750)
     tight = runs("loop", 2.0, packed=2.4, feasible=False)
-    with pytest.raises(OuroborosError, match="arm loop, seed 0: its smallest packed file has 750 bytes"):
-        judge("bytes", tight, twins, packed=True)
+    told = judge("bytes", tight, twins, packed=True)
+    assert told.verdict == "cannot tell" and told.twins[0].verdict == "cannot tell"
+    assert "with seed 0 the smallest packed file of loop has 750 bytes, which is above the budget" in told.sentence
 
 
 def test_files_that_are_not_equally_large_decide_nothing():
@@ -122,6 +124,7 @@ def test_times_that_turned_out_unequal_decide_nothing():
     close, far = (judge("time", own, {"plain": runs("plain", 2.3, seconds=seconds)}) for seconds in (2.1, 3.0))
     assert close.verdict == "win" and far.verdict == "cannot tell" and far.difference == close.difference
     assert "plain turned out to train +50 % longer" in far.sentence
+    assert (close.twins[0].verdict, far.twins[0].verdict) == ("win", "cannot tell")
 
 
 def test_a_seed_that_is_missing_on_one_side_is_named():
@@ -131,6 +134,21 @@ def test_a_seed_that_is_missing_on_one_side_is_named():
         paired_runs(runs("loop", 2.0), runs("plain", 2.0, seeds=[0, 1, 2, 5]))
     with pytest.raises(OuroborosError, match="seed 0: was not packed"):
         paired_runs(runs("loop", 2.0), runs("plain", 2.0), packed=True)
+
+
+def test_a_twin_that_diverges_is_left_out_and_the_other_is_judged(small, tmp_path, monkeypatch):
+    recipe = changed(small, {"train.steps": 2})
+
+    def study_runs(study, out, **kwargs):
+        return (*runs("loop", 2.0), *runs("plain", 2.2), *runs("deep", 2.1, seeds=[0, 2]))
+
+    monkeypatch.setattr(compare, "run_study", study_runs)
+    (answer,) = compare.compare(Comparison(recipe=recipe), tmp_path / "out")
+    assert answer["verdict"] == "win" and [twin["name"] for twin in answer["twins"]] == ["plain"]
+    assert answer["left_out"] == {"deep": "it diverged with seed 1"}
+    monkeypatch.setattr(compare, "run_study", lambda study, out, **kwargs: runs("loop", 2.0))
+    with pytest.raises(OuroborosError, match="no twin is left at .*: plain: it diverged with seed 0, 1, 2; deep"):
+        compare.compare(Comparison(recipe=recipe), tmp_path / "out")
 
 
 def test_the_order_of_runs_does_not_matter():

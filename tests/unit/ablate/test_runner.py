@@ -10,7 +10,7 @@ from ouroboros.ablate.changes import changed
 from ouroboros.ablate.record import read_result
 from ouroboros.ablate.runner import pairs, promoted, run_study
 from ouroboros.ablate.study import Arm, Gate, Stage
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import Diverged, OuroborosError
 
 pytestmark = pytest.mark.usefixtures("alive")
 
@@ -92,7 +92,47 @@ def test_an_arm_that_diverges_is_left_out_and_not_tried_again(study_of, tmp_path
     results = run_study(study, tmp_path / "out", tell=lines.append)
     assert [r.arm for r in results] == ["control", "lr"]
     assert any("arm wild, seed 1" in line and "non-finite" in line for line in lines)
-    assert run_study(study, tmp_path / "out", tell=lines.append) == results and "diverged" in lines[-1]
+    again = len(lines)
+    assert run_study(study, tmp_path / "out", tell=lines.append) == results
+    assert any("arm wild, seed 1" in line and "non-finite" in line for line in lines[again:])
+
+
+def test_an_arm_that_its_guard_stops_or_whose_score_is_not_finite_has_diverged(study_of, tmp_path, monkeypatch):
+    def measured(cell):
+        if cell.arm == "wild":
+            raise Diverged("document 0: the score of token 3 is nan; the model gives NaN or probability 0")
+        return measure(cell)
+
+    measure = cells_module._measure
+    monkeypatch.setattr(cells_module, "_measure", measured)
+    study = study_of({"lr": {"optim.lr": 0.02}, "wild": {"optim.lr": 0.5}}, seeds=(1,))
+    lines = []
+    results = run_study(study, tmp_path / "out", tell=lines.append)
+    assert [r.arm for r in results] == ["control", "lr"]
+    assert any("arm wild, seed 1: document 0: the score" in line and "goes on without" in line for line in lines)
+    monkeypatch.setattr(cells_module, "_measure", None)
+    assert run_study(study, tmp_path / "out") == results
+
+
+def test_an_arm_that_comes_back_with_another_recipe_is_not_given_the_old_result(ran, monkeypatch):
+    study, out, _ = ran
+    without = dataclasses.replace(study, arms=(Arm.changing(study.control, "other", {"optim.lr": 0.04}),))
+    run_study(without, out)
+    changed_arm = Arm.changing(study.control, "lr", {"optim.lr": 0.03})
+    with pytest.raises(OuroborosError, match=r"lr/seed-1: holds the result of another recipe than arm 'lr' has now"):
+        run_study(dataclasses.replace(study, arms=(changed_arm,)), out)
+    run_study(without, out)
+    for path in (out / "only" / "lr").glob("seed-*/result.json"):
+        path.unlink()
+    with pytest.raises(OuroborosError, match=r"holds a run of another recipe, which differs in optim.lr; remove it"):
+        run_study(dataclasses.replace(study, arms=(changed_arm,)), out)
+
+
+def test_another_number_of_processes_is_refused(ran):
+    study, out, _ = ran
+    two = dataclasses.replace(study.arms[0], processes=2)
+    with pytest.raises(OuroborosError, match="arm lr: processes was 1 and is 2"):
+        run_study(dataclasses.replace(study, arms=(two,)), out)
 
 
 def test_a_seed_missing_on_one_side_is_named(ran):

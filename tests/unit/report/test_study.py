@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ouroboros.ablate.alive import _key
+from ouroboros.ablate.cells import DIVERGED
 from ouroboros.ablate.changes import changed
 from ouroboros.ablate.compare import ANSWER, judge
 from ouroboros.ablate.record import RESULT, Measured, Packed, Result
@@ -94,7 +94,7 @@ def study(tmp_path: Path, records_of: Any) -> Path:
         keep(directory, result("wild", seed, 3.0, "short"), [])
     lost = directory / "short" / "wild" / "seed-3"
     lost.mkdir()
-    np.save(lost / "bad-batch.npy", np.zeros(1))
+    (lost / DIVERGED).write_text("2 steps in a row had a non-finite loss\n")
     return directory
 
 
@@ -125,7 +125,7 @@ def test_arms_are_ranked_by_their_difference_and_the_last_stage_answers(study: P
 def test_arms_without_a_result_stand_below_with_the_reason(study: Path) -> None:
     short = sections(report_from_study(study))["stage-short"]
     absent = {one.name: (one.mark, one.detail) for one in short.rankings[0].absent}
-    assert absent["wild"] == ("diverged", "Losses or gradients stayed non-finite with seed 3.")
+    assert absent["wild"] == ("diverged", "With seed 3: 2 steps in a row had a non-finite loss.")
     assert absent["twice"] == ("dead", "this arm equals the control") and len(absent) == 2
     assert "promoted: the best 2: good, same" in short.lead
     assert [row[0] for row in short.tables[0].rows] == ["good", "control", "same", "wild"]
