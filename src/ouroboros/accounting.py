@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ouroboros.config import BlockSpec, ModelSpec, fields_by_path
+from ouroboros.config import BlockSpec, LoopTraining, ModelSpec, fields_by_path
 from ouroboros.config.part import Part, Place, of_kind
 from ouroboros.schedule import Schedule, Segment
 
@@ -28,7 +28,8 @@ class Cost:
     whole text (:func:`text_flops`); where tokens may do without later loops
     (:attr:`~ouroboros.config.LoopPart.saves`), of one that does not."""
     training_flops_per_token: int
-    """Forward and backward, three times the forward."""
+    """Forward and backward, three times the forward: of training with this loop count (:func:`training_flops` of other
+    trainings)."""
     cache_values_per_token: int
     """Numbers a cache gains with each token."""
     state_values: int
@@ -72,6 +73,28 @@ def cost(spec: ModelSpec, *, context: int = 512, loops: int | None = None) -> Co
         + sum(segment.loops for segment in run.segments if segment.looped) * _handed_recent_values(spec),
         context=context,
     )
+
+
+OWN_LOOPS = LoopTraining()
+"""Training with the loop count of the layout, in every loop of which gradients flow."""
+
+
+def training_flops(spec: ModelSpec, loops: LoopTraining, context: int) -> int:
+    """Operations per training token, forward and backward, as the mean over the loop counts that are trained with.
+
+    Args:
+        spec: the model.
+        loops: how the loop count of each step is chosen, and how many loops carry gradient.
+        context: attended positions, as of :func:`cost`.
+    """
+    if not spec.schedule.is_looped:
+        return cost(spec, context=context).training_flops_per_token
+    total = 0.0
+    for count, share in loops.shares(spec.schedule.loops).items():
+        back = min(count, loops.backprop or count)
+        forward, reached = (cost(spec, context=context, loops=n).flops_per_token for n in (count, back))
+        total += share * (forward + 2 * reached)
+    return round(total)
 
 
 def cached_blocks(spec: ModelSpec, schedule: Schedule) -> list[int]:

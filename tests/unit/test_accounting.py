@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.accounting import Cost, cached_blocks, cost, describe
+from ouroboros.accounting import Cost, cached_blocks, cost, describe, training_flops
 from ouroboros.config import (
     AttentionSpec,
     BlockOverride,
     FeedForwardSpec,
     LayerNormSpec,
     LoopPart,
+    LoopTraining,
     ModelSpec,
     NoFeedForwardSpec,
     RMSNormSpec,
@@ -45,6 +46,22 @@ BLOCK = D * D + 2 * D * 4 + D * D + 3 * D * F + 2 * D  # q, k and v (2 heads of 
 
 def change(**changes: Any) -> ModelSpec:
     return SPEC.replace(**changes)
+
+
+def test_training_operations_are_a_mean_over_loop_counts() -> None:
+    def forward(loops: int) -> int:
+        return cost(SPEC, context=9, loops=loops).flops_per_token
+
+    def trained(**loops: Any) -> int:
+        return training_flops(SPEC, LoopTraining(**loops), 9)
+
+    assert trained() == 3 * forward(3) == cost(SPEC, context=9).training_flops_per_token
+    assert trained(sampling="uniform", min=1, max=4) == 3 * sum(map(forward, (1, 2, 3, 4))) / 4
+    assert trained(curriculum=((0.0, 1), (0.25, 3))) == 3 * (forward(1) + 3 * forward(3)) / 4
+    assert trained(backprop=1) == forward(3) + 2 * forward(1)
+    assert trained(sampling="poisson", mean=1.0) == 3 * forward(1)
+    plain = SPEC.replace(layout="2")
+    assert training_flops(plain, LoopTraining(sampling="uniform"), 9) == 3 * cost(plain, context=9).flops_per_token
 
 
 def test_parameters() -> None:

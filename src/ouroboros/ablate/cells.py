@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ouroboros.ablate.changes import differences, fingerprint
 from ouroboros.ablate.record import RESULT, Measured, Packed, Result, code_version, environment, read_result
 from ouroboros.ablate.study import Packing
-from ouroboros.accounting import cost
+from ouroboros.accounting import cost, training_flops
 from ouroboros.config import Recipe, to_json
 from ouroboros.errors import Diverged, OuroborosError, check
 from ouroboros.files import read_text, whole_directory, write_whole
@@ -55,6 +55,8 @@ class Cell:
     """In which recipes are trained that leave that open."""
     muon_precision: Literal["fp32", "bf16"]
     """The same of Muon's orthogonalisation."""
+    compile: Literal["on", "off"]
+    """Whether recipes are compiled that leave that open."""
     threads: int
     """Of all its processes together."""
     processes: int
@@ -79,9 +81,9 @@ class Cell:
         """The recipe, with what runs would otherwise choose each for itself by measurement."""
         train = self.recipe.train
         precision = self.precision if train.precision == "auto" else train.precision
-        train = dataclasses.replace(
-            train, precision=precision, threads=train.threads or max(1, self.threads // self.processes)
-        )
+        threads = train.threads or max(1, self.threads // self.processes)
+        compiled = self.compile if train.compile == "auto" else train.compile
+        train = dataclasses.replace(train, precision=precision, threads=threads, compile=compiled)
         optim = self.recipe.optim
         if optim.muon_precision == "auto":
             optim = dataclasses.replace(optim, muon_precision=self.muon_precision)
@@ -241,7 +243,7 @@ def _measure(cell: Cell) -> Result:
         layout=model.layout,
         parameters=cost(model).parameters,
         weights_bytes=run.weights_file.stat().st_size,
-        flops_per_token=cost(model, context=(resolved.data.sequence_length + 1) // 2).training_flops_per_token,
+        flops_per_token=training_flops(model, resolved.train.loops, (resolved.data.sequence_length + 1) // 2),
         steps=counters["step"],
         tokens=counters["tokens"],
         seconds=counters["seconds"],

@@ -28,6 +28,7 @@ from ouroboros.accounting import cost
 from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import check
+from ouroboros.train.precision import choose_device, choose_dtype, compile_pays
 from ouroboros.train.run import resolve
 from ouroboros.train.stop import check_budget
 
@@ -231,8 +232,12 @@ def _lasting(recipe: Recipe, steps: float) -> Recipe:
 
 def _rates(recipes: Sequence[Recipe], data: PreparedData, out: Path, processes: int) -> list[float]:
     """Training tokens per second with the threads that a cell will have."""
-    threads = max(1, torch.get_num_threads() // processes)
-    pinned = [dataclasses.replace(r, train=dataclasses.replace(r.train, threads=threads)) for r in recipes]
+    threads, device = max(1, torch.get_num_threads() // processes), choose_device()
+    same: dict[str, Any] = {"threads": threads, "compile": recipes[0].train.compile}
+    if same["compile"] == "auto":  # as the study chooses for all, by its control
+        pays = compile_pays(recipes[0], device, choose_dtype(recipes[0].train, device))
+        same["compile"] = "on" if pays else "off"
+    pinned = [dataclasses.replace(r, train=dataclasses.replace(r.train, **same)) for r in recipes]
     return training_rates(pinned, data, out / RATES)
 
 

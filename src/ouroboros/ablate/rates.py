@@ -28,7 +28,7 @@ SECONDS = 60.0
 def training_rates(
     recipes: Sequence[Recipe], data: PreparedData, kept: Path, *, seconds: float = SECONDS
 ) -> list[float]:
-    """Training tokens per second of each recipe: by the median of a few steps, and without compilation.
+    """Training tokens per second of each recipe: by the median of a few steps.
 
     Args:
         recipes: resolved, with a number of threads and a budget.

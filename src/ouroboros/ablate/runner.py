@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,7 +41,7 @@ from ouroboros.eval.score import data_hash, with_text
 from ouroboros.files import read_object, remove_leftovers, write_whole
 from ouroboros.optim import choose_muon_dtype
 from ouroboros.train.lock import run_lock
-from ouroboros.train.precision import choose_device, choose_dtype
+from ouroboros.train.precision import choose_device, choose_dtype, compile_pays
 from ouroboros.train.run import make_directory
 
 MANIFEST, TEXTS, RATES, ALIVE = "study.json", "data", "rates.json", "alive.json"
@@ -213,11 +213,16 @@ class _Cells:
         hashes = {arm.name: self._prepare(arm) for arm in study.every_arm}
         _check_held_out(study, hashes)
         self.precisions = stored["precisions"] if stored else _precisions(study.control.recipe)
+        kept = stored.get("compile", {}) if stored else {}
+        self.compiles: dict[str, Literal["on", "off"]] = {
+            stage.name: kept.get(stage.name) or self._compiles(stage) for stage in study.stages
+        }
         now = {
             "study": to_dict(study),
             "code": code_version(),
             "environment": environment(threads, *self.precisions),
             "precisions": self.precisions,
+            "compile": {**kept, **self.compiles},
             "data": hashes,
         }
         if stored is not None and any(out.glob("*/*/seed-*")):
@@ -238,6 +243,7 @@ class _Cells:
                 data=self._data[arm.name],
                 precision=self.precisions[0],
                 muon_precision=self.precisions[1],
+                compile=self.compiles[stage.name],
                 threads=self.threads,
                 processes=arm.processes,
                 split=stage.split,
@@ -248,6 +254,12 @@ class _Cells:
             for seed in self.study.seeds_of(stage)
             for arm in arms
         ]
+
+    def _compiles(self, stage: Stage) -> Literal["on", "off"]:
+        """Whether the runs of a stage are compiled, by its control: near the limit, runs could choose differently."""
+        recipe = stage.recipe(self.study.control.recipe, self.study.seeds_of(stage)[0])
+        dtype = torch.bfloat16 if self.precisions[0] == "bf16" else torch.float32
+        return "on" if compile_pays(recipe, choose_device(), dtype) else "off"
 
     def _prepare(self, arm: Arm) -> dict[str, str]:
         """Prepare the text of an arm, shared with those that read the same; the hashes of its parts."""

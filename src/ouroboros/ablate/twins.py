@@ -8,8 +8,8 @@ from typing import Literal
 
 from ouroboros.ablate.changes import differences
 from ouroboros.ablate.study import Arm
-from ouroboros.accounting import cost
-from ouroboros.config import ModelSpec, Recipe
+from ouroboros.accounting import OWN_LOOPS, cost, training_flops
+from ouroboros.config import LoopTraining, ModelSpec, Recipe
 from ouroboros.errors import OuroborosError, check
 from ouroboros.recipes.twin import equal_size, twin
 
@@ -86,8 +86,9 @@ def opponent(recipe: Recipe, other: Recipe, size: Size) -> Arm:
     model = other.model.replace(vocab_size=recipe.model.vocab_size)
     model = model.replace(max_position_embeddings=recipe.model.max_position_embeddings)
     context = (recipe.data.sequence_length + 1) // 2
-    if abs(measure(model, size, context) / measure(recipe.model, size, context) - 1) > 0.01:
-        model = equal_size(model, recipe.model, size, context, name=f"recipe {other.name}")
+    wanted, loops = measure(recipe.model, size, context, recipe.train.loops), other.train.loops
+    if abs(measure(model, size, context, loops) / wanted - 1) > 0.01:
+        model = equal_size(model, wanted, size, context, loops=loops, name=f"recipe {other.name}")
     train = dataclasses.replace(other.train, **{name: getattr(recipe.train, name) for name in _SAME})
     made = dataclasses.replace(other, model=model, data=recipe.data, train=train)
     return arm(other.name, recipe, made)
@@ -97,10 +98,9 @@ _SAME = ("steps", "tokens", "minutes", "batch_size", "accumulation", "seed", "pr
 """Fields of ``train`` that another recipe gets: how much is trained, on what, and how it is computed."""
 
 
-def measure(model: ModelSpec, size: Size, context: int) -> int:
-    """Stored parameters, or training operations per token that attends to ``context`` positions."""
-    found = cost(model, context=context)
-    return found.parameters if size == "parameters" else found.training_flops_per_token
+def measure(model: ModelSpec, size: Size, context: int, loops: LoopTraining = OWN_LOOPS) -> int:
+    """Stored parameters, or operations per training token that attends to ``context`` positions."""
+    return cost(model).parameters if size == "parameters" else training_flops(model, loops, context)
 
 
 def arm(name: str, recipe: Recipe, other: Recipe) -> Arm:

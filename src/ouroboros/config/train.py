@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -142,6 +143,29 @@ class LoopTraining:
             not (self.curriculum and self.sampling != "fixed"),
             "train.loops: curriculum and random sampling exclude each other",
         )
+
+    def shares(self, own: int) -> dict[int, float]:
+        """The share of all steps that trains with each loop count.
+
+        Args:
+            own: the loop count of the layout.
+        """
+        found: dict[int, float] = {}
+        if self.curriculum:
+            starts = [*(start for start, _ in self.curriculum), 1.0]
+            parts = [(count, starts[number + 1] - starts[number]) for number, (_, count) in enumerate(self.curriculum)]
+        elif self.sampling == "uniform":
+            parts = [(count, 1 / (self.max + 1 - self.min)) for count in range(self.min, self.max + 1)]
+        elif self.sampling == "poisson":
+            rate, drawn = self.mean - 1, range(self.max)
+            chances = [math.exp(-rate) * rate**k / math.factorial(k) for k in drawn]
+            parts = [(min(max(1 + k, self.min), self.max), chance) for k, chance in zip(drawn, chances, strict=True)]
+            parts.append((self.max, 1 - sum(chances)))
+        else:
+            parts = [(own, 1.0)]
+        for count, share in parts:
+            found[count] = found.get(count, 0.0) + share
+        return found
 
 
 QUANTIZED = needs("mode", "round", "noise")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from ouroboros.accounting import cost
+from ouroboros.accounting import OWN_LOOPS, cost, training_flops
 from ouroboros.config import LoopTraining, ModelSpec, Recipe
 from ouroboros.errors import check
 
@@ -34,7 +34,8 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     plain = dataclasses.replace(recipe.model, layout=str(blocks), block=block, loop=(), overrides=(), stem=stem)
     if match != "depth":
         context = (recipe.data.sequence_length + 1) // 2
-        plain = equal_size(plain, recipe.model, match, context, name=f"plain twin of layout {recipe.model.layout!r}")
+        size = recipe.model if match == "parameters" else training_flops(recipe.model, recipe.train.loops, context)
+        plain = equal_size(plain, size, match, context, name=f"plain twin of layout {recipe.model.layout!r}")
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}-twin",
@@ -45,15 +46,22 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
 
 
 def equal_size(
-    spec: ModelSpec, target: ModelSpec, match: Match = "parameters", context: int = 1, *, name: str = "such model"
+    spec: ModelSpec,
+    target: ModelSpec | int,
+    match: Match = "parameters",
+    context: int = 1,
+    *,
+    loops: LoopTraining = OWN_LOOPS,
+    name: str = "such model",
 ) -> ModelSpec:
     """``spec`` with the feed-forward width that brings it closest to ``target``.
 
     Args:
         spec: any model with a feed-forward network.
-        target: the model to equal.
+        target: the model to equal, or how much it has of that.
         match: in stored ``parameters``, or in training operations per token.
         context: attended positions, for the operations.
+        loops: how the model is trained, for the operations.
         name: what an error calls the model.
 
     Raises:
@@ -61,8 +69,7 @@ def equal_size(
     """
 
     def measure(model: ModelSpec) -> int:
-        found = cost(model, context=context)
-        return found.parameters if match == "parameters" else found.training_flops_per_token
+        return cost(model).parameters if match == "parameters" else training_flops(model, loops, context)
 
     def with_width(width: int) -> ModelSpec:
         return spec.replace(ffn=spec.block.ffn.replace(intermediate_size=width))
@@ -72,7 +79,7 @@ def equal_size(
         f"no {name}: its blocks have no feed-forward network (ffn.kind {spec.block.ffn.kind}) whose width could be"
         " chosen",
     )
-    wanted, start = measure(target), measure(with_width(1))
+    wanted, start = target if isinstance(target, int) else measure(target), measure(with_width(1))
     width = max(1, 1 + round((wanted - start) / (measure(with_width(2)) - start)))
     found = measure(with_width(width))
     check(

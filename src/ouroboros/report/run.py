@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ouroboros.accounting import cost
+from ouroboros.accounting import cost, training_flops
 from ouroboros.config import Recipe, to_json
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import OuroborosError, check
@@ -173,7 +173,8 @@ def _interval(score: Mapping[str, Any]) -> tuple[float, float] | None:
 def arm_of(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> Arm:
     """A trained model by its resolved recipe, the records of its training, and its score as JSON or nothing."""
     # A causal window of T tokens attends to (T + 1) / 2 positions on average.
-    price = cost(recipe.model, context=(recipe.data.sequence_length + 1) // 2)
+    context = (recipe.data.sequence_length + 1) // 2
+    price = cost(recipe.model, context=context)
     names = ("tokens", "seconds", "tokens_per_second")
     tokens, seconds, speeds = (points(metrics, "train", "step", name)[1] for name in names)
     return Arm(
@@ -182,7 +183,7 @@ def arm_of(recipe: Recipe, metrics: Sequence[Mapping[str, Any]], score: Mapping[
         layout=recipe.model.layout,
         parameters=price.parameters,
         stored_bytes=-(-price.parameters * 6 // 8),
-        training_flops_per_token=price.training_flops_per_token,
+        training_flops_per_token=training_flops(recipe.model, recipe.train.loops, context),
         tokens=int(tokens[-1]) if tokens else None,
         minutes=seconds[-1] / 60 if seconds else None,
         tokens_per_second=median(speeds) if speeds else None,

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ouroboros.config import TrainSpec
+from ouroboros.accounting import training_flops
+from ouroboros.config import Recipe, TrainSpec
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,26 @@ def choose_dtype(spec: TrainSpec, device: torch.device) -> torch.dtype:
 PAYS_AFTER = {torch.float32: 900.0, torch.bfloat16: 150.0}
 """Seconds of training from which compiling pays. Compiling takes about half a minute on two cores, the first time on a
 machine. A compiled step takes a tenth less time in float32, and half the time in bfloat16 (docs/benchmarks.md)."""
+
+
+def expected_seconds(recipe: Recipe, device: torch.device, dtype: torch.dtype, processes: int = 1) -> float:
+    """The length of a run: its time budget, or an estimate from its arithmetic.
+
+    Training reaches about a third of the measured matrix-product peak in float32 and an eighth in bfloat16, where
+    products are so fast that everything else takes most of the time (docs/benchmarks.md).
+    """
+    spec, length = recipe.train, recipe.data.sequence_length
+    if spec.minutes is not None:
+        return 60 * spec.minutes
+    tokens = spec.tokens if spec.tokens is not None else (spec.steps or 0) * spec.batch_size * length
+    share = 0.33 if dtype == torch.float32 else 0.125
+    flops = training_flops(recipe.model, spec.loops, (length + 1) // 2)
+    return tokens * flops / (share * matmul_peak(device.type, dtype)) / processes
+
+
+def compile_pays(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a run is long enough to be compiled, and there is a compiler."""
+    return missing_compiler(device) is None and expected_seconds(recipe, device, dtype) >= PAYS_AFTER[dtype]
 
 
 def compile_blocks(

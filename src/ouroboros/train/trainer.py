@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ouroboros.accounting import cost
+from ouroboros.accounting import training_flops
 from ouroboros.config import LoopTraining, Recipe
 from ouroboros.data.masks import micro_divisors, shown
 from ouroboros.data.prepared import PreparedData
@@ -51,8 +51,8 @@ from ouroboros.train.precision import (
     Choices,
     choose_dtype,
     compile_blocks,
+    expected_seconds,
     from_compiler,
-    matmul_peak,
     uncompiled,
 )
 from ouroboros.train.quantize import Quantizer
@@ -224,24 +224,13 @@ class Trainer:
 
     @property
     def expected_seconds(self) -> float:
-        """The length of the run: its time budget, or an estimate from its arithmetic.
-
-        Training reaches about a third of the measured matrix-product peak in float32 and an eighth in bfloat16, where
-        products are so fast that everything else takes most of the time (docs/benchmarks.md).
-        """
-        spec = self.recipe.train
-        if spec.minutes is not None:
-            return 60 * spec.minutes
-        step_tokens = spec.batch_size * self.recipe.data.sequence_length
-        tokens = spec.tokens if spec.tokens is not None else (spec.steps or 0) * step_tokens
-        peak = matmul_peak(self.device.type, self.dtype)
-        share = 0.33 if self.dtype == torch.float32 else 0.125
-        return tokens * self.flops_per_token / (share * peak) / self.workers.world_size
+        """See :func:`ouroboros.train.precision.expected_seconds`."""
+        return expected_seconds(self.recipe, self.device, self.dtype, self.workers.world_size)
 
     @property
     def flops_per_token(self) -> int:
-        """Forward and backward operations per token, causal attention counted at its mean length."""
-        return cost(self.recipe.model, context=(self.recipe.data.sequence_length + 1) // 2).training_flops_per_token
+        """Forward and backward operations per token, the mean over the run; attention is counted at its mean length."""
+        return training_flops(self.recipe.model, self.recipe.train.loops, (self.recipe.data.sequence_length + 1) // 2)
 
     @property
     def step_tokens(self) -> int:

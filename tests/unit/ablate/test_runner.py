@@ -152,3 +152,23 @@ def test_a_directory_of_something_else_is_refused(study_of, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OuroborosError, match="is no study's directory and not empty"):
         run_study(study_of(), tmp_path)
+
+
+def test_runs_of_a_stage_are_compiled_all_or_none_and_a_later_command_keeps_that(study_of, tmp_path, monkeypatch):
+    """A measurement near the limit would have some runs compiled and others not."""
+    seen = []
+
+    def kept(cell):
+        seen.append(cell.pinned.train.compile)
+        raise OuroborosError("enough")
+
+    monkeypatch.setattr(cells_module, "train", kept)
+    study = study_of({"lr": {"optim.lr": 0.02}}, seeds=(1,))
+    open_choice = [dataclasses.replace(a, recipe=changed(a.recipe, {"train.compile": "auto"})) for a in study.every_arm]
+    study = dataclasses.replace(study, control=open_choice[0], arms=tuple(open_choice[1:]))
+    answers = iter([True, False])
+    monkeypatch.setattr("ouroboros.ablate.runner.compile_pays", lambda *_: next(answers))
+    for _ in range(2):
+        with pytest.raises(OuroborosError, match="enough"):
+            run_study(study, tmp_path / "out")
+    assert seen == ["on"] * 4

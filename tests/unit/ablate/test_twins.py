@@ -6,7 +6,7 @@ import pytest
 
 from ouroboros.ablate.twins import deep_twin, measure, opponent, twins_of
 from ouroboros.accounting import cost
-from ouroboros.config import NoFeedForwardSpec
+from ouroboros.config import LoopTraining, NoFeedForwardSpec
 from ouroboros.errors import OuroborosError
 from ouroboros.recipes import RECIPES, SIZES, recipe
 
@@ -37,6 +37,24 @@ def test_two_twins_of_equal_parameters_and_one_of_equal_operations():
     assert found == pytest.approx(wanted, rel=0.01) and long.recipe.model.layout == "4"
     same = ("data", "optim", "train")
     assert all(getattr(t.recipe, n) == getattr(looped, n) for t in (plain, deep, long) for n in same)
+
+
+RANDOM, GROWING = LoopTraining(sampling="uniform", max=6), LoopTraining(curriculum=((0.0, 1), (0.5, 2)))
+
+
+@pytest.mark.parametrize("loops", [RANDOM, GROWING])
+def test_operations_are_those_of_the_loops_that_are_trained(loops):
+    """Not those of the layout, which a training with random or growing counts does not spend."""
+    looped = recipe("loop", "tiny")
+    looped = dataclasses.replace(looped, train=dataclasses.replace(looped.train, loops=loops))
+    context = (looped.data.sequence_length + 1) // 2
+    wanted = measure(looped.model, "flops", context, loops)
+    assert abs(wanted / measure(looped.model, "flops", context) - 1) > 0.05
+    (long,) = twins_of(looped, "flops")
+    assert measure(long.recipe.model, "flops", context) == pytest.approx(wanted, rel=0.01)
+    other = opponent(recipe("gpt", "tiny"), looped, "flops").recipe
+    found = measure(other.model, "flops", context, other.train.loops)
+    assert found == pytest.approx(measure(recipe("gpt", "tiny").model, "flops", context), rel=0.01)
 
 
 def test_a_larger_vocabulary_makes_the_deep_twin_no_larger():

@@ -49,7 +49,7 @@ def one_thread() -> None:
 def quick_peak(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Measuring the matrix-product peak takes 0.3 s a process; only its own tests need the real one."""
     if request.module.__name__.rpartition(".")[2] != "test_precision":
-        for module in ("trainer", "meter", "precision"):
+        for module in ("meter", "precision"):
             monkeypatch.setattr(f"ouroboros.train.{module}.matmul_peak", lambda device, dtype, *_: 1e9)
     assert precision.choose_device().type == "cpu"
 

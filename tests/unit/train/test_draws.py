@@ -24,6 +24,27 @@ def draws(count: int, seed: int = 0, **spec) -> list[int]:
     return [sampler.loops(step, 0.5) for step in range(count)]
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"sampling": "uniform", "min": 2, "max": 5},
+        {"sampling": "poisson", "mean": 3.0, "min": 2, "max": 5},
+        {"sampling": "poisson", "mean": 1.0},
+        {"curriculum": ((0.0, 1), (0.25, 3), (0.5, 1))},
+        {},
+    ],
+)
+def test_shares_of_loop_counts_are_those_that_are_drawn(spec):
+    sampler, steps = LoopSampler(LoopTraining(**spec), LOOPED, 0), 2000
+    drawn = Counter(sampler.loops(step, step / steps) or 7 for step in range(steps))
+    shares = LoopTraining(**spec).shares(7)
+    assert sum(shares.values()) == pytest.approx(1.0) and drawn.keys() == {
+        n for n, share in shares.items() if share > 0
+    }
+    for count, share in shares.items():
+        assert drawn[count] / steps == pytest.approx(share, abs=0.035)
+
+
 def test_fixed_and_plain_layouts_keep_the_layouts_own_count():
     assert draws(5) == [None] * 5
     plain = LoopSampler(LoopTraining(sampling="uniform", max=4), parse("3"), 0)
