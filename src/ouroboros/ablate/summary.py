@@ -121,8 +121,9 @@ def _difference(pair: Paired | None, p_value: float | None) -> dict[str, Any]:
 def _answer(study: Study, last: Mapping[str, Any]) -> str:
     """The answer in a sentence."""
     by: dict[str, list[str]] = {}
+    again = {arm.name for arm in study.every_arm if arm.repeat}
     for line in last["arms"]:
-        if line["verdict"] is not None:
+        if line["verdict"] is not None and line["name"] not in again:
             by.setdefault(line["verdict"], []).append(f"{line['name']} ({line['difference']:+.4f})")
     words = {"win": "better", "loss": "worse", "cannot tell": "not told apart from it"}
     parts = [f"{words[verdict]}: {', '.join(by[verdict])}" for verdict in words if verdict in by]

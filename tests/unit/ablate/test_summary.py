@@ -92,7 +92,9 @@ def test_repeats_of_the_control_are_no_question(study):
     again = dataclasses.replace(study, repeats=3)
     bits = BITS | {f"control-again-{number}": BITS["control"] for number in (1, 2, 3)}
     rows = [result(arm, seed, value) for arm, row in bits.items() for seed, value in enumerate(row, 1)]
-    lines = {line["name"]: line for line in summary(again, rows, {})["stages"][0]["arms"]}
+    found = summary(again, rows, {})
+    lines = {line["name"]: line for line in found["stages"][0]["arms"]}
+    assert "again" not in found["answer"]
     alone = summary(study, [r for r in rows if r.arm in BITS], {})["stages"][0]["arms"]
     assert lines["good"]["p_value"] == next(line["p_value"] for line in alone if line["name"] == "good")
     assert lines["control-again-1"]["p_value"] == 1.0 and lines["control-again-1"]["verdict"] == "cannot tell"
