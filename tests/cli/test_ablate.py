@@ -1,6 +1,9 @@
 """``ouroboros ablate STUDY``: from a file, with bad files, interrupted and repeated."""
 
 import json
+import os
+import signal
+import time
 
 import pytest
 
@@ -53,6 +56,27 @@ def test_a_study_is_run_printed_and_not_run_again(cli, study, tmp_path):
     assert "study.json: is damaged" in error and "choose another --out" in error
     damaged = cli("report", tmp_path / "out", "--out", tmp_path / "other.html")
     assert "study.json: expected a JSON object" in damaged.error() and not (tmp_path / "other.html").exists()
+
+
+def test_a_study_of_two_processes_that_is_interrupted_saves_what_both_did(study, spawn, tmp_path):
+    study.write_text(study.read_text().replace("steps=2)", "steps=100000)"))
+    out = tmp_path / "out"
+    with spawn("ablate", study, "--out", out, "--workers", 2, start_new_session=True) as process:
+        waiting = time.monotonic() + 90
+        while len(trained(out)) < 2 and time.monotonic() < waiting:
+            time.sleep(0.1)
+        assert len(trained(out)) == 2
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to all of its processes
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "") and "Traceback" not in said
+    assert said.endswith("stopped by SIGINT; the same command goes on from here\n")
+    for run in trained(out):
+        assert any((run / "checkpoints").iterdir())
+
+
+def trained(out):
+    """The runs of a study that have taken a step."""
+    return [path.parent for path in out.glob("only/*/seed-*/metrics.jsonl") if '"train"' in path.read_text()]
 
 
 @pytest.mark.parametrize(
