@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from ouroboros.ablate import cells
+from ouroboros.errors import Diverged
 from ouroboros.pack.calibrate import quantize_model
 from ouroboros.pack.plan import uniform
 from ouroboros.pack.write import pack
@@ -49,6 +51,25 @@ def test_two_twins_a_verdict_and_the_same_command_again(cli, asked, tmp_path):
     assert shown.status == 0 and "the better twin" in shown.out and f"{found['difference']:+.4f}" in shown.out
     more = cli(*command, "--seeds", "3", "--json").json  # two runs of before, and one more
     assert more["seeds"] == [0, 1, 2] and more["twins"][0]["by_seed"][:2] == found["twins"][0]["by_seed"]
+
+
+@pytest.mark.usefixtures("alive")
+def test_a_twin_that_diverges_is_named_and_the_other_one_judged(cli, asked, tmp_path, monkeypatch):
+    def trained(cell):
+        if (cell.arm, cell.seed) == ("deep", 1):
+            raise Diverged("2 steps in a row had a non-finite loss")
+        return train(cell)
+
+    train = cells.train
+    monkeypatch.setattr(cells, "train", trained)
+    shown = cli("compare", "loop", *asked, "--out", tmp_path / "out")
+    assert shown.status == 0 and shown.out.endswith("\nleft out: deep: it diverged with seed 1\n")
+    assert "than plain" in shown.out and "deep" not in shown.out.removesuffix(
+        "left out: deep: it diverged with seed 1\n"
+    )
+    page = tmp_path / "page.md"
+    assert cli("report", tmp_path / "out", "--out", page).status == 0
+    assert "diverged" in page.read_text() and "2 steps in a row had a non-finite loss" in page.read_text()
 
 
 @pytest.mark.usefixtures("alive")

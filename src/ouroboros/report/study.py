@@ -213,7 +213,8 @@ def _match(
 ) -> Section:
     """A comparison at one match."""
     name = plain.recipe.name
-    absent = [Absent(twin, "dead", why) for twin, why in left_out.items()]
+    marks = {one.name: one for one in kept.absent(kept.study.stages[-1].name)}
+    absent = [marks.get(twin, Absent(twin, "dead", why)) for twin, why in left_out.items()]
     lines, note = _lines(plain), f"Above zero {name} is better than the twin. The bar is a 95 % interval."
     rankings = [_ranking(lines, name, shown, "" if packed is None else "Before packing", note, absent)]
     stage = kept.study.stages[-1].name

@@ -98,6 +98,8 @@ def _show(judged: dict[str, Any], again: bool) -> None:
     if "packed" in judged:
         _table(judged["packed"], "packed")
         say(judged["packed"]["sentence"])
+    for name, why in judged["left_out"].items():
+        say(f"left out: {name}: {why}")
 
 
 def _table(judged: dict[str, Any], bytes_of: str) -> None:
