@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ouroboros.config import Recipe
 from ouroboros.errors import check, nearest
 from ouroboros.recipes.gpt import gpt
-from ouroboros.recipes.loop import loop, loop_portable
+from ouroboros.recipes.loop import loop, loop_long, loop_portable
 from ouroboros.registry import found, load
 
 SIZES = ("tiny", "small", "base")
@@ -38,6 +38,7 @@ class RecipeEntry:
 _SHIPPED = {
     "gpt": RecipeEntry(make=gpt),
     "loop": RecipeEntry(make=loop),
+    "loop-long": RecipeEntry(make=loop_long),
     "loop-portable": RecipeEntry(make=loop_portable),
 }
 
