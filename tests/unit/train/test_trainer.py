@@ -46,7 +46,7 @@ def test_every_parameter_of_every_recipe_is_in_one_group(name, size, matrix_opti
     assert members == Counter(id(p) for p in model.parameters() if id(p) not in untrained)
     decayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]}
     # Maps to a few numbers and filters are two-dimensional, but no matrices to orthogonalise or decay.
-    tables = ("embed_tokens", "embed.weight", "positions", "ngram.table", "registers")
+    tables = ("embed_tokens", "embed.weight", "positions", "ngram.table", "registers", "loops.0.embedding", "loops.0.norm")
     others = (*tables, "residual.gate.proj", "value_proj", "compressor", "model.readout")
     others += ("entrance", "skips", "controller.steps")
     matrices = (id(p) for n, p in model.named_parameters() if p.ndim == 2 and not any(part in n for part in others))
