@@ -125,7 +125,7 @@ def run_cell(cell: Cell) -> Result:
         raise OuroborosError(f"{cell.name}: {error.filename or cell.path}: {error.strerror or error}") from error
     except OuroborosError as error:
         if isinstance(error, Diverged):
-            write_whole(cell.path / DIVERGED, f"{error}\n".encode())
+            note_diverged(cell, error)
         kind = Diverged if has_diverged(cell.path) else OuroborosError
         raise kind(f"{cell.name}: {error}") from error
 
@@ -143,6 +143,11 @@ def result_of(cell: Cell) -> Result | None:
         " --out",
     )
     return result
+
+
+def note_diverged(cell: Cell, error: Diverged) -> None:
+    """Keep in its directory why a cell has no result, so that it is not tried again."""
+    write_whole(cell.path / DIVERGED, f"{error}\n".encode())
 
 
 def has_diverged(path: Path) -> bool:
@@ -178,16 +183,12 @@ def train(cell: Cell) -> None:
 
     Raises:
         Stopped: a signal asked training to stop; a checkpoint is saved.
-        Diverged: losses stayed non-finite, or the guard stopped the run; that is noted.
+        Diverged: losses stayed non-finite, or the guard stopped the run.
         OuroborosError: training failed.
     """
     from ouroboros.train.run import resume, start
 
-    try:
-        result = resume(cell.path) if RunDirectory(cell.path).is_run else start(cell.pinned, cell.path)
-    except Diverged as error:  # each of several processes says so, and none but this one has the reason
-        write_whole(cell.path / DIVERGED, f"{error}\n".encode())
-        raise
+    result = resume(cell.path) if RunDirectory(cell.path).is_run else start(cell.pinned, cell.path)
     if not result.finished or result.asked:
         signal = result.asked or result.reason
         raise Stopped(f"{cell.name}: stopped by {signal}", signal)

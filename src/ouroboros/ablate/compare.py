@@ -28,7 +28,7 @@ from ouroboros.accounting import cost
 from ouroboros.config import Recipe
 from ouroboros.data.prepared import PreparedData
 from ouroboros.errors import check
-from ouroboros.train.precision import choose_device, choose_dtype, compile_pays
+from ouroboros.train.precision import choose_device, choose_dtype, compile_pays, expected_seconds
 from ouroboros.train.run import resolve
 from ouroboros.train.stop import check_budget
 
@@ -235,8 +235,8 @@ def _rates(recipes: Sequence[Recipe], data: PreparedData, out: Path, processes: 
     threads, device = max(1, torch.get_num_threads() // processes), choose_device()
     same: dict[str, Any] = {"threads": threads, "compile": recipes[0].train.compile}
     if same["compile"] == "auto":  # as the study chooses for all, by its control
-        pays = compile_pays(recipes[0], device, choose_dtype(recipes[0].train, device))
-        same["compile"] = "on" if pays else "off"
+        dtype = choose_dtype(recipes[0].train, device)
+        same["compile"] = "on" if compile_pays(expected_seconds(recipes[0], device, dtype), device, dtype) else "off"
     pinned = [dataclasses.replace(r, train=dataclasses.replace(r.train, **same)) for r in recipes]
     return training_rates(pinned, data, out / RATES)
 

@@ -41,7 +41,7 @@ from ouroboros.eval.score import data_hash, with_text
 from ouroboros.files import read_object, remove_leftovers, write_whole
 from ouroboros.optim import choose_muon_dtype
 from ouroboros.train.lock import run_lock
-from ouroboros.train.precision import choose_device, choose_dtype, compile_pays
+from ouroboros.train.precision import choose_device, choose_dtype, compile_pays, expected_seconds
 from ouroboros.train.run import make_directory
 
 MANIFEST, TEXTS, RATES, ALIVE = "study.json", "data", "rates.json", "alive.json"
@@ -259,7 +259,8 @@ class _Cells:
         """Whether the runs of a stage are compiled, by its control: near the limit, runs could choose differently."""
         recipe = stage.recipe(self.study.control.recipe, self.study.seeds_of(stage)[0])
         dtype = torch.bfloat16 if self.precisions[0] == "bf16" else torch.float32
-        return "on" if compile_pays(recipe, choose_device(), dtype) else "off"
+        device = choose_device()
+        return "on" if compile_pays(expected_seconds(recipe, device, dtype), device, dtype) else "off"
 
     def _prepare(self, arm: Arm) -> dict[str, str]:
         """Prepare the text of an arm, shared with those that read the same; the hashes of its parts."""

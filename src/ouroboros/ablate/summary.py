@@ -49,7 +49,7 @@ def _stage(study: Study, stage: Stage, names: Sequence[str], results: Sequence[R
     them. Arms that lack seeds come last, because the mean over those that are left says something else."""
     compared = pairs(study, stage, results)
     packed = pairs(study, stage, results, packed=True) if study.packing is not None else {}
-    again = {arm.name for arm in study.every_arm if arm.repeat}
+    again = _repeats(study)
     corrected, corrected_packed = _corrected(compared, again), _corrected(packed, again)
     seeds = study.seeds_of(stage)
     lines, missing = [], {}
@@ -80,8 +80,13 @@ def _stage(study: Study, stage: Stage, names: Sequence[str], results: Sequence[R
     }
 
 
+def _repeats(study: Study) -> set[str]:
+    """The arms that are the control once more, and ask nothing."""
+    return {arm.name for arm in study.every_arm if arm.repeat}
+
+
 def _corrected(compared: Mapping[str, Paired], again: Collection[str]) -> dict[str, float]:
-    """P-values, corrected for the number of arms. Repeats of the control ask nothing, and keep theirs."""
+    """P-values, corrected for the number of arms; repeats of the control keep theirs."""
     known = {name: pair.p_value for name, pair in compared.items() if pair.p_value is not None}
     asked = {name: value for name, value in known.items() if name not in again}
     return known | dict(zip(asked, holm(list(asked.values())), strict=True))
@@ -121,7 +126,7 @@ def _difference(pair: Paired | None, p_value: float | None) -> dict[str, Any]:
 def _answer(study: Study, last: Mapping[str, Any]) -> str:
     """The answer in a sentence."""
     by: dict[str, list[str]] = {}
-    again = {arm.name for arm in study.every_arm if arm.repeat}
+    again = _repeats(study)
     for line in last["arms"]:
         if line["verdict"] is not None and line["name"] not in again:
             by.setdefault(line["verdict"], []).append(f"{line['name']} ({line['difference']:+.4f})")

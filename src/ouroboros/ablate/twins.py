@@ -8,10 +8,9 @@ from typing import Literal
 
 from ouroboros.ablate.changes import differences
 from ouroboros.ablate.study import Arm
-from ouroboros.accounting import OWN_LOOPS, cost, training_flops
-from ouroboros.config import LoopTraining, ModelSpec, Recipe
+from ouroboros.config import ModelSpec, Recipe
 from ouroboros.errors import OuroborosError, check
-from ouroboros.recipes.twin import equal_size, twin
+from ouroboros.recipes.twin import equal_size, measure, twin
 
 Size = Literal["parameters", "flops"]
 """What is equal before training; packed bytes follow parameters, and time is given by the number of steps."""
@@ -96,11 +95,6 @@ def opponent(recipe: Recipe, other: Recipe, size: Size) -> Arm:
 
 _SAME = ("steps", "tokens", "minutes", "batch_size", "accumulation", "seed", "precision", "threads", "compile")
 """Fields of ``train`` that another recipe gets: how much is trained, on what, and how it is computed."""
-
-
-def measure(model: ModelSpec, size: Size, context: int, loops: LoopTraining = OWN_LOOPS) -> int:
-    """Stored parameters, or operations per training token that attends to ``context`` positions."""
-    return cost(model).parameters if size == "parameters" else training_flops(model, loops, context)
 
 
 def arm(name: str, recipe: Recipe, other: Recipe) -> Arm:

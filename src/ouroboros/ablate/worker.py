@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from ouroboros.ablate.cells import Cell, Diverged, Stopped, run_cell, train
+from ouroboros.ablate.cells import Cell, Stopped, note_diverged, run_cell, train
 from ouroboros.config import from_json, to_dict
-from ouroboros.errors import OuroborosError
+from ouroboros.errors import Diverged, OuroborosError
 from ouroboros.model.pretrained import quiet_loading
 
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
@@ -75,6 +75,8 @@ def join(told: Path) -> None:
     try:
         train(cell)
     except (OuroborosError, OSError) as error:
+        if isinstance(error, Diverged):  # who waits for these processes learns no more than that they failed
+            note_diverged(cell, error)
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         status = 1
     sys.stderr.flush()

@@ -17,7 +17,7 @@ from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.recipes import recipe as make_recipe
 from ouroboros.recipes.twin import twin
-from ouroboros.train.precision import PAYS_AFTER, choose_device, choose_dtype, missing_compiler
+from ouroboros.train.precision import choose_device, choose_dtype, compile_pays
 
 COMPILING = 35.0
 """Seconds that compiling one of the models takes on two cores."""
@@ -111,8 +111,7 @@ def training_rate(recipe: Recipe) -> float:
 def speed_up(recipe: Recipe, seconds: float) -> float:
     """How many times as fast as measured the training of ``seconds`` will be: what the compiler brings, if any."""
     dtype = choose_dtype(recipe.train, choose_device())
-    compiles = seconds >= PAYS_AFTER[dtype] and missing_compiler(choose_device()) is None
-    return COMPILED[dtype] if compiles else 1.0
+    return COMPILED[dtype] if compile_pays(seconds, choose_device(), dtype) else 1.0
 
 
 def looped_minutes(recipe: Recipe, seconds: float, rates: Sequence[float], train_bytes: int) -> float:

@@ -45,6 +45,11 @@ def twin(recipe: Recipe, match: Match = "parameters") -> Recipe:
     )
 
 
+def measure(model: ModelSpec, match: Match, context: int, loops: LoopTraining = OWN_LOOPS) -> int:
+    """Stored parameters, or operations per training token that attends to ``context`` positions."""
+    return cost(model).parameters if match == "parameters" else training_flops(model, loops, context)
+
+
 def equal_size(
     spec: ModelSpec,
     target: ModelSpec | int,
@@ -68,9 +73,6 @@ def equal_size(
         OuroborosError: no width comes within 1 %.
     """
 
-    def measure(model: ModelSpec) -> int:
-        return cost(model).parameters if match == "parameters" else training_flops(model, loops, context)
-
     def with_width(width: int) -> ModelSpec:
         return spec.replace(ffn=spec.block.ffn.replace(intermediate_size=width))
 
@@ -79,9 +81,10 @@ def equal_size(
         f"no {name}: its blocks have no feed-forward network (ffn.kind {spec.block.ffn.kind}) whose width could be"
         " chosen",
     )
-    wanted, start = target if isinstance(target, int) else measure(target), measure(with_width(1))
-    width = max(1, 1 + round((wanted - start) / (measure(with_width(2)) - start)))
-    found = measure(with_width(width))
+    one, two = (measure(with_width(width), match, context, loops) for width in (1, 2))
+    wanted = target if isinstance(target, int) else measure(target, match, context, loops)
+    width = max(1, 1 + round((wanted - one) / (two - one)))
+    found = measure(with_width(width), match, context, loops)
     check(
         width > 1 and abs(found / wanted - 1) <= 0.01,
         f"no {name} has equal {match} within 1 %:"

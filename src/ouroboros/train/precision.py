@@ -120,9 +120,9 @@ def expected_seconds(recipe: Recipe, device: torch.device, dtype: torch.dtype, p
     return tokens * flops / (share * matmul_peak(device.type, dtype)) / processes
 
 
-def compile_pays(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a run is long enough to be compiled, and there is a compiler."""
-    return missing_compiler(device) is None and expected_seconds(recipe, device, dtype) >= PAYS_AFTER[dtype]
+def compile_pays(seconds: float, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a run of so many seconds is long enough to be compiled, and there is a compiler."""
+    return seconds >= PAYS_AFTER[dtype] and missing_compiler(device) is None
 
 
 def compile_blocks(

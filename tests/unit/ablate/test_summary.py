@@ -34,8 +34,14 @@ def study(study_of):
 BITS = {"control": (2.0, 2.1, 2.2), "good": (1.9, 2.001, 2.099), "same": (2.02, 2.07, 2.21)}
 
 
+def runs_of(bits: dict[str, tuple[float, ...]], *stages: str) -> list[Result]:
+    """The runs of all arms: a score for each seed."""
+    rows = [(arm, seed, value) for arm, row in bits.items() for seed, value in enumerate(row, 1)]
+    return [result(*row, stage) for stage in stages or ("only",) for row in rows]
+
+
 def test_a_clear_difference_wins_and_an_unclear_one_cannot_be_told(study):
-    results = [result(arm, seed, bits) for arm, row in BITS.items() for seed, bits in enumerate(row, 1)]
+    results = runs_of(BITS)
     found = summary(study, results, {"odd": "this arm equals the control"})
     (stage,) = found["stages"]
     assert [line["name"] for line in stage["arms"]] == ["good", "control", "same"]
@@ -49,12 +55,7 @@ def test_a_clear_difference_wins_and_an_unclear_one_cannot_be_told(study):
 
 def test_an_arm_that_diverged_is_counted_and_two_stages_are_ranked(study):
     stages = (Stage(name="only", steps=1, gate=Gate(best=2)), Stage(name="long", steps=2))
-    results = [
-        result(arm, seed, bits, stage)
-        for stage in ("only", "long")
-        for arm, row in BITS.items()
-        for seed, bits in enumerate(row, 1)
-    ]
+    results = runs_of(BITS, "only", "long")
     found = summary(dataclasses.replace(study, stages=stages), results, {})
     assert found["rank_stability"] == [1.0] and found["stages"][0]["promoted"] == ["good", "same"]
     found = summary(study, [r for r in results[:9] if (r.arm, r.seed) != ("same", 3)], {})
@@ -65,19 +66,14 @@ def test_an_arm_that_diverged_is_counted_and_two_stages_are_ranked(study):
 def test_arms_that_are_no_longer_promoted_do_not_count(study):
     """Seeds that were added to the first stage may let another arm through than the one that was trained for long."""
     stages = (Stage(name="only", steps=1, gate=Gate(best=1)), Stage(name="long", steps=2))
-    rows = [
-        result(arm, seed, bits, stage)
-        for stage in ("only", "long")
-        for arm, row in BITS.items()
-        for seed, bits in enumerate(row, 1)
-    ]
+    rows = runs_of(BITS, "only", "long")
     found = summary(dataclasses.replace(study, stages=stages), rows, {})
     assert [line["name"] for line in found["stages"][1]["arms"]] == ["good", "control"]
     assert found["stages"][1]["arms"][0]["p_value"] < found["stages"][0]["arms"][0]["p_value"]
 
 
 def test_an_arm_that_diverged_is_named_and_ranked_last(study):
-    rows = [result(arm, seed, bits) for arm, row in BITS.items() for seed, bits in enumerate(row, 1)]
+    rows = runs_of(BITS)
     some = summary(study, [r for r in rows if (r.arm, r.seed) != ("good", 3)], {})
     assert [line["name"] for line in some["stages"][0]["arms"]] == ["control", "same", "good"]
     assert some["stages"][0]["missing"] == {"good": [3]}
@@ -91,7 +87,7 @@ def test_an_arm_that_diverged_is_named_and_ranked_last(study):
 def test_repeats_of_the_control_are_no_question(study):
     again = dataclasses.replace(study, repeats=3)
     bits = BITS | {f"control-again-{number}": BITS["control"] for number in (1, 2, 3)}
-    rows = [result(arm, seed, value) for arm, row in bits.items() for seed, value in enumerate(row, 1)]
+    rows = runs_of(bits)
     found = summary(again, rows, {})
     lines = {line["name"]: line for line in found["stages"][0]["arms"]}
     assert "again" not in found["answer"]
