@@ -7,7 +7,7 @@ import pytest
 
 from ouroboros.ablate import cells
 from ouroboros.ablate.runner import run_study
-from ouroboros.ablate.study import Packing
+from ouroboros.ablate.study import Packing, Stage
 from ouroboros.errors import OuroborosError
 
 pytestmark = pytest.mark.usefixtures("alive")
@@ -50,6 +50,15 @@ def test_two_processes_train_one_cell(study_of, tmp_path):
     arms = tuple(dataclasses.replace(arm, processes=2) for arm in study.arms)
     results = run_study(dataclasses.replace(study, arms=arms), tmp_path / "out")
     assert results[1].steps == 2 and results[1].tokens == results[0].tokens
+
+
+def test_two_processes_that_diverge_say_why(study_of, tmp_path):
+    changes = {"lr": {"optim.lr": 0.02}, "wild": {"optim.lr": 1e30}}
+    study = study_of(changes, seeds=(1,), stages=(Stage(name="only", steps=30),))
+    arms = tuple(dataclasses.replace(arm, processes=2 if arm.name == "wild" else 1) for arm in study.arms)
+    results = run_study(dataclasses.replace(study, arms=arms), tmp_path / "out")
+    assert [r.arm for r in results] == ["control", "lr"]
+    assert "non-finite" in (tmp_path / "out" / "only" / "wild" / "seed-1" / "diverged.txt").read_text()
 
 
 def test_an_error_names_the_cell(study_of, tmp_path, monkeypatch):
